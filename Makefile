@@ -1,0 +1,39 @@
+# Two commands on a fresh machine with Python >= 3.11: `make test` and `make bench`. Each does its own set-up in .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+TIME_BUDGET ?= 200
+
+.PHONY: test bench claims study lint asv clean
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+bench: .venv/ready
+	$(BIN)/spectralbench run --profile quick --time-budget $(TIME_BUDGET)
+	$(BIN)/spectralbench plot
+	$(BIN)/spectralbench report
+
+# The ratios that the README quotes: dft_gemm against torch.fft and the library convolution, interleaved, one run.
+claims: .venv/ready
+	$(BIN)/spectralbench run band_limited_conv2d --profile claims
+
+# The full sweep: every case in five processes. About an hour on two cores; resumes where it was stopped.
+study: .venv/ready
+	$(BIN)/spectralbench run --profile study
+	$(BIN)/spectralbench plot
+	$(BIN)/spectralbench report
+
+lint: .venv/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+.venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "spectralbench needs Python >= 3.11; set PYTHON=python3.x")'
+	$(PYTHON) -m venv .venv
+	PIP_CONSTRAINT="$(CURDIR)/constraints.txt" $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv .asv .pytest_cache .mypy_cache .ruff_cache
