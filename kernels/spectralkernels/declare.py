@@ -1,0 +1,201 @@
+"""The vocabulary in which an operation is declared (standard library only).
+
+An operation is a mathematical contract with a float64 reference; an implementation is one way to compute it; a case is
+the operation at given parameters, dtype and seed. Everything that measures, stores or plots speaks these words and
+imports them from here, so this file knows nothing of torch, of Triton or of clocks.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from spectralkernels.errors import RangeError
+
+Scalar = int | float | str | bool
+Pass = Literal["forward", "backward", "both"]
+Role = Literal["kernel", "baseline"]
+
+PROFILES = ("smoke", "quick", "study", "claims", "gpu", "asv")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """An operation at given parameters, dtype and seed: hashable, readable, free of tensors."""
+
+    operation: str
+    params: tuple[tuple[str, Scalar], ...]
+    dtype: str = "float32"
+    seed: int = 0
+
+    @property
+    def id(self) -> str:
+        """Parameters in declared order, `kernel_size=7,compression=0.5`: pytest id, asv label and record key alike."""
+        return ",".join(f"{name}={value}" for name, value in self.params)
+
+    def __getitem__(self, name: str) -> Any:
+        for known, value in self.params:
+            if known == name:
+                return value
+        known_names = ", ".join(name for name, _ in self.params)
+        raise RangeError(f"{self.operation} has no parameter {name!r}; it has {known_names}")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A cartesian product of parameter values; a profile is a tuple of blocks.
+
+    `where` drops illegal points. `implementations` narrows the block to some of the operation's implementations
+    (None: all of them; rivals count).
+    """
+
+    axes: Mapping[str, tuple[Scalar, ...]]
+    dtypes: tuple[str, ...] = ("float32",)
+    passes: tuple[Pass, ...] = ("forward",)
+    implementations: tuple[str, ...] | None = None
+    where: Callable[[Case], bool] = lambda case: True
+
+    def cases(self, operation: str, overrides: Mapping[str, tuple[Scalar, ...]] | None = None) -> Iterator[Case]:
+        """The legal cases in declared order; `overrides` replaces the values of some axes."""
+        axes = {**self.axes, **(overrides or {})}
+        for dtype in self.dtypes:
+            for values in itertools.product(*axes.values()):
+                case = Case(operation, tuple(zip(axes, values, strict=True)), dtype)
+                if self.where(case):
+                    yield case
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """The floor of one forward pass: bytes that must cross memory once and arithmetic that must be done."""
+
+    bytes_read: int
+    bytes_written: int
+    flops: int
+
+    @property
+    def bytes(self) -> int:
+        return self.bytes_read + self.bytes_written
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """Largest relative L2 rounding error that counts as correct, per dtype, and the reason for it."""
+
+    relative: Mapping[str, float]
+    because: str
+
+
+def anywhere(device: str) -> str | None:
+    """Availability of an implementation that needs nothing but torch."""
+    return None
+
+
+def everything(**inputs: Any) -> str | None:
+    """Support of an implementation that takes every legal call."""
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Implementation:
+    """One way to compute an operation.
+
+    call: takes the operation's inputs by keyword and returns its output.
+    available: given "cpu" or "cuda", the reason why this machine cannot run it, or None.
+    prepare: work done once per weight or mask, outside the clock; maps inputs to the inputs that `call` takes.
+    supports: given the same keywords as `call` (after `prepare`), the reason why it cannot serve them, or None.
+    gradients: the inputs that it can differentiate; None means all of the operation's.
+    source: where the algorithm comes from.
+    """
+
+    name: str
+    role: Role
+    call: Callable[..., Any]
+    source: str
+    available: Callable[[str], str | None] = anywhere
+    supports: Callable[..., str | None] = everything
+    prepare: Callable[..., dict[str, Any]] | None = None
+    gradients: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A mathematical contract, what it costs at least, and everyone who computes it.
+
+    make_inputs(case, device): the keywords for every implementation, drawn from the case's seed.
+    reference(**inputs): the same operation in float64 by an independent route; the gate compares against it.
+    ideal(**inputs): the uncompressed float64 answer, or None where the operation loses nothing.
+    cost(case): the floor (see Cost).
+    fft_size(case): the FFT size N of each spatial axis, part of a record's identity.
+    auto(**inputs): the name of the implementation that `impl="auto"` takes.
+    dense(output): the output as one dense tensor, for comparison.
+    rivals: what a user would call instead. They compute `ideal`, are gated against it, timed beside the implementations
+        and never dispatched to, because their answer is another one.
+    observe(case, output): facts that are neither times nor errors: achieved_compression, kept_fraction, stored_bytes.
+    gradients: the names of the inputs that a backward pass differentiates.
+    """
+
+    name: str
+    summary: str
+    version: int
+    source: str
+    profiles: Mapping[str, tuple[Block, ...]]
+    make_inputs: Callable[[Case, str], dict[str, Any]]
+    reference: Callable[..., Any]
+    cost: Callable[[Case], Cost]
+    fft_size: Callable[[Case], tuple[int, ...]]
+    tolerance: Tolerance
+    implementations: tuple[Implementation, ...]
+    auto: Callable[..., str]
+    ideal: Callable[..., Any] | None = None
+    dense: Callable[[Any], Any] = lambda output: output
+    observe: Callable[[Case, Any], Mapping[str, float]] = lambda case, output: {}
+    rivals: tuple[Implementation, ...] = ()
+    gradients: tuple[str, ...] = ()
+
+    @property
+    def subjects(self) -> tuple[Implementation, ...]:
+        """Everything that is timed: implementations, then rivals."""
+        return self.implementations + self.rivals
+
+    def implementation(self, name: str) -> Implementation:
+        """The implementation of that name; RangeError lists the known ones."""
+        return self._named(name, self.implementations)
+
+    def subject(self, name: str) -> Implementation:
+        """The implementation or rival of that name; RangeError lists the known ones."""
+        return self._named(name, self.subjects)
+
+    def _named(self, name: str, among: tuple[Implementation, ...]) -> Implementation:
+        for implementation in among:
+            if implementation.name == name:
+                return implementation
+        known = ", ".join(implementation.name for implementation in among)
+        raise RangeError(f"{self.name} has no implementation {name!r}; known: {known}")
+
+    def cases(
+        self, profile: str, overrides: Mapping[str, tuple[Scalar, ...]] | None = None
+    ) -> list[tuple[Case, Block]]:
+        """Every case of a profile once, with the block that declares its passes and implementations.
+
+        `overrides` maps parameter names to the values to use instead. RangeError on an unknown profile or parameter.
+        """
+        if profile not in PROFILES:
+            raise RangeError(f"unknown profile {profile!r}; known: {', '.join(PROFILES)}")
+        blocks = self.profiles.get(profile, ())
+        for name in overrides or {}:
+            known = sorted({axis for block in blocks for axis in block.axes})
+            if blocks and name not in known:
+                raise RangeError(f"{self.name} has no parameter {name!r}; it has {', '.join(known)}")
+        found: dict[tuple[Case, tuple[Pass, ...]], Block] = {}
+        for block in blocks:
+            for case in block.cases(self.name, overrides):
+                found.setdefault((case, block.passes), block)
+        return [(case, block) for (case, _), block in found.items()]
+
+
+def with_seed(case: Case, seed: int) -> Case:
+    """The same case with another seed."""
+    return replace(case, seed=seed)

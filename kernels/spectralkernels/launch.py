@@ -1,0 +1,37 @@
+"""Shared Triton plumbing: why a kernel cannot run here, and complex tensors as real pairs (imports triton nowhere)."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import torch
+from torch import Tensor
+
+from spectralkernels.errors import Unsupported
+
+
+def interpreted() -> bool:
+    """Whether Triton kernels run under the interpreter: checked for correctness, never timed."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def triton_unavailable(device: str) -> str | None:
+    """The reason why no Triton kernel can run on `device` ("cpu" or "cuda"), or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed (pip install triton)"
+    if device == "cpu" and not interpreted():
+        return "Triton kernels need a CUDA device (on a CPU they run under TRITON_INTERPRET=1, for checking only)"
+    if device == "cuda" and not torch.cuda.is_available():
+        return "torch finds no CUDA device"
+    return None
+
+
+def as_real_pairs(spectrum: Tensor) -> Tensor:
+    """Complex64 [...] -> Float32 [..., 2], contiguous, sharing memory where `spectrum` is contiguous.
+
+    Triton has no complex type, so kernels address real and imaginary parts as neighbouring floats.
+    """
+    if spectrum.dtype != torch.complex64:
+        raise Unsupported(f"Triton kernels take complex64 spectra, got {spectrum.dtype}")
+    return torch.view_as_real(spectrum.resolve_conj().contiguous())

@@ -1,0 +1,35 @@
+"""Fixtures for every test: a fresh seed that a failure prints, and allocations that start as NaN."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """A fresh seed, printed with the captured output of a failure; SPECTRAL_SEED=N replays it."""
+    value = int(os.environ.get("SPECTRAL_SEED", random.SystemRandom().randrange(2**31)))
+    print(f"SPECTRAL_SEED={value}")
+    torch.manual_seed(value)
+    return value
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.empty and its relatives return NaN, so that an output cell that is never written is seen."""
+
+    def poison(name: str) -> None:
+        original = getattr(torch, name)
+
+        def filled(*args, **kwargs):
+            made = original(*args, **kwargs)
+            return made.fill_(float("nan")) if made.is_floating_point() or made.is_complex() else made.fill_(-77)
+
+        monkeypatch.setattr(torch, name, filled)
+
+    for name in ("empty", "empty_like", "empty_strided"):
+        poison(name)
