@@ -1,0 +1,249 @@
+"""Everyone else's ways to compute a band-limited convolution, and the float64 reference.
+
+All take `x [B, C, *size]`, `weight [O, C / groups, *kernel]`, `bias [O] | None`, a `Band` and `groups`, return
+`[B, O, *out]`, and work in one and two dimensions. Correlation like `conv2d`: the weight spectrum is conjugated.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import shutil
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spectralkernels.convolution.geometry import compute_dtype
+from spectralkernels.spectra import Band, full_frequencies, half
+
+
+def reference(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> Tensor:
+    """The operation in float64: full complex FFT on the grid, a mask over all N x N frequencies, full inverse.
+
+    It shares no code with the implementations: no half spectrum, no crop, no DFT matrix, no padding trick.
+    """
+    x, weight = x.double(), weight.double()
+    axes = tuple(range(2, x.dim()))
+    placed = x.new_zeros(*x.shape[:2], *band.n)
+    placed[_leading(band.size)] = x
+    # Kernel tap j of an axis sits at position j - pad on the circle; taps beyond a turn add up.
+    kernel = weight
+    for axis, (n, taps, (before, _)) in enumerate(zip(band.n, band.kernel, band.pad, strict=True), start=2):
+        positions = torch.arange(-before, taps - before, device=weight.device).remainder(n)
+        shape = list(kernel.shape)
+        shape[axis] = n
+        kernel = kernel.new_zeros(shape).index_add(axis, positions, kernel)
+    x_hat = torch.fft.fftn(placed, dim=axes)
+    w_hat = torch.fft.fftn(kernel, dim=axes)
+    x_groups = x_hat.unflatten(1, (groups, -1))
+    w_groups = w_hat.unflatten(0, (groups, -1))
+    product = torch.einsum("bgc...,goc...->bgo...", x_groups, w_groups.conj()).flatten(1, 2)
+    for axis, (n, kept) in enumerate(zip(band.n, band.kept, strict=True), start=2):
+        frequency = torch.fft.fftfreq(n, 1.0 / n, device=x.device).abs()
+        shape = [1] * product.dim()
+        shape[axis] = n
+        product = product * (frequency < kept).view(shape)
+    y = torch.fft.ifftn(product, dim=axes).real[_leading(band.out)]
+    return y if bias is None else y + _broadcast(bias.double(), axes)
+
+
+def ideal(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> Tensor:
+    """The uncompressed convolution in float64."""
+    return direct(x.double(), weight.double(), None if bias is None else bias.double(), band, groups)
+
+
+def _leading(lengths: tuple[int, ...]) -> tuple[Any, ...]:
+    """The index of the first `lengths` samples of the spatial axes."""
+    return (..., *(slice(0, length) for length in lengths))
+
+
+def _broadcast(bias: Tensor, axes: tuple[int, ...]) -> Tensor:
+    return bias.view(-1, *(1 for _ in axes))
+
+
+# --- cuDNN / oneDNN -------------------------------------------------------------------------------------------------
+
+
+def direct(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> Tensor:
+    """The library convolution, cuDNN on a GPU and oneDNN on a CPU. Only legal at compression 0."""
+    sides = tuple(before for before, _ in band.pad)
+    if all(before == after for before, after in band.pad):
+        return _convolve(x, weight, bias, padding=sides, groups=groups)
+    flat = [zeros for pair in reversed(band.pad) for zeros in pair]
+    return _convolve(F.pad(x, flat), weight, bias, padding=tuple(0 for _ in sides), groups=groups)
+
+
+def direct_supports(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> str | None:
+    """Direct convolution has no band limit."""
+    return None if band.compression == 0.0 else "direct convolution cannot limit the band; it needs compression=0"
+
+
+def direct_lowpass(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> Tensor:
+    """Direct circular convolution on the grid, then a low-pass: the exact competitor that needs no spectrum.
+
+    The rectangular band is separable, so the low-pass is one real circulant matrix per axis, applied to the rows of the
+    output only. FLOPs: those of a direct convolution on N x N plus 2 N^2 (out_h + out_w ...) per plane.
+    """
+    circle = F.pad(
+        x, [zeros for n, size in zip(reversed(band.n), reversed(band.size), strict=True) for zeros in (0, n - size)]
+    )
+    for axis, (taps, (before, _)) in enumerate(zip(band.kernel, band.pad, strict=True), start=2):
+        # Position t of the wrapped plane is position t - before on the circle, for N + taps - 1 positions.
+        positions = torch.arange(-before, circle.shape[axis] + taps - 1 - before, device=x.device)
+        circle = circle.index_select(axis, positions.remainder(circle.shape[axis]))
+    y = _convolve(circle, weight, None, padding=tuple(0 for _ in band.n), groups=groups)
+    for axis, (n, kept, out) in enumerate(zip(band.n, band.kept, band.out, strict=True), start=2):
+        low_pass = _low_pass_matrix(n, kept, out, y.dtype, y.device)
+        y = torch.movedim(torch.movedim(y, axis, -1) @ low_pass.t(), -1, axis)
+    y = y.contiguous()
+    return y if bias is None else y + _broadcast(bias, tuple(range(2, x.dim())))
+
+
+@cache
+def _low_pass_matrix(n: int, kept: int, out: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Real [out, n]: the first rows of the circulant that keeps |u| < kept."""
+    spectrum = (torch.fft.fftfreq(n, 1.0 / n, dtype=torch.float64).abs() < kept).double()
+    impulse = torch.fft.ifft(spectrum).real
+    lag = torch.arange(out).unsqueeze(1) - torch.arange(n).unsqueeze(0)
+    return impulse[lag.remainder(n)].to(dtype=dtype, device=device)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, ...], groups: int) -> Tensor:
+    convolution: Callable[..., Tensor] = F.conv1d if x.dim() == 3 else F.conv2d
+    return convolution(x, weight, bias, padding=padding, groups=groups)
+
+
+# --- torch.fft ------------------------------------------------------------------------------------------------------
+
+
+def torch_fft(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> Tensor:
+    """rfft, crop, complex einsum, zero-restore, irfft: the algorithm of Dziedzic et al. 2019 on torch.fft."""
+    if len(x) == 0:  # an FFT library refuses an empty batch; the answer is as empty by any route
+        return direct(x, weight, bias, band, groups)
+    y_hat = _einsum(_crop(_x_hat(x, band), band), _crop(_w_hat(weight, band), band), groups)
+    return _inverse(_restore(y_hat, band), x.dtype, bias, band)
+
+
+def cufft_triton(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> Tensor:
+    """rfft, one Triton kernel that crops, multiplies, sums and zero-pads in place of four steps, irfft."""
+    from spectralkernels.ops.masked_multiply import masked_multiply
+
+    if len(x) == 0:
+        return direct(x, weight, bias, band, groups)
+    x_hat, w_hat = _x_hat(x, band), _w_hat(weight, band)
+    if len(band.n) == 1:
+        x_hat, w_hat = x_hat.unsqueeze(-2), w_hat.unsqueeze(-2)
+    y_hat = masked_multiply(x_hat, w_hat, band_mask(band, x.device), groups=groups, impl="triton")
+    return _inverse(y_hat if len(band.n) == 2 else y_hat.squeeze(-2), x.dtype, bias, band)
+
+
+@cache
+def band_mask(band: Band, device: torch.device) -> Tensor:
+    """Bool [rows, columns] of the half spectrum, True where kept; a series has one row."""
+    rows = band.n[0] if len(band.n) == 2 else 1
+    mask = torch.zeros(rows, half(band.n[-1]), dtype=torch.bool, device=device)
+    mask[list(band.rows), : band.columns] = True
+    return mask
+
+
+def _x_hat(x: Tensor, band: Band) -> Tensor:
+    # Zeros before the map, as many as the padding asks for, make output i come out at position i.
+    flat = [zeros for before, _ in reversed(band.pad) for zeros in (before, 0)]
+    return torch.fft.rfftn(F.pad(x.to(compute_dtype(x.dtype)), flat), s=band.n, dim=_axes(x))
+
+
+def _w_hat(weight: Tensor, band: Band) -> Tensor:
+    weight = weight.to(compute_dtype(weight.dtype))
+    for axis, n in enumerate(band.n, start=2):
+        turns = math.ceil(weight.shape[axis] / n)
+        if turns > 1:  # a kernel larger than the circle wraps onto it
+            flat = [0, 0] * (weight.dim() - 1 - axis) + [0, turns * n - weight.shape[axis]]
+            weight = F.pad(weight, flat).unflatten(axis, (turns, n)).sum(axis)
+    return torch.fft.rfftn(weight, s=band.n, dim=_axes(weight))
+
+
+def _axes(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(range(2, tensor.dim()))
+
+
+def _crop(spectrum: Tensor, band: Band) -> Tensor:
+    spectrum = spectrum[..., : band.columns]
+    if len(band.n) == 1 or len(band.rows) == band.n[0]:
+        return spectrum
+    k = band.kept[0]
+    if k == 1:
+        return spectrum[..., :1, :]
+    return torch.cat([spectrum[..., :k, :], spectrum[..., -(k - 1) :, :]], dim=-2)
+
+
+def _restore(cropped: Tensor, band: Band) -> Tensor:
+    cropped = F.pad(cropped, (0, half(band.n[-1]) - band.columns))
+    if len(band.n) == 1 or len(band.rows) == band.n[0]:
+        return cropped
+    k, n = band.kept[0], band.n[0]
+    zeros = cropped.new_zeros(*cropped.shape[:-2], n - len(full_frequencies(n, k)), cropped.shape[-1])
+    return torch.cat([cropped[..., :k, :], zeros, cropped[..., k:, :]], dim=-2)
+
+
+def _einsum(x_hat: Tensor, w_hat: Tensor, groups: int) -> Tensor:
+    if groups == 1:
+        return torch.einsum("bc...,oc...->bo...", x_hat, w_hat.conj())
+    if w_hat.shape[1] == 1 and w_hat.shape[0] == x_hat.shape[1]:  # depthwise
+        return x_hat * w_hat[:, 0].conj()
+    x_groups, w_groups = x_hat.unflatten(1, (groups, -1)), w_hat.unflatten(0, (groups, -1))
+    return torch.einsum("bgc...,goc...->bgo...", x_groups, w_groups.conj()).flatten(1, 2)
+
+
+def _inverse(y_hat: Tensor, dtype: torch.dtype, bias: Tensor | None, band: Band) -> Tensor:
+    axes = _axes(y_hat)
+    y = torch.fft.irfftn(y_hat, s=band.n, dim=axes)[_leading(band.out)].to(dtype)
+    return y.contiguous() if bias is None else y + _broadcast(bias, axes)
+
+
+# --- the same under torch.compile, and a peer -----------------------------------------------------------------------
+
+
+@cache
+def _compiled() -> Callable[..., Tensor]:
+    return torch.compile(torch_fft, dynamic=False)
+
+
+def torch_fft_compile(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> Tensor:
+    """`torch_fft` under torch.compile; the first call at a shape compiles."""
+    return _compiled()(x, weight, bias, band, groups)
+
+
+def compile_available(device: str) -> str | None:
+    """torch.compile on a CPU needs a C++ compiler."""
+    if device == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
+        return "torch.compile needs a C++ compiler (g++ or clang++) on a CPU, and none is on PATH"
+    return None
+
+
+def fft_conv_pytorch(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> Tensor:
+    """The outside peer `fft-conv-pytorch`: torch.fft convolution without a band limit."""
+    from fft_conv_pytorch import fft_conv
+
+    return fft_conv(x, weight, bias, padding=tuple(before for before, _ in band.pad), groups=groups)
+
+
+def peer_available(device: str) -> str | None:
+    if importlib.util.find_spec("fft_conv_pytorch") is None:
+        return "fft-conv-pytorch is not installed (pip install 'spectralbench[peers]')"
+    return None
+
+
+def peer_supports(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> str | None:
+    if band.compression != 0.0:
+        return "fft-conv-pytorch has no band limit; it needs compression=0"
+    if x.dtype != torch.float32:
+        return f"fft-conv-pytorch computes in float32, got {x.dtype}"
+    if any(before != after for before, after in band.pad):
+        return "fft-conv-pytorch pads both sides alike; an even kernel with padding='same' does not"
+    if any(k > h + 2 * p for k, h, (p, _) in zip(band.kernel, band.size, band.pad, strict=True)):
+        return "fft-conv-pytorch takes no kernel larger than the padded map"
+    return None

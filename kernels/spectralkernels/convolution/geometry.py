@@ -1,0 +1,177 @@
+"""From the arguments of a band-limited convolution to its `Band`, with every way they can be wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from spectralkernels.checks import (
+    REAL_DTYPES,
+    check_bias,
+    check_channels,
+    check_compression,
+    check_dims,
+    check_dtype,
+    check_like,
+)
+from spectralkernels.declare import Cost
+from spectralkernels.errors import DtypeError, RangeError, ShapeError
+from spectralkernels.spectra import GRIDS, Band, fft_size, kept_1d, kept_2d
+
+
+@dataclass(frozen=True, slots=True)
+class WeightSpectrum:
+    """A frozen weight, transformed once for one geometry; `band_limited_conv2d` and `...1d` take it for a weight.
+
+    modes: Real [V, U, 2, O * C / groups], see `dft`. A snapshot: it does not follow later changes of the weight and
+    carries no gradient.
+    """
+
+    modes: Tensor
+    band: Band
+    out_channels: int
+    in_channels_per_group: int
+    groups: int
+
+
+Padding = Literal["same", "valid"] | int | tuple[int, ...]
+GridChoice = str | int | tuple[int, ...]
+
+
+def check_arguments(
+    x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, stride: int | tuple[int, ...], spatial: str
+) -> None:
+    """Raise what is wrong with the tensors of a convolution; `spatial` is "length" or "height, width"."""
+    kernel = ", ".join(f"kernel {axis}" for axis in spatial.split(", "))
+    check_dims("weight", weight, f"[out_channel, in_channel / groups, {kernel}]")
+    check_dtype("x", x, REAL_DTYPES)
+    check_like("weight", weight, "x", x)
+    check_channels(x.shape[1], weight, groups)
+    check_bias(bias, weight.shape[0], x)
+    check_stride(stride)
+
+
+def check_spectrum_arguments(
+    x: Tensor, spectrum: WeightSpectrum, bias: Tensor | None, band: Band, groups: int, stride: int | tuple[int, ...]
+) -> None:
+    """Raise what is wrong with maps that meet a frozen `WeightSpectrum`: dtype, device, channels or geometry."""
+    check_dtype("x", x, REAL_DTYPES)
+    if x.device != spectrum.modes.device or compute_dtype(x.dtype) != spectrum.modes.dtype:
+        raise DtypeError(
+            f"this WeightSpectrum holds {spectrum.modes.dtype} on {spectrum.modes.device}, x is {x.dtype} "
+            f"on {x.device}; "
+            "make it from a weight of the dtype and device of x"
+        )
+    check_bias(bias, spectrum.out_channels, x)
+    check_stride(stride)
+    if (spectrum.band, spectrum.groups) != (band, groups):
+        raise ShapeError(
+            f"this WeightSpectrum was made for {spectrum.band} with groups={spectrum.groups}, the call needs {band} "
+            f"with groups={groups}; make one with weight_spectrum(...) for this map size, padding, grid and compression"
+        )
+    if x.shape[1] != spectrum.in_channels_per_group * groups:
+        raise ShapeError(f"x must have {spectrum.in_channels_per_group * groups} channels, got shape {list(x.shape)}")
+
+
+def check_stride(stride: int | tuple[int, ...]) -> None:
+    if any(step != 1 for step in (stride if isinstance(stride, tuple) else (stride,))):
+        raise RangeError(f"stride must be 1, got {stride}; subsample the output, y[..., ::2, ::2], for a stride of 2")
+
+
+def conv_band(
+    size: tuple[int, ...],
+    kernel: tuple[int, ...],
+    *,
+    compression: float,
+    padding: Padding = "same",
+    grid: GridChoice = "tight",
+) -> Band:
+    """The geometry of a stride-1 correlation on planes of `size` with a `kernel`, under a compression rate.
+
+    padding: "same" (output size = input size; an even kernel has the extra zero after, as torch has), "valid", or zeros
+    on both sides. grid: a policy of `spectra.fft_size`, or the FFT size itself.
+    Raises: ShapeError where no output is left; RangeError on a bad compression, padding or grid.
+    """
+    check_compression(compression)
+    axes = len(size)
+    if min(*size, *kernel) < 1:
+        raise ShapeError(f"map and kernel must have at least one sample per axis, got map {size} and kernel {kernel}")
+    pad = _per_axis_padding(padding, kernel)
+    out = tuple(h + before + after - k + 1 for h, k, (before, after) in zip(size, kernel, pad, strict=True))
+    if min(out) < 1:
+        raise ShapeError(
+            f"kernel {kernel} is larger than the padded map {size} + {pad}; pad more or use padding='same'"
+        )
+    rule: Callable[[int, float], int] = kept_1d if axes == 1 else kept_2d
+    n = _grid_sizes(grid, size, kernel, pad, out)
+    return Band(size, kernel, pad, out, n, tuple(rule(each, compression) for each in n), compression)
+
+
+def _per_axis_padding(padding: Padding, kernel: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    if padding == "same":
+        return tuple(((k - 1) // 2, k // 2) for k in kernel)
+    if padding == "valid":
+        return tuple((0, 0) for _ in kernel)
+    if isinstance(padding, str):
+        raise RangeError(f"padding must be 'same', 'valid' or a number of zeros per side, got {padding!r}")
+    sides = padding if isinstance(padding, tuple) else (padding,) * len(kernel)
+    if len(sides) != len(kernel) or min(sides) < 0:
+        raise RangeError(f"padding must be one number >= 0, or one for each of {len(kernel)} axes, got {padding}")
+    return tuple((side, side) for side in sides)
+
+
+def _grid_sizes(
+    grid: GridChoice,
+    size: tuple[int, ...],
+    kernel: tuple[int, ...],
+    pad: tuple[tuple[int, int], ...],
+    out: tuple[int, ...],
+) -> tuple[int, ...]:
+    sides = list(zip(size, kernel, pad, out, strict=True))
+    if isinstance(grid, str):
+        if grid not in GRIDS:
+            raise RangeError(f"grid must be one of {', '.join(GRIDS)} or an FFT size, got {grid!r}")
+        return tuple(fft_size(h, k, p, o, grid) for h, k, p, o in sides)
+    n = grid if isinstance(grid, tuple) else (grid,) * len(size)
+    least = tuple(fft_size(h, k, p, o, "tight") for h, k, p, o in sides)
+    if len(n) != len(size) or any(have < need for have, need in zip(n, least, strict=True)):
+        raise RangeError(f"grid {n} wraps around into the output: the smallest FFT size here is {least}")
+    return tuple(n)
+
+
+def conv_cost(batch: int, channels: int, out_channels: int, groups: int, band: Band, itemsize: int) -> Cost:
+    """Floor of a band-limited convolution in any number of dimensions; x, weight, bias and y cross memory once.
+
+    FLOPs: separable truncated transforms of x, weight and y, and 8 B O (C / g) F for the product over F modes; at
+    compression 0 the cheaper of that and the direct convolution, 2 B O (C / g) |out| |kernel|.
+    """
+    size, out, taps = math.prod(band.size), math.prod(band.out), math.prod(band.kernel)
+    per_group = channels // groups
+
+    def transform(plane: tuple[int, ...]) -> int:
+        """Two real products: over the last axis, then (in 2-D) the complex one over the rows."""
+        first = 4 * math.prod(plane) * band.columns
+        return first if len(plane) == 1 else first + 8 * plane[0] * band.columns * len(band.rows)
+
+    spectral = (
+        batch * channels * transform(band.size)
+        + out_channels * per_group * transform(band.kernel)
+        + 8 * batch * out_channels * per_group * band.modes
+        + batch * out_channels * transform(band.out)
+    )
+    direct = 2 * batch * out_channels * per_group * out * taps
+    return Cost(
+        bytes_read=itemsize * (batch * channels * size + out_channels * per_group * taps + out_channels),
+        bytes_written=itemsize * batch * out_channels * out,
+        flops=min(spectral, direct) if band.compression == 0.0 else spectral,
+    )
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Spectra of half-precision maps are computed in float32."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype

@@ -1,0 +1,150 @@
+"""Who computes a band-limited convolution, in one and in two dimensions alike, and the call that picks one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectralkernels.checks import check_dims
+from spectralkernels.convolution import baselines
+from spectralkernels.convolution.dft_gemm import dft_gemm, prepare_frozen
+from spectralkernels.convolution.geometry import (
+    GridChoice,
+    Padding,
+    WeightSpectrum,
+    check_arguments,
+    check_spectrum_arguments,
+    conv_band,
+)
+from spectralkernels.declare import Implementation, Operation, Tolerance
+from spectralkernels.dispatch import dispatch
+from spectralkernels.launch import triton_unavailable
+from spectralkernels.spectra import Band
+
+
+def call(
+    operation: Operation,
+    x: Tensor,
+    weight: Tensor | WeightSpectrum,
+    bias: Tensor | None,
+    *,
+    spatial: str,
+    compression: float,
+    padding: Padding,
+    groups: int,
+    grid: GridChoice,
+    stride: int,
+    impl: str,
+) -> Tensor:
+    """Check the arguments of a public call, work out its geometry and run it."""
+    check_dims("x", x, f"[batch, channel, {spatial}]")
+    geometry: dict[str, Any] = {"compression": compression, "padding": padding, "grid": grid}
+    if isinstance(weight, WeightSpectrum):
+        band = conv_band(tuple(x.shape[2:]), weight.band.kernel, **geometry)
+        check_spectrum_arguments(x, weight, bias, band, groups, stride)
+    else:
+        check_arguments(x, weight, bias, groups, stride, spatial)
+        band = conv_band(tuple(x.shape[2:]), tuple(weight.shape[2:]), **geometry)
+    inputs = {"x": x, "weight": weight, "bias": bias, "band": band, "groups": groups}
+    return dispatch(operation, impl, x.device.type, inputs)
+
+
+def auto(x: Tensor, weight: Tensor | WeightSpectrum, bias: Tensor | None, band: Band, groups: int) -> str:
+    """The name that `impl="auto"` takes."""
+    if isinstance(weight, WeightSpectrum):
+        return "dft_gemm_frozen"
+    return "direct" if band.compression == 0.0 else "dft_gemm"
+
+
+def _tensor_weight(supports: Callable[..., str | None] | None = None) -> Callable[..., str | None]:
+    """Only the frozen implementation takes a WeightSpectrum; `supports` adds a condition of its own."""
+
+    def check(**inputs: Any) -> str | None:
+        if isinstance(inputs["weight"], WeightSpectrum):
+            return "it takes a weight tensor, not a WeightSpectrum"
+        return supports(**inputs) if supports else None
+
+    return check
+
+
+def _needs_spectrum(**inputs: Any) -> str | None:
+    frozen = isinstance(inputs["weight"], WeightSpectrum)
+    return None if frozen else "it takes a frozen weight; pass weight_spectrum(weight, ...) instead of the weight"
+
+
+def _needs_float32(x: Tensor, **rest: Any) -> str | None:
+    return None if x.dtype == torch.float32 else f"the Triton multiply takes spectra of float32 maps, got {x.dtype}"
+
+
+def _compressed_only(band: Band, **rest: Any) -> str | None:
+    return None if band.compression > 0.0 else "at compression 0 it is the implementation `direct`"
+
+
+_PAPER = "Dziedzic et al. 2019, sections 3.2-3.3"
+
+IMPLEMENTATIONS = (
+    Implementation("dft_gemm", "kernel", dft_gemm, "truncated DFT as matrix products", supports=_tensor_weight()),
+    Implementation(
+        "dft_gemm_frozen",
+        "kernel",
+        dft_gemm,
+        "the same with the weight transformed once, outside the clock",
+        supports=_needs_spectrum,
+        prepare=prepare_frozen,
+        gradients=("x", "bias"),
+    ),
+    Implementation(
+        "cufft_triton",
+        "kernel",
+        baselines.cufft_triton,
+        "torch.fft around one Triton crop-multiply-pad kernel",
+        available=triton_unavailable,
+        supports=_tensor_weight(_needs_float32),
+    ),
+    Implementation(
+        "direct", "baseline", baselines.direct, "cuDNN / oneDNN", supports=_tensor_weight(baselines.direct_supports)
+    ),
+    Implementation(
+        "direct_lowpass",
+        "baseline",
+        baselines.direct_lowpass,
+        "circular cuDNN / oneDNN, then a low-pass",
+        supports=_tensor_weight(),
+    ),
+    Implementation("torch_fft", "baseline", baselines.torch_fft, _PAPER, supports=_tensor_weight()),
+    Implementation(
+        "torch_fft_compile",
+        "baseline",
+        baselines.torch_fft_compile,
+        f"{_PAPER}, under torch.compile",
+        available=baselines.compile_available,
+        supports=_tensor_weight(),
+    ),
+    Implementation(
+        "fft_conv_pytorch",
+        "baseline",
+        baselines.fft_conv_pytorch,
+        "the package fft-conv-pytorch",
+        available=baselines.peer_available,
+        supports=_tensor_weight(baselines.peer_supports),
+    ),
+)
+
+RIVALS = (
+    Implementation(
+        "direct_uncompressed",
+        "baseline",
+        baselines.direct,
+        "cuDNN / oneDNN without a band limit: what the layer would replace",
+        supports=_compressed_only,
+    ),
+)
+
+TOLERANCE = Tolerance(
+    {"float32": 3e-6, "float64": 1e-13, "float16": 1e-3, "bfloat16": 8e-3},
+    because="matrix products and FFTs sum thousands of terms in fp32, growing like the root of that number times 2^-24: "
+    "3e-7 to 7e-7 seen, four times that allowed; half types are computed in fp32 and rounded once on the way out",
+)

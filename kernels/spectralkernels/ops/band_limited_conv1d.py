@@ -1,0 +1,168 @@
+"""Band-limited 1-D convolution of series: `band_limited_conv2d` on one axis, with the paper's own rule for the band.
+
+    y = crop( F^-1( M_c . sum_channels X . conj(W) ) ) + b,     X = F(x), W = F(w) on a circle of N samples
+
+M_c keeps the frequencies v < k of `spectra.kept_1d`. At c = 0 it is `torch.nn.functional.conv1d`.
+Source: Dziedzic et al., "Band-limited Training and Inference for CNNs" (ICML 2019), section 3.2, and their code.
+Floor of a forward pass: see `geometry.conv_cost`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectralkernels.convolution.baselines import ideal, reference
+from spectralkernels.convolution.geometry import GridChoice, Padding, WeightSpectrum, conv_band, conv_cost
+from spectralkernels.convolution.implementations import IMPLEMENTATIONS, RIVALS, TOLERANCE, auto, call
+from spectralkernels.declare import Block, Case, Cost, Operation, Scalar
+from spectralkernels.inputs import feature_map, he_kernel
+from spectralkernels.spectra import Band
+
+
+def band_limited_conv1d(
+    x: Tensor,
+    weight: Tensor | WeightSpectrum,
+    bias: Tensor | None = None,
+    *,
+    compression: float = 0.0,
+    padding: Padding = "same",
+    groups: int = 1,
+    grid: GridChoice = "tight",
+    stride: int = 1,
+    impl: str = "auto",
+) -> Tensor:
+    """Convolve series with the high frequencies left out.
+
+    x: Real [batch, channel, length], any strides; float32, float64, or half (computed in float32).
+    weight: Real [out_channel, channel / groups, kernel], or a `WeightSpectrum` made by `weight_spectrum`.
+    bias: Real [out_channel] or None.
+    compression: fraction of the N // 2 + 1 coefficients to drop, 0 <= c < 1; above 0 at least one is dropped.
+    padding, groups, grid, stride, impl: as in `band_limited_conv2d`, one axis instead of two.
+    Returns: Real [batch, out_channel, out_length], dtype of x. Differentiable in x, weight and bias.
+    Raises: ShapeError, DtypeError, RangeError on arguments that do not fit; Unsupported if `impl` cannot run here.
+    """
+    return call(
+        OPERATION,
+        x,
+        weight,
+        bias,
+        spatial="length",
+        compression=compression,
+        padding=padding,
+        groups=groups,
+        grid=grid,
+        stride=stride,
+        impl=impl,
+    )
+
+
+# --- declaration ----------------------------------------------------------------------------------------------------
+
+
+def band_of(case: Case) -> Band:
+    """The geometry of a case."""
+    return conv_band((case["length"],), (case["kernel_size"],), compression=case["compression"], grid=case["grid"])
+
+
+def _inputs(case: Case, device: str) -> dict[str, Any]:
+    groups, dtype = case["groups"], getattr(torch, case.dtype)
+    tensors = {
+        "x": feature_map(case["input"], (case["batch"], case["in_channels"], case["length"]), case.seed),
+        "weight": he_kernel((case["out_channels"], case["in_channels"] // groups, case["kernel_size"]), case.seed),
+        "bias": torch.linspace(-0.5, 0.5, case["out_channels"]),
+    }
+    placed = {name: tensor.to(device=device, dtype=dtype) for name, tensor in tensors.items()}
+    return {**placed, "band": band_of(case), "groups": groups}
+
+
+def _cost(case: Case) -> Cost:
+    itemsize = getattr(torch, case.dtype).itemsize
+    channels, out_channels = case["in_channels"], case["out_channels"]
+    return conv_cost(case["batch"], channels, out_channels, case["groups"], band_of(case), itemsize)
+
+
+def _observe(case: Case, output: Tensor) -> Mapping[str, float]:
+    achieved = band_of(case).achieved_compression
+    return {"achieved_compression": achieved, "kept_fraction": 1.0 - achieved}
+
+
+_Axes = dict[str, tuple[Scalar, ...]]
+
+# The fully convolutional network of the paper on 50words: 270 values, 128 -> 256 channels, kernels of 8, 5, 3.
+_SERIES: _Axes = {
+    "batch": (16,),
+    "in_channels": (128,),
+    "out_channels": (256,),
+    "length": (270,),
+    "kernel_size": (5,),
+    "groups": (1,),
+    "compression": (0.5,),
+    "grid": ("tight",),
+    "input": ("pink",),
+}
+_TINY: _Axes = {
+    **_SERIES,
+    "batch": (2,),
+    "in_channels": (4,),
+    "out_channels": (6,),
+    "length": (13,),
+    "input": ("white",),
+}
+_LONG: _Axes = {**_SERIES, "in_channels": (128,), "out_channels": (128,), "groups": (128,), "length": (1024,)}
+_SPECTRAL = ("dft_gemm", "dft_gemm_frozen", "cufft_triton", "direct", "torch_fft", "direct_uncompressed")
+
+PROFILES: dict[str, tuple[Block, ...]] = {
+    "smoke": (
+        Block({**_TINY, "kernel_size": (1, 4, 5), "compression": (0.0, 0.5)}, passes=("forward", "both")),
+        Block({**_TINY, "grid": ("seed", "pow2", "fast")}),
+        Block({**_TINY, "out_channels": (8,), "groups": (2, 4), "kernel_size": (3,)}),
+    ),
+    "quick": (Block({**_SERIES, "kernel_size": (3, 8), "compression": (0.0, 0.5)}, implementations=_SPECTRAL),),
+    "study": (
+        Block({**_SERIES, "kernel_size": (3, 5, 8, 31), "compression": (0.0, 0.5, 0.8)}, implementations=_SPECTRAL),
+        Block({**_LONG, "kernel_size": (31, 127), "compression": (0.0, 0.5)}, implementations=_SPECTRAL),
+        Block({**_SERIES, "compression": (0.5,)}, passes=("both",), implementations=_SPECTRAL),
+    ),
+    "gpu": (
+        Block({**_SERIES, "batch": (64,), "kernel_size": (3, 5, 8), "compression": (0.0, 0.5, 0.8)}),
+        Block(
+            {
+                **_LONG,
+                "batch": (8,),
+                "in_channels": (768,),
+                "out_channels": (768,),
+                "groups": (768,),
+                "length": (1024, 4096),
+            }
+        ),
+    ),
+    "asv": (
+        Block(
+            {**_SERIES, "kernel_size": (3, 8), "compression": (0.5, 0.8)},
+            implementations=("dft_gemm", "dft_gemm_frozen", "torch_fft"),
+        ),
+    ),
+}
+
+OPERATION = Operation(
+    name="band_limited_conv1d",
+    summary="1-D convolution without the high frequencies of series and kernel",
+    version=1,
+    source="Dziedzic et al., Band-limited Training and Inference for CNNs, ICML 2019",
+    profiles=PROFILES,
+    make_inputs=_inputs,
+    reference=reference,
+    ideal=ideal,
+    cost=_cost,
+    fft_size=lambda case: band_of(case).n,
+    tolerance=TOLERANCE,
+    implementations=IMPLEMENTATIONS,
+    auto=auto,
+    rivals=RIVALS,
+    observe=_observe,
+    gradients=("x", "weight", "bias"),
+)

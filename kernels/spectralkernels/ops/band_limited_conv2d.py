@@ -1,0 +1,236 @@
+"""Band-limited 2-D convolution: drop the high frequencies of map and kernel, then multiply.
+
+    y = crop( F^-1( M_c . sum_channels X . conj(W) ) ) + b,     X = F(x), W = F(w) on an N_h x N_w circle
+
+M_c keeps the frequencies |u| < k_h, |v| < k_w of `spectra.kept_2d`. At c = 0 it is `torch.nn.functional.conv2d`.
+Source: Dziedzic et al., "Band-limited Training and Inference for CNNs" (ICML 2019), sections 3.2-3.3.
+
+Floor of a forward pass: see `geometry.conv_cost`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectralkernels.convolution.baselines import ideal, reference
+from spectralkernels.convolution.dft_gemm import freeze_weight
+from spectralkernels.convolution.geometry import GridChoice, Padding, WeightSpectrum, conv_band, conv_cost
+from spectralkernels.convolution.implementations import IMPLEMENTATIONS, RIVALS, TOLERANCE, auto, call
+from spectralkernels.declare import Block, Case, Cost, Operation, Scalar
+from spectralkernels.inputs import feature_map, he_kernel
+from spectralkernels.spectra import Band
+
+
+def band_limited_conv2d(
+    x: Tensor,
+    weight: Tensor | WeightSpectrum,
+    bias: Tensor | None = None,
+    *,
+    compression: float = 0.0,
+    padding: Padding = "same",
+    groups: int = 1,
+    grid: GridChoice = "tight",
+    stride: int = 1,
+    impl: str = "auto",
+) -> Tensor:
+    """Convolve maps with the high frequencies left out.
+
+    x: Real [batch, channel, height, width], any strides; float32, float64, or half (computed in float32).
+    weight: Real [out_channel, channel / groups, kernel_height, kernel_width], odd or even, may be larger than the map;
+        or a `WeightSpectrum` made by `weight_spectrum` for the same geometry (frozen weights).
+    bias: Real [out_channel] or None.
+    compression: fraction of half-spectrum coefficients to drop, 0 <= c < 1; 0 keeps everything.
+    padding: "same", "valid", zeros per side, or (vertical, horizontal).
+    grid: FFT size N per axis: "tight" (H + K // 2 for "same"), "seed" (the paper's), "pow2", "fast", or sizes.
+        With c > 0 another N is another operator.
+    stride: 1 only. impl: a name of `implementations("band_limited_conv2d")`, or "auto".
+    Returns: Real [batch, out_channel, out_height, out_width], dtype of x. Differentiable in x, weight and bias.
+    Raises: ShapeError, DtypeError, RangeError on arguments that do not fit; Unsupported if `impl` cannot run here.
+    """
+    return call(
+        OPERATION,
+        x,
+        weight,
+        bias,
+        spatial="height, width",
+        compression=compression,
+        padding=padding,
+        groups=groups,
+        grid=grid,
+        stride=stride,
+        impl=impl,
+    )
+
+
+def weight_spectrum(
+    weight: Tensor,
+    size: tuple[int, ...],
+    *,
+    compression: float = 0.0,
+    padding: Padding = "same",
+    groups: int = 1,
+    grid: GridChoice = "tight",
+) -> WeightSpectrum:
+    """Transform a frozen weight once, to be passed as `weight` to `band_limited_conv2d` (or `...1d`).
+
+    weight: Real [out_channel, channel / groups, *kernel]. size: (height, width) or (length,) of the maps it will meet.
+    The spectrum is a snapshot: it carries no gradient and does not follow later changes of the weight.
+    """
+    band = conv_band(tuple(size), tuple(weight.shape[2:]), compression=compression, padding=padding, grid=grid)
+    return freeze_weight(weight, band, groups)
+
+
+# --- declaration ----------------------------------------------------------------------------------------------------
+
+
+def band_of(case: Case) -> Band:
+    """The geometry of a case."""
+    kernel = (case["kernel_size"],) * 2
+    size = (case["height"], case["width"])
+    return conv_band(size, kernel, compression=case["compression"], grid=case["grid"])
+
+
+def _inputs(case: Case, device: str) -> dict[str, Any]:
+    groups, dtype = case["groups"], getattr(torch, case.dtype)
+    maps = feature_map(case["input"], (case["batch"], case["in_channels"], case["height"], case["width"]), case.seed)
+    shape = (case["out_channels"], case["in_channels"] // groups, case["kernel_size"], case["kernel_size"])
+    weight = he_kernel(shape, case.seed)
+    bias = torch.linspace(-0.5, 0.5, case["out_channels"])
+    tensors = {"x": maps, "weight": weight, "bias": bias}
+    return {
+        **{name: tensor.to(device=device, dtype=dtype) for name, tensor in tensors.items()},
+        "band": band_of(case),
+        "groups": groups,
+    }
+
+
+def _cost(case: Case) -> Cost:
+    itemsize = getattr(torch, case.dtype).itemsize
+    channels, out_channels = case["in_channels"], case["out_channels"]
+    return conv_cost(case["batch"], channels, out_channels, case["groups"], band_of(case), itemsize)
+
+
+def _observe(case: Case, output: Tensor) -> Mapping[str, float]:
+    achieved = band_of(case).achieved_compression
+    return {"achieved_compression": achieved, "kept_fraction": 1.0 - achieved}
+
+
+_Axes = dict[str, tuple[Scalar, ...]]
+
+_SHAPE: _Axes = {
+    "batch": (8,),
+    "in_channels": (64,),
+    "out_channels": (64,),
+    "height": (32,),
+    "width": (32,),
+    "kernel_size": (7,),
+    "groups": (1,),
+    "compression": (0.5,),
+    "grid": ("tight",),
+    "input": ("photo",),
+}
+_SMALL: _Axes = {**_SHAPE, "batch": (4,), "in_channels": (32,), "out_channels": (32,)}
+_TINY: _Axes = {
+    **_SHAPE,
+    "batch": (2,),
+    "in_channels": (4,),
+    "out_channels": (6,),
+    "height": (9,),
+    "width": (7,),
+    "input": ("white",),
+}
+_SPECTRAL = ("dft_gemm", "dft_gemm_frozen", "cufft_triton", "direct", "torch_fft", "direct_uncompressed")
+_CLAIMED = ("dft_gemm", "dft_gemm_frozen", "torch_fft", "direct_uncompressed")
+
+
+def _depthwise(batch: int, channels: int, side: int, kernel_size: tuple[Scalar, ...]) -> _Axes:
+    channel = (channels,)
+    sizes: _Axes = {"batch": (batch,), "height": (side,), "width": (side,)}
+    return {
+        **_SHAPE,
+        **sizes,
+        "in_channels": channel,
+        "out_channels": channel,
+        "groups": channel,
+        "kernel_size": kernel_size,
+    }
+
+
+_KERNELS = (1, 3, 5, 7, 11, 15, 21, 31)
+_RATES = (0.0, 0.25, 0.5, 0.75, 0.95)
+
+PROFILES: dict[str, tuple[Block, ...]] = {
+    "smoke": (
+        Block({**_TINY, "kernel_size": (1, 3, 4, 8), "compression": (0.0, 0.5)}, passes=("forward", "both")),
+        Block({**_TINY, "kernel_size": (3,), "grid": ("seed", "pow2", "fast")}),
+        Block({**_TINY, "out_channels": (4,), "groups": (2, 4), "kernel_size": (5,)}, passes=("forward", "both")),
+        Block({**_TINY, "kernel_size": (3,), "compression": (0.0, 0.6)}, dtypes=("float64",)),
+    ),
+    "quick": (
+        Block({**_SMALL, "kernel_size": (3, 7, 15, 31), "compression": (0.0, 0.5)}, implementations=_SPECTRAL),
+        Block({**_SMALL, "kernel_size": (7,), "compression": (0.25, 0.8)}, implementations=_SPECTRAL),
+    ),
+    "study": (
+        Block({**_SHAPE, "kernel_size": _KERNELS, "compression": _RATES}, implementations=_SPECTRAL),
+        Block({**_SHAPE, "compression": (0.1, 0.35, 0.6, 0.85, 0.9)}, implementations=_SPECTRAL),
+        Block({**_SHAPE, "compression": _RATES, "input": ("pink", "white")}, implementations=("dft_gemm",)),
+        Block({**_SHAPE, "kernel_size": (3, 15), "grid": ("seed", "pow2", "fast")}, implementations=_SPECTRAL),
+        Block(
+            {**_SHAPE, "kernel_size": (3, 7, 15), "compression": (0.0, 0.5)},
+            passes=("both",),
+            implementations=_SPECTRAL,
+        ),
+        Block({**_SHAPE, "kernel_size": (3, 7), "compression": (0.0, 0.5)}),
+        Block(_depthwise(2, 128, 56, (7, 31)), implementations=_SPECTRAL),
+        Block(_depthwise(2, 256, 28, (29,)), implementations=_SPECTRAL),
+    ),
+    "claims": (
+        Block({**_SHAPE, "kernel_size": (3, 7, 15, 31)}, implementations=_CLAIMED),
+        Block({**_SHAPE, "batch": (2,), "height": (56,), "width": (56,)}, implementations=_CLAIMED),
+        Block(_depthwise(2, 128, 56, (31,)), implementations=_CLAIMED),
+        Block(_depthwise(2, 256, 28, (29,)), implementations=_CLAIMED),
+        Block({**_SHAPE, "kernel_size": (3, 7, 15, 31)}, passes=("both",), implementations=_CLAIMED),
+    ),
+    "gpu": (
+        Block(
+            {**_SHAPE, "batch": (128,), "kernel_size": (3, 7, 15, 31), "compression": _RATES},
+            passes=("forward", "both"),
+        ),
+        Block(
+            {**_SHAPE, "batch": (32,), "height": (56,), "width": (56,), "compression": (0.0, 0.5, 0.8)},
+            passes=("forward", "both"),
+        ),
+        Block(_depthwise(8, 768, 32, (31,)), passes=("forward", "both")),
+        Block(_depthwise(32, 256, 28, (29,)), passes=("forward", "both")),
+        Block(_depthwise(32, 128, 56, (31,)), passes=("forward", "both")),
+    ),
+    "asv": (
+        Block(
+            {**_SMALL, "kernel_size": (3, 7, 15), "compression": (0.5, 0.8)},
+            implementations=("dft_gemm", "dft_gemm_frozen", "torch_fft"),
+        ),
+    ),
+}
+
+OPERATION = Operation(
+    name="band_limited_conv2d",
+    summary="2-D convolution without the high frequencies of map and kernel",
+    version=1,
+    source="Dziedzic et al., Band-limited Training and Inference for CNNs, ICML 2019",
+    profiles=PROFILES,
+    make_inputs=_inputs,
+    reference=reference,
+    ideal=ideal,
+    cost=_cost,
+    fft_size=lambda case: band_of(case).n,
+    tolerance=TOLERANCE,
+    implementations=IMPLEMENTATIONS,
+    auto=auto,
+    rivals=RIVALS,
+    observe=_observe,
+    gradients=("x", "weight", "bias"),
+)
