@@ -1,0 +1,189 @@
+"""Convolution under an arbitrary selection of coefficients: what is lost by dropping the high ones, or the small ones.
+
+    y = crop( F^-1( (M_x . X) . conj(M_w . W) ) ),     one 0/1 mask per half-spectrum cell and channel, for x and for w
+
+Two selections at equal numbers of dropped cells (Dziedzic et al. 2019, section 6.2.10 and Fig. 24):
+
+    lead   whole high-frequency rows and columns, the same in every channel, as `band_limited_conv2d` drops them
+    top    the cells of smallest magnitude of the whole tensor, wherever they are; sizes do not shrink, so a time of
+           `top` is no speed-up
+
+The paper reports that `top` loses less at 6.6 % dropped. It need not at high rates: a cell survives only if image and
+kernel both keep it, and the large cells of the two need not coincide. The curve of both is the experiment. The masks are inputs, chosen once in float64, so
+that rounding cannot choose other cells in other implementations. Floor: x, w and the masks in, y out, three FFTs and
+8 B C O F. Cells in the self-conjugate columns are dropped in conjugate pairs (their magnitudes are equal).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectralkernels.convolution.baselines import direct
+from spectralkernels.convolution.geometry import conv_band
+from spectralkernels.declare import Block, Case, Cost, Implementation, Operation, Scalar, Tolerance
+from spectralkernels.errors import RangeError
+from spectralkernels.inputs import feature_map, he_kernel
+from spectralkernels.spectra import Band, half, low_pass_mask
+
+
+def spectrum_selection(x: Tensor, weight: Tensor, x_mask: Tensor, w_mask: Tensor, band: Band) -> Tensor:
+    """Convolve under one mask for the input's cells and one for the kernel's.
+
+    x: Real [batch, channel, height, width]. weight: Real [out_channel, channel, *kernel].
+    x_mask: Bool [batch, channel, N_h, N_w // 2 + 1]. w_mask: Bool [out_channel, channel, N_h, N_w // 2 + 1].
+    band: the geometry, made at compression 0.
+    Returns: Real [batch, out_channel, out_height, out_width].
+    """
+    x_hat = _spectrum(x, band) * x_mask
+    w_hat = torch.fft.rfft2(weight, s=band.n) * w_mask
+    return _inverse(torch.einsum("bcuv,ocuv->bouv", x_hat, w_hat.conj()), band)
+
+
+def _spectrum(x: Tensor, band: Band) -> Tensor:
+    flat = [zeros for before, _ in reversed(band.pad) for zeros in (before, 0)]
+    return torch.fft.rfft2(torch.nn.functional.pad(x, flat), s=band.n)
+
+
+def _inverse(y_hat: Tensor, band: Band) -> Tensor:
+    return torch.fft.irfft2(y_hat, s=band.n)[..., : band.out[0], : band.out[1]].contiguous()
+
+
+def select(magnitude: Tensor, selection: str, compression: float, n: tuple[int, int]) -> Tensor:
+    """The cells to keep: Bool of the shape of `magnitude`, Float64 [..., N_h, N_w // 2 + 1].
+
+    lead: the band of `spectra.low_pass_mask`. top: all but the floor(compression * cells) smallest cells; a conjugate
+    pair of a self-conjugate column is kept whole if either of its cells is.
+    """
+    if selection == "lead":
+        return low_pass_mask(n, compression, magnitude.device).expand_as(magnitude)
+    if selection != "top":
+        raise RangeError(f"unknown selection {selection!r}; known: lead, top")
+    dropped = int(compression * magnitude.numel())
+    keep = torch.ones(magnitude.numel(), dtype=torch.bool, device=magnitude.device)
+    keep[magnitude.flatten().argsort(stable=True)[:dropped]] = False
+    keep = keep.view_as(magnitude)
+    mirror = torch.arange(0, -n[0], -1, device=keep.device).remainder(n[0])
+    for column in (0, half(n[1]) - 1) if n[1] % 2 == 0 else (0,):
+        keep[..., column] |= keep[..., mirror, column]
+    return keep
+
+
+# --- declaration ----------------------------------------------------------------------------------------------------
+
+
+def _band_of(case: Case) -> Band:
+    kernel, size = (case["kernel_size"],) * 2, (case["height"], case["width"])
+    return conv_band(size, kernel, padding="valid", compression=0.0, grid=case["grid"])
+
+
+def _inputs(case: Case, device: str) -> dict[str, Any]:
+    band, dtype = _band_of(case), getattr(torch, case.dtype)
+    x = feature_map(case["input"], (case["batch"], case["channels"], case["height"], case["width"]), case.seed).double()
+    weight = he_kernel((case["out_channels"], case["channels"], *band.kernel), case.seed).double()
+    n = (band.n[0], band.n[1])
+    masks = {
+        "x_mask": select(_spectrum(x, band).abs(), case["selection"], case["compression"], n),
+        "w_mask": select(torch.fft.rfft2(weight, s=band.n).abs(), case["selection"], case["compression"], n),
+    }
+    tensors = {"x": x.to(dtype), "weight": weight.to(dtype), **masks}
+    return {**{name: tensor.to(device) for name, tensor in tensors.items()}, "band": band}
+
+
+def _reference(x: Tensor, weight: Tensor, x_mask: Tensor, w_mask: Tensor, band: Band) -> Tensor:
+    """The operation in float64 on full complex spectra, the masks extended to every frequency."""
+    placed = x.new_zeros(*x.shape[:2], *band.n, dtype=torch.float64)
+    placed[..., : band.size[0], : band.size[1]] = x
+    x_hat = torch.fft.fft2(placed) * _full(x_mask, band)
+    w_hat = torch.fft.fft2(weight.double(), s=band.n) * _full(w_mask, band)
+    y = torch.fft.ifft2(torch.einsum("bcuv,ocuv->bouv", x_hat, w_hat.conj())).real
+    return y[..., : band.out[0], : band.out[1]]
+
+
+def _full(mask: Tensor, band: Band) -> Tensor:
+    rows = torch.arange(0, -band.n[0], -1).remainder(band.n[0])
+    redundant = torch.arange(band.n[1] - half(band.n[1]), 0, -1)  # column N - v holds the mirror of v
+    return torch.cat([mask, mask[..., rows, :][..., redundant]], dim=-1)
+
+
+def _ideal(x: Tensor, weight: Tensor, x_mask: Tensor, w_mask: Tensor, band: Band) -> Tensor:
+    return direct(x.double(), weight.double(), None, band, 1)
+
+
+def _cost(case: Case) -> Cost:
+    band, itemsize = _band_of(case), getattr(torch, case.dtype).itemsize
+    batch, channels, out_channels = case["batch"], case["channels"], case["out_channels"]
+    planes = batch * channels + out_channels * channels + batch * out_channels
+    n = band.n[0] * band.n[1]
+    pixels = batch * channels * math.prod(band.size) + out_channels * channels * math.prod(band.kernel)
+    masks = (batch + out_channels) * channels * band.half_cells
+    return Cost(
+        bytes_read=itemsize * pixels + masks,
+        bytes_written=itemsize * batch * out_channels * math.prod(band.out),
+        flops=int(2.5 * n * math.log2(n) * planes) + 8 * batch * channels * out_channels * band.half_cells,
+    )
+
+
+def _observe(case: Case, output: Tensor) -> Mapping[str, float]:
+    kept = float(_inputs(case, "cpu")["x_mask"].double().mean())
+    return {"achieved_compression": 1.0 - kept, "kept_fraction": kept}
+
+
+# The experiment of the paper: a 3x32x32 image under a 3x5x5 filter on the 59x59 circle, 5310 cells.
+_IMAGE: dict[str, tuple[Scalar, ...]] = {
+    "batch": (1,),
+    "channels": (3,),
+    "out_channels": (1,),
+    "height": (32,),
+    "width": (32,),
+    "kernel_size": (5,),
+    "grid": ("seed",),
+    "selection": ("lead", "top"),
+    "compression": (0.0, 0.1, 0.5, 0.8),
+    "input": ("photo",),
+}
+_RATES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+
+PROFILES: dict[str, tuple[Block, ...]] = {
+    "smoke": (
+        Block(
+            {
+                **_IMAGE,
+                "height": (9,),
+                "width": (8,),
+                "kernel_size": (3,),
+                "compression": (0.0, 0.5),
+                "input": ("white",),
+            }
+        ),
+    ),
+    "quick": (Block(_IMAGE),),
+    "study": (Block({**_IMAGE, "compression": _RATES, "input": ("photo", "pink", "white")}),),
+    "gpu": (Block({**_IMAGE, "batch": (128,), "out_channels": (64,)}),),
+    "asv": (Block({**_IMAGE, "compression": (0.1, 0.5)}),),
+}
+
+OPERATION = Operation(
+    name="spectrum_selection",
+    summary="convolution that keeps the low, or the large, coefficients of map and kernel",
+    version=1,
+    source="Dziedzic et al., Band-limited Training and Inference for CNNs, ICML 2019, section 6.2.10",
+    profiles=PROFILES,
+    make_inputs=_inputs,
+    reference=_reference,
+    ideal=_ideal,
+    cost=_cost,
+    fft_size=lambda case: _band_of(case).n,
+    tolerance=Tolerance(
+        {"float32": 3e-6, "float64": 1e-12}, because="three FFTs in fp32 and a sum over a few channels"
+    ),
+    implementations=(
+        Implementation("torch_fft", "baseline", spectrum_selection, "rfft2, mask, einsum, irfft2", gradients=()),
+    ),
+    auto=lambda **inputs: "torch_fft",
+    observe=_observe,
+)
