@@ -185,8 +185,8 @@ PROFILES: dict[str, tuple[Block, ...]] = {
             implementations=_SPECTRAL,
         ),
         Block({**_SHAPE, "kernel_size": (3, 7), "compression": (0.0, 0.5)}),
-        Block(_depthwise(2, 128, 56, (7, 31)), implementations=_SPECTRAL),
-        Block(_depthwise(2, 256, 28, (29,)), implementations=_SPECTRAL),
+        Block({**_depthwise(2, 128, 56, (3, 7, 15, 31)), "compression": (0.0, 0.5)}, implementations=_SPECTRAL),
+        Block({**_depthwise(2, 256, 28, (29,)), "compression": (0.0, 0.5)}, implementations=_SPECTRAL),
     ),
     "claims": (
         Block({**_SHAPE, "kernel_size": (3, 7, 15, 31)}, implementations=_CLAIMED),

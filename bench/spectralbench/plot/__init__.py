@@ -1,0 +1,79 @@
+"""Draw every figure from stored results alone: `draw_all` (needs pandas, seaborn and matplotlib, never torch).
+
+One module per family of figures. A figure that has no data is not drawn, and the reason is returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from spectralbench.history import History, current, load, only_machine
+
+FIGURES = (
+    "kernel_size_sweep",
+    "error_vs_compression",
+    "kept_vs_beta",
+    "sparse_crossover",
+    "nominal_vs_achieved",
+    "pareto",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Gallery:
+    """The files drawn, and (machine, figure, reason) for each figure, or part of one, that was not drawn."""
+
+    paths: tuple[Path, ...]
+    skipped: tuple[tuple[str, str, str], ...]
+
+    def __iter__(self) -> Iterator[Path]:
+        return iter(self.paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+def draw_all(
+    results: Path | History, out: Path, machine: str | None = None, *, only: Sequence[str] = FIGURES
+) -> Gallery:
+    """Write `out/<machine>/<figure>[-<what>].png` for one machine or all, from the newest point of every series.
+
+    results: the results folder, or a history that is loaded already.
+
+    Raises: ValueError if the machine or a figure in `only` is unknown; ModuleNotFoundError, saying what to install, if
+    the drawing libraries are missing.
+    """
+    unknown = [name for name in only if name not in FIGURES]
+    if unknown:
+        raise ValueError(f"unknown figure {unknown[0]!r}; known: {', '.join(FIGURES)}")
+    history = current(only_machine(results if isinstance(results, History) else load(results), machine))
+    try:
+        from spectralbench.plot import achieved, error, kernel_size, pareto, sparse
+        from spectralbench.plot.frame import measurements
+        from spectralbench.plot.style import NotDrawn, save, styled
+    except ModuleNotFoundError as missing:
+        missing.msg = f"figures need {missing.name}; install them with: pip install 'spectralbench[plots]'"
+        raise
+    families = {
+        "kernel_size_sweep": kernel_size.draw,
+        "error_vs_compression": error.draw,
+        "kept_vs_beta": sparse.draw_kept,
+        "sparse_crossover": sparse.draw_crossover,
+        "nominal_vs_achieved": achieved.draw,
+        "pareto": pareto.draw,
+    }
+    paths: list[Path] = []
+    skipped: list[tuple[str, str, str]] = []
+    for name in history.machines:
+        frame = measurements(only_machine(history, name))
+        for figure in only:
+            with styled():
+                for page in families[figure](frame, name):
+                    if isinstance(page, NotDrawn):
+                        skipped.append((name, figure, page.reason))
+                        continue
+                    stem = f"{figure}-{page.suffix}" if page.suffix else figure
+                    paths.append(save(page.figure, out / name / f"{stem}.png"))
+    return Gallery(tuple(paths), tuple(skipped))

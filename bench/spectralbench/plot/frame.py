@@ -1,0 +1,163 @@
+"""The newest point of every series as one table: a row per implementation, case and process, a column per metric."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from spectralbench.history import History, Subject
+
+TIMES = "\N{MULTIPLICATION SIGN}"
+# Not part of what was measured: where each number came from.
+PROVENANCE = ("process", "mark", "torch", "role")
+
+
+def measurements(history: History) -> pd.DataFrame:
+    """One row per subject and process; parameters and metrics are columns.
+
+    Times and energies keep one value per process. A metric that only some processes took (errors, bytes) is filled in
+    for the others of the same subject, because it does not depend on the process.
+    """
+    rows: dict[tuple[Subject, str], dict[str, Any]] = {}
+    metrics: set[str] = set()
+    subjects: dict[Subject, int] = {}
+    for series in history.series:
+        subject = series.key.subject
+        metrics.add(series.key.metric)
+        for process, value in series.newest.processes:
+            row = rows.setdefault(
+                (subject, process),
+                {
+                    "subject": subjects.setdefault(subject, len(subjects)),
+                    "operation": subject.operation,
+                    "implementation": subject.implementation,
+                    "role": series.role,
+                    "dtype": subject.dtype,
+                    "pass": subject.pass_,
+                    "fft_size": "x".join(str(size) for size in subject.fft_size),
+                    "cache": subject.cache,
+                    "launch": subject.launch,
+                    "seed": subject.seed,
+                    "process": process,
+                    "mark": series.newest.mark,
+                    "torch": dict(series.newest.environment).get("torch", "unknown"),
+                    **series.params,
+                },
+            )
+            row[series.key.metric] = value
+    # Parameters stay Python objects: an operation without one must not turn the others' integers into floats.
+    frame = pd.DataFrame(list(rows.values()), dtype=object)
+    for metric in sorted(metrics):
+        frame[metric] = frame[metric].astype(float)
+        if metric not in ("device_time", "energy"):
+            frame[metric] = frame[metric].fillna(frame.groupby("subject")[metric].transform("median"))
+    frame.attrs["metrics"] = tuple(sorted(metrics))
+    return frame
+
+
+def operation(frame: pd.DataFrame, names: Collection[str], needed: Sequence[str]) -> pd.DataFrame:
+    """The rows of some operations that have every needed column, without columns that are empty there."""
+    if frame.empty or any(column not in frame.columns for column in needed):
+        return frame.iloc[0:0]
+    rows = frame[frame["operation"].isin(names)].dropna(axis="columns", how="all")
+    if not set(needed) <= set(rows.columns):
+        return rows.iloc[0:0]
+    rows = rows.dropna(subset=list(needed)).infer_objects()
+    if "input" not in rows:
+        rows = rows.assign(input="")
+    rows.attrs["metrics"] = frame.attrs["metrics"]
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """The rows that differ only along a figure's own axes; `label` says what they share, `suffix` is for a file."""
+
+    label: str
+    suffix: str
+    rows: pd.DataFrame
+
+
+def settings(
+    frame: pd.DataFrame, along: Collection[str], over: Collection[str], *, first: tuple[str, str] | None = None
+) -> list[Setting]:
+    """Split rows by everything that is neither along an axis nor a metric; the setting with the most points first.
+
+    Settings with fewer than two different values of any column in `over` have no curve and are left out. `first`
+    (column, value) puts those settings before the others. The first setting has no suffix, so that its file keeps a
+    name that a README can link to.
+    """
+    if frame.empty:
+        return []
+    free = {*along, *frame.attrs["metrics"], *PROVENANCE, "subject"}
+    fixed = [column for column in frame.columns if column not in free]
+    groups = [rows for _, rows in frame.groupby(fixed, dropna=False, sort=False)]
+    groups = [rows for rows in groups if all(rows[column].nunique() > 1 for column in over)]
+    groups.sort(key=lambda rows: (first is not None and rows[first[0]].iloc[0] != first[1], -len(rows)))
+    varying = [column for column in fixed if frame[column].nunique(dropna=False) > 1]
+    return [
+        Setting(_label(rows.iloc[0], fixed), "" if index == 0 else _suffix(rows.iloc[0], varying), rows)
+        for index, rows in enumerate(groups)
+    ]
+
+
+def spread_over(values: Sequence[Any], count: int) -> list[Any]:
+    """At most `count` of the sorted values: first and last, and the rest evenly between them."""
+    ordered = sorted(values)
+    if len(ordered) <= count:
+        return ordered
+    return [ordered[round(index * (len(ordered) - 1) / (count - 1))] for index in range(count)]
+
+
+def _label(row: pd.Series, fixed: Sequence[str]) -> str:
+    return ", ".join(_words(row, fixed))
+
+
+def _suffix(row: pd.Series, varying: Sequence[str]) -> str:
+    text = "-".join(_words(row, varying)).replace("→", "to").replace(TIMES, "x").replace(" + ", "-").replace(" = ", "")
+    return "".join(letter if letter.isalnum() or letter in "-._=" else "_" for letter in text)
+
+
+def _words(row: pd.Series, columns: Sequence[str]) -> Iterator[str]:
+    """`band_limited_conv2d`, `B8`, `64→64 channels`, `32x32`, then what else there is as name=value."""
+    left = [column for column in columns if pd.notna(row[column]) and row[column] != ""]
+
+    def take(*names: str) -> bool:
+        found = all(name in left for name in names)
+        if found:
+            left[:] = [name for name in left if name not in names]
+        return found
+
+    if take("operation"):
+        yield str(row["operation"])
+    if take("batch"):
+        yield f"B{row['batch']:g}"
+    depthwise = "groups" in left and row["groups"] > 1 and row["groups"] == row.get("in_channels")
+    if take("in_channels", "out_channels"):
+        yield f"{row['in_channels']:g}→{row['out_channels']:g} channels"
+    if take("groups") and row["groups"] > 1:
+        yield "depthwise" if depthwise else f"{row['groups']:g} groups"
+    if take("channels"):
+        yield f"{row['channels']:g} channels"
+    if take("height", "width"):
+        yield f"{row['height']:g}{TIMES}{row['width']:g}"
+    if take("input"):
+        yield f"{row['input']} input"
+    if take("fft_size"):
+        yield f"N = {str(row['fft_size']).replace('x', TIMES)}"
+    if take("dtype"):
+        yield str(row["dtype"])
+    if take("pass"):
+        yield "forward + backward" if row["pass"] == "both" else f"{row['pass']} pass"
+    if take("cache"):
+        yield f"{row['cache']} cache"
+    if take("launch") and row["launch"] != "eager":
+        yield f"{row['launch']} launch"
+    if take("seed") and row["seed"] != 0:
+        yield f"seed {row['seed']}"
+    for name in left:
+        value = row[name]
+        yield f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"

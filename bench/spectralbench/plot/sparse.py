@@ -1,0 +1,117 @@
+"""Threshold sparsity: kept fraction and bytes against beta (P18, P20), and where sparse formats pay off (P22)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from spectralbench.plot.frame import operation, settings
+from spectralbench.plot.style import (
+    MOST_PAGES,
+    Look,
+    NotDrawn,
+    Page,
+    draw_line,
+    finish,
+    looks,
+    panels,
+    percent_axis,
+    ratio_axis,
+    sequence_looks,
+)
+
+ALONG = ("implementation", "beta", "input")
+
+
+def draw_kept(frame: pd.DataFrame, machine: str) -> Iterator[Page | NotDrawn]:
+    """Kept fraction against beta, one line per input; then stored bytes relative to dense, one panel per input."""
+    rows = operation(frame, ("threshold_spectrum",), ("beta", "kept_fraction"))
+    drawable = settings(rows, ALONG, ("beta",))
+    if not drawable:
+        yield NotDrawn("no kept fraction of threshold_spectrum at two or more values of beta")
+    for setting in drawable[:MOST_PAGES]:
+        rows = setting.rows
+        relative = _relative_to_dense(rows, "stored_bytes", ["input", "beta"])
+        if relative.empty:
+            yield NotDrawn(f"bytes against beta, {setting.label}: no stored_bytes of a dense implementation")
+        inputs = sorted(rows["input"].unique())
+        count = 1 + (len(inputs) if len(relative) else 0)
+        columns = count if count <= 3 else 2
+        figure, grid = panels(-(-count // columns), columns, sharex=False, sharey=False)
+        first, *others = [ax for row in grid for ax in row]
+        for ax in others[count - 1 :]:
+            ax.remove()
+        shown: dict[str, Look] = {}
+        for source, look in sequence_looks(inputs, start=5).items():
+            kept = rows[rows["input"] == source]
+            draw_line(first, kept, "beta", "kept_fraction", look)
+            shown[f"{source} input".strip()] = look
+        scaled = "beta (times the map's rms)" if _is_relative(rows) else "beta (magnitude)"
+        percent_axis(first, "y", "kept coefficients")
+        first.set_ylim(bottom=0)
+        first.set_title("kept fraction")
+        first.set_xlabel(scaled)
+        formats = looks(rows)
+        for ax, source in zip(others, inputs, strict=False):
+            for name, look in formats.items():
+                one = relative[(relative["input"] == source) & (relative["implementation"] == name)]
+                if not one.empty:
+                    draw_line(ax, one, "beta", "relative", look)
+                    shown[name] = look
+            ratio_axis(ax, list(relative["relative"]), "stored bytes relative to dense")
+            ax.set_ylim(relative["relative"].min() / 1.3, max(relative["relative"].max(), 1.0) * 1.3)
+            ax.set_title(f"bytes, {source} input" if source else "bytes")
+            ax.set_xlabel(scaled)
+        what = "Kept fraction and stored bytes against beta"
+        yield Page(setting.suffix, finish(figure, machine, what, setting.label, shown, rows))
+    for setting in drawable[MOST_PAGES:]:
+        yield NotDrawn(f"{setting.label}: {MOST_PAGES} settings with more points are drawn")
+
+
+def draw_crossover(frame: pd.DataFrame, machine: str) -> Iterator[Page | NotDrawn]:
+    """Stored bytes and multiply time relative to dense, against density; below 1 a format pays off."""
+    rows = operation(frame, ("sparse_multiply",), ("kept_fraction", "beta"))
+    drawable = settings(rows, ALONG, ("kept_fraction",))
+    if not drawable:
+        yield NotDrawn("no sparse_multiply at two or more densities")
+    for setting in drawable[:MOST_PAGES]:
+        parts = {
+            metric: _relative_to_dense(setting.rows, metric, ["input", "beta", "process"])
+            for metric in ("stored_bytes", "device_time")
+            if metric in setting.rows
+        }
+        parts = {metric: found for metric, found in parts.items() if not found.empty}
+        if not parts:
+            yield NotDrawn(f"{setting.label}: no dense multiply to compare with")
+            continue
+        figure, axes = panels(1, len(parts), sharey=False)
+        shown: dict[str, Look] = {}
+        for ax, (metric, relative) in zip(axes[0], parts.items(), strict=True):
+            for name, look in looks(setting.rows).items():
+                one = relative[relative["implementation"] == name]
+                if not one.empty:
+                    draw_line(ax, one, "kept_fraction", "relative", look)
+                    shown[name] = look
+            words = "stored bytes" if metric == "stored_bytes" else "multiply time"
+            ratio_axis(ax, list(relative["relative"]), f"{words} relative to dense")
+            percent_axis(ax, "x", "density: kept coefficients")
+            ax.set_title(f"{words} (below 1x the sparse format wins)")
+        what = "Where sparse spectra pay off"
+        yield Page(setting.suffix, finish(figure, machine, what, setting.label, shown, setting.rows))
+    for setting in drawable[MOST_PAGES:]:
+        yield NotDrawn(f"{setting.label}: {MOST_PAGES} settings with more points are drawn")
+
+
+def _relative_to_dense(rows: pd.DataFrame, metric: str, keys: list[str]) -> pd.DataFrame:
+    """The sparse rows with a column `relative`: the metric over that of the dense implementation of the same case."""
+    if metric not in rows or rows[metric].isna().all():
+        return rows.iloc[0:0]
+    dense = rows[rows["implementation"].str.contains("dense")].groupby(keys)[metric].median().rename("of_dense")
+    paired = rows.join(dense, on=keys).dropna(subset=["of_dense", metric])
+    paired = paired.assign(relative=paired[metric] / paired["of_dense"])
+    return paired[~paired["implementation"].str.contains("dense")]
+
+
+def _is_relative(rows: pd.DataFrame) -> bool:
+    return "relative" in rows and bool(rows["relative"].astype(bool).all())

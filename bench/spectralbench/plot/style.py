@@ -1,0 +1,219 @@
+"""One style for every figure: it survives a black-and-white printer and colour-blind eyes.
+
+An implementation has a colour, a marker and a dash pattern of its own, the same in every figure of a machine. Kernels
+are solid lines with filled markers; baselines are dashed with hollow ones. The palette is Okabe and Ito's without
+yellow, which vanishes on paper.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+from spectralbench.quantity import amount, scale
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
+DASHES = ((0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)), (0, (1, 1)), (0, (6, 1.5, 1.5, 1.5, 1.5, 1.5)), (0, (10, 3)))
+PANEL = (3.9, 3.2)
+MOST_PAGES = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A drawn figure; `suffix` tells several figures of one family apart."""
+
+    suffix: str
+    figure: Figure
+
+
+@dataclass(frozen=True, slots=True)
+class NotDrawn:
+    """Why a figure, or a part of it, is missing."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How one line is drawn."""
+
+    color: str
+    marker: str
+    dash: Any
+    filled: bool
+
+    def line(self) -> dict[str, Any]:
+        """The keywords for `Axes.errorbar` and `Line2D`."""
+        return {
+            "color": self.color,
+            "marker": self.marker,
+            "linestyle": self.dash,
+            "markerfacecolor": self.color if self.filled else "white",
+            "markeredgecolor": self.color,
+        }
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """The style of every figure, left as it was found."""
+    settings = {
+        **sns.axes_style("whitegrid"),
+        **sns.plotting_context("paper", font_scale=1.1),
+        "grid.color": "#DDDDDD",
+        "lines.linewidth": 1.5,
+        "lines.markersize": 5,
+        "axes.titlesize": "medium",
+        "savefig.dpi": 144,
+    }
+    with matplotlib.rc_context(settings):
+        yield
+
+
+def looks(rows: pd.DataFrame) -> dict[str, Look]:
+    """A look for every implementation: kernels first, in alphabetical order, so that a look is stable."""
+    names = rows[["implementation", "role"]].drop_duplicates("implementation")
+    order = sorted(zip(names["implementation"], names["role"], strict=True), key=lambda one: (one[1] != "kernel", one))
+    found: dict[str, Look] = {}
+    for index, (name, role) in enumerate(order):
+        dash = "-" if role == "kernel" else DASHES[index % len(DASHES)]
+        found[name] = Look(PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)], dash, role == "kernel")
+    return found
+
+
+def sequence_looks(values: Sequence[Any], start: int = 0) -> dict[Any, Look]:
+    """A look for every value of a parameter; `start` keeps two kinds of lines in one figure apart."""
+    dashes = ("-", *DASHES)
+    return {
+        value: Look(PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)], dashes[index % len(dashes)], True)
+        for index, value in enumerate(values, start)
+    }
+
+
+def quartiles(rows: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
+    """Median and quartiles of `y` over the processes at each `x`, sorted by `x`."""
+    found = rows.groupby(x)[y].quantile([0.25, 0.5, 0.75]).unstack()
+    found.columns = ["low", "middle", "high"]
+    return found.sort_index()
+
+
+def draw_line(ax: Axes, rows: pd.DataFrame, x: str, y: str, look: Look, divide: float = 1.0) -> None:
+    """One line: medians over the processes with quartile bars."""
+    found = quartiles(rows, x, y) / divide
+    bars = [found["middle"] - found["low"], found["high"] - found["middle"]]
+    ax.errorbar(found.index, found["middle"], yerr=bars, capsize=2.5, elinewidth=1, **look.line())
+
+
+def panels(rows: int, columns: int, *, sharex: bool = True, sharey: Any = "row") -> tuple[Figure, list[list[Axes]]]:
+    """A grid of panels whose labels and legends make room for each other."""
+    figure = Figure(figsize=(PANEL[0] * columns + 2.2, PANEL[1] * rows + 0.9), layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=sharex, sharey=sharey, squeeze=False)
+    return figure, [list(row) for row in axes]
+
+
+def finish(
+    figure: Figure,
+    machine: str,
+    what: str,
+    label: str,
+    shown: Mapping[str, Look | Line2D],
+    rows: pd.DataFrame,
+    spread: str = "median and quartiles",
+) -> Figure:
+    """Title with machine and setting, legend beside the panels, and a caption with the numbers' origin.
+
+    spread: what is drawn of the processes, for the caption.
+    """
+    width = int(figure.get_figwidth() * 12)
+    figure.suptitle("\n".join((what, *textwrap.wrap(f"{machine} · {label}", width))), fontsize="medium")
+    handles = [one if isinstance(one, Line2D) else Line2D([], [], **one.line()) for one in shown.values()]
+    figure.legend(handles, list(shown), loc="outside right center", handlelength=3.2, frameon=False)
+    figure.supxlabel("\n".join(textwrap.wrap(caption(rows, spread), width)), fontsize="small", color="#555555")
+    return figure
+
+
+def caption(rows: pd.DataFrame, spread: str) -> str:
+    """`median and quartiles over 5 processes · torch 2.13.0 · commit 1a2b3c4d`."""
+    processes = int(rows.groupby("subject")["process"].nunique().median())
+    spread = f"{spread} over {processes} processes" if processes > 1 else "median of one process"
+    marks = sorted(set(rows["mark"]))
+    commits = f"commit {marks[0]}" if len(marks) == 1 else f"{len(marks)} commits, {marks[0]} to {marks[-1]}"
+    return f"{spread} · torch {', '.join(sorted(set(rows['torch'])))} · {commits}"
+
+
+def percent_axis(ax: Axes, which: str, label: str) -> None:
+    """An axis of fractions, shown as percent."""
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}"))
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_label_text(f"{label} (%)")
+
+
+def log_axis(ax: Axes, which: str, values: Sequence[float], unit: str, label: str) -> None:
+    """A logarithmic axis in one human unit where the data span few decades, else with a unit on every tick."""
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    positive = [float(value) for value in values if value > 0]
+    (ax.set_xscale if which == "x" else ax.set_yscale)("log", base=2 if unit == "byte" else 10)
+    span = max(positive) / min(positive)
+    if unit == "byte":
+        step = max(1, round(math.log2(span) / 5))
+        axis.set_major_locator(LogLocator(base=2.0**step))
+    else:
+        axis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5) if span < 300 else (1, 3) if span < 3000 else (1,)))
+    axis.set_minor_locator(NullLocator())
+    if span < 1000:
+        divisor, symbol = scale([sorted(positive)[len(positive) // 2]], unit)
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / divisor:.4g}"))
+        axis.set_label_text(f"{label} ({symbol})")
+    else:
+        axis.set_major_formatter(FuncFormatter(lambda value, _: amount(value, unit)))
+        axis.set_label_text(label)
+
+
+def ratio_axis(ax: Axes, values: Sequence[float], label: str) -> None:
+    """A logarithmic y-axis of ratios, ticks such as 1/2x, 1x, 2x (or 0.7x, 1x, 1.5x if they are close), a line at 1."""
+    positive = [1.0, *(float(value) for value in values if value > 0)]
+    span = max(positive) / min(positive)
+    ax.set_yscale("log", base=2)
+    if span < 6:
+        ax.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 1.2, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}x"))
+    else:
+        ax.yaxis.set_major_locator(LogLocator(base=2.0 ** max(1, round(math.log2(span) / 6))))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.4g}x" if v >= 1 else f"1/{1 / v:.4g}x"))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.axhline(1, color="black", linewidth=1, zorder=1)
+    ax.set_ylabel(label)
+
+
+def size_axis(ax: Axes, values: Sequence[int], label: str) -> None:
+    """A logarithmic x-axis whose ticks are sizes that were measured, as many as have room."""
+    ticks = [float(values[-1])]
+    for value in reversed(values[:-1]):
+        if ticks[0] / value > 1.3:
+            ticks.insert(0, float(value))
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_locator(FixedLocator(ticks))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.set_xlabel(label)
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write the figure, with the folder that it lies in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path

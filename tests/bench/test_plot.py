@@ -1,0 +1,139 @@
+"""Figures from records alone: all are drawn, labelled and complete; what cannot be drawn says why."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import synthetic_records as synthetic
+
+pytest.importorskip("matplotlib", reason="figures are an optional extra")
+pytest.importorskip("seaborn", reason="figures are an optional extra")
+pd = pytest.importorskip("pandas", reason="figures are an optional extra")
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
+
+from spectralbench import history  # noqa: E402
+from spectralbench.plot import FIGURES, achieved, draw_all, error, kernel_size, pareto, sparse  # noqa: E402
+from spectralbench.plot.frame import measurements, spread_over  # noqa: E402
+from spectralbench.plot.style import NotDrawn, Page, looks, quartiles, styled  # noqa: E402
+
+FAMILIES = (kernel_size.draw, error.draw, sparse.draw_kept, sparse.draw_crossover, achieved.draw, pareto.draw)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> history.History:
+    results = tmp_path_factory.mktemp("results")
+    synthetic.study(results, random.Random(7), processes=3)
+    return history.load(results)
+
+
+@pytest.fixture(scope="module")
+def frame(study: history.History) -> pd.DataFrame:
+    return measurements(history.current(study))
+
+
+def test_every_figure_is_written(study: history.History, tmp_path: Path) -> None:
+    gallery = draw_all(study, tmp_path)
+    names = {path.stem for path in gallery}
+    assert set(FIGURES) <= names
+    assert all(path.parent == tmp_path / "cpu-test-2c" for path in gallery)
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in gallery)
+    assert all(reason for _, _, reason in gallery.skipped)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=FIGURES)
+def test_axes_are_labelled_and_nothing_is_clipped_or_overlaps(family, frame: pd.DataFrame) -> None:
+    with styled():
+        pages = [page for page in family(frame, "cpu-test-2c") if isinstance(page, Page)]
+        assert pages
+        for page in pages[:2]:
+            figure = page.figure
+            FigureCanvasAgg(figure).draw()
+            assert "cpu-test-2c" in figure.get_suptitle()
+            whole = figure.bbox
+            renderer = figure.canvas.get_renderer()
+            (legend,) = figure.legends
+            for ax in figure.axes:
+                box = ax.get_tightbbox(renderer)
+                assert whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0 and box.y1 <= whole.y1
+                assert not legend.get_window_extent().overlaps(box)
+                outer = ax.get_subplotspec().is_last_row() if ax.get_subplotspec() else False
+                assert not outer or ax.get_xlabel()
+            assert not legend.get_window_extent().overlaps(figure._suptitle.get_window_extent())
+
+
+def test_lines_carry_the_medians_over_processes(frame: pd.DataFrame) -> None:
+    rows = frame[(frame["operation"] == "sparse_multiply") & (frame["implementation"] == "bitmap")]
+    found = quartiles(rows[rows["input"] == "photo"], "beta", "device_time")
+    by_hand = rows[rows["input"] == "photo"].groupby("beta")["device_time"].median()
+    assert found["middle"].tolist() == by_hand.tolist()
+    assert (found["low"] <= found["middle"]).all() and (found["middle"] <= found["high"]).all()
+
+
+def test_speedup_is_direct_over_ours(tmp_path: Path) -> None:
+    records = []
+    for kernel in (3, 7):
+        for compression in (0.0, 0.5):
+            case = {"kernel_size": kernel, "compression": compression, "grid": "tight"}
+            shared = {"operation": "band_limited_conv2d", "case": case}
+            records.append(synthetic.record({"device_time": 1e-3}, implementation="dft_gemm", **shared))
+            if compression == 0:
+                times = {"device_time": kernel * 1e-3}
+                records.append(synthetic.record(times, implementation="direct", role="baseline", **shared))
+    synthetic.write(tmp_path, "a", synthetic.environment(), records)
+    with styled():
+        found = list(kernel_size.draw(measurements(history.load(tmp_path)), "m"))
+    (page,) = [one for one in found if isinstance(one, Page)]
+    speedups = [line.get_ydata() for line in page.figure.axes[3].lines if len(line.get_ydata()) == 2]
+    assert any(list(line) == pytest.approx([3, 7]) for line in speedups)
+
+
+def test_styles_differ_in_more_than_colour(frame: pd.DataFrame) -> None:
+    found = looks(frame[frame["operation"] == "band_limited_conv2d"])
+    assert len({look.marker for look in found.values()}) == len(found)
+    assert len({look.color for look in found.values()}) == len(found)
+    roles = dict(zip(frame["implementation"], frame["role"], strict=True))
+    assert all(look.filled == (roles[name] == "kernel") for name, look in found.items())
+
+
+def test_undominated_points() -> None:
+    points = pd.DataFrame({"time": [1.0, 2.0, 3.0, 2.0], "bytes": [3.0, 2.0, 3.0, 2.0], "error": [0.0, 0.0, 0.0, 0.1]})
+    assert pareto.undominated(points, ["time", "bytes", "error"]).tolist() == [True, True, False, False]
+    assert pareto.undominated(points, ["time", "bytes"]).tolist() == [True, True, False, True]
+
+
+def test_figures_without_data_say_so(tmp_path: Path) -> None:
+    synthetic.write(tmp_path, "a", synthetic.environment(), [synthetic.record({"device_time": 1.0})])
+    gallery = draw_all(tmp_path, tmp_path / "figures")
+    assert len(gallery) == 0
+    assert {figure for _, figure, _ in gallery.skipped} == set(FIGURES)
+    reasons = " ".join(reason for _, _, reason in gallery.skipped)
+    assert "no times of a band-limited convolution" in reasons and "no sparse_multiply" in reasons
+    assert list(draw_all(history.History(()), tmp_path)) == []
+
+
+def test_a_missing_part_is_named(tmp_path: Path) -> None:
+    records = [
+        synthetic.record(
+            {"device_time": 1.0}, operation="band_limited_conv2d", case={"kernel_size": size, "compression": 0.5}
+        )
+        for size in (3, 5)
+    ]
+    synthetic.write(tmp_path, "a", synthetic.environment(), records)
+    with styled():
+        found = list(kernel_size.draw(measurements(history.load(tmp_path)), "m"))
+    assert any(isinstance(one, NotDrawn) and "no direct convolution" in one.reason for one in found)
+
+
+def test_unknown_names_list_the_known_ones(study: history.History, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="unknown figure 'pie'; known: kernel_size_sweep"):
+        draw_all(study, tmp_path, only=("pie",))
+    with pytest.raises(ValueError, match="known: cpu-test-2c"):
+        draw_all(study, tmp_path, "nvidia-h200")
+
+
+def test_spread_over_keeps_both_ends() -> None:
+    assert spread_over([3, 1, 2], 5) == [1, 2, 3]
+    assert spread_over(range(31), 3) == [0, 15, 30]
