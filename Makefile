@@ -10,9 +10,8 @@ test: .venv/ready
 	$(BIN)/python -m pytest
 
 bench: .venv/ready
-	$(BIN)/spectralbench run --profile quick --time-budget $(TIME_BUDGET)
-	$(BIN)/spectralbench plot
-	$(BIN)/spectralbench report
+	$(BIN)/spectralbench run --profile quick --time-budget $(TIME_BUDGET); status=$$?; \
+	$(BIN)/spectralbench plot && $(BIN)/spectralbench report && exit $$status
 
 # The ratios that the README quotes: dft_gemm against torch.fft and the library convolution, interleaved, one run.
 claims: .venv/ready

@@ -147,16 +147,20 @@ def _grid_sizes(
 def conv_cost(batch: int, channels: int, out_channels: int, groups: int, band: Band, itemsize: int) -> Cost:
     """Floor of a band-limited convolution in any number of dimensions; x, weight, bias and y cross memory once.
 
-    FLOPs: separable truncated transforms of x, weight and y, and 8 B O (C / g) F for the product over F modes; at
-    compression 0 the cheaper of that and the direct convolution, 2 B O (C / g) |out| |kernel|.
+    FLOPs: the transforms of x, weight and y, each by the cheaper of a separable truncated DFT and a full FFT on the
+    circle (2.5 N log2 N), and 8 B O (C / g) F for the product over F modes; at compression 0 the cheaper of that and
+    the direct convolution, 2 B O (C / g) |out| |kernel|.
     """
     size, out, taps = math.prod(band.size), math.prod(band.out), math.prod(band.kernel)
     per_group = channels // groups
 
     def transform(plane: tuple[int, ...]) -> int:
-        """Two real products: over the last axis, then (in 2-D) the complex one over the rows."""
-        first = 4 * math.prod(plane) * band.columns
-        return first if len(plane) == 1 else first + 8 * plane[0] * band.columns * len(band.rows)
+        """A truncated DFT is a real product over the last axis, then (in 2-D) a complex one over the rows."""
+        truncated = 4 * math.prod(plane) * band.columns
+        if len(plane) == 2:
+            truncated += 8 * plane[0] * band.columns * len(band.rows)
+        circle = math.prod(band.n)
+        return min(truncated, int(2.5 * circle * math.log2(max(2, circle))))
 
     spectral = (
         batch * channels * transform(band.size)

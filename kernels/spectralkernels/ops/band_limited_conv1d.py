@@ -17,7 +17,7 @@ from torch import Tensor
 
 from spectralkernels.convolution.baselines import ideal, reference
 from spectralkernels.convolution.geometry import GridChoice, Padding, WeightSpectrum, conv_band, conv_cost
-from spectralkernels.convolution.implementations import IMPLEMENTATIONS, RIVALS, TOLERANCE, auto, call
+from spectralkernels.convolution.implementations import CHECKED, IMPLEMENTATIONS, RIVALS, TOLERANCE, auto, call
 from spectralkernels.declare import Block, Case, Cost, Operation, Scalar
 from spectralkernels.inputs import feature_map, he_kernel
 from spectralkernels.spectra import Band
@@ -117,9 +117,13 @@ _SPECTRAL = ("dft_gemm", "dft_gemm_frozen", "cufft_triton", "direct", "torch_fft
 
 PROFILES: dict[str, tuple[Block, ...]] = {
     "smoke": (
-        Block({**_TINY, "kernel_size": (1, 4, 5), "compression": (0.0, 0.5)}, passes=("forward", "both")),
-        Block({**_TINY, "grid": ("seed", "pow2", "fast")}),
-        Block({**_TINY, "out_channels": (8,), "groups": (2, 4), "kernel_size": (3,)}),
+        Block(
+            {**_TINY, "kernel_size": (1, 4, 5), "compression": (0.0, 0.5)},
+            passes=("forward", "both"),
+            implementations=CHECKED,
+        ),
+        Block({**_TINY, "grid": ("seed", "pow2", "fast")}, implementations=CHECKED),
+        Block({**_TINY, "out_channels": (8,), "groups": (2, 4), "kernel_size": (3,)}, implementations=CHECKED),
     ),
     "quick": (Block({**_SERIES, "kernel_size": (3, 8), "compression": (0.0, 0.5)}, implementations=_SPECTRAL),),
     "study": (

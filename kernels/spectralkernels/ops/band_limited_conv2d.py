@@ -19,7 +19,7 @@ from torch import Tensor
 from spectralkernels.convolution.baselines import ideal, reference
 from spectralkernels.convolution.dft_gemm import freeze_weight
 from spectralkernels.convolution.geometry import GridChoice, Padding, WeightSpectrum, conv_band, conv_cost
-from spectralkernels.convolution.implementations import IMPLEMENTATIONS, RIVALS, TOLERANCE, auto, call
+from spectralkernels.convolution.implementations import CHECKED, IMPLEMENTATIONS, RIVALS, TOLERANCE, auto, call
 from spectralkernels.declare import Block, Case, Cost, Operation, Scalar
 from spectralkernels.inputs import feature_map, he_kernel
 from spectralkernels.spectra import Band
@@ -165,10 +165,18 @@ _RATES = (0.0, 0.25, 0.5, 0.75, 0.95)
 
 PROFILES: dict[str, tuple[Block, ...]] = {
     "smoke": (
-        Block({**_TINY, "kernel_size": (1, 3, 4, 8), "compression": (0.0, 0.5)}, passes=("forward", "both")),
-        Block({**_TINY, "kernel_size": (3,), "grid": ("seed", "pow2", "fast")}),
-        Block({**_TINY, "out_channels": (4,), "groups": (2, 4), "kernel_size": (5,)}, passes=("forward", "both")),
-        Block({**_TINY, "kernel_size": (3,), "compression": (0.0, 0.6)}, dtypes=("float64",)),
+        Block(
+            {**_TINY, "kernel_size": (1, 3, 4, 8), "compression": (0.0, 0.5)},
+            passes=("forward", "both"),
+            implementations=CHECKED,
+        ),
+        Block({**_TINY, "kernel_size": (3,), "grid": ("seed", "pow2", "fast")}, implementations=CHECKED),
+        Block(
+            {**_TINY, "out_channels": (4,), "groups": (2, 4), "kernel_size": (5,)},
+            passes=("forward", "both"),
+            implementations=CHECKED,
+        ),
+        Block({**_TINY, "kernel_size": (3,), "compression": (0.0, 0.6)}, dtypes=("float64",), implementations=CHECKED),
     ),
     "quick": (
         Block({**_SMALL, "kernel_size": (3, 7, 15, 31), "compression": (0.0, 0.5)}, implementations=_SPECTRAL),
