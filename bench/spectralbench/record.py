@@ -5,9 +5,9 @@
     {"schema": 1, "kind": "environment", "machine": "cpu-epyc-2c", "commit": "...", "dirty": null, "torch": "2.13.0", ...}
     {"schema": 1, "kind": "outcome", "status": "measured", "operation": "masked_multiply", "case": {...}, ...}
 
-The lines of one case (all its implementations, timed interleaved) are written by one write and synced, so that a kill at
-any moment loses at most the case in flight. Nothing is ever rewritten. A damaged or newer line is reported with its file
-and number, and the rest is still read.
+The lines of one case (all its implementations, timed interleaved) are written by one write and synced, so that a kill
+at any moment loses at most the case in flight. Nothing is ever rewritten. A damaged or newer line is reported with its
+file and number, and the rest is still read.
 
 Schema history: 1 (2026-11) first.
 """

@@ -9,9 +9,10 @@ Two selections at equal numbers of dropped cells (Dziedzic et al. 2019, section 
            `top` is no speed-up
 
 The paper reports that `top` loses less at 6.6 % dropped. It need not at high rates: a cell survives only if image and
-kernel both keep it, and the large cells of the two need not coincide. The curve of both is the experiment. The masks are inputs, chosen once in float64, so
-that rounding cannot choose other cells in other implementations. Floor: x, w and the masks in, y out, three FFTs and
-8 B C O F. Cells in the self-conjugate columns are dropped in conjugate pairs (their magnitudes are equal).
+kernel both keep it, and the large cells of the two need not coincide. The curve of both is the experiment. The masks
+are inputs, chosen once in float64, so that rounding cannot choose other cells in other implementations. Cells of the
+self-conjugate columns are dropped in conjugate pairs, whose magnitudes are equal. Floor: x, w and the masks in, y out,
+three FFTs and 8 B C O F.
 """
 
 from __future__ import annotations

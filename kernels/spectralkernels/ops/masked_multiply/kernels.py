@@ -4,7 +4,6 @@ Spectra stay interleaved (re, im) pairs as torch and cuFFT store them; each [U, 
 U V cells, so that tiles are aligned whatever V is and any mask is allowed, not only a rectangle.
 """
 
-# mypy: disable-error-code="no-untyped-def"
 # Triton reads a kernel's annotations as its own.
 
 from __future__ import annotations

@@ -1,0 +1,38 @@
+"""spectralkernels: spectral-domain convolution and its baselines, one mathematical contract per operation.
+
+    import spectralkernels as sk
+    y = sk.band_limited_conv2d(x, weight, compression=0.5)
+    sk.implementations("band_limited_conv2d")      # who can compute it here, and why the others cannot
+
+Needs torch alone; Triton, CUDA and everything else only add implementations.
+"""
+
+from spectralkernels.convolution.geometry import WeightSpectrum
+from spectralkernels.dispatch import Availability, implementations
+from spectralkernels.errors import DtypeError, RangeError, ShapeError, SpectralKernelsError, Unsupported
+from spectralkernels.ops.band_limited_conv1d import band_limited_conv1d
+from spectralkernels.ops.band_limited_conv2d import band_limited_conv2d, weight_spectrum
+from spectralkernels.ops.masked_multiply import masked_multiply
+from spectralkernels.ops.sparse_multiply import sparse_multiply
+from spectralkernels.ops.threshold_spectrum import threshold_spectrum
+from spectralkernels.sparse import SparseSpectrum
+
+__all__ = [
+    "Availability",
+    "DtypeError",
+    "RangeError",
+    "ShapeError",
+    "SparseSpectrum",
+    "SpectralKernelsError",
+    "Unsupported",
+    "WeightSpectrum",
+    "band_limited_conv1d",
+    "band_limited_conv2d",
+    "implementations",
+    "masked_multiply",
+    "sparse_multiply",
+    "threshold_spectrum",
+    "weight_spectrum",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,285 @@
+"""Threshold a half spectrum by magnitude, activate what is kept in the frequency domain, and store it sparse (SpecNet).
+
+    Z = tanh(Re Y) + i tanh(Im Y)  where |Y| > beta,  0 elsewhere
+
+Source: Guan et al., "SpecNet: Spectral Domain Convolutional Neural Network", 2021, equations 3 and 4, Algorithm 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectralkernels.declare import Block, Case, Cost, Implementation, Operation, Tolerance
+from spectralkernels.dispatch import dispatch
+from spectralkernels.errors import DtypeError, RangeError, ShapeError
+from spectralkernels.launch import triton_unavailable
+from spectralkernels.ops.threshold_spectrum import baselines
+from spectralkernels.sparse import SparseSpectrum, too_large
+from spectralkernels.sparse.inputs import convolved_spectrum, grid
+from spectralkernels.spectra import half, hermitian_weights
+
+ACTIVATIONS = ("tanh", "none")
+LARGEST_MAP = 2**30  # the kernel addresses the partner of a coefficient by int32, real and imaginary parts apart
+
+
+def threshold_spectrum(
+    y_hat: Tensor,
+    beta: float,
+    *,
+    activation: str | None = "tanh",
+    relative: bool = False,
+    n: int | None = None,
+    impl: str = "auto",
+) -> SparseSpectrum:
+    """Keep the coefficients of a half spectrum whose magnitude exceeds beta, activate them, and store them sparse.
+
+    Z = tanh(Re Y) + i tanh(Im Y) where |Y| > beta (strictly; NaN is kept), 0 elsewhere. The columns v = 0 and, for even
+    n, v = n / 2 hold both coefficients of a conjugate pair (rows u and -u mod U); a pair is kept if either exceeds
+    beta, so that the inverse transform stays real. beta makes sense for maps transformed with norm="ortho".
+
+    y_hat: Complex64 or Complex128 [..., U, V], the rfft2 of real maps, any strides.
+    beta: >= 0, rounded to y_hat's precision; `relative` multiplies it by the root mean square of each map [U, V].
+    activation: "tanh", or None (also "none") to store Y itself.
+    n: signal length of the last axis, 2 (V - 1) or 2 (V - 1) + 1; default 2 (V - 1), like torch.fft.irfft2.
+    impl: names the format too (dense, coo, csr, index, bitmap); "triton" writes a bitmap. coo, csr and index have a
+        size that depends on the data, so they wait for the device.
+    Returns: SparseSpectrum of y_hat's shape, device and dtype. Gradients reach the kept coefficients only. A magnitude
+        within rounding of beta may fall on either side of it in different implementations, never in different runs.
+    Raises: DtypeError if y_hat is not complex64 or complex128; ShapeError on fewer than two axes, an empty axis U or V,
+        or an n that does not fit V; RangeError on a NaN or negative beta or an unknown activation or implementation;
+        Unsupported if the named implementation cannot run here.
+    Source: SpecNet (2021), Algorithm 1, lines "where" and "tanh".
+    """
+    if not isinstance(y_hat, Tensor) or y_hat.dtype not in (torch.complex64, torch.complex128):
+        got = y_hat.dtype if isinstance(y_hat, Tensor) else type(y_hat).__name__
+        raise DtypeError(
+            f"y_hat must be a complex64 or complex128 tensor, got {got}; "
+            "transform a real map first: torch.fft.rfft2(y, norm='ortho')"
+        )
+    if y_hat.dim() < 2 or 0 in y_hat.shape[-2:]:
+        raise ShapeError(f"y_hat must have shape [..., U, V] with U, V >= 1, got {list(y_hat.shape)}; add the axes")
+    columns = y_hat.shape[-1]
+    if n is None:
+        n = max(1, 2 * (columns - 1))
+    if n < 1 or half(n) != columns:
+        raise ShapeError(
+            f"n must be a signal length with {columns} half-spectrum columns "
+            f"({max(1, 2 * columns - 2)} or {2 * columns - 1}), got {n}; pass the last axis of the map"
+        )
+    if isinstance(beta, bool) or not isinstance(beta, (int, float)) or not beta >= 0.0:
+        raise RangeError(f"beta must be a number >= 0, got {beta!r}; 0 keeps every coefficient that is not zero")
+    name = "none" if activation is None else activation
+    if name not in ACTIVATIONS:
+        raise RangeError(f"unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
+    inputs = {
+        "y_hat": y_hat,
+        "beta": _rounded(float(beta), y_hat.dtype),
+        "activation": name,
+        "relative": bool(relative),
+        "n": n,
+    }
+    output: SparseSpectrum = dispatch(OPERATION, impl, y_hat.device.type, inputs)
+    return output
+
+
+def make_inputs(case: Case, device: str) -> dict[str, Any]:
+    """The ortho-normalised spectrum of feature maps after a fresh 3x3 layer (full convolution), and its threshold.
+
+    Magnitudes within 1e-5 of the threshold are scaled by 1 + 3e-5, so that no two correct implementations disagree on
+    what is kept: one coefficient on the other side would outweigh every rounding error. They are about 1e-5 of all.
+    """
+    batch, channels, height, width = (case[name] for name in ("batch", "channels", "height", "width"))
+    real = torch.float64 if case.dtype == "float64" else torch.float32
+    y_hat = convolved_spectrum(case["input"], (batch, channels, height, width), case.seed).to(device)
+    y_hat = y_hat.to(real.to_complex())
+    n = grid(height, width)[1]
+    beta = _rounded(case["beta"], y_hat.dtype)
+    y_hat = away_from_threshold(y_hat, beta, case["relative"], n)
+    return {"y_hat": y_hat, "beta": beta, "activation": "tanh", "relative": case["relative"], "n": n}
+
+
+def away_from_threshold(y_hat: Tensor, beta: float, relative: bool, n: int) -> Tensor:
+    """`y_hat` with the magnitudes that lie within 1e-5 of the threshold scaled by 1 + 3e-5."""
+    limit = torch.full((), beta, dtype=torch.float64, device=y_hat.device)
+    if relative:
+        limit = (beta * baselines.map_rms(y_hat, n).double()).reshape(*y_hat.shape[:-2], 1, 1)
+    near = (y_hat.abs().double() - limit).abs() < 1e-5 * limit
+    return torch.where(near, y_hat * (1.0 + 3e-5), y_hat)
+
+
+def reference(y_hat: Tensor, beta: float, activation: str, relative: bool, n: int) -> Tensor:
+    """The dense answer in float64, pairs found by index arithmetic on the given numbers. Returns: Complex128."""
+    y = y_hat.to(torch.complex128)
+    power = y.real**2 + y.imag**2
+    rows, columns = y.shape[-2:]
+    limit = torch.full((), beta, dtype=torch.float64, device=y.device)
+    if relative:
+        weights = hermitian_weights(n, columns).to(y.device)
+        limit = beta * ((power * weights).sum((-2, -1), keepdim=True) / (rows * n)).sqrt()
+    partner_row = (-torch.arange(rows, device=y.device)) % rows
+    pair = torch.maximum(power, power[..., partner_row, :])
+    decisive = torch.where(_self_conjugate_columns(n, y.device), pair, power)
+    z = torch.complex(y.real.tanh(), y.imag.tanh()) if activation == "tanh" else y
+    return torch.where(decisive > limit**2, z, 0.0)
+
+
+def ideal(y_hat: Tensor, beta: float, activation: str, relative: bool, n: int) -> Tensor:
+    """Every coefficient kept, same activation: the distance to it is what the threshold alone costs."""
+    return reference(y_hat, 0.0, activation, False, n)
+
+
+def cost(case: Case) -> Cost:
+    """Every coefficient is read once (8 bytes) and one bit written; values written, 8 r, depend on the data.
+
+    With n = batch * channels * U * V coefficients: bytes >= n (8 + 1/8), flops >= 4 n (two squares, sum, comparison).
+    The tanh of the r n kept ones is not counted: r is not known before the data are.
+    """
+    scale = 2 if case.dtype == "float64" else 1
+    rows, n = fft_size(case)
+    coefficients = case["batch"] * case["channels"] * rows * half(n)
+    return Cost(8 * scale * coefficients, coefficients // 8, 4 * coefficients)
+
+
+def fft_size(case: Case) -> tuple[int, ...]:
+    return grid(case["height"], case["width"])
+
+
+def observe(case: Case, output: SparseSpectrum) -> Mapping[str, float]:
+    return {"kept_fraction": output.density, "stored_bytes": float(output.nbytes)}
+
+
+def auto(y_hat: Tensor, **_: Any) -> str:
+    """The Triton kernel on CUDA for complex64; elsewhere torch's bitmap, the same format."""
+    runs = y_hat.is_cuda and y_hat.dtype == torch.complex64 and triton_unavailable("cuda") is None
+    return "triton" if runs else "bitmap"
+
+
+def _triton(y_hat: Tensor, beta: float, activation: str, relative: bool, n: int) -> SparseSpectrum:
+    from spectralkernels.ops.threshold_spectrum.kernels import threshold_bitmap
+
+    rms = baselines.map_rms(y_hat.detach(), n) if relative else None
+    values, words = threshold_bitmap(y_hat, beta, rms, activation == "tanh", n)
+    return SparseSpectrum(tuple(y_hat.shape), "bitmap", values, (words,))
+
+
+def _triton_supports(y_hat: Tensor, **_: Any) -> str | None:
+    if y_hat.dtype != torch.complex64:
+        return f"the kernel takes complex64, got {y_hat.dtype}; use impl='bitmap'"
+    if math.prod(y_hat.shape[-2:]) >= LARGEST_MAP:
+        return f"the kernel takes maps of fewer than 2^30 coefficients, got {list(y_hat.shape[-2:])}; use impl='bitmap'"
+    return too_large(y_hat, "bitmap")
+
+
+def _int32_supports(format: Any, y_hat: Tensor, **_: Any) -> str | None:
+    return too_large(y_hat, format)
+
+
+def _rounded(beta: float, dtype: torch.dtype) -> float:
+    """beta in the precision of the magnitudes, so that a coefficient written as beta is not greater than beta."""
+    if dtype == torch.complex128 or math.isinf(beta):
+        return beta
+    return torch.tensor(beta, dtype=torch.float32).item()
+
+
+def _self_conjugate_columns(n: int, device: torch.device) -> Tensor:
+    columns = torch.arange(half(n), device=device)
+    return (columns == 0) | (2 * columns == n)
+
+
+def _axes(beta: tuple[float, ...], kinds: tuple[str, ...], **others: Any) -> dict[str, tuple[Any, ...]]:
+    """Axes in declared order, of the middle-sized case unless given."""
+    axes = {"batch": 8, "channels": 16, "height": 32, "width": 32, "beta": beta, "relative": False, "input": kinds}
+    return {name: value if isinstance(value, tuple) else (value,) for name, value in (axes | others).items()}
+
+
+def _square(case: Case) -> bool:
+    return bool(case["height"] == case["width"])
+
+
+_CPU = ("dense", "coo", "csr", "index", "bitmap")
+_SPECNET = "SpecNet (2021), Algorithm 1"
+
+OPERATION = Operation(
+    name="threshold_spectrum",
+    summary="keep |Y| > beta of a half spectrum, tanh on real and imaginary parts, store sparse",
+    version=1,
+    source=_SPECNET,
+    profiles={
+        "smoke": (
+            Block(
+                _axes((0.5,), ("white",), batch=2, channels=3, height=(6, 9), width=(7, 8), relative=(False, True)),
+                passes=("forward", "both"),
+            ),
+        ),
+        "quick": (
+            Block(_axes((0.5, 1.0, 1.5), ("pink", "photo"))),
+            Block(_axes((1.0,), ("pink",)), passes=("both",)),
+        ),
+        "study": (
+            Block(_axes((0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0), ("pink", "photo"))),
+            Block(_axes((0.5, 1.0, 1.5), ("pink", "photo", "white"), relative=True)),
+            Block(_axes((0.5, 1.0, 1.5), ("pink",), channels=(4, 64))),
+            Block(_axes((0.5, 1.0, 1.5), ("pink",), height=(8, 16, 56), width=(8, 16, 56)), where=_square),
+            Block(_axes((0.5, 1.0, 1.5), ("pink",), height=(16, 56), width=(16, 56)), passes=("both",), where=_square),
+        ),
+        "gpu": (
+            Block(
+                _axes(
+                    (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0),
+                    ("pink", "photo"),
+                    batch=128,
+                    channels=64,
+                    relative=(False, True),
+                )
+            ),
+            Block(
+                _axes((1.0,), ("pink",), batch=(32, 128), channels=(64, 256), height=(8, 16, 56), width=(8, 16, 56)),
+                where=_square,
+            ),
+            Block(_axes((1.0,), ("pink",), batch=128, channels=64), passes=("both",)),
+        ),
+        "asv": (Block(_axes((0.5, 1.0, 1.5, 2.0), ("pink",)), implementations=_CPU),),
+    },
+    make_inputs=make_inputs,
+    reference=reference,
+    ideal=ideal,
+    cost=cost,
+    fft_size=fft_size,
+    tolerance=Tolerance(
+        {"float32": 2e-6, "float64": 1e-14},
+        "tanh and one rounding per kept coefficient: about 1e-7 is seen in float32, and a wrong decision costs 1e-3",
+    ),
+    implementations=(
+        Implementation("dense", "baseline", baselines.dense, f"{_SPECNET}, as written"),
+        Implementation("coo", "baseline", baselines.coo, "torch.sparse_coo's layout"),
+        Implementation("csr", "baseline", baselines.csr, "CSR", supports=partial(_int32_supports, "csr")),
+        Implementation(
+            "index", "baseline", baselines.index, "values and flat index", supports=partial(_int32_supports, "index")
+        ),
+        Implementation(
+            "bitmap",
+            "baseline",
+            baselines.bitmap,
+            "zero-value compression (cDMA, arXiv 1705.01626)",
+            supports=partial(_int32_supports, "bitmap"),
+        ),
+        Implementation(
+            "triton",
+            "kernel",
+            _triton,
+            "ours: threshold, tanh, bitmap and packing in one launch",
+            available=triton_unavailable,
+            supports=_triton_supports,
+        ),
+    ),
+    auto=auto,
+    dense=SparseSpectrum.to_dense,
+    observe=observe,
+    gradients=("y_hat",),
+)

@@ -1,0 +1,60 @@
+"""Thresholding in torch: the decision, the activation, and packing into each format."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from spectralkernels.sparse import Format, SparseSpectrum, pack
+
+Activation = Literal["tanh", "none"]
+
+
+def threshold(
+    y_hat: Tensor, beta: float, activation: Activation, relative: bool, n: int, *, format: Format
+) -> SparseSpectrum:
+    """Threshold into a format with torch operations only; the activation sees kept values alone."""
+    kept = decide(y_hat.detach(), beta, map_rms(y_hat.detach(), n) if relative else None, n)
+    sparse = pack(y_hat, kept, format)
+    return SparseSpectrum(sparse.shape, format, activate(sparse.values, activation), sparse.index)
+
+
+def decide(y_hat: Tensor, beta: float, rms: Tensor | None, n: int) -> Tensor:
+    """Which coefficients are kept: |Y| > beta (or NaN), pairs of the self-conjugate columns together.
+
+    y_hat: Complex [..., U, V]. rms: Real [planes] or None. Returns: Bool [..., U, V].
+    """
+    limit = beta if rms is None else (beta * rms).reshape(*y_hat.shape[:-2], 1, 1)
+    kept = ~(y_hat.abs() <= limit)
+    columns = kept[..., :: y_hat.shape[-1] - 1] if n % 2 == 0 else kept[..., :1]
+    columns |= columns.flip(-2).roll(1, -2)  # row u beside row -u mod U
+    return kept
+
+
+def map_rms(y_hat: Tensor, n: int) -> Tensor:
+    """Root mean square of each map, from its ortho-normalised half spectrum by Parseval's theorem.
+
+    Columns other than the self-conjugate ones stand for two coefficients of the full spectrum.
+    Returns: Real [planes], in y_hat's precision.
+    """
+    power = torch.view_as_real(y_hat.resolve_conj()).square().sum((-3, -1), dtype=torch.float64)  # [..., V]
+    alone = power[..., 0] + (power[..., -1] if n % 2 == 0 else 0.0)
+    mean_square = (2.0 * power.sum(-1) - alone) / (y_hat.shape[-2] * n)
+    return mean_square.sqrt().to(y_hat.real.dtype).reshape(-1)
+
+
+def activate(values: Tensor, activation: Activation) -> Tensor:
+    """The odd activation on real and imaginary parts separately."""
+    if activation == "none":
+        return values
+    return torch.view_as_complex(torch.view_as_real(values).tanh())
+
+
+dense = partial(threshold, format="dense")
+coo = partial(threshold, format="coo")
+csr = partial(threshold, format="csr")
+index = partial(threshold, format="index")
+bitmap = partial(threshold, format="bitmap")

@@ -1,0 +1,97 @@
+"""Every implementation of every operation, on every smoke case, against the float64 reference; found by walking."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from spectralkernels.declare import Block, Case, Implementation, Operation, with_seed
+from spectralkernels.dispatch import why_not
+from spectralkernels.ops import load_operations
+
+POINTS = [
+    pytest.param(operation, case, block, subject, id=f"{operation.name}-{subject.name}-{case.dtype}-{case.id}")
+    for operation in load_operations().values()
+    for case, block in {case.id + case.dtype: (case, block) for case, block in operation.cases("smoke")}.values()
+    for subject in operation.subjects
+    if block.implementations is None or subject.name in block.implementations
+]
+
+
+def ready(
+    operation: Operation, case: Case, subject: Implementation, seed: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(inputs, prepared inputs), or a skip with the reason."""
+    inputs = operation.make_inputs(with_seed(case, seed), "cpu")
+    reason = subject.available("cpu")
+    if reason is None:
+        prepared = subject.prepare(**inputs) if subject.prepare else inputs
+        reason = why_not(subject, "cpu", prepared)
+    if reason is not None:
+        pytest.skip(reason)
+    return inputs, prepared
+
+
+@pytest.mark.parametrize(("operation", "case", "block", "subject"), POINTS)
+def test_implementation_agrees_with_the_reference(
+    operation: Operation, case: Case, block: Block, subject: Implementation, seed: int
+):
+    inputs, prepared = ready(operation, case, subject, seed)
+    expected = operation.ideal if subject in operation.rivals else operation.reference
+    assert expected is not None
+    want: Tensor = expected(**inputs)
+    got: Tensor = operation.dense(subject.call(**prepared))
+    assert got.shape == want.shape
+    assert torch.isfinite(torch.view_as_real(got) if got.is_complex() else got).all()
+    precise = torch.complex128 if want.is_complex() else torch.float64
+    error = float((got.to(precise) - want).norm() / want.norm())
+    assert error <= operation.tolerance.relative[case.dtype], operation.tolerance.because
+
+
+@pytest.mark.parametrize("operation", load_operations().values(), ids=lambda operation: operation.name)
+def test_declaration_is_whole(operation: Operation):
+    names = [subject.name for subject in operation.subjects]
+    assert len(set(names)) == len(names)
+    assert {"kernel", "baseline"} >= {subject.role for subject in operation.subjects}
+    assert set(operation.profiles) >= {"smoke", "quick", "study", "gpu", "asv"}
+    assert len(operation.profiles["asv"]) == 1
+    for profile, blocks in operation.profiles.items():
+        for case, block in operation.cases(profile):
+            assert set(block.implementations or ()) <= set(names)
+            assert case.dtype in operation.tolerance.relative
+            cost = operation.cost(case)
+            assert min(cost.bytes_read, cost.bytes_written, cost.flops) > 0, (profile, case.id)
+            assert all(n >= 1 for n in operation.fft_size(case))
+        assert blocks
+
+
+@pytest.mark.parametrize("operation", load_operations().values(), ids=lambda operation: operation.name)
+def test_inputs_are_a_function_of_the_seed(operation: Operation):
+    case = operation.cases("smoke")[0][0]
+    first, again, other = (operation.make_inputs(with_seed(case, seed), "cpu") for seed in (1, 1, 2))
+    tensors = [name for name, value in first.items() if isinstance(value, Tensor) and value.dtype != torch.bool]
+    assert all(torch.equal(first[name], again[name]) for name in tensors)
+    assert any(not torch.equal(first[name], other[name]) for name in tensors) or not tensors
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is the interpreted run")
+def test_triton_implementations_agree_under_the_interpreter():
+    """The same cases again in a process of its own, in which Triton kernels run on the CPU."""
+    only = "test_implementation_agrees_with_the_reference and triton"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-rs", "--no-header", "-p", "no:cacheprovider", __file__, "-k", only],
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "need a CUDA device" not in done.stdout

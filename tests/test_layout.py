@@ -1,0 +1,113 @@
+"""The shape of the project: arrows of the imports, names that must not be shadowed, files that stay readable."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+KERNELS, BENCH = ROOT / "kernels" / "spectralkernels", ROOT / "bench" / "spectralbench"
+READERS = ("outcome", "record", "history", "alert", "report", "plot", "asv_files", "quantity")
+SOURCES = sorted([*(ROOT / "kernels").rglob("*.py"), *(ROOT / "bench").rglob("*.py")])
+
+
+def imports(path: Path) -> set[str]:
+    """Modules that a file imports, at its top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def starts(modules: set[str], *prefixes: str) -> list[str]:
+    return sorted(m for m in modules if any(m == p or m.startswith(p + ".") for p in prefixes))
+
+
+def test_folders_above_the_packages_have_no_init():
+    """`kernels` and `bench` are import names of other people's packages."""
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+    assert not (ROOT / "bench" / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("path", sorted(KERNELS.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_kernels_never_import_the_harness(path: Path):
+    assert not starts(imports(path), "spectralbench", "asv", "pandas", "matplotlib", "seaborn", "typer", "rich")
+
+
+@pytest.mark.parametrize("name", ["declare.py", "errors.py"])
+def test_the_vocabulary_is_standard_library_only(name: str):
+    outside = (
+        {m.split(".")[0] for m in imports(KERNELS / name)} - set(sys.stdlib_module_names) - {"spectralkernels", ""}
+    )
+    assert not outside
+
+
+def readers() -> list[Path]:
+    return [path for name in READERS for path in [*BENCH.glob(f"{name}.py"), *(BENCH / name).glob("*.py")]]
+
+
+@pytest.mark.parametrize("path", readers(), ids=lambda path: path.name)
+def test_readers_need_neither_torch_nor_kernels(path: Path):
+    measuring = ("measure", "clock", "sweep", "worker", "metrics", "environment", "profiling")
+    assert not starts(
+        imports(path), "torch", "triton", "spectralkernels", *(f"spectralbench.{name}" for name in measuring)
+    )
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "bench").glob("*_spectral/*.py")), ids=lambda path: path.parent.name)
+def test_front_ends_hold_no_clock_and_no_tolerance(path: Path):
+    assert not starts(imports(path), "time", "statistics", "timeit", "numpy")
+    names = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+    assert not names & {"perf_counter", "perf_counter_ns", "tolerance", "synchronize"}
+
+
+def test_operations_import_each_other_only_by_their_public_function():
+    operations = [path for path in (KERNELS / "ops").iterdir() if path.name not in ("__init__.py", "__pycache__")]
+    for operation in operations:
+        files = [operation] if operation.is_file() else list(operation.rglob("*.py"))
+        others = {f"spectralkernels.ops.{other.stem}": other.stem for other in operations if other != operation}
+        for path in files:
+            for module in starts(imports(path), *others):
+                assert module in others or module.rsplit(".", 1)[-1] == module.split(".")[2], f"{path.name}: {module}"
+
+
+def test_modules_stay_readable():
+    long = [f"{path.relative_to(ROOT)}: {n}" for path in SOURCES if (n := len(path.read_text().splitlines())) > 400]
+    assert not long, "split it into a package of the same name"
+
+
+def test_no_drawer_for_odds_and_ends():
+    assert not [path for path in SOURCES if path.stem in ("utils", "common", "base", "helpers", "misc")]
+
+
+OPTIONAL = ("triton", "sklearn", "pynvml", "matplotlib", "pandas", "asv", "fft_conv_pytorch")
+
+
+@pytest.mark.parametrize("missing", [("triton",), OPTIONAL], ids=["triton", "everything optional"])
+def test_the_library_imports_without(missing: tuple[str, ...]):
+    """A fresh interpreter in which packages cannot be imported; the list of implementations says what is missing."""
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({missing!r}))\n"
+        "import spectralkernels as sk, torch\n"
+        "y = sk.band_limited_conv2d(torch.randn(1, 2, 5, 5), torch.randn(3, 2, 3, 3), compression=0.5)\n"
+        "assert y.shape == (1, 3, 5, 5)\n"
+        "print(*[a.reason for a in sk.implementations('masked_multiply') if a.name == 'triton'])\n"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "triton is not installed" in done.stdout
+
+
+def _environment() -> dict[str, str]:
+    paths = f"{ROOT / 'kernels'}:{ROOT / 'bench'}"
+    return {**{k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}, "PYTHONPATH": paths}
