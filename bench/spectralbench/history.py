@@ -8,7 +8,6 @@ Whatever cannot be used is named in `History.damage`; nothing is dropped silentl
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -243,8 +242,6 @@ class _Builder:
             "records", machine, record.operation, record.operation_version, record.implementation, record.case_id,
             record.dtype, record.pass_, tuple(record.fft_size), record.cache, record.launch, record.seed,
         )  # fmt: skip
-        for found in record.measurements:
-            _check(found)
         self._facts[subject] = (record.role, record.case)
         if record.status == "measured":
             self._seen(subject, None, when)
@@ -349,13 +346,6 @@ def current(history: History) -> History:
         ),
         absences=tuple(absence for absence in history.absences if is_current(absence.subject)),
     )
-
-
-def _check(found: Measurement) -> None:
-    if not found.samples:
-        raise ValueError(f"{found.metric} has no samples")
-    if not all(isinstance(x, int | float) and math.isfinite(x) for x in found.samples):
-        raise ValueError(f"{found.metric} has a sample that is not a finite number")
 
 
 def _utc(text: str) -> str:

@@ -2,7 +2,7 @@
 
     results/records/<machine>/<date>-<commit8>[-dirty-<hash8>][-<k>].jsonl
 
-    {"schema": 1, "kind": "environment", "machine": "cpu-epyc-2c", "commit": "...", "dirty": null, "torch": "2.13.0", ...}
+    {"schema": 1, "kind": "environment", "machine": "cpu-epyc-2c", "commit": "...", "dirty": null, "torch": ...}
     {"schema": 1, "kind": "outcome", "status": "measured", "operation": "masked_multiply", "case": {...}, ...}
 
 The lines of one case (all its implementations, timed interleaved) are written by one write and synced, so that a kill

@@ -107,6 +107,7 @@ class Implementation:
     prepare: work done once per weight or mask, outside the clock; maps inputs to the inputs that `call` takes.
     supports: given the same keywords as `call` (after `prepare`), the reason why it cannot serve them, or None.
     gradients: the inputs that it can differentiate; None means all of the operation's.
+    tolerance: of its accuracy class, where that is coarser than the operation's (None: the operation's).
     source: where the algorithm comes from.
     """
 
@@ -118,6 +119,7 @@ class Implementation:
     supports: Callable[..., str | None] = everything
     prepare: Callable[..., dict[str, Any]] | None = None
     gradients: tuple[str, ...] | None = None
+    tolerance: Tolerance | None = None
 
 
 @dataclass(frozen=True, slots=True)

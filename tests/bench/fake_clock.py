@@ -12,7 +12,7 @@ from spectralkernels.ops import load_operations
 def clock_for(device: str, cache: str = "warm", launch: str = "eager") -> FakeClock:
     """A clock on which every implementation has times of its own, times the variable FAKE_CLOCK_FACTOR."""
     factor = float(os.environ.get("FAKE_CLOCK_FACTOR", "1"))
-    names = dict.fromkeys(known.name for found in load_operations().values() for known in found.implementations)
+    names = dict.fromkeys(known.name for found in load_operations().values() for known in found.subjects)
     times = {name: [factor * 1e-3 * (10 + k + step) / 3 for step in (0, 0.1, 0.3)] for k, name in enumerate(names)}
     return FakeClock(times, cache=cache, launch=launch)
 

@@ -1,0 +1,288 @@
+"""From an operation and a case to things that can be called: inputs, right answer, the passes of an implementation.
+
+Passes: "forward" runs without autograd, on inputs that `prepare` has prepared once. "both" is a training step: a
+forward and the gradients of a fixed random cotangent. "backward" is those gradients alone, of one forward that is kept.
+In passes with gradients, what `prepare` makes of a differentiated input belongs to the step, because weights change
+every time; what it makes of anything else (masks, plans, frozen weights) is still made once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectralbench.gate import Expected, check, poison
+from spectralkernels.declare import Case, Implementation, Operation, Pass
+from spectralkernels.errors import RangeError, Unsupported
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A case with its inputs and its right answer.
+
+    expected: of the operation's reference, or of its ideal where rivals are asked. differentiated: the inputs that
+    passes with gradients differentiate. cotangent: what they multiply the dense answer with, in float64, or None in a
+    forward pass.
+    """
+
+    operation: Operation
+    case: Case
+    device: str
+    pass_: Pass
+    inputs: dict[str, Any]
+    differentiated: tuple[str, ...]
+    expected: Expected
+    cotangent: Tensor | None
+
+    def tolerance(self, implementation: Implementation) -> float:
+        """The largest relative L2 rounding error that counts as right; an accuracy class may have its own."""
+        return (implementation.tolerance or self.operation.tolerance).relative[self.case.dtype]
+
+    def names(self, implementation: Implementation) -> tuple[str, ...]:
+        """The inputs that `implementation` differentiates here."""
+        own = implementation.gradients
+        return tuple(name for name in self.differentiated if own is None or name in own)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one call gave: the operation's output, the same as one tensor, and gradients by input name."""
+
+    output: Any
+    dense: Tensor
+    gradients: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Run:
+    """The timed call of one implementation; keeps what the latest call gave, so that it can be checked.
+
+    The previous answer is let go before the next call, as a network would.
+    """
+
+    def __init__(self, name: str, call: Callable[[], Any]) -> None:
+        self.name = name
+        self.call = call
+        self.latest: Any = None
+
+    def __call__(self) -> None:
+        self.latest = None
+        self.latest = self.call()
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """An implementation bound to a question.
+
+    run: its timed call. forward: a forward pass that records for a backward pass, or None. keep: the values it reads.
+    """
+
+    implementation: Implementation
+    run: Run
+    forward: Callable[[], Any] | None
+    keep: Sequence[Any]
+
+
+def ask(
+    operation: Operation, case: Case, device: str, pass_: Pass, inputs: dict[str, Any], *, rival: bool = False
+) -> Question:
+    """Work out the right answer to a case, with gradients where the pass has them.
+
+    rival: the right answer is the operation's ideal instead of its reference.
+    Raises: Unsupported if the pass needs gradients and the operation differentiates nothing; RangeError if it declares
+    no tolerance for the case's dtype, or no ideal for its rivals; ValueError if the answer is not finite or not in
+    double precision.
+    """
+    if case.dtype not in operation.tolerance.relative:
+        known = ", ".join(operation.tolerance.relative)
+        raise RangeError(f"{operation.name} declares no tolerance for {case.dtype}; it has {known}")
+    differentiated = tuple(name for name in operation.gradients if _differentiable(inputs.get(name)))
+    if pass_ == "forward":
+        output = truth(operation, inputs, rival=rival)
+        return Question(operation, case, device, pass_, inputs, differentiated, Expected(output), None)
+    if not differentiated:
+        raise Unsupported(f"{operation.name} has no input to differentiate, so no {pass_} pass")
+    leaves = {name: _double(inputs[name]).detach().requires_grad_() for name in differentiated}
+    with torch.enable_grad():
+        output = truth(operation, {**inputs, **leaves}, rival=rival)
+        cotangent = _cotangent(output, case.seed)
+        gradients = torch.autograd.grad(output, list(leaves.values()), cotangent)
+    expected = Expected(output.detach(), dict(zip(leaves, gradients, strict=True)))
+    return Question(operation, case, device, pass_, inputs, differentiated, expected, cotangent)
+
+
+def marks(inputs: Mapping[str, Any]) -> dict[str, int]:
+    """A number per dense tensor that changes when an implementation writes to it."""
+    dense = {
+        name: value for name, value in inputs.items() if isinstance(value, Tensor) and value.layout == torch.strided
+    }
+    return {
+        name: int(value.detach().resolve_conj().contiguous().reshape(-1).view(torch.uint8).sum(dtype=torch.int64))
+        for name, value in dense.items()
+    }
+
+
+def truth(operation: Operation, inputs: dict[str, Any], *, rival: bool = False) -> Tensor:
+    """The answer of the operation's reference, or of its ideal, as one tensor; exceptions as for `ask`."""
+    source, name = (operation.ideal, "ideal") if rival else (operation.reference, "reference")
+    if source is None:
+        raise RangeError(f"{operation.name} has rivals but no ideal to check them against")
+    output = _dense(operation, source(**inputs))
+    if output.dtype not in (torch.float64, torch.complex128):
+        raise ValueError(f"the {name} of {operation.name} must compute in double precision, it gave {output.dtype}")
+    if not torch.isfinite(output).all():
+        raise ValueError(f"the {name} of {operation.name} is not finite, so nothing can be checked against it")
+    return output
+
+
+def bind(question: Question, implementation: Implementation) -> Bound:
+    """Prepare an implementation for the question's pass, outside the clock.
+
+    Raises: Unsupported if it does not serve these inputs or has no such pass.
+    """
+    trainable = bool(question.names(implementation))
+    trainer = cache(lambda: _training(question, implementation))
+    if question.pass_ == "forward":
+        prepared = _prepared(implementation, question.inputs)
+        return Bound(
+            implementation,
+            Run(implementation.name, lambda: implementation.call(**prepared)),
+            (lambda: trainer().forward()) if trainable else None,
+            [*question.inputs.values(), *prepared.values()],
+        )
+    if not trainable:
+        raise Unsupported(f"{implementation.name} differentiates nothing here, so it has no {question.pass_} pass")
+    training = trainer()
+    keep = [*question.inputs.values(), *training.prepared.values()]
+    cotangents: dict[torch.dtype, Tensor] = {}
+
+    def gradients(dense: Tensor, keep_graph: bool) -> dict[str, Tensor]:
+        assert question.cotangent is not None
+        if dense.dtype not in cotangents:
+            cotangents[dense.dtype] = question.cotangent.to(dense.dtype)
+            # The gradient of a sum is its cotangent: the same memory.
+            keep.append(cotangents[dense.dtype])
+        leaves = training.leaves
+        found = torch.autograd.grad(dense, list(leaves.values()), cotangents[dense.dtype], retain_graph=keep_graph)
+        return dict(zip(leaves, found, strict=True))
+
+    def both() -> Answer:
+        output = training.forward()
+        dense = _dense(question.operation, output)
+        return Answer(output, dense, gradients(dense, keep_graph=False))
+
+    call: Callable[[], Answer] = both
+    if question.pass_ == "backward":
+        kept_output = training.forward()
+        kept = _dense(question.operation, kept_output)
+
+        def backward() -> Answer:
+            return Answer(kept_output, kept, gradients(kept, keep_graph=True))
+
+        call = backward
+    return Bound(implementation, Run(implementation.name, call), training.forward, keep)
+
+
+def answer(question: Question, bound: Bound) -> Answer:
+    """What the latest call of an implementation gave."""
+    latest = bound.run.latest
+    return latest if isinstance(latest, Answer) else Answer(latest, _dense(question.operation, latest))
+
+
+def verify(question: Question, bound: Bound) -> str | None:
+    """Call twice and check both answers; the first is overwritten with NaN before the second call.
+
+    Whatever passes writes its whole answer on every call: neither stale memory nor a remembered result will do.
+    """
+    if question.pass_ != "forward" and bound.forward is not None:
+        # Alone, because autograd would stop at a wrong shape or at an answer that depends on nothing.
+        with torch.no_grad():
+            dense = _dense(question.operation, bound.forward())
+            found = check(dense, {}, question.expected, question.tolerance(bound.implementation))
+        if found is not None:
+            return found
+        del dense
+    bound.run()
+    found = fault(question, bound)
+    if found is not None:
+        return found
+    given = answer(question, bound)
+    # The kept forward of a backward pass may have saved its own output.
+    if question.pass_ != "backward":
+        poison(given.output, bound.keep)
+    for gradient in given.gradients.values():
+        poison(gradient, bound.keep)
+    del given
+    bound.run()
+    return fault(question, bound)
+
+
+def fault(question: Question, bound: Bound) -> str | None:
+    """What is wrong with the latest answer, or None."""
+    given = answer(question, bound)
+    with torch.no_grad():
+        return check(given.dense, given.gradients, question.expected, question.tolerance(bound.implementation))
+
+
+@dataclass(frozen=True, slots=True)
+class _Training:
+    """A forward pass that records for a backward pass, the leaves to differentiate, and what it is called with."""
+
+    forward: Callable[[], Any]
+    leaves: Mapping[str, Tensor]
+    prepared: Mapping[str, Any]
+
+
+def _training(question: Question, implementation: Implementation) -> _Training:
+    leaves = {name: question.inputs[name].detach().requires_grad_() for name in question.names(implementation)}
+    inputs = {**question.inputs, **leaves}
+    with torch.enable_grad():
+        prepared = _prepared(implementation, inputs)
+    held = {id(leaf) for leaf in leaves.values()}
+    passed = {id(value) for value in prepared.values()}
+    derived = any(
+        isinstance(value, Tensor) and value.requires_grad and id(value) not in held for value in prepared.values()
+    )
+    again = implementation.prepare is not None and (derived or not held <= passed)
+
+    def forward() -> Any:
+        with torch.enable_grad():
+            return implementation.call(**(_prepared(implementation, inputs) if again else prepared))
+
+    return _Training(forward, leaves, prepared)
+
+
+def _prepared(implementation: Implementation, inputs: dict[str, Any]) -> dict[str, Any]:
+    """What `call` takes; Unsupported with the implementation's reason if it does not serve it."""
+    prepared = inputs if implementation.prepare is None else implementation.prepare(**inputs)
+    reason = implementation.supports(**prepared)
+    if reason is not None:
+        raise Unsupported(reason)
+    return prepared
+
+
+def _dense(operation: Operation, output: Any) -> Tensor:
+    dense = output if isinstance(output, Tensor) else operation.dense(output)
+    if not isinstance(dense, Tensor):
+        raise TypeError(f"the dense answer of {operation.name} must be a tensor, got {type(dense).__name__}")
+    return dense
+
+
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
+
+
+def _differentiable(value: object) -> bool:
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+
+
+def _cotangent(output: Tensor, seed: int) -> Tensor:
+    """Normal noise like `output`, rounded to bfloat16 so that every dtype holds it exactly."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (*output.shape, 2) if output.is_complex() else output.shape
+    noise = torch.randn(shape, generator=generator).bfloat16().double().to(output.device)
+    return torch.view_as_complex(noise) if output.is_complex() else noise

@@ -1,0 +1,260 @@
+"""Clocks: how long one call takes, on the host, on a CUDA device, or as a test wants it.
+
+A clock measures one sample at a time; what to time, in which order and how often is the business of `measure`. Whether
+caches were warm and whether work was launched eagerly or replayed from a CUDA graph are facts of the clock, and part of
+a record's identity.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import torch
+
+from spectralkernels.errors import RangeError, Unsupported
+
+Cache = Literal["warm", "cold"]
+Launch = Literal["eager", "graph"]
+Run = Callable[[], object]
+
+
+class Clock(Protocol):
+    """What `measure` asks of a clock."""
+
+    cache: str
+    launch: str
+
+    def time(self, run: Run, number: int) -> float:
+        """Seconds per call over `number` back-to-back calls."""
+
+    def calibrate(self, run: Run) -> int:
+        """Calls per sample that make a sample long against the clock's resolution; warms `run` up on the way."""
+
+    def now(self) -> float:
+        """Seconds since some fixed moment, for budgets."""
+
+    def exposed(self, run: Run) -> bool:
+        """Whether samples of `run` contain gaps in which the device waited for the host."""
+
+
+def clock_for(device: str, cache: str = "warm", launch: str = "eager") -> Clock:
+    """The clock of "cpu" or "cuda"; RangeError on an unknown device, or on a cache or launch that it does not have."""
+    if device == "cuda":
+        return CudaClock(cache=cache, launch=launch)
+    if device != "cpu":
+        raise RangeError(f"unknown device {device!r}; known: cpu, cuda")
+    if (cache, launch) != ("warm", "eager"):
+        raise RangeError(f"a CPU is timed with cache='warm', launch='eager'; got cache={cache!r}, launch={launch!r}")
+    return CpuClock()
+
+
+class CpuClock:
+    """Wall clock of the host, for synchronous work.
+
+    A sample lasts at least `min_sample` seconds: a thousand times the cost of reading the clock and looping, and short
+    enough that a preempted sample spoils few calls.
+    """
+
+    cache = "warm"
+    launch = "eager"
+
+    def __init__(self, min_sample: float = 1e-3) -> None:
+        self.min_sample = min_sample
+
+    def time(self, run: Run, number: int) -> float:
+        calls = itertools.repeat(None, number)
+        start = time.perf_counter_ns()
+        for _ in calls:
+            run()
+        return (time.perf_counter_ns() - start) * 1e-9 / number
+
+    def calibrate(self, run: Run) -> int:
+        number = 1
+        while True:
+            elapsed = self.time(run, number) * number
+            if elapsed >= self.min_sample:
+                return number
+            # At most tenfold, because the first calls are slow and would promise too much.
+            grown = math.ceil(number * 1.2 * self.min_sample / max(elapsed, 1e-9))
+            number = min(max(grown, number + 1), 10 * number)
+
+    def now(self) -> float:
+        return time.perf_counter()
+
+    def exposed(self, run: Run) -> bool:
+        return False
+
+
+class CudaClock:
+    """CUDA events around work that was queued before the device could start it.
+
+    Every sample first puts a kernel on the stream that only spins; the host queues flushes, events and calls behind it,
+    so neither Python nor launches fall between two events. The sample is trusted if the first event had still not
+    happened when the host was done; else the spin is doubled and the sample taken again. A call that waits for the
+    device itself (`nonzero`, `item`) can never be queued ahead: once the spin reaches `MAX_SPIN` its samples are taken
+    as they are, because every user pays for those gaps, and `exposed` says so.
+
+    cache: "warm" times `number` calls between one pair of events; "cold" overwrites a buffer of twice the L2 cache
+    before every call and gives each call its own pair.
+    launch: "eager", or "graph": the calls are captured once in a CUDA graph and replayed; Unsupported if they cannot.
+
+    The spin is `torch.cuda._sleep`, PyTorch's own test kernel: private, but present in every release, and the only one
+    that needs no compiler; its argument is in device cycles, which the doubling makes irrelevant.
+    """
+
+    MIN_SAMPLE = 2e-4  # Events resolve about half a microsecond.
+    MAX_NUMBER = 50
+    FIRST_SPIN = 1 << 20  # Cycles: about half a millisecond.
+    MAX_SPIN = 1 << 28  # About 0.15 s, longer than any honest queueing of MAX_NUMBER calls.
+
+    def __init__(self, cache: str = "cold", launch: str = "eager", device: str = "cuda") -> None:
+        for value, known in ((cache, ("warm", "cold")), (launch, ("eager", "graph"))):
+            if value not in known:
+                raise RangeError(f"a CUDA clock knows {' and '.join(known)}, got {value!r}")
+        if not torch.cuda.is_available():
+            raise Unsupported("torch finds no CUDA device")
+        self.cache = cache
+        self.launch = launch
+        self._device = device
+        self._flush: torch.Tensor | None = None
+        self._spins: weakref.WeakKeyDictionary[Run, int] = weakref.WeakKeyDictionary()
+        self._exposed: weakref.WeakSet[Run] = weakref.WeakSet()
+        self._graphs: weakref.WeakKeyDictionary[Run, dict[int, Any]] = weakref.WeakKeyDictionary()
+
+    def time(self, run: Run, number: int) -> float:
+        launch = self._launcher(run, number)
+        while True:
+            spin = 0 if run in self._exposed else self._spins.get(run, self.FIRST_SPIN)
+            pairs = self._queue(launch, number, spin)
+            queued_in_time = not pairs[0][0].query()
+            # The whole device, not one stream: work on another stream must end before the next sample starts.
+            torch.cuda.synchronize()
+            if queued_in_time or spin == 0:
+                return sum(start.elapsed_time(end) for start, end in pairs) * 1e-3 / number
+            self._spins[run] = 2 * spin
+            if 2 * spin > self.MAX_SPIN:
+                self._exposed.add(run)
+
+    def calibrate(self, run: Run) -> int:
+        self.time(run, 1)
+        seconds = self.time(run, 1)
+        return max(1, min(self.MAX_NUMBER, math.ceil(self.MIN_SAMPLE / max(seconds, 1e-9))))
+
+    def now(self) -> float:
+        return time.perf_counter()
+
+    def exposed(self, run: Run) -> bool:
+        return run in self._exposed
+
+    def _queue(self, launch: Run, number: int, spin: int) -> list[tuple[Any, Any]]:
+        pairs = [(_event(), _event()) for _ in range(number if self.cache == "cold" else 1)]
+        flush = self._flush_buffer() if self.cache == "cold" else None
+        if spin:
+            torch.cuda._sleep(spin)
+        if flush is None:
+            start, end = pairs[0]
+            start.record()
+            for _ in range(1 if self.launch == "graph" else number):
+                launch()
+            end.record()
+        else:
+            for start, end in pairs:
+                flush.zero_()
+                start.record()
+                launch()
+                end.record()
+        return pairs
+
+    def _launcher(self, run: Run, number: int) -> Run:
+        """`run` itself, or the replay of its graph: all calls of a warm sample in one, a single call of a cold one."""
+        if self.launch == "eager":
+            return run
+        captured = number if self.cache == "warm" else 1
+        graphs = self._graphs.setdefault(run, {})
+        if captured not in graphs:
+            graphs[captured] = _capture(run, captured)
+        replay: Run = graphs[captured].replay
+        return replay
+
+    def _flush_buffer(self) -> torch.Tensor:
+        if self._flush is None:
+            size = 2 * torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
+            self._flush = torch.empty(size, dtype=torch.int8, device=self._device)
+        return self._flush
+
+
+class FakeClock:
+    """A clock for tests: it runs what it is given, once per call, and reports the durations it was told.
+
+    durations: seconds per call; a number, a sequence that is repeated for ever, or either of them per `run.name`.
+    calls: the names of the runs in the order they were timed.
+    """
+
+    def __init__(
+        self,
+        durations: float | Sequence[float] | Mapping[str, float | Sequence[float]] = 1e-3,
+        *,
+        cache: str = "warm",
+        launch: str = "eager",
+    ) -> None:
+        self.cache = cache
+        self.launch = launch
+        self.calls: list[str] = []
+        self._now = 0.0
+        self._named: dict[str, Iterator[float]] = {}
+        self._all: Iterator[float] | None = None
+        if isinstance(durations, Mapping):
+            self._named = {name: _cycle(value) for name, value in durations.items()}
+        else:
+            self._all = _cycle(durations)
+
+    def time(self, run: Run, number: int) -> float:
+        name = getattr(run, "name", "")
+        for _ in range(number):
+            run()
+        duration = next(self._all or self._named[name])
+        self.calls.append(name)
+        self._now += duration * number
+        return duration
+
+    def calibrate(self, run: Run) -> int:
+        run()
+        return 1
+
+    def now(self) -> float:
+        return self._now
+
+    def exposed(self, run: Run) -> bool:
+        return False
+
+
+def _event() -> Any:
+    return torch.cuda.Event(enable_timing=True)
+
+
+def _capture(run: Run, calls: int) -> Any:
+    # Capture needs one warm call on a side stream: libraries allocate their workspaces there and then.
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            for _ in range(calls):
+                run()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise Unsupported(f"cannot be captured in a CUDA graph: {error}") from error
+    return graph
+
+
+def _cycle(value: float | Sequence[float]) -> Iterator[float]:
+    return itertools.cycle(value) if isinstance(value, Sequence) else itertools.repeat(float(value))

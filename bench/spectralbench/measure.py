@@ -1,0 +1,335 @@
+"""The measuring core: one case, all its implementations, one outcome each. Every front end calls `measure_case`.
+
+    gate -> time -> gate again -> memory and the rest, in passes of their own
+
+The gate comes first: an answer outside the tolerance is Failed and has no time. Survivors are timed interleaved, round
+by round in a shuffled order, so that a slow minute of the machine hits all of them alike and ratios hold. The last
+timed answer must pass the gate once more, because some faults need many calls. Memory is never taken from a timing
+pass.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
+from typing import Any, TypeVar, get_args
+
+import torch
+
+from spectralbench import calls
+from spectralbench.ceilings import Ceilings, impossible, launch_bound
+from spectralbench.clock import Clock, clock_for
+from spectralbench.environment import measuring_flags
+from spectralbench.metrics import Metric, Trial, load_metrics
+from spectralbench.outcome import Failed, Measured, Measurement, Outcome, Skipped
+from spectralbench.timing import Budget, time_interleaved
+from spectralkernels.declare import Case, Implementation, Operation, Pass
+from spectralkernels.errors import RangeError, Unsupported
+from spectralkernels.launch import interpreted
+
+T = TypeVar("T")
+
+INTERPRETED = "Triton runs under its interpreter here: the answer was checked and is right, and it is never timed"
+TIME = "device_time"
+
+
+def measure_case(
+    operation: Operation,
+    case: Case,
+    implementations: Sequence[str],
+    *,
+    device: str = "cpu",
+    pass_: Pass = "forward",
+    metrics: Sequence[str] | None = None,
+    clock: Clock | None = None,
+    budget: Budget = Budget(),  # noqa: B008 - frozen
+    ceilings: Ceilings | None = None,
+) -> dict[str, Outcome]:
+    """Check, time and weigh implementations of one case on the same inputs.
+
+    implementations: names, of rivals too; their order is the order of the result. metrics: names, default all that
+    there are; without `device_time` nothing is timed. clock: default is the device's own. ceilings: what the device can
+    do at most; a time below that floor is refused.
+    Returns: an outcome per name; one implementation that fails loses nothing of the others. `Measured.unavailable`
+    holds the reason of every metric that is missing, "launch_bound" if the time is close to an empty launch, and
+    "launch_gaps" if the device had to wait for the host.
+    Raises: RangeError on an unknown implementation, metric, pass or device.
+    """
+    if pass_ not in get_args(Pass):
+        raise RangeError(f"unknown pass {pass_!r}; known: {', '.join(get_args(Pass))}")
+    wanted = {name: operation.subject(name) for name in implementations}
+    chosen = _chosen(metrics)
+    if device == "cuda" and not torch.cuda.is_available():
+        return {name: Skipped("torch finds no CUDA device") for name in wanted}
+    forget_compilations()
+    race = _Race(operation, case, device, pass_, chosen, clock or clock_for(device), budget, ceilings)
+    with measuring_flags(), torch.set_grad_enabled(pass_ != "forward"), _short_collections():
+        try:
+            race.measure(wanted)
+        except _DeviceLostError as lost:
+            left = f"not measured: {lost.culprit} left the CUDA device unusable; measure it again in a new process"
+            for name in wanted:
+                race.outcomes.setdefault(name, Failed("crash", str(lost) if name == lost.culprit else left))
+    return {name: race.outcomes[name] for name in wanted}
+
+
+def forget_compilations() -> None:
+    """Let every case compile for its own shapes, whatever ran in this process before it.
+
+    Left alone, torch.compile turns to dynamic shapes at the second case and, silently, to eager at the ninth.
+    """
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+
+
+def failure(error: Exception) -> Failed:
+    """The typed failure of an exception: out of memory, with the bytes asked for where it tells, or an error."""
+    text = str(error).strip()
+    message = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
+        return Failed("oom", message, requested_bytes(text))
+    return Failed("error", message)
+
+
+def requested_bytes(message: str) -> int | None:
+    """The size in "Tried to allocate 20.00 GiB", "you tried to allocate 40000 bytes" and their like, or None."""
+    found = re.search(r"(?:tried|unable) to allocate ([\d.]+) ?(bytes|[KMGTP]iB)", message, re.IGNORECASE)
+    if found is None:
+        return None
+    return round(float(found[1]) * 1024 ** "BKMGTP".index(found[2][0].upper()))
+
+
+class _DeviceLostError(Exception):
+    """An implementation broke the CUDA context; nothing more can be measured in this process."""
+
+    def __init__(self, culprit: str, error: Exception) -> None:
+        super().__init__(f"{type(error).__name__}: {error}")
+        self.culprit = culprit
+
+
+class _Race:
+    """One case on its way to outcomes; `outcomes` fills as implementations drop out or arrive."""
+
+    def __init__(
+        self,
+        operation: Operation,
+        case: Case,
+        device: str,
+        pass_: Pass,
+        metrics: Sequence[Metric],
+        clock: Clock,
+        budget: Budget,
+        ceilings: Ceilings | None,
+    ) -> None:
+        self.operation = operation
+        self.case = case
+        self.device = device
+        self.pass_: Pass = pass_
+        self.metrics = metrics
+        self.clock = clock
+        self.budget = budget
+        self.ceilings = ceilings
+        self.outcomes: dict[str, Outcome] = {}
+        self.ideal: Callable[[], torch.Tensor | None] = lambda: None
+
+    def measure(self, wanted: Mapping[str, Implementation]) -> None:
+        able = [found for name, found in wanted.items() if self._guard(name, partial(self._available, found))]
+        racing = list(self._gated(able)) if able else []
+        times: dict[str, tuple[float, ...]] = {}
+        if any(metric.name == TIME for metric in self.metrics):
+            runs = [bound.run for bound, _ in racing]
+            times = time_interleaved(
+                runs, self.clock, self.budget, self.case.seed, lambda run, step: self._guard(run.name, step)
+            )
+        for bound, question in racing:
+            name = bound.run.name
+            if name in self.outcomes:
+                continue
+            trial = self._guard(name, partial(self._tried, question, bound, times.get(name, ())))
+            # Only the trial still needs the answer, and those after it need the memory.
+            bound.run.latest = None
+            if trial is not None:
+                measured = self._guard(name, partial(self._weighed, bound, trial))
+                if measured is not None:
+                    self.outcomes[name] = measured
+
+    def _gated(self, able: Sequence[Implementation]) -> Iterator[tuple[calls.Bound, calls.Question]]:
+        """The implementations whose answer is right, bound to the question they answered."""
+        first = able[0].name
+        inputs = self._guard(first, lambda: self.operation.make_inputs(self.case, self.device))
+        if inputs is None:
+            # Without inputs every implementation has the same outcome.
+            self.outcomes.update({implementation.name: self.outcomes[first] for implementation in able})
+            return
+        self.ideal = cache(lambda: self._uncompressed(inputs))
+        questions: dict[bool, calls.Question | Outcome] = {}
+        for implementation in able:
+            name, rival = implementation.name, implementation in self.operation.rivals
+            if rival not in questions:
+                ask = partial(calls.ask, self.operation, self.case, self.device, self.pass_, inputs, rival=rival)
+                questions[rival] = self._guard(name, ask) or self.outcomes[name]
+            question = questions[rival]
+            if isinstance(question, calls.Question):
+                bound = self._guard(name, partial(self._right, question, implementation))
+                if bound is not None:
+                    yield bound, question
+            else:
+                self.outcomes[name] = question
+
+    def _uncompressed(self, inputs: dict[str, Any]) -> torch.Tensor | None:
+        if self.operation.ideal is None:
+            return None
+        with torch.no_grad():
+            return calls.truth(self.operation, inputs, rival=True)
+
+    def _guard(self, name: str, step: Callable[[], T]) -> T | None:
+        """The value of a step of one implementation; None if the step ended in an outcome, which is then noted."""
+        try:
+            value = step()
+            if self.device == "cuda":
+                torch.cuda.synchronize()
+            return value
+        except _Ended as ended:
+            self.outcomes[name] = ended.outcome
+        except Unsupported as error:
+            self.outcomes[name] = Skipped(str(error))
+        except Exception as error:
+            if self.device == "cuda" and not _device_answers():
+                raise _DeviceLostError(name, error) from error
+            self.outcomes[name] = failure(error)
+        return None
+
+    def _available(self, implementation: Implementation) -> bool:
+        reason = implementation.available(self.device)
+        if reason is not None:
+            raise Unsupported(reason)
+        return True
+
+    def _right(self, question: calls.Question, implementation: Implementation) -> calls.Bound:
+        before = calls.marks(question.inputs)
+        try:
+            bound = calls.bind(question, implementation)
+            wrong = calls.verify(question, bound)
+        finally:
+            after = calls.marks(question.inputs)
+            changed = [name for name in before if before[name] != after[name]]
+            if changed:
+                self._redraw(question.inputs, changed)
+        if changed:
+            raise _Ended(Failed("wrong", f"it writes to its input {', '.join(changed)}"))
+        if wrong is not None:
+            raise _Ended(Failed("wrong", wrong))
+        if _needs_interpreter(implementation):
+            raise Unsupported(INTERPRETED)
+        return bound
+
+    def _redraw(self, inputs: Mapping[str, Any], names: Sequence[str]) -> None:
+        """Put inputs right that an implementation has written to, for those that come after it."""
+        fresh = self.operation.make_inputs(self.case, self.device)
+        with torch.no_grad():
+            for name in names:
+                inputs[name].copy_(fresh[name])
+
+    def _tried(self, question: calls.Question, bound: calls.Bound, times: tuple[float, ...]) -> Trial:
+        wrong = calls.fault(question, bound)
+        if wrong is not None:
+            raise _Ended(Failed("wrong", f"after {len(times)} timed samples: {wrong}"))
+        given = calls.answer(question, bound)
+        return Trial(
+            operation=self.operation,
+            case=self.case,
+            implementation=bound.implementation,
+            device=self.device,
+            pass_=self.pass_,
+            inputs=question.inputs,
+            run=bound.run.call,
+            forward=bound.forward,
+            output=given.output,
+            dense=given.dense.detach(),
+            expected=question.expected.output,
+            ideal=self.ideal,
+            times=times,
+        )
+
+    def _weighed(self, bound: calls.Bound, trial: Trial) -> Measured:
+        measurements, unavailable = [], []
+        for metric in self.metrics:
+            try:
+                samples = tuple(float(sample) for sample in metric.sample(trial))
+            except Unsupported as error:
+                unavailable.append((metric.name, str(error)))
+                continue
+            if not samples or not all(map(math.isfinite, samples)):
+                raise ValueError(f"the metric {metric.name} must give finite numbers, got {list(samples)}")
+            measurements.append(Measurement(metric.name, metric.version, metric.unit, samples))
+            if metric.name == TIME:
+                unavailable.extend(self._believed(bound, measurements[-1].median))
+        return Measured(tuple(measurements), tuple(unavailable))
+
+    def _believed(self, bound: calls.Bound, seconds: float) -> Iterator[tuple[str, str]]:
+        """Remarks on a time; a time that cannot be true ends in Failed."""
+        wrong = impossible(seconds, self.operation.cost(self.case), self.ceilings, self.clock.cache, self.pass_)
+        if wrong is not None:
+            raise _Ended(Failed("wrong", wrong))
+        launches = launch_bound(seconds, self.ceilings)
+        if launches is not None:
+            yield "launch_bound", launches
+        if self.clock.exposed(bound.run):
+            yield "launch_gaps", "the call waits for the device, so its time contains gaps in which the device was idle"
+
+
+class _Ended(Exception):
+    """A step that ends in an outcome of its own."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome)
+        self.outcome = outcome
+
+
+def _chosen(names: Sequence[str] | None) -> list[Metric]:
+    known = load_metrics()
+    for name in names or ():
+        if name not in known:
+            raise RangeError(f"unknown metric {name!r}; known: {', '.join(known)}")
+    return [known[name] for name in (known if names is None else names)]
+
+
+def _needs_interpreter(implementation: Implementation) -> bool:
+    """Whether its kernels are Triton's and the interpreter is on: without the interpreter no CPU would run it."""
+    if not interpreted() or implementation.available("cpu") is not None:
+        return False
+    with _compiled_triton():
+        return implementation.available("cpu") is not None
+
+
+@contextmanager
+def _short_collections() -> Iterator[None]:
+    """Spare the garbage collector what is older than the case: modules alone make a collection last 0.1 s and more."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+@contextmanager
+def _compiled_triton() -> Iterator[None]:
+    before = os.environ.pop("TRITON_INTERPRET")
+    try:
+        yield
+    finally:
+        os.environ["TRITON_INTERPRET"] = before
+
+
+def _device_answers() -> bool:
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True

@@ -1,0 +1,28 @@
+"""Relative L2 error of the exact operation (its float64 reference) against the uncompressed answer.
+
+    ||reference - ideal|| / ||ideal||
+
+It is a property of the case, equal for all implementations, and never a failure. For a rival, which computes the
+uncompressed answer, it is 0.
+"""
+
+from __future__ import annotations
+
+import math
+
+from spectralbench.gate import relative_error
+from spectralbench.metrics import Metric, Trial
+from spectralkernels.errors import Unsupported
+
+
+def _sample(trial: Trial) -> list[float]:
+    ideal = trial.ideal()
+    if ideal is None:
+        raise Unsupported(f"{trial.operation.name} loses nothing, so it has no uncompressed answer")
+    error = relative_error(trial.expected, ideal)
+    if math.isinf(error):
+        raise Unsupported("the uncompressed answer is zero, so a relative error has no meaning")
+    return [error]
+
+
+METRIC = Metric(name="approximation_error", unit="1", version=1, sample=_sample)

@@ -1,0 +1,165 @@
+"""NVML: the GPU as the driver sees it, matched to torch's device by UUID, and a thread that samples it.
+
+Indices of NVML and CUDA differ under CUDA_VISIBLE_DEVICES, so nothing here goes by index.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from spectralkernels.errors import Unsupported
+
+PERIOD = 2e-3
+SECONDS = 0.3
+MIN_READINGS = 10
+# NVML counts in chunks of the driver; smaller growth may be served from one already taken.
+VISIBLE_GROWTH = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One GPU as NVML knows it; every reading that the driver refuses raises Unsupported."""
+
+    library: Any
+    handle: Any
+
+    @classmethod
+    def current(cls) -> Device:
+        """torch's current CUDA device; Unsupported says why there is no NVML, or no such device in it."""
+        library = load()
+        uuid = f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
+        try:
+            return cls(library, library.nvmlDeviceGetHandleByUUID(uuid))
+        except library.NVMLError as error:
+            raise Unsupported(f"no NVML: it does not know torch's device {uuid} ({error})") from error
+
+    def used_bytes(self) -> int:
+        return int(self._read("nvmlDeviceGetMemoryInfo").used)
+
+    def process_bytes(self) -> int:
+        for process in self._read("nvmlDeviceGetComputeRunningProcesses"):
+            if process.pid == os.getpid() and process.usedGpuMemory is not None:
+                return int(process.usedGpuMemory)
+        raise Unsupported("NVML does not report this process's memory (in containers the driver often cannot)")
+
+    def joules(self) -> float:
+        return float(self._read("nvmlDeviceGetTotalEnergyConsumption")) * 1e-3
+
+    def facts(self) -> dict[str, object]:
+        """Driver and clocks for an environment; what this driver does not tell is None."""
+        clock_mhz = {"sm": self.library.NVML_CLOCK_SM, "memory": self.library.NVML_CLOCK_MEM}
+        facts: dict[str, object] = {"driver": self._tell(self.library.nvmlSystemGetDriverVersion)}
+        for name, kind in clock_mhz.items():
+            facts[f"gpu_{name}_clock_mhz"] = self._tell(self.library.nvmlDeviceGetClockInfo, self.handle, kind)
+            facts[f"gpu_{name}_clock_max_mhz"] = self._tell(self.library.nvmlDeviceGetMaxClockInfo, self.handle, kind)
+        facts["gpu_power_limit_mw"] = self._tell(self.library.nvmlDeviceGetEnforcedPowerLimit, self.handle)
+        facts["gpu_temperature_c"] = self._tell(self.library.nvmlDeviceGetTemperature, self.handle, 0)
+        facts["gpu_throttle_reasons"] = self._tell(self.library.nvmlDeviceGetCurrentClocksThrottleReasons, self.handle)
+        return facts
+
+    def _tell(self, question: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return question(*arguments)
+        except self.library.NVMLError:
+            return None
+
+    def _read(self, name: str) -> Any:
+        try:
+            return getattr(self.library, name)(self.handle)
+        except self.library.NVMLError as error:
+            raise Unsupported(f"NVML: {name}: {error}") from error
+
+
+def load() -> Any:
+    """The initialised NVML binding; Unsupported("no NVML: ...") where it or the driver is missing."""
+    try:
+        import pynvml
+    except ImportError as error:
+        raise Unsupported("no NVML: nvidia-ml-py is not installed (pip install 'spectralbench[gpu]')") from error
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        raise Unsupported(f"no NVML: {error}") from error
+    return pynvml
+
+
+class Sampler:
+    """A thread that reads a value every `period` seconds inside a `with` block.
+
+    readings: all of them. refreshes: how often the value differed from the one before, plus one: a value that the
+    driver refreshes rarely is read often and still known rarely. A failing reading ends the thread and is raised at the
+    end.
+    """
+
+    def __init__(self, read: Callable[[], float], period: float = PERIOD) -> None:
+        self.readings: list[float] = []
+        self._read = read
+        self._period = period
+        self._stop = threading.Event()
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._loop, name="nvml-sampler", daemon=True)
+
+    @property
+    def refreshes(self) -> int:
+        changes = sum(before != after for before, after in zip(self.readings, self.readings[1:], strict=False))
+        return changes + bool(self.readings)
+
+    def __enter__(self) -> Sampler:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        if error is None and self._error is not None:
+            raise self._error
+
+    def _loop(self) -> None:
+        while True:
+            try:
+                self.readings.append(self._read())
+            except Exception as error:  # raised again in the thread that asked
+                self._error = error
+                return
+            if self._stop.wait(self._period):
+                return
+
+
+def peak_over_baseline(run: Callable[[], object], read: Callable[[], float], seconds: float = SECONDS) -> float:
+    """Largest reading while `run` is repeated for `seconds`, less the reading before, in bytes.
+
+    Caches of the allocator and of cuFFT plans are emptied first, so that what a call needs must be taken again.
+    Unsupported if fewer than MIN_READINGS were read, or if NVML stood still while torch took memory (a stale counter,
+    or another GPU's).
+    """
+    torch.cuda.synchronize()
+    gc.collect()
+    torch.backends.cuda.cufft_plan_cache.clear()
+    torch.cuda.empty_cache()
+    reserved = torch.cuda.memory_reserved()
+    before = read()
+    with Sampler(read) as sampler:
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            run()
+            torch.cuda.synchronize()
+    if len(sampler.readings) < MIN_READINGS:
+        raise Unsupported(f"NVML gave {len(sampler.readings)} readings in {seconds:g} s, fewer than {MIN_READINGS}")
+    grown = torch.cuda.memory_reserved() - reserved
+    if sampler.refreshes == 1 and sampler.readings[0] == before and grown >= VISIBLE_GROWTH:
+        raise Unsupported(
+            f"NVML stood still through {len(sampler.readings)} readings while torch took {grown} bytes: "
+            "a stale counter, or another GPU's"
+        )
+    return float(max(0.0, max(sampler.readings) - before))

@@ -1,0 +1,305 @@
+"""Clocks: the CPU's arithmetic on a fake counter, the CUDA clock's logic on a fake device, the fake clock itself."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from spectralbench.clock import CpuClock, CudaClock, FakeClock, clock_for
+from spectralkernels.errors import RangeError, Unsupported
+
+
+class Ticker:
+    """A counter that only moves when told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.nanoseconds = 0
+        monkeypatch.setattr(time, "perf_counter_ns", lambda: self.nanoseconds)
+
+    def run(self, cost: int) -> Any:
+        def call() -> None:
+            self.nanoseconds += cost
+
+        return call
+
+
+def test_cpu_time_is_seconds_per_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticker = Ticker(monkeypatch)
+    assert CpuClock().time(ticker.run(2500), number=4) == pytest.approx(2.5e-6)
+
+
+@pytest.mark.parametrize("cost", [0, 7, 900, 40_000, 5_000_000])
+def test_cpu_calibration_makes_a_sample_long_enough(cost: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticker = Ticker(monkeypatch)
+    clock = CpuClock(min_sample=1e-4)
+    if cost == 0:
+        ticker.run(0)
+        cost = 1
+    number = clock.calibrate(ticker.run(cost))
+    assert number * cost >= 100_000
+    assert number * cost <= max(2 * 100_000 * 1.2, cost)
+
+
+def test_a_slow_call_is_its_own_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticker = Ticker(monkeypatch)
+    calls = []
+    assert CpuClock().calibrate(lambda: calls.append(ticker.run(10**9)())) == 1
+    assert len(calls) == 1
+
+
+def test_the_cpu_clock_takes_real_time() -> None:
+    clock = CpuClock()
+    assert (clock.cache, clock.launch, clock.exposed(lambda: None)) == ("warm", "eager", False)
+    before = clock.now()
+    assert 0 < clock.time(lambda: sum(range(1000)), 10) <= clock.now() - before
+
+
+def test_clocks_are_found_by_device() -> None:
+    assert isinstance(clock_for("cpu"), CpuClock)
+    with pytest.raises(RangeError, match="unknown device 'tpu'; known: cpu, cuda"):
+        clock_for("tpu")
+    with pytest.raises(RangeError, match="a CPU is timed with cache='warm', launch='eager'; got cache='cold'"):
+        clock_for("cpu", cache="cold")
+
+
+def test_no_cuda_clock_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(Unsupported, match="torch finds no CUDA device"):
+        clock_for("cuda")
+    with pytest.raises(RangeError, match="knows warm and cold, got 'tepid'"):
+        CudaClock(cache="tepid")
+
+
+def test_the_fake_clock_repeats_its_durations_and_runs_what_it_is_given() -> None:
+    ran = []
+
+    class Named:
+        name = "a"
+
+        def __call__(self) -> None:
+            ran.append(self.name)
+
+    clock = FakeClock({"a": (1.0, 2.0)})
+    assert [clock.time(Named(), 2) for _ in range(3)] == [1.0, 2.0, 1.0]
+    assert len(ran) == 6
+    assert clock.now() == 8.0
+    assert clock.calls == ["a"] * 3
+    assert FakeClock(0.5).time(lambda: None, 1) == 0.5
+
+
+class FakeCuda:
+    """A CUDA stream in host time: work is queued at once, and runs when the device gets to it.
+
+    host: seconds of host time per queued item. A call takes `cost` seconds on the device, a flush `flush` seconds.
+    """
+
+    def __init__(self, cost: float = 1e-5, flush: float = 5e-5, host: float = 1e-6, cycles: float = 1e9) -> None:
+        self.host_now = 0.0
+        self.device_free = 0.0
+        self.cost = cost
+        self.flush = flush
+        self.host = host
+        self.cycles = cycles
+        self.log: list[str] = []
+        self.capturing = False
+        self.captured: list[float] = []
+
+    def queue(self, kind: str, seconds: float) -> None:
+        self.log.append(kind)
+        self.host_now += self.host
+        if self.capturing:
+            self.captured.append(seconds)
+        else:
+            self.device_free = max(self.device_free, self.host_now) + seconds
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+        outer = self
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+                self.at = 0.0
+
+            def record(self) -> None:
+                outer.queue("event", 0.0)
+                self.at = outer.device_free
+
+            def query(self) -> bool:
+                return outer.host_now >= self.at
+
+            def elapsed_time(self, end: Event) -> float:
+                return (end.at - self.at) * 1e3
+
+        class Graph:
+            def __init__(self) -> None:
+                self.work: list[float] = []
+
+            def replay(self) -> None:
+                outer.queue("replay", sum(self.work))
+
+        class Capture:
+            def __init__(self, graph: Graph) -> None:
+                self.graph = graph
+
+            def __enter__(self) -> None:
+                outer.capturing, outer.captured = True, self.graph.work
+
+            def __exit__(self, *_: object) -> None:
+                outer.capturing = False
+
+        class Here:
+            def __enter__(self) -> None:
+                outer.log.append("side stream")
+
+            def __exit__(self, *_: object) -> None:
+                pass
+
+        stream = SimpleNamespace(wait_stream=lambda other: None)
+        for name, value in {
+            "is_available": lambda: True,
+            "Event": Event,
+            "CUDAGraph": Graph,
+            "graph": Capture,
+            "Stream": lambda: stream,
+            "stream": lambda found: Here(),
+            "current_stream": lambda: stream,
+            "current_device": lambda: 0,
+            "synchronize": self.synchronize,
+            "_sleep": lambda cycles: self.queue("spin", cycles / self.cycles),
+            "get_device_properties": lambda device: SimpleNamespace(L2_cache_size=1024),
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+        return self
+
+    def synchronize(self) -> None:
+        self.log.append("synchronize")
+        self.host_now = max(self.host_now, self.device_free)
+
+    def call(self) -> None:
+        self.queue("call", self.cost)
+
+
+class FakeFlush:
+    """The flush buffer of a fake device."""
+
+    def __init__(self, cuda: FakeCuda) -> None:
+        self.cuda = cuda
+
+    def zero_(self) -> None:
+        self.cuda.queue("flush", self.cuda.flush)
+
+
+def clock_on(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, **options: str) -> CudaClock:
+    cuda.install(monkeypatch)
+    clock = CudaClock(device="cpu", **options)
+    assert clock._flush_buffer().numel() == 2 * 1024, "twice the device's L2 cache"
+    clock._flush = FakeFlush(cuda)  # type: ignore[assignment]
+    return clock
+
+
+def test_a_warm_sample_is_queued_behind_a_spin_between_two_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda(cost=1e-5)
+    clock = clock_on(cuda, monkeypatch, cache="warm")
+    assert clock.time(cuda.call, 3) == pytest.approx(1e-5)
+    assert cuda.log == ["spin", "event", "call", "call", "call", "event", "synchronize"]
+    assert not clock.exposed(cuda.call)
+
+
+def test_a_cold_sample_flushes_before_every_call_and_leaves_the_flush_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda(cost=1e-5)
+    clock = clock_on(cuda, monkeypatch, cache="cold")
+    assert clock.time(cuda.call, 2) == pytest.approx(1e-5)
+    assert cuda.log == ["spin", *["flush", "event", "call", "event"] * 2, "synchronize"]
+
+
+def test_a_slow_host_makes_the_spin_longer_until_it_hides_the_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda(cost=1e-6, host=1e-3)
+    clock = clock_on(cuda, monkeypatch, cache="warm")
+    call = cuda.call
+    assert clock.time(call, 5) == pytest.approx(1e-6), "launch gaps of 1 ms would show"
+    spins = cuda.log.count("spin")
+    assert spins > 1
+    assert clock.time(call, 5) == pytest.approx(1e-6)
+    assert cuda.log.count("spin") == spins + 1, "the length that worked is remembered"
+
+
+def test_a_call_that_waits_for_the_device_is_timed_with_its_gaps_and_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda(cost=1e-5, host=1e-6)
+    clock = clock_on(cuda, monkeypatch, cache="warm")
+
+    def waits() -> None:
+        cuda.call()
+        torch.cuda.synchronize()
+        cuda.host_now += 4e-5
+
+    assert clock.time(waits, 2) == pytest.approx((2 * 1e-5 + 2 * 4e-5) / 2, rel=0.1)
+    assert clock.exposed(waits)
+    spins = cuda.log.count("spin")
+    clock.time(waits, 2)
+    assert cuda.log.count("spin") == spins, "no further attempt is made"
+
+
+def test_a_graph_is_captured_once_and_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda(cost=1e-6)
+    clock = clock_on(cuda, monkeypatch, cache="warm", launch="graph")
+    call = cuda.call
+    assert clock.time(call, 4) == pytest.approx(1e-6)
+    assert cuda.log == ["side stream", *["call"] * 5, "spin", "event", "replay", "event", "synchronize"]
+    clock.time(call, 4)
+    assert cuda.log.count("call") == 5
+
+
+def test_a_cold_graph_replays_one_call_per_flush(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda(cost=1e-6)
+    clock = clock_on(cuda, monkeypatch, cache="cold", launch="graph")
+    call = cuda.call
+    assert clock.time(call, 2) == pytest.approx(1e-6)
+    assert cuda.log[3:] == ["spin", *["flush", "event", "replay", "event"] * 2, "synchronize"]
+
+
+def test_what_cannot_be_captured_is_unsupported_but_out_of_memory_stays_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda()
+    clock = clock_on(cuda, monkeypatch, cache="warm", launch="graph")
+
+    def fails(error: Exception) -> Any:
+        def call() -> None:
+            if cuda.capturing:
+                raise error
+
+        return call
+
+    with pytest.raises(Unsupported, match="cannot be captured in a CUDA graph: operation not permitted"):
+        clock.time(fails(RuntimeError("operation not permitted when stream is capturing")), 1)
+    with pytest.raises(torch.OutOfMemoryError):
+        clock.time(fails(torch.OutOfMemoryError("CUDA out of memory")), 1)
+
+
+@pytest.mark.parametrize(("cost", "number"), [(1e-3, 1), (1e-5, 20), (1e-7, 50)])
+def test_cuda_calibration_fills_a_sample_within_bounds(
+    cost: float, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda = FakeCuda(cost=cost)
+    assert clock_on(cuda, monkeypatch, cache="warm").calibrate(cuda.call) == number
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("launch", ["eager", "graph"])
+@pytest.mark.parametrize("cache", ["warm", "cold"])
+def test_a_real_device_is_timed(cache: str, launch: str) -> None:
+    clock = CudaClock(cache=cache, launch=launch)
+    x = torch.randn(1 << 22, device="cuda")
+    out = torch.empty_like(x)
+
+    def run() -> None:
+        torch.add(x, 1.0, out=out)
+
+    number = clock.calibrate(run)
+    seconds = clock.time(run, number)
+    # 32 MiB cross memory; no device moves 50 TB/s, and none needs a millisecond.
+    assert 2 * x.nbytes / 50e12 < seconds < 1e-3
+    assert not clock.exposed(run)
