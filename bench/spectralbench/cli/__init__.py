@@ -1,0 +1,31 @@
+"""The command line: `spectralbench <verb>`. It parses and prints; what to do is decided in the modules it calls.
+
+Data goes to stdout (a table, or JSON lines), talk to stderr. Exit codes: 0 fine, 1 a failed case or a regression,
+2 usage, 3 not enough history to judge, 130 interrupted. Verbs that read records work without torch, so nothing here
+imports it before a verb needs it.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from spectralbench.cli import listing, machine, reading, sweeping
+
+app = typer.Typer(
+    name="spectralbench",
+    help="Time, memory and accuracy of spectral-domain convolutions, in one history.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("list")(listing.list_)
+app.command("run")(sweeping.run)
+app.command("plot")(reading.plot)
+app.command("report")(reading.report)
+app.command("alert")(reading.alert)
+app.command("machine")(machine.machine)
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    app()

@@ -1,0 +1,86 @@
+"""The verbs that read the stored history: `plot`, `report`, `alert`. None needs torch or a GPU."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spectralbench.cli import terminal
+from spectralbench.record import Damage
+
+NOTHING_TO_JUDGE = 3
+
+
+def plot(
+    figures: Annotated[list[str] | None, typer.Argument(metavar="FIGURE", help="Default: all.")] = None,
+    results: terminal.Results = Path("results"),
+    out: Annotated[Path | None, typer.Option(help="Default: figures/ in the results folder.")] = None,
+    machine: Annotated[str | None, typer.Option(help="Only this machine; default: all.")] = None,
+    as_json: terminal.Json = False,
+) -> None:
+    """Draw the figures from the stored results."""
+    from spectralbench.plot import FIGURES, draw_all
+
+    try:
+        gallery = draw_all(results, out or results / "figures", machine, only=tuple(figures or FIGURES))
+    except (FileNotFoundError, ValueError) as error:
+        raise terminal.fail(str(error), 2) from None
+    except (ModuleNotFoundError, OSError) as error:
+        raise terminal.fail(str(error), 1) from None
+    for name, figure, reason in gallery.skipped:
+        terminal.say(f"not drawn: {figure} of {name}: {reason}")
+    for path in gallery:
+        typer.echo(json.dumps({"path": str(path)}) if as_json else str(path))
+    if not len(gallery):
+        raise typer.Exit(NOTHING_TO_JUDGE)
+
+
+def report(
+    results: terminal.Results = Path("results"),
+    out: Annotated[Path | None, typer.Option(help="Default: REPORT.md in the results folder.")] = None,
+) -> None:
+    """Write the report: what is fast, what is not, and where the project loses."""
+    from spectralbench import report as reporting
+
+    try:
+        path = reporting.write(results, out or results / "REPORT.md")
+    except (FileNotFoundError, ValueError) as error:
+        raise terminal.fail(str(error), 2) from None
+    except OSError as error:
+        raise terminal.fail(str(error), 1) from None
+    typer.echo(str(path))
+
+
+def alert(
+    results: terminal.Results = Path("results"),
+    out: Annotated[Path | None, typer.Option(help="Also write alert.md and alert.json into this folder.")] = None,
+    as_json: terminal.Json = False,
+) -> None:
+    """Judge the newest point of every series; exit 1 on a regression, 3 if there is too little history."""
+    from spectralbench import alert as alerting
+    from spectralbench import history
+
+    try:
+        loaded = history.load(results)
+    except FileNotFoundError as error:
+        raise terminal.fail(str(error), 2) from None
+    _say_damage(loaded.damage)
+    findings = alerting.judge(loaded)
+    if out is not None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            (out / "alert.md").write_text(alerting.to_markdown(findings), encoding="utf-8")
+            (out / "alert.json").write_text(alerting.to_json(findings), encoding="utf-8")
+        except OSError as error:
+            raise terminal.fail(f"cannot write the alert to {out}: {error}", 1) from None
+    typer.echo((alerting.to_json if as_json else alerting.to_markdown)(findings).rstrip("\n"))
+    raise typer.Exit(alerting.exit_code(findings))
+
+
+def _say_damage(damage: Iterable[Damage]) -> None:
+    for found in damage:
+        terminal.say(f"damaged record skipped: {found}")

@@ -1,0 +1,191 @@
+"""`spectralbench run`: options to a request, progress to stderr, records to stdout."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from spectralbench.cli import tables, terminal
+from spectralbench.record import Record, record_line
+
+if TYPE_CHECKING:
+    from spectralbench.sweep import Item, Request, Sweep
+
+INTERRUPTED = 130
+
+
+def run(
+    operations: Annotated[list[str] | None, typer.Argument(metavar="OPERATION", help="Default: all.")] = None,
+    profile: Annotated[str, typer.Option(help="smoke, quick, study, claims, gpu or asv.")] = "quick",
+    impl: Annotated[list[str] | None, typer.Option("--impl", help="Only these implementations (a,b).")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=V1,V2", help="Values of a parameter instead of the profile's."),
+    ] = None,
+    metrics: Annotated[list[str] | None, typer.Option("--metrics", help="Only these metrics (a,b).")] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Runs in fresh processes; default 1; claims 3; study, gpu 5.")
+    ] = None,
+    time_budget: Annotated[float | None, typer.Option(min=0, help="Start no case after this many seconds.")] = None,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds after which a case is killed.")] = 300.0,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run again what failed before.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be measured.")] = False,
+    results: terminal.Results = Path("results"),
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
+    cache: Annotated[str | None, typer.Option(help="warm or cold; default: cold on cuda, warm on cpu.")] = None,
+    launch: Annotated[str, typer.Option(help="eager or graph.")] = "eager",
+    seed: Annotated[int, typer.Option(help="Seed of the inputs, part of the identity.")] = 0,
+    as_json: terminal.Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no talk but errors.")] = False,
+) -> None:
+    """Measure operations and store every case as it is done; running again resumes."""
+    with terminal.usage_errors():
+        from spectralbench import sweep
+
+        where = sweep.choose_device(device)
+        request = sweep.Request(
+            operations=tuple(operations or ()),
+            profile=profile,
+            implementations=terminal.split(impl),
+            overrides=_assignments(overrides),
+            metrics=terminal.split(metrics),
+            seed=seed,
+            processes=processes,
+            device=where,
+            cache=cache or ("cold" if where == "cuda" else "warm"),
+            launch=launch,
+            timeout=timeout,
+            time_budget=time_budget,
+            retry_failed=retry_failed,
+            sources=sweep.SOURCES,
+        )
+        done = _dry_run(request, results) if dry_run else _run(request, results, quiet)
+    if not quiet:
+        _talk_about(done, dry_run)
+    if dry_run:
+        _print_plan(done, as_json)
+        return
+    if as_json:
+        for record in done.records:
+            sys.stdout.write(record_line(record))
+    else:
+        console = terminal.data()
+        for operation, rows in tables.rows(done.records).items():
+            console.print(tables.operation_table(operation, rows))
+    if done.stopped == "interrupt":
+        raise typer.Exit(INTERRUPTED)
+    if any(record.status == "failed" for record in done.records):
+        raise typer.Exit(1)
+
+
+class _Bar:
+    """A progress bar with the time that is left, on stderr; failures are named above it as they happen."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.console = terminal.talk()
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=quiet or not self.console.is_terminal,
+            transient=True,
+        )
+        self.task = self.bar.add_task("starting", total=None)
+
+    def start(self, item: Item, done: int, total: int) -> None:
+        self.bar.update(self.task, description=item.label.replace("[", r"\["), completed=done, total=total)
+
+    def finish(self, item: Item, records: Sequence[Record]) -> None:
+        self.bar.advance(self.task)
+        for record in records:
+            if record.status == "failed":
+                text = f"failed: {item.label} {record.implementation}: {record.failure}: {record.reason}"
+                self.bar.console.print(text, markup=False)
+
+
+def _run(request: Request, results: Path, quiet: bool) -> Sweep:
+    from spectralbench import sweep
+    from spectralbench.journal import JournalError
+    from spectralbench.worker import WorkerBroken
+
+    watch = _Bar(quiet)
+    try:
+        with watch.bar:
+            return sweep.run(request, results, sweep.surroundings(request.device), watch)
+    except (JournalError, WorkerBroken) as error:
+        raise terminal.fail(str(error), 1) from None
+
+
+def _dry_run(request: Request, results: Path) -> Sweep:
+    from spectralbench import sweep
+
+    return sweep.preview(request, results, sweep.surroundings(request.device))
+
+
+def _talk_about(done: Sweep, dry_run: bool) -> None:
+    """What a reader of the table must know and the table does not say."""
+    for damage in done.damage:
+        terminal.say(f"damaged record skipped: {damage}")
+    skipped = Counter(
+        (record.operation, record.implementation, record.reason)
+        for record in done.records
+        if record.status == "skipped"
+    )
+    for (operation, implementation, reason), count in skipped.items():
+        terminal.say(f"skipped: {operation} {implementation} in {count} cases: {reason}")
+    for note in dict.fromkeys(
+        record.reason for record in done.records if record.status == "measured" and record.reason
+    ):
+        terminal.say(f"note: {note}")
+    if done.reused:
+        terminal.say(f"{done.reused} records were stored already by an earlier run at this commit")
+    if done.path is not None:
+        terminal.say(f"records: {done.path}")
+    if done.left and not dry_run:
+        first = ", ".join(item.label for item in done.left[:3]) + (", ..." if len(done.left) > 3 else "")
+        terminal.say(f"stopped by the {done.stopped}; {len(done.left)} cases are left: {first}")
+        terminal.say(f"resume with the same command: {shlex.join(['spectralbench', *sys.argv[1:]])}")
+
+
+def _print_plan(done: Sweep, as_json: bool) -> None:
+    """One line per case that would be measured, in order."""
+    for item in done.left:
+        if as_json:
+            entry = {
+                "operation": item.operation.name,
+                "case": dict(item.case.params),
+                "dtype": item.case.dtype,
+                "pass": item.pass_,
+                "seed": item.case.seed,
+                "replicate": item.replicate,
+                "implementations": item.implementations,
+            }
+            typer.echo(json.dumps(entry))
+        else:
+            typer.echo(f"{item.label} process {item.replicate}: {', '.join(item.implementations)}")
+    if not as_json:
+        typer.echo(f"{len(done.left)} cases to measure, {done.reused} records stored already")
+
+
+def _assignments(texts: list[str] | None) -> dict[str, str]:
+    """`name=v1,v2` texts by name."""
+    found: dict[str, str] = {}
+    for text in texts or ():
+        name, equals, values = text.partition("=")
+        if not (name and equals and values):
+            raise terminal.fail(f"--set takes NAME=VALUE[,VALUE]..., got {text!r}; e.g. --set compression=0.5,0.8", 2)
+        known = found.get(name.strip())
+        found[name.strip()] = f"{known},{values}" if known else values
+    return found

@@ -1,0 +1,142 @@
+"""Records as tables for people: one per operation, a row per case and implementation."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from spectralbench.outcome import Measurement
+from spectralbench.quantity import amount, ratio_words, scale
+from spectralbench.record import Record
+
+TIME = "device_time"
+COLUMNS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("saved", ("saved_bytes",)),
+    ("peak memory", ("peak_allocated", "host_peak")),
+    ("rounding error", ("rounding_error",)),
+    ("approx. error", ("approximation_error",)),
+    ("achieved c", ("achieved_compression",)),
+    ("kept", ("kept_fraction",)),
+)
+"""Title and the metrics that fill it, the first that was taken; a column without any value is left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One implementation at one case: its records, one per process."""
+
+    point: tuple[tuple[str, str], ...]
+    implementation: str
+    role: str
+    records: tuple[Record, ...]
+
+    @property
+    def failed(self) -> Record | None:
+        return next((record for record in self.records if record.status == "failed"), None)
+
+    def metric(self, names: Sequence[str]) -> Measurement | None:
+        """The samples of one process, or the medians of several, of the first of `names` that was taken."""
+        for name in names:
+            found = [taken for record in self.records if (taken := record.metric(name)) is not None]
+            if len(found) > 1:
+                medians = tuple(taken.median for taken in found)
+                return Measurement(name, found[0].version, found[0].unit, medians)
+            if found:
+                return found[0]
+        return None
+
+
+def rows(records: Iterable[Record]) -> dict[str, list[Row]]:
+    """Measured and failed records by operation, in the order they come, processes gathered."""
+    gathered: dict[str, dict[tuple[tuple[tuple[str, str], ...], str], list[Record]]] = {}
+    for record in records:
+        if record.status != "skipped":
+            point = (*((name, str(value)) for name, value in record.case.items()), ("dtype", record.dtype))
+            key = ((*point, ("pass", record.pass_)), record.implementation)
+            gathered.setdefault(record.operation, {}).setdefault(key, []).append(record)
+    return {
+        operation: [Row(point, name, found[0].role, tuple(found)) for (point, name), found in groups.items()]
+        for operation, groups in gathered.items()
+    }
+
+
+def operation_table(operation: str, found: Sequence[Row]) -> Table:
+    """Every row of an operation; parameters that never vary stand below, failures where the time would be."""
+    varying, constant = _split_parameters(found)
+    columns = [(title, names) for title, names in COLUMNS if any(row.metric(names) for row in found)]
+    caption = f"everywhere: {constant}" if constant else None
+    table = Table(title=operation, caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
+    if varying:
+        table.add_column("case", no_wrap=True)
+    table.add_column("implementation", no_wrap=True)
+    table.add_column("time (quartiles)", justify="right", no_wrap=True)
+    table.add_column("to best baseline", no_wrap=True)
+    for title, _ in columns:
+        table.add_column(title, justify="right")
+    for point in dict.fromkeys(row.point for row in found):
+        group = [row for row in found if row.point == point]
+        best = best_baseline(group)
+        parameters = _spread([f"{name}={dict(point)[name]}" for name in varying if name in dict(point)], len(group))
+        for index, row in enumerate(group):
+            cells = [parameters[index]] if varying else []
+            cells += [escape(row.implementation), _time_cell(row), _ratio_cell(row, best)]
+            cells += [_cell(row.metric(names)) for _, names in columns]
+            table.add_row(*cells, end_section=index == len(group) - 1, style="bold" if row.role == "kernel" else None)
+    return table
+
+
+def best_baseline(group: Sequence[Row]) -> Row | None:
+    """The fastest measured baseline of one case."""
+    timed = [row for row in group if row.role == "baseline" and row.metric([TIME])]
+    return min(timed, key=_median_time, default=None)
+
+
+def _median_time(row: Row) -> float:
+    time = row.metric([TIME])
+    assert time is not None, "only timed rows are compared"
+    return time.median
+
+
+def _split_parameters(found: Sequence[Row]) -> tuple[list[str], str]:
+    names = list(dict.fromkeys(name for row in found for name, _ in row.point))
+    values = {name: list(dict.fromkeys(dict(row.point).get(name, "") for row in found)) for name in names}
+    varying = [name for name in names if len(values[name]) > 1]
+    return varying, ", ".join(f"{name}={values[name][0]}" for name in names if len(values[name]) == 1)
+
+
+def _spread(words: Sequence[str], lines: int) -> list[str]:
+    """Words over so many lines, evenly, so that a case takes no more width or height than its rows need."""
+    per_line = -(-len(words) // lines)
+    return [escape(" ".join(words[line * per_line : (line + 1) * per_line])) for line in range(lines)]
+
+
+def _time_cell(row: Row) -> str:
+    if (failed := row.failed) is not None:
+        return f"[red]failed: {failed.failure}[/red]"
+    time = row.metric([TIME])
+    if time is None:
+        return "-"
+    lower, upper = time.quartiles
+    divisor, symbol = scale((time.median,), time.unit)
+    spread = f"({lower / divisor:.3g} - {upper / divisor:.3g})"
+    return f"{time.median / divisor:.3g} {symbol} {spread}"
+
+
+def _ratio_cell(row: Row, best: Row | None) -> str:
+    if best is None or row.metric([TIME]) is None:
+        return "-"
+    if row is best:
+        return "best baseline"
+    time = row.metric([TIME])
+    reference = _median_time(best)
+    assert time is not None, "checked above"
+    return ratio_words(time.median / reference if reference else None, time.unit)
+
+
+def _cell(found: Measurement | None) -> str:
+    return "-" if found is None else amount(statistics.median(found.samples), found.unit)

@@ -1,0 +1,190 @@
+"""Append outcomes to the record files so that a kill, a full disk or a second run loses nothing that was stored.
+
+One run owns one file under an exclusive lock; a second run at the same time takes the next name. The block of lines of
+a case is one write and one fsync. A file is only reused by a run in the same environment, because the environment is
+stored once, in its first line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from spectralbench.record import Damage, Record, environment_line, read_file, record_line
+
+Key = tuple[str | int, ...]
+
+# Facts that move while nothing that matters changes; they do not make a new file.
+VOLATILE = frozenset(
+    {
+        "started_at",
+        "cpu_clock_hz",
+        "gpu_sm_clock_mhz",
+        "gpu_memory_clock_mhz",
+        "gpu_temperature_c",
+        "gpu_throttle_reasons",
+    }
+)
+
+
+class JournalError(Exception):
+    """A record file cannot be written; the message names it and says what became of earlier records."""
+
+
+def record_key(record: Record) -> Key:
+    """What makes two records of one code state on one machine the same measurement."""
+    return (
+        record.operation,
+        record.operation_version,
+        record.case_id,
+        record.dtype,
+        record.pass_,
+        record.implementation,
+        record.cache,
+        record.launch,
+        record.seed,
+        record.replicate,
+        record.profile,
+    )
+
+
+def file_stem(environment: Mapping[str, Any], day: str | None = None) -> str:
+    """`<date>-<commit8>[-dirty-<hash8>]`; a tree without git says `nogit-<source8>` where the commit stands."""
+    commit, dirty = environment.get("commit"), environment.get("dirty")
+    parts = [day or datetime.now(UTC).strftime("%Y-%m-%d"), commit[:8] if commit else "nogit"]
+    if not commit and environment.get("source"):
+        parts.append(environment["source"])
+    if dirty:
+        parts += ["dirty", str(dirty)[:8]]
+    return "-".join(parts)
+
+
+def stored(folder: Path, environment: Mapping[str, Any]) -> tuple[dict[Key, Record], list[Damage]]:
+    """The newest record of every key that this machine stored at the same commit and dirty state, and what was damaged.
+
+    folder: results/records/<machine>; it may be missing.
+    """
+    found: dict[Key, Record] = {}
+    damage: list[Damage] = []
+    for path in sorted(folder.glob("*.jsonl")):
+        file = read_file(path)
+        damage.extend(file.damage)
+        if file.environment is None or _state(file.environment) != _state(environment):
+            continue
+        for record in file.records:
+            key = record_key(record)
+            if key not in found or found[key].recorded_at <= record.recorded_at:
+                found[key] = record
+    return found, damage
+
+
+class Journal:
+    """One record file, open for appending and locked against every other run."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self._descriptor = descriptor
+
+    @classmethod
+    def open(cls, folder: Path, environment: Mapping[str, Any]) -> Journal:
+        """Lock the first file of today's names that is free and has the same environment; make it if there is none.
+
+        folder: results/records/<machine>; made if missing.
+        Raises: JournalError if the folder or the file cannot be written.
+        """
+        stem = file_stem(environment)
+        path = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for count in itertools.count(1):
+                path = folder / (f"{stem}.jsonl" if count == 1 else f"{stem}-{count}.jsonl")
+                journal = cls._take(path, environment)
+                if journal is not None:
+                    return journal
+        except OSError as error:
+            raise JournalError(_message(path, error, "nothing was measured")) from error
+        raise AssertionError("itertools.count ended")
+
+    @classmethod
+    def _take(cls, path: Path, environment: Mapping[str, Any]) -> Journal | None:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            journal = cls(path, descriptor)
+            if os.fstat(descriptor).st_size == 0:
+                journal._write(environment_line(environment))
+                return journal
+            first = read_file(path).environment
+            if first is not None and _lasting(first) == _lasting(environment):
+                return journal
+        except BlockingIOError:
+            pass  # another run holds this file: the caller takes the next name
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+        return None
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Store the records of one case by one synced write.
+
+        Raises: JournalError if the disk is full or gone; what was stored before stays whole.
+        """
+        if not records:
+            return
+        try:
+            self._write("".join(record_line(record) for record in records))
+        except OSError as error:
+            raise JournalError(_message(self.path, error, "the records stored before are intact")) from error
+
+    def close(self) -> None:
+        """Release the lock."""
+        os.close(self._descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _write(self, text: str) -> None:
+        """Write the whole block, on a line of its own even where an earlier run was killed inside its last line."""
+        size = os.fstat(self._descriptor).st_size
+        torn = size > 0 and os.pread(self._descriptor, 1, size - 1) != b"\n"
+        block = memoryview((("\n" if torn else "") + text).encode())
+        try:
+            while block:
+                block = block[os.write(self._descriptor, block) :]
+            os.fsync(self._descriptor)
+        except OSError:
+            # Half a block of our own is taken back; where even that fails, readers report the torn line.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, size)
+            raise
+
+
+def _state(environment: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The code state that records belong to; `source` stands in for the commit where there is no git."""
+    return tuple(environment.get(name) for name in ("machine", "commit", "dirty", "source"))
+
+
+def _lasting(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file's first line fixes, as it reads back from JSON."""
+    return {name: value for name, value in json.loads(json.dumps(environment)).items() if name not in VOLATILE}
+
+
+def _message(path: Path, error: OSError, consequence: str) -> str:
+    return (
+        f"cannot write records to {path}: {error.strerror or error}; {consequence}; "
+        "free the disk or pass --results with a writable folder, then run again to resume"
+    )

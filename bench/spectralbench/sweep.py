@@ -1,0 +1,389 @@
+"""Expand a request into cases, measure what is not stored yet, and store each case as soon as it is done.
+
+operations x profile x passes x processes, narrowed by implementation and overridden by parameter. The unit of
+replication is the process: the whole list runs once per process, each time in a fresh one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from spectralbench.journal import Journal, Key, record_key, stored
+from spectralbench.outcome import Measured
+from spectralbench.record import Damage, Record, from_outcome
+from spectralbench.worker import Result, Setup, Sources, Task, Worker, resolve
+from spectralkernels import declare
+from spectralkernels.declare import PROFILES, Case, Operation, Pass, Scalar, with_seed
+from spectralkernels.errors import RangeError
+
+PROCESSES: Mapping[str, int] = {"smoke": 1, "quick": 1, "asv": 1, "study": 5, "claims": 3, "gpu": 5}
+"""Default replicates: what is published is repeated over processes, what is looked at once is not."""
+
+BUDGETS: Mapping[str, Mapping[str, float]] = {
+    "smoke": {"min_rounds": 3, "max_rounds": 20, "seconds": 0.1},
+    "quick": {"min_rounds": 5, "max_rounds": 100, "seconds": 0.5},
+    "asv": {"seconds": 1.0},
+    "study": {"seconds": 1.0},
+    "claims": {"seconds": 2.0},
+    "gpu": {"seconds": 2.0},
+}
+"""Fields of `measure.Budget` per profile; what is left out keeps its default."""
+
+
+SOURCES = Sources()
+"""What the command line sweeps and measures with."""
+
+DEVICES = ("cpu", "cuda")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to sweep; None means "as the profile says".
+
+    operations: names, empty for all. overrides: parameter name -> comma-separated values as text.
+    timeout: seconds one case may take. time_budget: seconds after which no case is started.
+    """
+
+    operations: tuple[str, ...] = ()
+    profile: str = "quick"
+    implementations: tuple[str, ...] | None = None
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    metrics: tuple[str, ...] | None = None
+    seed: int = 0
+    processes: int | None = None
+    device: str = "cpu"
+    cache: str = "warm"
+    launch: str = "eager"
+    timeout: float = 300.0
+    time_budget: float | None = None
+    retry_failed: bool = False
+    sources: Sources = SOURCES
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One case in one pass by one process, with the implementations to time interleaved.
+
+    apart: implementations that an earlier run has stored already, so that these are not interleaved with them.
+    """
+
+    operation: Operation
+    case: Case
+    pass_: Pass
+    implementations: tuple[str, ...]
+    replicate: int
+    fft_size: tuple[int, ...]
+    cost: Mapping[str, int]
+    apart: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """Operation, case and what differs from the usual, for people."""
+        extra = "" if self.pass_ == "forward" else f" {self.pass_}"
+        extra += "" if self.case.dtype == "float32" else f" {self.case.dtype}"
+        return f"{self.operation.name}[{self.case.id}]{extra}"
+
+
+@dataclass(slots=True)
+class Sweep:
+    """What became of a request: every record of the plan, stored before or measured now, and what is left."""
+
+    records: list[Record]
+    reused: int
+    left: list[Item]
+    damage: list[Damage]
+    path: Path | None = None
+    stopped: Literal["time budget", "interrupt"] | None = None
+
+
+class Progress(Protocol):
+    """Who watches a sweep."""
+
+    def start(self, item: Item, done: int, total: int) -> None: ...
+
+    def finish(self, item: Item, records: Sequence[Record]) -> None: ...
+
+
+def plan(request: Request) -> list[Item]:
+    """Every item that a request asks for, stored or not, in declared order.
+
+    Raises: RangeError on an unknown operation, implementation, parameter, profile or metric (the message has the known
+    ones), on a value that a parameter cannot take, and when nothing is left to run.
+    """
+    operations = resolve(request.sources.operations)()
+    chosen = _select(request, operations)
+    _check_metrics(request.metrics)
+    resolve(request.sources.clock)(request.device, request.cache, request.launch)  # refuses what it cannot be
+    items = []
+    for operation in chosen:
+        overrides = parse_overrides(operation, request.profile, request.overrides)
+        merged: dict[tuple[Case, Pass], set[str]] = {}
+        for case, block in operation.cases(request.profile, overrides):
+            for pass_ in block.passes:
+                allowed = block.implementations or tuple(known.name for known in operation.implementations)
+                merged.setdefault((with_seed(case, request.seed), pass_), set()).update(allowed)
+        for (case, pass_), allowed_names in merged.items():
+            names = tuple(
+                known.name
+                for known in operation.implementations
+                if known.name in allowed_names
+                and (not request.implementations or known.name in request.implementations)
+            )
+            if names:
+                cost = operation.cost(case)
+                floor = {"bytes_read": cost.bytes_read, "bytes_written": cost.bytes_written, "flops": cost.flops}
+                items.append(Item(operation, case, pass_, names, 0, tuple(operation.fft_size(case)), floor))
+    if not items:
+        raise RangeError(
+            f"nothing to run: profile {request.profile!r} of {', '.join(found.name for found in chosen)} has no legal "
+            "case under these --impl and --set; see `spectralbench list`"
+        )
+    processes = request.processes or PROCESSES[request.profile]
+    return [replace(item, replicate=replicate) for replicate in range(processes) for item in items]
+
+
+def choose_device(name: str | None) -> str:
+    """The device of that name, or the machine's best; RangeError where it does not exist."""
+    from spectralbench.environment import device_kind
+
+    if name is None:
+        return device_kind()
+    if name not in DEVICES:
+        raise RangeError(f"unknown device {name!r}; known: {', '.join(DEVICES)}")
+    if name == "cuda" and device_kind() != "cuda":
+        raise RangeError("device 'cuda' was asked for, but torch finds no CUDA device here; use --device cpu")
+    return name
+
+
+def surroundings(device: str) -> dict[str, Any]:
+    """The environment of the code that is measured (not of the working directory), for records made on `device`.
+
+    Without git a digest of the measured sources, `source`, stands in for the commit. A CPU is a machine of its own even
+    where a GPU gave the machine its name.
+    """
+    from spectralbench import environment
+
+    code = [Path(declare.__file__).parent, Path(__file__).parent]
+    facts = {**environment.capture(code[0]), "device": device}
+    if facts["commit"] is None:
+        facts["source"] = _digest(code)
+    if device == "cpu" and environment.device_kind() == "cuda" and not os.environ.get("SPECTRALBENCH_MACHINE"):
+        facts["machine"] = environment.cpu_slug(str(facts["cpu"]), int(str(facts["cores"])))
+    return facts
+
+
+def choose_operations(names: Sequence[str], operations: Mapping[str, Operation]) -> list[Operation]:
+    """The operations of these names, all where none is named; RangeError lists the known ones."""
+    for name in names:
+        if name not in operations:
+            raise RangeError(f"unknown operation {name!r}; known: {', '.join(operations)}")
+    return [operations[name] for name in dict.fromkeys(names)] or list(operations.values())
+
+
+def parameters(operation: Operation, profile: str) -> dict[str, list[Scalar]]:
+    """The values that a profile declares for each parameter, in declared order."""
+    declared: dict[str, list[Scalar]] = {}
+    for block in operation.profiles.get(profile, ()):
+        for name, values in block.axes.items():
+            declared.setdefault(name, []).extend(values)
+    return declared
+
+
+def parse_overrides(operation: Operation, profile: str, texts: Mapping[str, str]) -> dict[str, tuple[Scalar, ...]]:
+    """The values of `--set name=v1,v2`, each of the type that the operation declares for that parameter.
+
+    Raises: RangeError on an unknown parameter (with the known ones) or a value of another type.
+    """
+    declared = parameters(operation, profile)
+    parsed = {}
+    for name, text in texts.items():
+        if name not in declared:
+            raise RangeError(f"{operation.name} has no parameter {name!r}; it has {', '.join(declared)}")
+        parsed[name] = tuple(_parse(name, part.strip(), declared[name]) for part in text.split(","))
+    return parsed
+
+
+def pending(items: Sequence[Item], known: Mapping[Key, Record], request: Request) -> tuple[list[Item], list[Record]]:
+    """What is still to be measured, and the stored records that the rest of the plan is served from."""
+    todo: list[Item] = []
+    reused: list[Record] = []
+    for item in items:
+        found = {name: known.get(_key(item, name, request)) for name in item.implementations}
+        serving = {name: record for name, record in found.items() if record is not None and _serves(record, request)}
+        missing = tuple(name for name in item.implementations if name not in serving)
+        reused.extend(serving.values())
+        if missing:
+            measured = tuple(name for name, record in serving.items() if record.status == "measured")
+            todo.append(replace(item, implementations=missing, apart=measured))
+    return todo, reused
+
+
+def preview(request: Request, results: Path, environment: Mapping[str, Any]) -> Sweep:
+    """What `run` would do: `left` is what it would measure, `records` what is stored already."""
+    known, damage = stored(_folder(results, environment), environment)
+    todo, reused = pending(plan(request), known, request)
+    return Sweep(reused, len(reused), todo, damage)
+
+
+def run(request: Request, results: Path, environment: Mapping[str, Any], progress: Progress | None = None) -> Sweep:
+    """Measure what `request` asks for and the history lacks; store each case when it is done.
+
+    results: the folder that has `records/`. environment: see `surroundings`.
+    Ctrl-C and the time budget end the sweep early: `stopped` says which, `left` what was not measured.
+    Raises: RangeError (see `plan`); JournalError where records cannot be written; WorkerBroken.
+    """
+    sweep = preview(request, results, environment)
+    if not sweep.left:
+        return sweep
+    todo, sweep.left = sweep.left, []
+    done: list[Item] = []
+    began = time.monotonic()
+    with Journal.open(_folder(results, environment), environment) as journal:
+        sweep.path = journal.path
+        try:
+            for replicate in sorted({item.replicate for item in todo}):
+                with Worker(_setup(request)) as worker:
+                    for item in (item for item in todo if item.replicate == replicate):
+                        if not _fits(request.time_budget, time.monotonic() - began, len(done)):
+                            sweep.stopped = "time budget"
+                            break
+                        if progress:
+                            progress.start(item, len(done), len(todo))
+                        task = Task(item.operation.name, item.case, item.pass_, item.implementations)
+                        results_by_name = worker.measure(task, request.timeout)
+                        records = _records(item, results_by_name, request)
+                        journal.append(records)
+                        sweep.records.extend(records)
+                        done.append(item)
+                        if progress:
+                            progress.finish(item, records)
+                if sweep.stopped:
+                    break
+        except KeyboardInterrupt:
+            sweep.stopped = "interrupt"
+    sweep.left = todo[len(done) :]
+    return sweep
+
+
+def _select(request: Request, operations: Mapping[str, Operation]) -> list[Operation]:
+    """The operations that the request names or, where it names none, all that have the parameters it sets."""
+    candidates = choose_operations(request.operations, operations)
+    if request.profile not in PROFILES:
+        raise RangeError(f"unknown profile {request.profile!r}; known: {', '.join(PROFILES)}")
+    offered = dict.fromkeys(known.name for operation in candidates for known in operation.implementations)
+    for name in request.implementations or ():
+        if name not in offered:
+            raise RangeError(f"unknown implementation {name!r}; known: {', '.join(offered)}")
+    settable = dict.fromkeys(name for operation in candidates for name in parameters(operation, request.profile))
+    for name in request.overrides:
+        if name not in settable:
+            raise RangeError(f"unknown parameter {name!r} in profile {request.profile!r}; known: {', '.join(settable)}")
+    if request.operations:
+        return candidates
+    return [found for found in candidates if set(request.overrides) <= parameters(found, request.profile).keys()]
+
+
+def _check_metrics(names: Sequence[str] | None) -> None:
+    if names is None:
+        return
+    from spectralbench.metrics import load_metrics
+
+    known = load_metrics()
+    for name in names:
+        if name not in known:
+            raise RangeError(f"unknown metric {name!r}; known: {', '.join(known)}")
+
+
+def _parse(name: str, text: str, declared: Sequence[Scalar]) -> Scalar:
+    """`text` as a value of the type that the declared values have."""
+    if all(isinstance(value, bool) for value in declared):
+        if text.lower() not in ("true", "false"):
+            raise RangeError(f"{name} takes true or false, got {text!r}")
+        return text.lower() == "true"
+    if all(isinstance(value, str) for value in declared):
+        return text
+    kind = int if all(isinstance(value, int) for value in declared) else float
+    try:
+        number = kind(text)
+    except ValueError:
+        wanted = "integers" if kind is int else "numbers"
+        raise RangeError(f"{name} takes {wanted}, such as {declared[0]}, got {text!r}") from None
+    # A declared value is taken as it is written there, so that the case has the same id (0, not 0.0).
+    return next((value for value in declared if value == number), number)
+
+
+def _serves(record: Record, request: Request) -> bool:
+    """Whether a stored record answers the request, so that it need not be measured again."""
+    if record.status == "failed":
+        return not request.retry_failed
+    if record.status == "measured" and request.metrics is not None:
+        taken = {found.metric for found in record.measurements} | (record.unavailable or {}).keys()
+        return set(request.metrics) <= taken
+    return True
+
+
+def _fits(budget: float | None, elapsed: float, done: int) -> bool:
+    """Whether another case, as long as the ones before were on average, ends within the budget."""
+    return budget is None or elapsed + elapsed / max(done, 1) <= budget
+
+
+def _setup(request: Request) -> Setup:
+    from spectralbench.measure import Budget
+
+    budget = Budget(**BUDGETS[request.profile])  # type: ignore[arg-type]
+    return Setup(request.sources, request.device, request.cache, request.launch, request.metrics, budget)
+
+
+def _identity(item: Item, name: str, request: Request) -> dict[str, Any]:
+    return {
+        "operation": item.operation.name,
+        "operation_version": item.operation.version,
+        "implementation": name,
+        "role": item.operation.implementation(name).role,
+        "case": dict(item.case.params),
+        "dtype": item.case.dtype,
+        "pass_": item.pass_,
+        "fft_size": item.fft_size,
+        "cache": request.cache,
+        "launch": request.launch,
+        "seed": item.case.seed,
+        "replicate": item.replicate,
+        "profile": request.profile,
+    }
+
+
+def _key(item: Item, name: str, request: Request) -> Key:
+    return record_key(Record(status="", recorded_at="", **_identity(item, name, request)))
+
+
+def _records(item: Item, results: Mapping[str, Result], request: Request) -> list[Record]:
+    moment = datetime.now(UTC).isoformat(timespec="milliseconds")
+    apart = f"not interleaved with {', '.join(item.apart)}, stored by an earlier run" if item.apart else None
+    records = []
+    for name, result in results.items():
+        identity = _identity(item, name, request)
+        # A failure says its own reason; on a measurement the note is the reader's warning.
+        if isinstance(result.outcome, Measured):
+            identity["reason"] = result.note or apart
+        records.append(from_outcome(result.outcome, recorded_at=moment, cost=item.cost, **identity))
+    return records
+
+
+def _digest(folders: Sequence[Path]) -> str:
+    """Eight hex digits of all Python sources below `folders`."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(f"{folder.name}/{path.relative_to(folder)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def _folder(results: Path, environment: Mapping[str, Any]) -> Path:
+    return results / "records" / str(environment["machine"])

@@ -1,0 +1,283 @@
+"""Measure cases in a process of their own, kept warm, and replace it when a case breaks it.
+
+A segmentation fault, an endless loop, a sticky CUDA error or a full memory must cost one case, not the sweep. The
+worker is spawned (CUDA does not survive a fork), leads its own process group (so that compilers it started die with
+it, and Ctrl-C reaches only the parent), and dies with its parent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import importlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from typing import Any, Self
+
+from spectralbench.outcome import Failed, Outcome
+from spectralkernels.declare import Case, Pass
+
+START_SECONDS = 300.0
+"""Longest start of a worker: importing torch from a cold disk and making a CUDA context."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where a worker finds what it runs, as `module:callable`; a spawned process can only be told names.
+
+    operations(): every Operation by name. measure: see `measure.measure_case`. clock: see `clock.clock_for`.
+    """
+
+    operations: str = "spectralkernels.ops:load_operations"
+    measure: str = "spectralbench.measure:measure_case"
+    clock: str = "spectralbench.clock:clock_for"
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What is the same for every case of a worker's life; `budget` is a `measure.Budget`."""
+
+    sources: Sources
+    device: str
+    cache: str
+    launch: str
+    metrics: tuple[str, ...] | None
+    budget: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One case, one pass, the implementations to time interleaved."""
+
+    operation: str
+    case: Case
+    pass_: Pass
+    implementations: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """An outcome, and what a reader must know about how it came about."""
+
+    outcome: Outcome
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    outcomes: Mapping[str, Outcome]
+    healthy: bool
+
+
+class WorkerBroken(RuntimeError):
+    """A worker process did not get as far as its first case; the message says why."""
+
+
+class _Lost(Exception):
+    """The worker died or was killed inside a task."""
+
+    def __init__(self, failed: Failed) -> None:
+        super().__init__(failed.error)
+        self.failed = failed
+
+
+class Worker:
+    """A warm measuring process; made at the first task and again after each loss."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._process: multiprocessing.process.BaseProcess | None = None
+        self._connection: Connection | None = None
+
+    def measure(self, task: Task, timeout: float) -> dict[str, Result]:
+        """The result of every implementation of `task`, whatever they do to the process.
+
+        timeout: seconds that one case may take before its process is killed.
+        Where a case with several implementations loses the worker, each is run again alone, so that the guilty one is
+        named and the others keep their numbers, with a note that they were not timed interleaved.
+        Raises: WorkerBroken if no worker can be started.
+        """
+        try:
+            outcomes = self._ask(task, timeout)
+        except _Lost as lost:
+            if len(task.implementations) == 1:
+                return {task.implementations[0]: Result(lost.failed)}
+            return self._one_by_one(task, timeout, lost.failed)
+        return {name: Result(outcome) for name, outcome in outcomes.items()}
+
+    def stop(self) -> None:
+        """End the process and everything it started."""
+        process, self._process = self._process, None
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(_pid(process), signal.SIGKILL)
+            process.kill()  # where it died before it led a group of its own
+            process.join()
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _one_by_one(self, task: Task, timeout: float, together: Failed) -> dict[str, Result]:
+        note = f"timed alone, not interleaved: together with {', '.join(task.implementations)} it ended in "
+        results = {}
+        for name in task.implementations:
+            try:
+                outcome = self._ask(replace(task, implementations=(name,)), timeout)[name]
+                results[name] = Result(outcome, f"{note}{together.kind} ({together.error})")
+            except _Lost as lost:
+                results[name] = Result(lost.failed)
+        return results
+
+    def _ask(self, task: Task, timeout: float) -> Mapping[str, Outcome]:
+        connection, process = self._started()
+        try:
+            connection.send(task)
+            reply: _Reply = self._receive(connection, process, timeout)
+        except _Lost:
+            self.stop()
+            raise
+        if not reply.healthy:
+            self.stop()
+        return reply.outcomes
+
+    def _receive(self, connection: Connection, process: multiprocessing.process.BaseProcess, timeout: float) -> Any:
+        # The sentinel is watched too: a grandchild may hold the pipe open after the worker's death.
+        ready = wait([connection, process.sentinel], timeout)
+        if not ready:
+            raise _Lost(Failed("timeout", f"no result within {timeout:g} s, so its process was killed"))
+        try:
+            if connection.poll():
+                return connection.recv()
+        except (EOFError, ConnectionError):
+            pass  # a closed pipe means that the process has ended; how, is said below
+        process.join(timeout=10)
+        raise _Lost(Failed("crash", _how_it_ended(process.exitcode)))
+
+    def _started(self) -> tuple[Connection, multiprocessing.process.BaseProcess]:
+        if self._process is not None and self._connection is not None and self._process.is_alive():
+            return self._connection, self._process
+        self.stop()
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=serve, args=(theirs, self._setup), name="spectralbench-worker", daemon=False)
+        process.start()
+        theirs.close()
+        self._connection, self._process = ours, process
+        try:
+            trouble = self._receive(ours, process, START_SECONDS)
+        except _Lost as lost:
+            trouble = lost.failed.error
+        if trouble is not None:
+            self.stop()
+            raise WorkerBroken(f"the measuring process did not start: {trouble}; run the case in this process to see")
+        return ours, process
+
+
+def serve(connection: Connection, setup: Setup) -> None:
+    """What the worker process runs: answer tasks until the parent hangs up or the device is beyond use."""
+    os.setsid()
+    os.dup2(2, 1)  # stdout is the parent's data; whatever an implementation prints is talk
+    faulthandler.enable()
+    from spectralbench.measure import failure
+
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    try:
+        operations = resolve(setup.sources.operations)()
+        measure = resolve(setup.sources.measure)
+        clock = resolve(setup.sources.clock)(setup.device, setup.cache, setup.launch)
+        ceilings = _ceilings(clock, setup.device)
+    except Exception as error:
+        connection.send(f"{type(error).__name__}: {error}")
+        return
+    connection.send(None)
+    while True:
+        try:
+            task: Task = connection.recv()
+        except EOFError:
+            return
+        try:
+            outcomes = measure(
+                operations[task.operation],
+                task.case,
+                task.implementations,
+                device=setup.device,
+                pass_=task.pass_,
+                metrics=setup.metrics,
+                clock=clock,
+                budget=setup.budget,
+                ceilings=ceilings,
+            )
+        except Exception as error:
+            outcomes = dict.fromkeys(task.implementations, failure(error))
+        healthy = _healthy(outcomes, setup.device)
+        connection.send(_Reply(outcomes, healthy))
+        if not healthy:
+            return
+
+
+def resolve(source: str) -> Any:
+    """The object that `module:name` points to."""
+    module, _, name = source.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _ceilings(clock: Any, device: str) -> Any:
+    """What the device can do at most, or None on a CPU, where warm caches leave no floor under a time.
+
+    Tensor cores set the arithmetic ceiling whatever the dtype of a case, because a kernel may use them.
+    """
+    if device != "cuda":
+        return None
+    import torch
+
+    from spectralbench.ceilings import measure_ceilings
+
+    return measure_ceilings(clock, device, torch.float16)
+
+
+def _healthy(outcomes: Mapping[str, Outcome], device: str) -> bool:
+    """Whether the process can be trusted with the next case: not after an out-of-memory or a sticky CUDA error."""
+    failures = [outcome for outcome in outcomes.values() if isinstance(outcome, Failed)]
+    if any(outcome.kind == "oom" for outcome in failures):
+        return False
+    if failures and device == "cuda":
+        import torch
+
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            return False
+    return True
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os.killpg(0, signal.SIGKILL)
+
+
+def _how_it_ended(exitcode: int | None) -> str:
+    if exitcode is None:
+        return "its process closed the connection without ending"
+    if exitcode >= 0:
+        return f"its process ended with status {exitcode}"
+    name = signal.Signals(-exitcode).name
+    hint = " (often the system's out-of-memory killer)" if name == "SIGKILL" else ""
+    return f"its process was killed by {name}{hint}"
+
+
+def _pid(process: multiprocessing.process.BaseProcess) -> int:
+    assert process.pid is not None, "only a started process is stopped"
+    return process.pid

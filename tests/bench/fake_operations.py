@@ -1,0 +1,131 @@
+"""Operations without mathematics and a measuring core without a clock, for tests of the sweep and its worker.
+
+Each implementation does to its process what its name says. Spawned workers import this module by name.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from spectralbench.measure import failure
+from spectralbench.outcome import Measured, Measurement, Outcome, Skipped
+from spectralbench.worker import Sources
+from spectralkernels.declare import Block, Cost, Implementation, Operation, Tolerance
+
+SOURCES = Sources("fake_operations:load_operations", "fake_operations:measure_case", "fake_operations:clock_for")
+
+
+def _plain(size: int, rate: float) -> float:
+    return size * rate
+
+
+def _crash(size: int, rate: float) -> float:
+    os.kill(os.getpid(), signal.SIGSEGV)
+    return 0.0
+
+
+def _hang(size: int, rate: float) -> float:
+    time.sleep(600)
+    return 0.0
+
+
+def _greedy(size: int, rate: float) -> float:
+    raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000000000000000 bytes.")
+
+
+def _slow(size: int, rate: float) -> float:
+    """Slow enough to be killed inside; leaves its process id where a test asks for it."""
+    if "FAKE_PID_FILE" in os.environ:
+        Path(os.environ["FAKE_PID_FILE"]).write_text(str(os.getpid()))
+    time.sleep(0.3)
+    return 0.0
+
+
+def _talkative(size: int, rate: float) -> float:
+    print("this is talk, not data")
+    return 0.0
+
+
+def _raises(size: int, rate: float) -> float:
+    raise ValueError("size does not suit me")
+
+
+def _no_gpu(device: str) -> str | None:
+    return None if device == "cuda" else "needs CUDA"
+
+
+def _operation(name: str, *implementations: Implementation, sizes: tuple[int, ...] = (1, 2)) -> Operation:
+    block = Block({"size": sizes, "rate": (0, 0.5), "exact": (True,), "grid": ("tight",)})
+    return Operation(
+        name=name,
+        summary="size [times] rate",
+        version=3,
+        source="nowhere",
+        profiles={"smoke": (block,), "study": (block,)},
+        make_inputs=lambda case, device: {"size": case["size"], "rate": case["rate"]},
+        reference=_plain,
+        cost=lambda case: Cost(8, 8, case["size"]),
+        fft_size=lambda case: (case["size"],),
+        tolerance=Tolerance({"float32": 0.0}, "exact"),
+        implementations=implementations,
+        auto=lambda **inputs: "plain",
+    )
+
+
+PLAIN = Implementation("plain", "baseline", _plain, "here")
+TWIN = Implementation("twin", "kernel", _plain, "here")
+
+
+def load_operations() -> dict[str, Operation]:
+    """Every fake operation by name."""
+    found = [
+        _operation("steady", PLAIN, TWIN, Implementation("gpu_only", "kernel", _plain, "here", available=_no_gpu)),
+        _operation("crashing", PLAIN, Implementation("segfault", "kernel", _crash, "here"), TWIN, sizes=(1,)),
+        _operation("hanging", PLAIN, Implementation("hang", "kernel", _hang, "here"), sizes=(1,)),
+        _operation("greedy", PLAIN, Implementation("wants_all", "kernel", _greedy, "here"), sizes=(1,)),
+        _operation("raising", PLAIN, Implementation("raises", "kernel", _raises, "here"), sizes=(1,)),
+        _operation("slow", Implementation("sleeps", "kernel", _slow, "here"), PLAIN, sizes=(1, 2, 3)),
+        _operation("talking", Implementation("talks", "kernel", _talkative, "here"), sizes=(1,)),
+    ]
+    return {operation.name: operation for operation in found}
+
+
+def clock_for(device: str, cache: str, launch: str) -> str:
+    """Stands for a clock."""
+    return f"{device} {cache} {launch}"
+
+
+def measure_case(
+    operation: Operation,
+    case: Any,
+    implementations: tuple[str, ...],
+    *,
+    device: str,
+    pass_: str,
+    metrics: Any,
+    clock: Any,
+    budget: Any,
+    ceilings: Any,
+) -> dict[str, Outcome]:
+    """One outcome per implementation; the time says how many were measured together."""
+    assert clock == f"{device} warm eager"
+    outcomes: dict[str, Outcome] = {}
+    for name in implementations:
+        implementation = operation.implementation(name)
+        if reason := implementation.available(device):
+            outcomes[name] = Skipped(reason)
+            continue
+        try:
+            implementation.call(**operation.make_inputs(case, device))
+        except Exception as error:
+            outcomes[name] = failure(error)
+            continue
+        together = float(len(implementations))
+        times = Measurement("device_time", 1, "second", (together, together, together * 2))
+        process = Measurement("host_peak", 1, "byte", (float(os.getpid()),))
+        outcomes[name] = Measured((times, process), (("nvml_memory", "no NVML here"),))
+    return outcomes

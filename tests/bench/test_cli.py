@@ -1,0 +1,362 @@
+"""The command line parses, prints and exits as it says: data on stdout, talk on stderr, 0 / 1 / 2 / 3 / 130."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fake_operations import SOURCES
+from test_cli_tables import measured
+
+from spectralbench import environment, sweep
+from spectralbench.cli import main
+from spectralbench.cli.machine import asv_machine, write_asv_machine
+from spectralbench.record import environment_line, read_tree, record_line
+from spectralkernels.declare import PROFILES
+
+Answer = tuple[int, str, str]
+Cli = Callable[..., Answer]
+
+FACTS = {
+    "machine": "cpu-test-2c",
+    "os": "Linux 6.1.2-3",
+    "cpu": "Test CPU",
+    "cores": 2,
+    "ram_bytes": 25276510208,
+    "commit": "abcdef1234567890",
+    "dirty": None,
+}
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
+    """Runs a command line over the fake operations, in an empty folder."""
+    monkeypatch.setattr(sweep, "SOURCES", SOURCES)
+    monkeypatch.setattr(environment, "capture", lambda root=None: dict(FACTS))
+    monkeypatch.setattr(environment, "device_kind", lambda: "cpu")
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["spectralbench", *arguments])
+        with pytest.raises(SystemExit) as left:
+            main()
+        streams = capsys.readouterr()
+        return int(left.value.code or 0), streams.out, streams.err
+
+    return call
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+# run
+
+
+def test_run_prints_a_table_and_stores_the_records(cli: Cli, tmp_path: Path) -> None:
+    code, out, err = cli("run", "steady", "--profile", "smoke", "--set", "rate=0.5")
+    assert code == 0
+    assert "steady" in out and "best baseline" in out and "the same" in out
+    assert "3 s (3 - 4.5)" in out  # three implementations together, in the fake core's seconds
+    assert "everywhere: rate=0.5" in out
+    (file,) = read_tree(tmp_path / "results" / "records")
+    assert file.path.parent.name == "cpu-test-2c"
+    assert f"records: {file.path.relative_to(tmp_path)}" in err
+    assert "skipped: steady gpu_only in 2 cases: needs CUDA" in err
+    assert len(file.records) == 6
+    code, again, err = cli("run", "steady", "--profile", "smoke", "--set", "rate=0.5")
+    assert (code, again) == (0, out)
+    assert "6 records were stored already" in err
+
+
+def test_json_is_the_stored_lines_and_prints_of_an_implementation_stay_out(cli: Cli) -> None:
+    code, out, _ = cli("run", "talking", "--profile", "smoke", "--json", "--quiet")
+    assert code == 0
+    assert [json.loads(line)["implementation"] for line in out.splitlines()] == ["talks", "talks"]
+
+
+def test_a_failed_case_exits_1_and_is_named(cli: Cli) -> None:
+    code, out, err = cli("run", "raising", "--profile", "smoke", "--set", "rate=0")
+    assert code == 1
+    assert "failed: error" in out
+    assert "failed: raising[size=1,rate=0,exact=True,grid=tight] raises: error: ValueError: size does not suit" in err
+
+
+def test_dry_run_measures_nothing(cli: Cli, tmp_path: Path) -> None:
+    code, out, _ = cli("run", "steady", "--profile", "study", "--processes", "2", "--dry-run")
+    assert code == 0
+    assert "8 cases to measure, 0 records stored already" in out
+    assert "steady[size=1,rate=0,exact=True,grid=tight] process 1: plain, twin, gpu_only" in out
+    code, out, _ = cli("run", "steady", "--profile", "smoke", "--dry-run", "--json", "--impl", "twin,plain")
+    assert [json.loads(line)["implementations"] for line in out.splitlines()] == [["plain", "twin"]] * 4
+    assert not (tmp_path / "results").exists()
+
+
+def test_the_time_budget_says_what_is_left_and_how_to_resume(cli: Cli) -> None:
+    code, _, err = cli("run", "steady", "--profile", "smoke", "--time-budget", "0")
+    assert code == 0
+    assert "stopped by the time budget; 4 cases are left: steady[size=1" in err
+    assert "resume with the same command: spectralbench run steady --profile smoke --time-budget 0" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "fourier"), "unknown operation 'fourier'; known: steady, crashing"),
+        (("list", "fourier"), "unknown operation 'fourier'; known: steady"),
+        (("run", "--profile", "huge"), f"unknown profile 'huge'; known: {', '.join(PROFILES)}"),
+        (("run", "steady", "--profile", "smoke", "--impl", "cudnn"), "unknown implementation 'cudnn'; known: plain"),
+        (("run", "steady", "--profile", "smoke", "--set", "beta=1"), "unknown parameter 'beta'"),
+        (("run", "steady", "--profile", "smoke", "--set", "size=x"), "size takes integers, such as 1, got 'x'"),
+        (("run", "steady", "--profile", "smoke", "--set", "size"), "--set takes NAME=VALUE[,VALUE]..., got 'size'"),
+        (("run", "steady", "--profile", "smoke", "--metrics", "speed"), "unknown metric 'speed'; known: "),
+        (("run", "steady", "--device", "tpu"), "unknown device 'tpu'; known: cpu, cuda"),
+        (("run", "steady", "--device", "cuda"), "no CUDA device here"),
+        (("run", "--processes", "0"), "processes"),
+        (("run", "--no-such-option"), "no-such-option"),
+        (("sprint",), "sprint"),
+        (("alert", "--results", "nowhere"), "nowhere"),
+        (("plot", "nonsense", "--results", "."), "unknown figure 'nonsense'; known: "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_bad_usage_exits_2_with_the_known_names_on_stderr(cli: Cli, arguments: tuple[str, ...], message: str) -> None:
+    code, out, err = cli(*arguments)
+    assert code == 2
+    assert message in one_line(err)
+    assert out == ""
+
+
+def test_results_that_cannot_be_written_are_named(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    code, out, err = cli("run", "talking", "--profile", "smoke", "--results", "file")
+    assert (code, out) == (1, "")
+    assert "error: cannot write records to file/records/cpu-test-2c: Not a directory; nothing was measured" in err
+
+
+def test_damaged_and_newer_lines_are_named_and_the_rest_is_used(cli: Cli, tmp_path: Path) -> None:
+    folder = tmp_path / "results" / "records" / "cpu-test-2c"
+    folder.mkdir(parents=True)
+    path = folder / "2026-01-01-abcdef12.jsonl"
+    path.write_text(environment_line(FACTS) + '{"schema":1,"kind":"outc\n{"schema":99,"kind":"outcome"}\n')
+    code, _, err = cli("run", "talking", "--profile", "smoke")
+    assert code == 0
+    relative = path.relative_to(tmp_path)
+    assert f"damaged record skipped: {relative}:2: not a whole JSON line" in err
+    assert f"damaged record skipped: {relative}:3: schema 99 is newer than this spectralbench knows (1)" in err
+
+
+def test_a_dirty_tree_is_marked_in_the_name_and_the_environment(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "capture", lambda root=None: {**FACTS, "dirty": "0badc0de"})
+    assert cli("run", "talking", "--profile", "smoke")[0] == 0
+    (file,) = read_tree(tmp_path / "results" / "records")
+    assert file.path.name.endswith("-abcdef12-dirty-0badc0de.jsonl")
+    assert file.environment is not None and file.environment["dirty"] == "0badc0de"
+
+
+def test_without_git_a_digest_of_the_sources_stands_in_for_the_commit(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "capture", lambda root=None: {**FACTS, "commit": None, "no_commit": "no git"})
+    assert cli("run", "talking", "--profile", "smoke")[0] == 0
+    (file,) = read_tree(tmp_path / "results" / "records")
+    source = sweep.surroundings("cpu")["source"]
+    assert file.path.name.endswith(f"-nogit-{source}.jsonl")
+    monkeypatch.setattr(sweep, "_digest", lambda folders: "another0")
+    _, out, _ = cli("run", "talking", "--profile", "smoke", "--dry-run")
+    assert "2 cases to measure, 0 records stored already" in out
+
+
+def test_a_cpu_beside_a_gpu_is_a_machine_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SPECTRALBENCH_MACHINE", raising=False)
+    monkeypatch.setattr(environment, "capture", lambda root=None: {**FACTS, "machine": "nvidia-h200"})
+    monkeypatch.setattr(environment, "device_kind", lambda: "cuda")
+    assert sweep.surroundings("cuda")["machine"] == "nvidia-h200"
+    assert sweep.surroundings("cpu")["machine"] == "cpu-test-2c"
+
+
+INTERRUPTED = """
+from fake_operations import SOURCES
+from spectralbench import sweep
+from spectralbench.cli import main
+
+sweep.SOURCES = SOURCES
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_ctrl_c_exits_130_says_how_to_resume_and_leaves_whole_records(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(INTERRUPTED)
+    path = os.pathsep.join(entry for entry in (*sys.path, str(Path(__file__).parent)) if entry)
+    running = subprocess.Popen(
+        [sys.executable, str(script), "run", "slow", "--profile", "smoke", "--device", "cpu"],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while sum(path.read_bytes().count(b"\n") for path in tmp_path.glob("results/records/*/*.jsonl")) < 5:
+        assert time.monotonic() < deadline and running.poll() is None
+        time.sleep(0.02)
+    os.killpg(running.pid, signal.SIGINT)  # as a terminal does it
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 130, err
+    assert "stopped by the interrupt" in err
+    assert "resume with the same command: spectralbench run slow" in err
+    assert "Traceback" not in err
+    assert "sleeps" in out  # what was measured is shown
+    (file,) = read_tree(tmp_path / "results" / "records")
+    assert file.damage == ()
+    assert file.records
+
+
+# list and machine
+
+
+def test_list_names_everything_and_why_it_is_not_available(cli: Cli) -> None:
+    code, out, err = cli("list", "steady")
+    assert (code, err) == (0, "")
+    for word in ("plain", "baseline", "needs CUDA", "size [times] rate", "smoke 4", "study 4", "device_time", "second"):
+        assert word in out
+    code, out, _ = cli("list", "--json")
+    entries = [json.loads(line) for line in out.splitlines()]
+    steady = next(entry for entry in entries if entry["name"] == "steady")
+    assert steady["parameters"] == ["size", "rate", "exact", "grid"]
+    assert {"name": "gpu_only", "role": "kernel", "source": "here", "unavailable": "needs CUDA"} in steady[
+        "implementations"
+    ]
+    assert {entry["kind"] for entry in entries} == {"operation", "metric"}
+
+
+def test_machine_prints_its_name_and_facts(cli: Cli) -> None:
+    code, out, _ = cli("machine")
+    assert code == 0
+    assert "cpu-test-2c" in out and "Test CPU" in out
+    assert json.loads(cli("machine", "--json")[1])["machine"] == "cpu-test-2c"
+
+
+def test_a_machine_name_that_is_no_slug_is_refused(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setenv("SPECTRALBENCH_MACHINE", "My Machine")
+    monkeypatch.setattr(sys, "argv", ["spectralbench", "machine"])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+
+
+def test_asv_gets_the_same_name_and_fields_that_an_update_does_not_change(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / ".asv-machine.json"
+    assert cli("machine", "--asv")[0] == 0
+    stored = json.loads(path.read_text())
+    assert stored.keys() == {"cpu-test-2c", "version"}
+    assert stored["cpu-test-2c"].keys() == {"machine", "os", "arch", "cpu", "num_cpu", "ram"}
+    assert stored["cpu-test-2c"]["ram"] == "24 GiB"
+    assert stored["cpu-test-2c"]["os"] == "Linux"
+    assert asv_machine({**FACTS, "os": "Linux 9.9", "ram_bytes": FACTS["ram_bytes"] - 4096}) == asv_machine(FACTS)  # type: ignore[operator]
+    assert write_asv_machine(path, {**FACTS, "machine": "other"}) == ["cpu-test-2c", "other"]
+    _, _, err = cli("machine", "--asv")
+    assert "run asv with --machine cpu-test-2c" in err
+
+
+def test_asv_reads_what_is_written(tmp_path: Path) -> None:
+    asv_machines = pytest.importorskip("asv.machine")
+    path = tmp_path / "machine.json"
+    write_asv_machine(path, FACTS)
+    assert asv_machines.MachineCollection.load("cpu-test-2c", _path=str(path)) == asv_machine(FACTS)
+
+
+@pytest.mark.parametrize("text", ["not json", '{"version": 2}', "[]"])
+def test_a_machine_file_that_is_not_understood_is_not_overwritten(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / ".asv-machine.json"
+    path.write_text(text)
+    code, _, err = cli("machine", "--asv")
+    assert code == 1
+    assert f"cannot write asv's machine file {path}" in err
+    assert path.read_text() == text
+
+
+# Reading verbs
+
+
+def history(results: Path, values: list[float], damage: str = "") -> None:
+    """One series, a commit per value."""
+    folder = results / "records" / "cpu-test-2c"
+    folder.mkdir(parents=True)
+    for index, value in enumerate(values):
+        moment = f"2026-01-{index + 1:02d}T00:00:00.000+00:00"
+        facts = {**FACTS, "commit": f"{index:08d}" * 5, "started_at": moment}
+        text = environment_line(facts) + record_line(measured(value, recorded_at=moment))
+        (folder / f"2026-01-{index + 1:02d}-{index:08d}.jsonl").write_text(text + damage)
+
+
+def test_alert_exits_by_what_it_finds(cli: Cli, tmp_path: Path) -> None:
+    steady = [1e-3, 1.001e-3, 0.999e-3, 1.002e-3, 0.998e-3, 1e-3]
+    history(tmp_path / "silent", steady)
+    history(tmp_path / "slower", [*steady, 2e-3])
+    history(tmp_path / "young", steady[:1])
+    assert cli("alert", "--results", "silent")[0] == 0
+    code, out, _ = cli("alert", "--results", "slower", "--out", "told")
+    assert code == 1
+    assert "2.00x slower" in out
+    assert (tmp_path / "told" / "alert.md").read_text().strip() == out.strip()
+    assert json.loads((tmp_path / "told" / "alert.json").read_text())["exit_code"] == 1
+    code, out, _ = cli("alert", "--results", "slower", "--json")
+    assert (code, json.loads(out)["exit_code"]) == (1, 1)
+    assert cli("alert", "--results", "young")[0] == 3
+
+
+def test_alert_names_damage_on_stderr(cli: Cli, tmp_path: Path) -> None:
+    history(tmp_path / "results", [1e-3], damage="{cut")
+    _, _, err = cli("alert")
+    assert "damaged record skipped: results/records/cpu-test-2c/2026-01-01-00000000.jsonl:3: not a whole" in err
+
+
+WITHOUT_TORCH = """
+import sys
+
+sys.modules["torch"] = None
+sys.argv = ["spectralbench", *sys.argv[1:]]
+from spectralbench.cli import main
+
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(("plot", "--help"), 0), (("run", "--help"), 0), (("alert",), 3), (("report",), 0)],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_reading_verbs_work_without_torch(tmp_path: Path, arguments: tuple[str, ...], code: int) -> None:
+    history(tmp_path / "results", [1e-3])
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *arguments],
+        env={**os.environ, "PYTHONPATH": path},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == code, done.stderr
