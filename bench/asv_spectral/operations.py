@@ -86,7 +86,7 @@ def _implementations(operation: Operation) -> tuple[str, ...]:
     """Those of the asv profile and every kernel: the list must be the same on all machines that share a history."""
     named = {name for _, block in operation.cases("asv") for name in block.implementations or ()}
     return tuple(
-        found.name for found in operation.implementations if not named or found.name in named or found.role == "kernel"
+        found.name for found in operation.subjects if not named or found.name in named or found.role == "kernel"
     )
 
 

@@ -84,12 +84,11 @@ class _Row:
 
 @dataclass(frozen=True, slots=True)
 class _Versus:
-    """A row against a baseline's row; `exact` marks a baseline that was measured at compression 0."""
+    """A row against a baseline's row; a rival's row counts as one."""
 
     row: _Row
     baseline: _Row
     ratio: Ratio
-    exact: bool
 
     @property
     def significant(self) -> bool:
@@ -97,7 +96,7 @@ class _Versus:
 
     @property
     def words(self) -> str:
-        mark = " †" if self.exact else ""
+        mark = " †" if self.baseline.role == "rival" else ""
         return ratio_words(self.ratio.value, "second") + ("" if self.significant else " (n.s.)") + mark
 
 
@@ -157,40 +156,20 @@ def _case(subject: Subject) -> Subject:
 def _comparisons(rows: Sequence[_Row]) -> Iterator[_Versus]:
     """Every row with a time against every baseline of its case.
 
-    A baseline that exists at compression 0 only, as direct convolution does, is compared with its answer to the
-    uncompressed case: the alternative that a user has.
+    A rival counts as one: it computes the uncompressed answer, which is the alternative that a user has.
     """
     timed = [row for row in rows if row.time is not None]
-    baselines = [row for row in timed if row.role == "baseline"]
     by_case: dict[Subject, list[_Row]] = defaultdict(list)
-    for row in baselines:
-        by_case[_case(row.subject)].append(row)
-    compressed = {row.subject.implementation for row in baselines if row.params.get("compression", 0) != 0}
-    exact: dict[tuple[Any, ...], list[_Row]] = defaultdict(list)
-    for row in baselines:
-        if row.subject.implementation not in compressed and "compression" in row.params:
-            exact[_uncompressed(row)].append(row)
     for row in timed:
-        same = by_case[_case(row.subject)]
-        met = {other.subject.implementation for other in same}
-        pairs = [(other, False) for other in same]
-        for other in exact[_uncompressed(row)]:
-            if row.params.get("compression", 0) != 0 and other.subject.implementation not in met:
-                met.add(other.subject.implementation)
-                pairs.append((other, True))
-        for other, is_exact in pairs:
-            if other.subject.implementation == row.subject.implementation or row.time is None or other.time is None:
+        if row.role != "kernel":
+            by_case[_case(row.subject)].append(row)
+    for row in timed:
+        for other in by_case[_case(row.subject)]:
+            if other is row or row.time is None or other.time is None:
                 continue
             found = ratio(row.time, other.time)
             if found is not None:
-                yield _Versus(row, other, found, is_exact)
-
-
-def _uncompressed(row: _Row) -> tuple[Any, ...]:
-    """What a case shares with its uncompressed one, whose grid does not matter."""
-    params = tuple((name, value) for name, value in row.params.items() if name not in ("compression", "grid"))
-    subject = row.subject
-    return (params, subject.dtype, subject.pass_, subject.cache, subject.launch, subject.seed)
+                yield _Versus(row, other, found)
 
 
 def _summary(comparisons: Mapping[str, Sequence[_Versus]]) -> Iterator[str]:
@@ -209,7 +188,7 @@ def _summary(comparisons: Mapping[str, Sequence[_Versus]]) -> Iterator[str]:
             cells = (operation, kernel, baseline, len(group), faster, len(group) - faster - slower, slower,
                      ordered[0].words, ordered[-1].words)  # fmt: skip
             yield _line(cells)
-    yield from ("", "† against the uncompressed answer (compression 0), which is all that baseline can compute.", "")
+    yield from ("", "† against a rival: it computes the uncompressed answer, which is not the same one.", "")
 
 
 def _where_we_lose(comparisons: Sequence[_Versus]) -> Iterator[str]:

@@ -7,6 +7,7 @@ replication is the process: the whole list runs once per process, each time in a
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -112,7 +113,9 @@ class Progress(Protocol):
 
 
 def plan(request: Request) -> list[Item]:
-    """Every item that a request asks for, stored or not, in declared order.
+    """Every item that a request asks for, stored or not: the operations in turn, each in declared order.
+
+    In turn, so that a sweep that runs out of time has something of every operation.
 
     Raises: RangeError on an unknown operation, implementation, parameter, profile or metric (the message has the known
     ones), on a value that a parameter cannot take, and when nothing is left to run.
@@ -121,25 +124,27 @@ def plan(request: Request) -> list[Item]:
     chosen = _select(request, operations)
     _check_metrics(request.metrics)
     resolve(request.sources.clock)(request.device, request.cache, request.launch)  # refuses what it cannot be
-    items = []
+    queues: list[list[Item]] = []
     for operation in chosen:
+        queues.append([])
         overrides = parse_overrides(operation, request.profile, request.overrides)
         merged: dict[tuple[Case, Pass], set[str]] = {}
         for case, block in operation.cases(request.profile, overrides):
             for pass_ in block.passes:
-                allowed = block.implementations or tuple(known.name for known in operation.implementations)
+                allowed = block.implementations or tuple(known.name for known in operation.subjects)
                 merged.setdefault((with_seed(case, request.seed), pass_), set()).update(allowed)
         for (case, pass_), allowed_names in merged.items():
             names = tuple(
                 known.name
-                for known in operation.implementations
+                for known in operation.subjects
                 if known.name in allowed_names
                 and (not request.implementations or known.name in request.implementations)
             )
             if names:
                 cost = operation.cost(case)
                 floor = {"bytes_read": cost.bytes_read, "bytes_written": cost.bytes_written, "flops": cost.flops}
-                items.append(Item(operation, case, pass_, names, 0, tuple(operation.fft_size(case)), floor))
+                queues[-1].append(Item(operation, case, pass_, names, 0, tuple(operation.fft_size(case)), floor))
+    items = [item for turn in itertools.zip_longest(*queues) for item in turn if item is not None]
     if not items:
         raise RangeError(
             f"nothing to run: profile {request.profile!r} of {', '.join(found.name for found in chosen)} has no legal "
@@ -277,7 +282,7 @@ def _select(request: Request, operations: Mapping[str, Operation]) -> list[Opera
     candidates = choose_operations(request.operations, operations)
     if request.profile not in PROFILES:
         raise RangeError(f"unknown profile {request.profile!r}; known: {', '.join(PROFILES)}")
-    offered = dict.fromkeys(known.name for operation in candidates for known in operation.implementations)
+    offered = dict.fromkeys(known.name for operation in candidates for known in operation.subjects)
     for name in request.implementations or ():
         if name not in offered:
             raise RangeError(f"unknown implementation {name!r}; known: {', '.join(offered)}")
@@ -346,7 +351,7 @@ def _identity(item: Item, name: str, request: Request) -> dict[str, Any]:
         "operation": item.operation.name,
         "operation_version": item.operation.version,
         "implementation": name,
-        "role": item.operation.implementation(name).role,
+        "role": item.operation.subject(name).role,
         "case": dict(item.case.params),
         "dtype": item.case.dtype,
         "pass_": item.pass_,

@@ -16,7 +16,7 @@ from spectralkernels.errors import RangeError
 
 Scalar = int | float | str | bool
 Pass = Literal["forward", "backward", "both"]
-Role = Literal["kernel", "baseline"]
+Role = Literal["kernel", "baseline", "rival"]
 
 PROFILES = ("smoke", "quick", "study", "claims", "gpu", "asv")
 
@@ -133,7 +133,7 @@ class Operation:
     fft_size(case): the FFT size N of each spatial axis, part of a record's identity.
     auto(**inputs): the name of the implementation that `impl="auto"` takes.
     dense(output): the output as one dense tensor, for comparison.
-    rivals: what a user would call instead. They compute `ideal`, are gated against it, timed beside the implementations
+    rivals: what a user would call instead (role rival). They compute `ideal`, are gated against it, timed beside the implementations
         and never dispatched to, because their answer is another one.
     observe(case, output): facts that are neither times nor errors: achieved_compression, kept_fraction, stored_bytes.
     gradients: the names of the inputs that a backward pass differentiates.

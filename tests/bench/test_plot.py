@@ -79,9 +79,9 @@ def test_speedup_is_direct_over_ours(tmp_path: Path) -> None:
             case = {"kernel_size": kernel, "compression": compression, "grid": "tight"}
             shared = {"operation": "band_limited_conv2d", "case": case}
             records.append(synthetic.record({"device_time": 1e-3}, implementation="dft_gemm", **shared))
-            if compression == 0:
-                times = {"device_time": kernel * 1e-3}
-                records.append(synthetic.record(times, implementation="direct", role="baseline", **shared))
+            name, role = ("direct_uncompressed", "rival") if compression else ("direct", "baseline")
+            times = {"device_time": kernel * 1e-3}
+            records.append(synthetic.record(times, implementation=name, role=role, **shared))
     synthetic.write(tmp_path, "a", synthetic.environment(), records)
     with styled():
         found = list(kernel_size.draw(measurements(history.load(tmp_path)), "m"))

@@ -39,13 +39,13 @@ def test_disagreeing_processes_are_not_significant(tmp_path: Path) -> None:
     assert "0 of 1 comparisons" in text
 
 
-def test_a_baseline_of_uncompressed_cases_only_is_compared_and_marked(tmp_path: Path) -> None:
+def test_a_rival_is_compared_and_marked(tmp_path: Path) -> None:
     records = []
     for compression in (0.0, 0.5):
         case = {"kernel_size": 3, "compression": compression, "grid": "tight"}
         records.append(synthetic.record({"device_time": 2.0 - compression}, implementation="dft_gemm", case=case))
-        if compression == 0:
-            records.append(synthetic.record({"device_time": 1.0}, implementation="direct", role="baseline", case=case))
+        name, role = ("direct_uncompressed", "rival") if compression else ("direct", "baseline")
+        records.append(synthetic.record({"device_time": 1.0}, implementation=name, role=role, case=case))
     synthetic.write(tmp_path, "a", synthetic.environment(), records)
     text = report.write(tmp_path, tmp_path / "out.md").read_text()
     assert "1.50x slower †" in text and "2.00x slower |" in text

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import typer
 
-from spectralbench.cli import listing, machine, reading, sweeping
+from spectralbench.cli import fingerprinting, listing, machine, reading, sweeping
 
 app = typer.Typer(
     name="spectralbench",
@@ -23,6 +23,7 @@ app.command("run")(sweeping.run)
 app.command("plot")(reading.plot)
 app.command("report")(reading.report)
 app.command("alert")(reading.alert)
+app.command("fingerprint")(fingerprinting.fingerprint)
 app.command("machine")(machine.machine)
 
 

@@ -68,7 +68,7 @@ def _describe(operation: Operation, device: str) -> dict[str, Any]:
                 "source": implementation.source,
                 "unavailable": implementation.available(device),
             }
-            for implementation in operation.implementations
+            for implementation in operation.subjects
         ],
     }
 

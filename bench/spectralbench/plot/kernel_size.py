@@ -24,6 +24,7 @@ from spectralbench.plot.style import (
 )
 
 OPERATIONS = ("band_limited_conv2d", "band_limited_conv1d")
+DIRECT = "direct (uncompressed)"
 ALONG = ("implementation", "kernel_size", "compression", "grid", "fft_size")
 
 
@@ -35,6 +36,7 @@ def is_direct(name: str) -> bool:
 def draw(frame: pd.DataFrame, machine: str) -> Iterator[Page | NotDrawn]:
     """A page per setting: time above, speed-up below, one column per compression."""
     rows = operation(frame, OPERATIONS, ("device_time", "kernel_size", "compression"))
+    rows = rows.assign(implementation=rows["implementation"].mask(rows["implementation"].map(is_direct), DIRECT))
     drawable = settings(rows, ALONG, ("kernel_size",))
     if not drawable:
         yield NotDrawn("no times of a band-limited convolution at two or more kernel sizes")
@@ -50,11 +52,12 @@ def _page(setting: Setting, machine: str, all_looks: dict[str, Look]) -> Iterato
     label = setting.label
     if len(grids) > 1:
         grid = "tight" if "tight" in grids else grids[0]
-        rows = rows[(rows["grid"] == grid) | rows["implementation"].map(is_direct)]
+        rows = rows[(rows["grid"] == grid) | (rows["implementation"] == DIRECT)]
         label = f"{label}, {grid} grid"
-    direct = rows[rows["implementation"].map(is_direct) & (rows["compression"] == 0)]
+    plain = rows["implementation"] == DIRECT
+    direct = rows[plain]
     sizes = sorted(rows["kernel_size"].unique())
-    measured = rows[~rows["implementation"].map(is_direct)].groupby("compression")["kernel_size"].nunique()
+    measured = rows[~plain].groupby("compression")["kernel_size"].nunique()
     curves = list(measured[measured > 1].index)
     if not curves:
         yield NotDrawn(f"{label}: no compression was measured at two or more kernel sizes")
@@ -65,17 +68,17 @@ def _page(setting: Setting, machine: str, all_looks: dict[str, Look]) -> Iterato
     every: list[float] = []
     ratios: list[float] = []
     for column, compression in enumerate(compressions):
-        here = rows[(rows["compression"] == compression) & ~rows["implementation"].map(is_direct)]
-        here = pd.concat([here, direct])
+        here = rows[rows["compression"] == compression]
+        base = here[here["implementation"] == DIRECT]
         for name, look in all_looks.items():
             line = here[here["implementation"] == name]
             if line.empty:
                 continue
-            shown[f"{name} (compression 0)" if is_direct(name) else name] = look
+            shown[name] = look
             draw_line(axes[0][column], line, "kernel_size", "device_time", look)
             every += list(line["device_time"])
-            if not direct.empty and not is_direct(name):
-                faster = _speedup(line, direct)
+            if name != DIRECT and not base.empty:
+                faster = _speedup(line, base)
                 ratios += list(faster["speedup"])
                 if not faster.empty:
                     draw_line(axes[1][column], faster, "kernel_size", "speedup", look)
@@ -91,7 +94,7 @@ def _page(setting: Setting, machine: str, all_looks: dict[str, Look]) -> Iterato
         axes[1][0].set_ylabel("speed-up over direct\nconvolution (up is faster)")
     yield Page(setting.suffix, finish(figure, machine, "Time against kernel size", label, shown, rows))
     if direct.empty:
-        yield NotDrawn(f"speed-up panel of {label}: no direct convolution at compression 0 was measured")
+        yield NotDrawn(f"speed-up panel of {label}: no direct convolution was measured")
 
 
 def _speedup(line: pd.DataFrame, direct: pd.DataFrame) -> pd.DataFrame:

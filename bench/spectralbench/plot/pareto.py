@@ -26,6 +26,8 @@ def draw(frame: pd.DataFrame, machine: str) -> Iterator[Page | NotDrawn]:
         yield NotDrawn("no case of a band-limited convolution has both a time and a memory")
         return
     rows = operation(frame, OPERATIONS, ("device_time", memory, "approximation_error", "kernel_size", "compression"))
+    # A rival has the same time at every compression; `direct` stands for it at compression 0.
+    rows = rows[rows["role"] != "rival"]
     drawable = settings(rows, ALONG, ("implementation",), first=("pass", "both"))
     if not drawable:
         yield NotDrawn(f"no case with time, {memory} and approximation error of two or more implementations")

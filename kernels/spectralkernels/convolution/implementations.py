@@ -136,7 +136,7 @@ IMPLEMENTATIONS = (
 RIVALS = (
     Implementation(
         "direct_uncompressed",
-        "baseline",
+        "rival",
         baselines.direct,
         "cuDNN / oneDNN without a band limit: what the layer would replace",
         supports=_compressed_only,
