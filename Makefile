@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TIME_BUDGET ?= 200
 
-.PHONY: test bench claims study lint asv clean
+.PHONY: test bench claims study fingerprints lint clean
 
 test: .venv/ready
 	$(BIN)/python -m pytest
@@ -22,6 +22,10 @@ study: .venv/ready
 	$(BIN)/spectralbench run --profile study
 	$(BIN)/spectralbench plot
 	$(BIN)/spectralbench report
+
+# What the compiler makes of every Triton kernel, against the committed expectation; no GPU needed.
+fingerprints: .venv/ready
+	$(BIN)/spectralbench fingerprint --check --arch 90
 
 lint: .venv/ready
 	$(BIN)/ruff format --check .

@@ -4,17 +4,20 @@ A kernel is compiled through Triton's own warm-up path, under a driver that only
 arguments are specialised exactly as a launch would specialise them (pointers and integers divisible by 16, integers
 equal to 1, None), and the machine code is the one that this Triton would load on that GPU. The numbers are read from
 the cubin with the `cuobjdump` that Triton's wheel carries, because Triton itself knows them only after loading.
+
+A module with kernels names the launches that are worth watching in a constant `FINGERPRINTS`.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +38,8 @@ class MachineCode:
 
     capability: 90 for sm_90. registers: per thread. stack, local: bytes per thread; a spill shows as either.
     shared: bytes per block, static and dynamic. shared_limit: what the architecture allows a block.
-    instructions: SASS without addresses, in order. triton: the compiler's version.
+    instructions: SASS without addresses, in order. triton, ptxas: the compilers' versions.
+    tensor_memory: columns per block, of the 512 that an SM of sm_100 has. compile_seconds: None if it was cached.
     """
 
     name: str
@@ -48,6 +52,9 @@ class MachineCode:
     local: int
     shared: int
     instructions: tuple[str, ...]
+    ptxas: str = ""
+    tensor_memory: int = 0
+    compile_seconds: float | None = field(default=None, compare=False)
 
     @property
     def shared_limit(self) -> int:
@@ -67,6 +74,52 @@ class MachineCode:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class NamedLaunch:
+    """A call at a realistic shape whose kernels' machine code is worth watching: an entry of `FINGERPRINTS`.
+
+    name: shape and choices, `B128 C64 O64 34x18 bool`; unique among a kernel's launches. call: calls on meta tensors
+    what a user's call runs through, so that the launch watched is the launch made; `noted_launches` sees it.
+    """
+
+    name: str
+    call: Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
+class NotedLaunch:
+    """A launch that was asked for and not made: compile it by `compile_kernel(kernel, arguments, 90, **options)`."""
+
+    kernel: Any
+    arguments: dict[str, Any]
+    options: dict[str, Any]
+
+
+@contextmanager
+def noted_launches() -> Iterator[list[NotedLaunch]]:
+    """Note every Triton launch made inside instead of making it; meta tensors need no memory and no GPU.
+
+    Raises: Unsupported without triton or under its interpreter.
+    """
+    need_the_compiler()
+    from triton.runtime.jit import JITFunction
+
+    noted: list[NotedLaunch] = []
+
+    def note(self: Any, *args: Any, grid: Any, warmup: bool, **keywords: Any) -> None:
+        bound = dict(zip(self.arg_names, args, strict=False))
+        bound.update((name, value) for name, value in keywords.items() if name in self.arg_names)
+        options = {name: value for name, value in keywords.items() if name not in self.arg_names}
+        noted.append(NotedLaunch(self, bound, options))
+
+    launch = JITFunction.run
+    JITFunction.run = note
+    try:
+        yield noted
+    finally:
+        JITFunction.run = launch
+
+
 def compile_kernel(kernel: Any, arguments: Mapping[str, Any], capability: int, **options: Any) -> MachineCode:
     """Compile `kernel` as a launch with these arguments would, for a GPU of this compute capability.
 
@@ -78,20 +131,15 @@ def compile_kernel(kernel: Any, arguments: Mapping[str, Any], capability: int, *
     """
     if capability not in SHARED_LIMITS:
         raise RangeError(f"unknown compute capability {capability}; known: {', '.join(map(str, SHARED_LIMITS))}")
-    if interpreted():
-        raise Unsupported(
-            "kernels compile only outside the interpreter; unset TRITON_INTERPRET and start a new process"
-        )
-    try:
-        import triton
-    except ImportError as error:
-        raise Unsupported("compiling a kernel needs triton (pip install triton)") from error
+    need_the_compiler()
+    import triton
+    from triton.backends.nvidia.compiler import get_ptxas
     from triton.runtime.jit import JITFunction, MockTensor
 
     while not isinstance(kernel, JITFunction):
         kernel = kernel.fn
     arguments = {name: MockTensor.wrap_dtype(value) for name, value in arguments.items()}
-    with _pretend(capability):
+    with _pretend(capability), _timed() as seconds:
         compiled = kernel.warmup(**arguments, **options, grid=(1,))
     metadata = compiled.metadata
     usage, instructions = _read_cubin(compiled.asm["cubin"])
@@ -106,7 +154,21 @@ def compile_kernel(kernel: Any, arguments: Mapping[str, Any], capability: int, *
         local=usage["LOCAL"],
         shared=max(metadata.shared, usage["SHARED"]),
         instructions=instructions,
+        ptxas=get_ptxas(capability).version,
+        # Triton before 3.7 does not always say; only sm_100 has any
+        tensor_memory=getattr(metadata, "tmem_size", 0) or 0,
+        compile_seconds=seconds[0] if seconds else None,
     )
+
+
+def need_the_compiler() -> None:
+    """Raise Unsupported, with the reason, where kernels cannot be compiled."""
+    if interpreted():
+        raise Unsupported(
+            "kernels compile only outside the interpreter; unset TRITON_INTERPRET and start a new process"
+        )
+    if importlib.util.find_spec("triton") is None:
+        raise Unsupported("compiling a kernel needs triton (pip install triton)")
 
 
 class _NamedArchitecture:
@@ -137,6 +199,25 @@ def _pretend(capability: int) -> Iterator[None]:
     finally:
         # None: the real driver, if there is one, is looked up again at the next launch.
         driver.set_active(None)
+
+
+@contextmanager
+def _timed() -> Iterator[list[float]]:
+    """Seconds of each compilation inside, by Triton's own clock; one found in the cache took no time worth keeping."""
+    from triton import knobs
+
+    seconds: list[float] = []
+
+    def listen(*, times: Any, cache_hit: bool, **rest: Any) -> None:
+        if not cache_hit:
+            seconds.append(times.total / 1e6)
+
+    before = knobs.compilation.listener
+    knobs.compilation.listener = listen
+    try:
+        yield seconds
+    finally:
+        knobs.compilation.listener = before
 
 
 def _read_cubin(cubin: bytes) -> tuple[dict[str, int], tuple[str, ...]]:

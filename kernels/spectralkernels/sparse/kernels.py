@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from spectralkernels.aot import NamedLaunch
 from spectralkernels.launch import as_real_pairs
 from spectralkernels.sparse.bitmap import BLOCK, WORD, blocks_of
 
@@ -137,3 +138,21 @@ def word_slots(words: Tensor, offsets: Tensor | None) -> Tensor:
                 num_warps=1,
             )
     return slots
+
+
+def _watched(compact: bool) -> NamedLaunch:
+    """All three kernels over the bits of [128, 64, 34, 18], in full blocks or compact ones."""
+
+    def call() -> None:
+        numel = 128 * 64 * 34 * 18
+        blocks = blocks_of(numel)
+        values = torch.empty(blocks * BLOCK, dtype=torch.complex64, device="meta")
+        words = torch.empty(blocks * (BLOCK // WORD), dtype=torch.int32, device="meta")
+        offsets = torch.empty(blocks, dtype=torch.int32, device="meta") if compact else None
+        collect(expand(values, words, offsets, numel), words, offsets, values.shape[0])
+        word_slots(words, offsets)
+
+    return NamedLaunch(f"B128 C64 34x18, {'compact' if compact else 'full'} blocks", call)
+
+
+FINGERPRINTS = (_watched(False), _watched(True))

@@ -8,6 +8,7 @@ U V cells, so that tiles are aligned whatever V is and any mask is allowed, not 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from spectralkernels.aot import NamedLaunch
 
 BLOCK_B, BLOCK_O = 16, 32
 ROWS_B, ROWS_O = 8, 4
@@ -304,3 +307,38 @@ def _planes(spectrum: Tensor) -> Tensor:
 
 def _multiples_of_4(planes: Tensor) -> bool:
     return all(planes.stride(axis) % 4 == 0 for axis in (0, 1) if planes.shape[axis] > 1)
+
+
+def _watched(
+    launch: Callable[..., Launch],
+    shape: tuple[int, int, int],
+    plane: tuple[int, int],
+    *,
+    groups: int = 1,
+    mask: torch.dtype | None = torch.bool,
+) -> NamedLaunch:
+    """A launch at shape (batch, channels, outputs)."""
+    batch, channels, outputs = shape
+
+    def call() -> None:
+        x = torch.empty(batch, channels, *plane, dtype=torch.complex64, device="meta")
+        w = torch.empty(outputs, channels // groups, *plane, dtype=torch.complex64, device="meta")
+        y = torch.empty(batch, outputs, *plane, dtype=torch.complex64, device="meta")
+        launch(x, w, None if mask is None else torch.empty(plane, dtype=mask, device="meta"), y, groups, True).run()
+
+    words = [f"B{batch} C{channels} O{outputs} {plane[0]}x{plane[1]}"]
+    words += [f"groups {groups}"] * (groups > 1)
+    words += ["no mask" if mask is None else f"{str(mask).removeprefix('torch.')} mask"]
+    return NamedLaunch(", ".join(words), call)
+
+
+FINGERPRINTS = (
+    _watched(tiled_launch, (128, 64, 64), (34, 18)),
+    _watched(tiled_launch, (128, 64, 64), (34, 18), mask=torch.float32),
+    _watched(tiled_launch, (128, 64, 64), (34, 18), mask=None),
+    _watched(tiled_launch, (128, 64, 64), (33, 17)),
+    _watched(tiled_launch, (32, 128, 128), (71, 36), groups=128),
+    _watched(tiled_launch, (128, 512, 512), (512, 257)),
+    _watched(planewise_launch, (128, 64, 64), (34, 18)),
+)
+"""A layer of a residual network (aligned planes, then odd ones), a depthwise one, and one that needs 64-bit offsets."""

@@ -10,8 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from spectralkernels.aot import NamedLaunch
 from spectralkernels.launch import as_real_pairs
-from spectralkernels.sparse.bitmap import collect, expand
+from spectralkernels.sparse.bitmap import BLOCK, WORD, blocks_of, collect, expand
 from spectralkernels.sparse.kernels import on_device_of, popcount, word_slots
 
 TILE = {"TILE_BATCH": 8, "TILE_OUT": 8, "TILE_FREQUENCY": 32}
@@ -84,6 +85,10 @@ def sparse_multiply_bitmap(
     values, words, offsets: a bitmap spectrum of `shape` [B, C, U, V]. w_hat: Complex64 [O, C, U, V].
     Returns: Complex64 [B, O, U, V].
     """
+    return _launch(values, words, offsets, w_hat, shape)
+
+
+def _launch(values: Tensor, words: Tensor, offsets: Tensor | None, w_hat: Tensor, shape: Sequence[int]) -> Tensor:
     batch, channels, rows, columns = shape
     outputs = w_hat.shape[0]
     out = torch.empty(batch, outputs, rows, columns, dtype=torch.complex64, device=w_hat.device)
@@ -133,3 +138,17 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, Tensor
 
 
 sparse_multiply_bitmap.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _watched(size: int, columns: int) -> NamedLaunch:
+    def call() -> None:
+        shape = torch.Size((128, 64, size, columns))
+        blocks = blocks_of(shape.numel())
+        values = torch.empty(blocks * BLOCK, dtype=torch.complex64, device="meta")
+        words = torch.empty(blocks * (BLOCK // WORD), dtype=torch.int32, device="meta")
+        _launch(values, words, None, torch.empty(64, 64, size, columns, dtype=torch.complex64, device="meta"), shape)
+
+    return NamedLaunch(f"B128 C64 O64 {size}x{columns}", call)
+
+
+FINGERPRINTS = (_watched(34, 18), _watched(32, 17))

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra import libdevice
 
+from spectralkernels.aot import NamedLaunch
 from spectralkernels.launch import as_real_pairs, interpreted
 from spectralkernels.sparse.bitmap import BLOCK, WORD, blocks_of, expand
 from spectralkernels.sparse.kernels import on_device_of
@@ -129,6 +130,10 @@ def threshold_bitmap(y_hat: Tensor, beta: float, rms: Tensor | None, tanh: bool,
     y_hat: Complex64 [..., U, V]. rms: Float32 [planes] to scale beta with, or None. n: signal length of the last axis.
     Returns: Complex64 [blocks * 1024], undefined in unused slots; Int32 [blocks * 32].
     """
+    return _launch(y_hat, beta, rms, tanh, n)
+
+
+def _launch(y_hat: Tensor, beta: float, rms: Tensor | None, tanh: bool, n: int) -> tuple[Tensor, Tensor]:
     numel, blocks = y_hat.numel(), blocks_of(y_hat.numel())
     values = torch.empty(blocks * BLOCK, dtype=torch.complex64, device=y_hat.device)
     words = torch.empty(blocks * (BLOCK // WORD), dtype=torch.int32, device=y_hat.device)
@@ -175,3 +180,20 @@ def _backward(ctx: Any, grad: Tensor, grad_words: Tensor | None) -> tuple[Tensor
 
 
 threshold_bitmap.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _watched(columns: int, n: int, *, relative: bool, tanh: bool = True) -> NamedLaunch:
+    def call() -> None:
+        y_hat = torch.empty(128, 64, n, columns, dtype=torch.complex64, device="meta")
+        _launch(y_hat, 0.5, torch.empty(128 * 64, device="meta") if relative else None, tanh, n)
+
+    words = (f"B128 C64 {n}x{columns}", "relative beta" if relative else "beta", "tanh" if tanh else "no activation")
+    return NamedLaunch(", ".join(words), call)
+
+
+FINGERPRINTS = (
+    _watched(18, 34, relative=False),
+    _watched(18, 34, relative=False, tanh=False),
+    _watched(18, 34, relative=True),
+    _watched(17, 33, relative=True),
+)
