@@ -60,7 +60,8 @@ def test_implementation_agrees_with_the_reference(
 def test_declaration_is_whole(operation: Operation):
     names = [subject.name for subject in operation.subjects]
     assert len(set(names)) == len(names)
-    assert {"kernel", "baseline"} >= {subject.role for subject in operation.subjects}
+    assert {"kernel", "baseline"} >= {subject.role for subject in operation.implementations}
+    assert {"rival"} >= {subject.role for subject in operation.rivals}
     assert set(operation.profiles) >= {"smoke", "quick", "study", "gpu", "asv"}
     assert len(operation.profiles["asv"]) == 1
     for profile, blocks in operation.profiles.items():

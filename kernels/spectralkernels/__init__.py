@@ -7,11 +7,13 @@
 Needs torch alone; Triton, CUDA and everything else only add implementations.
 """
 
+from spectralkernels import masks
 from spectralkernels.convolution.geometry import WeightSpectrum
 from spectralkernels.dispatch import Availability, implementations
 from spectralkernels.errors import DtypeError, RangeError, ShapeError, SpectralKernelsError, Unsupported
 from spectralkernels.ops.band_limited_conv1d import band_limited_conv1d
 from spectralkernels.ops.band_limited_conv2d import band_limited_conv2d, weight_spectrum
+from spectralkernels.ops.masked_conv2d import masked_conv2d
 from spectralkernels.ops.masked_multiply import masked_multiply
 from spectralkernels.ops.sparse_multiply import sparse_multiply
 from spectralkernels.ops.threshold_spectrum import threshold_spectrum
@@ -29,7 +31,9 @@ __all__ = [
     "band_limited_conv1d",
     "band_limited_conv2d",
     "implementations",
+    "masked_conv2d",
     "masked_multiply",
+    "masks",
     "sparse_multiply",
     "threshold_spectrum",
     "weight_spectrum",

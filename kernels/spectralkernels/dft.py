@@ -13,6 +13,8 @@ Matrices are built in float64 and rounded once.
 synthesis of another TruncatedDFT (with Hermitian weights: modes off the zero and Nyquist columns count twice, and the
 redundant half is never read), and every gradient is the transpose of the map that made the value.
 
+`SteppedDFT` and `ListedDFT` serve modes that fill no rectangle: a staircase of columns, or any list of cells.
+
 Layout of modes: Real [V, U, 2, planes], frequency-major, real part then imaginary part, planes contiguous: what the
 per-frequency matrix product over channels wants to read.
 """
@@ -69,6 +71,83 @@ class TruncatedDFT:
         return torch.bmm(by_height, self.columns_vp.expand(height, -1, -1)).permute(1, 0, 2)
 
 
+@dataclass(frozen=True, slots=True)
+class SteppedDFT:
+    """Real planes [planes, height, width] <-> the modes of a staircase, [F, 2, planes].
+
+    The half axis is cut into blocks of consecutive columns, each with rows |u| < k of its own, so that a mask which is
+    no rectangle costs little more than the modes it keeps. Modes are ordered (block, column, row in FFT order).
+
+    columns, columns_vp: as in TruncatedDFT. blocks: columns of the block, its rows_hp and its rows_ph (None: no rows).
+    """
+
+    columns: Tensor
+    columns_vp: Tensor
+    blocks: tuple[tuple[int, Tensor | None, Tensor | None], ...]
+
+    @property
+    def modes(self) -> int:
+        """F."""
+        return sum(width * rows.shape[0] // 2 for width, rows, _ in self.blocks if rows is not None)
+
+    def analyse(self, planes: Tensor) -> Tensor:
+        """Pixels to modes: Real [planes, height, width] -> [F, 2, planes]."""
+        count, height, _ = planes.shape
+        by_width = planes.permute(1, 2, 0)
+        partial = torch.bmm(self.columns.expand(height, -1, -1), by_width)  # [height, (part, v), planes]
+        by_column = partial.view(height * 2, self.columns.shape[0] // 2, count).permute(1, 0, 2)
+        modes = planes.new_empty(self.modes, 2, count)
+        column = mode = 0
+        for width, rows_hp, _ in self.blocks:
+            if rows_hp is not None:
+                size = width * rows_hp.shape[0] // 2
+                block = modes[mode : mode + size].view(width, rows_hp.shape[0], count)
+                torch.bmm(rows_hp.expand(width, -1, -1), by_column[column : column + width], out=block)
+                mode += size
+            column += width
+        return modes
+
+    def synthesise(self, modes: Tensor) -> Tensor:
+        """The transpose: [F, 2, planes] -> Real [planes, height, width], a view of [height, planes, width]."""
+        count = modes.shape[2]
+        height = next(rows.shape[1] // 2 for _, _, rows in self.blocks if rows is not None)
+        partial = modes.new_empty(self.columns.shape[0] // 2, 2 * height, count)  # [v, (part, h), planes]
+        column = mode = 0
+        for width, _, rows_ph in self.blocks:
+            block = partial[column : column + width]
+            if rows_ph is None:
+                block.zero_()
+            else:
+                size = width * rows_ph.shape[0] // 2
+                flat = modes[mode : mode + size].reshape(width, rows_ph.shape[0], count)
+                torch.bmm(rows_ph.t().expand(width, -1, -1), flat, out=block)
+                mode += size
+            column += width
+        by_height = partial.view(self.columns.shape[0], height, count).permute(
+            1, 2, 0
+        )  # [h, planes, (v, part)], no copy
+        return torch.bmm(by_height, self.columns_vp.expand(height, -1, -1)).permute(1, 0, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class ListedDFT:
+    """Real planes <-> any modes, [F, 2, planes], by one dense matrix: for few modes that no staircase holds tightly.
+
+    matrix: Real [(f, part), (h, w)], 8 F height width bytes in float32. height: of the planes.
+    """
+
+    matrix: Tensor
+    height: int
+
+    def analyse(self, planes: Tensor) -> Tensor:
+        """Pixels to modes: Real [planes, height, width] -> [F, 2, planes]."""
+        return (self.matrix @ planes.flatten(1).t()).unflatten(0, (-1, 2))
+
+    def synthesise(self, modes: Tensor) -> Tensor:
+        """The transpose: [F, 2, planes] -> Real [planes, height, width]."""
+        return (modes.flatten(0, 1).t() @ self.matrix).unflatten(1, (self.height, -1))
+
+
 def _cos_sin(frequencies: Sequence[int], positions: Sequence[int], n: int) -> tuple[Tensor, Tensor]:
     # Reducing the product modulo n in integers keeps the angle exact however large the position.
     turns = torch.outer(torch.tensor(frequencies), torch.tensor(positions)).remainder(n)
@@ -114,3 +193,49 @@ def truncated_dft(
     rows_ph = rows.reshape(size, -1)
     rows_hp = rows.transpose(2, 3).reshape(size, -1)
     return TruncatedDFT(rounded(part_major), rounded(mode_major), rounded(rows_hp), rounded(rows_ph))
+
+
+@lru_cache(maxsize=256)
+def stepped_dft(
+    n: tuple[int, int],
+    steps: tuple[tuple[int, int], ...],
+    starts: tuple[int, int],
+    lengths: tuple[int, int],
+    inverse: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> SteppedDFT:
+    """The transform of a staircase of modes; the arguments of `truncated_dft` with `steps` for `kept`.
+
+    steps: (columns, k) per block of consecutive half-axis frequencies, from 0: its modes are |u| < k, none if k = 0.
+    """
+    columns = sum(width for width, _ in steps)
+    boxes = {
+        k: truncated_dft(n, (k, columns), starts, lengths, inverse, dtype, device) for k in {k for _, k in steps if k}
+    }
+    any_box = next(iter(boxes.values()))
+    blocks = tuple((width, boxes[k].rows_hp, boxes[k].rows_ph) if k else (width, None, None) for width, k in steps)
+    return SteppedDFT(any_box.columns, any_box.columns_vp, blocks)
+
+
+@lru_cache(maxsize=64)
+def listed_dft(
+    n: tuple[int, int],
+    cells: tuple[tuple[int, int], ...],
+    starts: tuple[int, int],
+    lengths: tuple[int, int],
+    inverse: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> ListedDFT:
+    """The transform of the modes `cells`, (row, column) of the half spectrum; else the arguments of `truncated_dft`."""
+    positions = [range(start, start + length) for start, length in zip(starts, lengths, strict=True)]
+    cos_h, sin_h = _cos_sin([u for u, _ in cells], positions[0], n[0])
+    cos_w, sin_w = _cos_sin([v for _, v in cells], positions[1], n[1])
+    real = cos_h.unsqueeze(2) * cos_w.unsqueeze(1) - sin_h.unsqueeze(2) * sin_w.unsqueeze(1)  # [F, height, width]
+    imag = -(sin_h.unsqueeze(2) * cos_w.unsqueeze(1) + cos_h.unsqueeze(2) * sin_w.unsqueeze(1))
+    matrix = torch.stack([real, imag], dim=1).flatten(2)
+    if inverse:
+        weights = hermitian_weights(n[1], n[1] // 2 + 1)[[v for _, v in cells]]
+        matrix = matrix * (weights / math.prod(n)).view(-1, 1, 1)
+    return ListedDFT(matrix.flatten(0, 1).to(dtype=dtype, device=device).contiguous(), lengths[0])

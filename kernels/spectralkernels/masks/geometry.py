@@ -1,0 +1,60 @@
+"""Where the frequencies of a half spectrum lie, and which of its cells are conjugate pairs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spectralkernels.convolution.geometry import GridChoice, Padding, conv_band
+from spectralkernels.errors import RangeError, ShapeError
+from spectralkernels.spectra import half
+
+Grid = tuple[int, int]
+Device = torch.device | str
+
+
+def fft_grid(size: Grid, kernel: Grid, *, padding: Padding = "same", grid: GridChoice = "tight") -> Grid:
+    """The grid (N_h, N_w) on which maps of `size` meet a `kernel`; the arguments of `masked_conv2d`."""
+    n = conv_band(tuple(size), tuple(kernel), compression=0.0, padding=padding, grid=grid).n
+    return n[0], n[1]
+
+
+def hermitian(mask: Tensor, n: Grid) -> Tensor:
+    """Treat the conjugate pairs of the self-conjugate columns alike: `or` of a bool mask, mean of a float one.
+
+    mask: Bool or Float [..., N_h, N_w // 2 + 1]. Returns: the same shape and dtype. Differentiable.
+    """
+    check_grid(n)
+    if mask.shape[-2:] != (n[0], half(n[1])):
+        raise ShapeError(
+            f"mask must end in [{n[0]}, {half(n[1])}], the half spectrum of the grid {tuple(n)}, got "
+            f"{list(mask.shape)}; make it for n={tuple(n)} (see masks.fft_grid)"
+        )
+    even = n[1] % 2 == 0
+    edges = mask[..., :: n[1] // 2] if even else mask[..., :1]  # the self-conjugate columns
+    mirrored = edges.flip(-2).roll(1, -2)  # row u holds row -u
+    both = edges | mirrored if mask.dtype == torch.bool else (edges + mirrored) / 2
+    if even:
+        return torch.cat([both[..., :1], mask[..., 1:-1], both[..., 1:]], dim=-1)
+    return torch.cat([both, mask[..., 1:]], dim=-1)
+
+
+def frequencies(n: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
+    """|u| of every row and v of every column, Int64."""
+    rows = torch.arange(n[0], device=device)
+    return torch.minimum(rows, n[0] - rows), torch.arange(half(n[1]), device=device)
+
+
+def rings(n: Grid, device: torch.device) -> Tensor:
+    rows, columns = frequencies(n, device)
+    return torch.maximum(rows.unsqueeze(1), columns)
+
+
+def self_conjugate(n: int, device: torch.device) -> Tensor:
+    columns = torch.arange(half(n), device=device)
+    return (columns == 0) | (2 * columns == n)
+
+
+def check_grid(n: Grid) -> None:
+    if len(n) != 2 or min(n) < 1:
+        raise RangeError(f"n must be two FFT sizes (N_h, N_w) of at least 1, got {tuple(n)}")

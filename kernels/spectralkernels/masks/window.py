@@ -1,0 +1,59 @@
+"""The soft window of learnable strides (DiffStride)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from spectralkernels.errors import RangeError, ShapeError
+from spectralkernels.masks.geometry import Device, Grid, check_grid, frequencies
+
+
+def soft_window(
+    n: Grid, strides: Tensor | Sequence[float], smoothness: float = 4.0, *, device: Device = "cpu"
+) -> Tensor:
+    """The separable low-pass window of learnable strides: one inside, a ramp of width R, zero outside.
+
+    m(u, v) = ramp(|u|, N_h, S_h) ramp(v, N_w, S_w),   ramp(f, N, S) = clamp((R + N / (2 S) - f) / R, 0, 1)
+    d ramp / dS = -N / (2 R S^2) where 0 < ramp < 1, else 0
+
+    n: each axis longer than R. smoothness: R > 0, in frequency indices.
+    strides: (S_h, S_w), floats with 1 <= S < N, or Real [2] with a gradient. Before use S is moved into
+        [N / (N - R), N / 2], where the ramp lies inside the spectrum; the gradient passes through that move, so that a
+        stride outside can come back.
+    Returns: the dtype and device of a tensor of strides, else Float32 [N_h, N_w // 2 + 1].
+    It multiplies the product of the spectra once, that is the map's alone: masking the kernel too would square it.
+    Source: Riad et al., "Learning Strides in Convolutional Neural Networks" (ICLR 2022), with the position |u| for
+    every row and the same threshold N / (2 S) on both axes.
+    """
+    check_grid(n)
+    if not smoothness > 0.0:
+        raise RangeError(f"smoothness must be above 0, got {smoothness}; masks.rectangular has a hard edge")
+    if min(n) <= smoothness:
+        raise RangeError(f"each axis of n={tuple(n)} must be longer than smoothness={smoothness}; lower the smoothness")
+    if not isinstance(strides, Tensor):
+        if len(strides) != 2 or not all(1.0 <= s < size for s, size in zip(strides, n, strict=True)):
+            raise RangeError(f"strides must be two numbers with 1 <= S < N for n={tuple(n)}, got {tuple(strides)}")
+        strides = torch.tensor(strides, dtype=torch.float32, device=device)
+    if strides.shape != (2,) or not strides.is_floating_point():
+        raise ShapeError(
+            f"strides must be Real [2], vertical and horizontal, got {strides.dtype} {list(strides.shape)}"
+        )
+    rows, columns = frequencies(n, strides.device)
+    return _ramp(rows, n[0], strides[0], smoothness).unsqueeze(1) * _ramp(columns, n[1], strides[1], smoothness)
+
+
+def soft_window_side(n: int, stride: float, smoothness: float = 4.0) -> int:
+    """The even side of the crop that holds a soft window: N / S + 2 R rounded up to even, at most N."""
+    return min(n, 2 * math.ceil((n / stride + 2.0 * smoothness) / 2.0))
+
+
+def _ramp(frequency: Tensor, n: int, stride: Tensor, smoothness: float) -> Tensor:
+    with torch.no_grad():
+        move = stride.clamp(n / (n - smoothness), max(n / 2.0, n / (n - smoothness))) - stride
+    raw = (smoothness + n / (2.0 * (stride + move)) - frequency.to(stride.dtype)) / smoothness
+    # torch.clamp would pass a gradient at exactly 0 and 1, where the ramp has ended.
+    return torch.where((raw > 0.0) & (raw < 1.0), raw, raw.detach().clamp(0.0, 1.0))

@@ -1,0 +1,118 @@
+"""Convolution under a mask of the half spectrum: bands, energy, discs, soft windows, dropout, or anything else.
+
+    y = crop( irfft2( m . sum_channels X . conj(W) ) ),     X = F(x), W = F(w) on an N_h x N_w circle
+
+m is a mask of `spectralkernels.masks`, one for the batch or one per sample. It multiplies the product once, that is the
+spectrum of x alone. m = 1 everywhere is `torch.nn.functional.conv2d`; the rectangular mask is `band_limited_conv2d`.
+Conjugate pairs in the self-conjugate columns are treated alike: see `masks.hermitian`.
+Sources: Dziedzic et al. 2019 (bands, energy), Riad et al. 2022 (soft window), Rippel et al. 2015 (dropout).
+
+Floor of a forward pass: `geometry.conv_cost` with the modes that the mask keeps, and the mask read once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectralkernels.checks import REAL_DTYPES, check_channels, check_dims, check_dtype, check_like
+from spectralkernels.convolution.baselines import direct
+from spectralkernels.convolution.geometry import GridChoice, Padding, conv_band
+from spectralkernels.declare import Implementation, Operation, Tolerance
+from spectralkernels.dispatch import dispatch
+from spectralkernels.errors import DtypeError, ShapeError
+from spectralkernels.masks import hermitian, mode_list
+from spectralkernels.masks.modes import ModeList, every_mode
+from spectralkernels.ops.masked_conv2d.baselines import reference, torch_fft
+from spectralkernels.ops.masked_conv2d.dft_gemm import dft_gemm
+from spectralkernels.ops.masked_conv2d.profiles import PROFILES, band_of, cost, make_inputs, observe
+from spectralkernels.spectra import Band
+
+
+def masked_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    *,
+    modes: ModeList | None = None,
+    padding: Padding = "same",
+    groups: int = 1,
+    grid: GridChoice = "tight",
+    impl: str = "auto",
+) -> Tensor:
+    """Convolve maps under a mask of their half spectrum.
+
+    x: Real [batch, channel, height, width], any strides; float32, float64, or half (computed in float32).
+    weight: Real [out_channel, channel / groups, kernel_height, kernel_width], may be larger than the map.
+    mask: Bool or Float [N_h, N_w // 2 + 1], or [batch, 1, N_h, N_w // 2 + 1] with one mask per sample, on the grid
+        (N_h, N_w) = `masks.fft_grid(size, kernel, padding=padding, grid=grid)`.
+    modes: what is computed; frequencies outside count as masked. None lists the non-zero cells of the mask, which
+        copies it to the host; but lists every mode if the mask has a gradient (that of a zero cell is not zero) or
+        while torch.compile traces. Pass `masks.mode_list(mask, n)` to avoid either.
+    padding, groups, grid: as in `band_limited_conv2d`. impl: a name of `implementations("masked_conv2d")`, or "auto".
+    Returns: Real [batch, out_channel, out_height, out_width], dtype of x. Differentiable in x, weight and a float mask.
+    Raises: ShapeError, DtypeError, RangeError on arguments that do not fit; Unsupported if `impl` cannot run here.
+    """
+    check_dims("x", x, "[batch, channel, height, width]")
+    check_dims("weight", weight, "[out_channel, in_channel / groups, kernel_height, kernel_width]")
+    check_dtype("x", x, REAL_DTYPES)
+    check_like("weight", weight, "x", x)
+    check_channels(x.shape[1], weight, groups)
+    size, kernel = tuple(x.shape[2:]), tuple(weight.shape[2:])
+    band = conv_band(size, kernel, compression=0.0, padding=padding, grid=grid)
+    n = (band.n[0], band.n[1])
+    _check_mask(mask, x)
+    mask = hermitian(mask, n)
+    if modes is None:
+        whole = mask.requires_grad or torch.compiler.is_compiling()
+        modes = every_mode(n) if whole else mode_list(mask, n)
+    elif modes.n != n:
+        raise ShapeError(f"modes must be listed on the grid {n} of this call, got {modes.n}; see masks.mode_list")
+    inputs: dict[str, Any] = {"x": x, "weight": weight, "mask": mask, "band": band, "modes": modes, "groups": groups}
+    return dispatch(OPERATION, impl, x.device.type, inputs)
+
+
+def _check_mask(mask: Tensor, x: Tensor) -> None:
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise DtypeError(f"mask must be bool or floating point, got {mask.dtype}; convert it with mask.bool()")
+    if mask.device != x.device:
+        raise DtypeError(f"mask must be on the device of x ({x.device}), got {mask.device}; move one of them")
+    if mask.dim() != 2 and (mask.dim() != 4 or mask.shape[:2] != (x.shape[0], 1)):
+        raise ShapeError(
+            f"mask must be [N_h, N_w // 2 + 1] or [{x.shape[0]}, 1, N_h, N_w // 2 + 1], one per sample, "
+            f"got {list(mask.shape)}"
+        )
+
+
+def _ideal(x: Tensor, weight: Tensor, mask: Tensor, band: Band, modes: ModeList, groups: int) -> Tensor:
+    """The uncompressed convolution in float64."""
+    return direct(x.double(), weight.double(), None, band, groups)
+
+
+OPERATION = Operation(
+    name="masked_conv2d",
+    summary="2-D convolution under any mask of the half spectrum",
+    version=1,
+    source="Dziedzic et al. 2019; Riad et al. 2022; Rippel, Snoek and Adams 2015",
+    profiles=PROFILES,
+    make_inputs=make_inputs,
+    reference=reference,
+    ideal=_ideal,
+    cost=cost,
+    fft_size=lambda case: band_of(case).n,
+    tolerance=Tolerance(
+        {"float32": 3e-6, "float64": 1e-13, "float16": 1e-3, "bfloat16": 8e-3},
+        because="as in band_limited_conv2d: fp32 matrix products and FFTs over thousands of terms, 4e-7 to 7e-7 seen, "
+        "four times that allowed; half types are computed in fp32 and rounded once on the way out",
+    ),
+    implementations=(
+        Implementation("dft_gemm", "kernel", dft_gemm, "truncated DFT of one mode list, as matrix products"),
+        Implementation("torch_fft", "baseline", torch_fft, "torch.fft, the product at the kept cells only"),
+    ),
+    auto=lambda **inputs: "dft_gemm",
+    observe=observe,
+    # A bool mask has no gradient; that of a float one is proven by the tests at zero and non-zero cells alike.
+    gradients=("x", "weight"),
+)

@@ -1,0 +1,75 @@
+"""Masked convolution on torch.fft, and the float64 reference on full complex spectra."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spectralkernels.convolution.baselines import direct
+from spectralkernels.convolution.geometry import compute_dtype
+from spectralkernels.masks.modes import ModeList
+from spectralkernels.ops.masked_conv2d.dft_gemm import flat_indices
+from spectralkernels.spectra import Band, half
+
+
+def torch_fft(x: Tensor, weight: Tensor, mask: Tensor, band: Band, modes: ModeList, groups: int) -> Tensor:
+    """rfft2 of map and kernel, complex einsum at the listed modes, times the mask, zeros elsewhere, irfft2."""
+    if len(x) == 0:  # an FFT library refuses an empty batch; the answer is as empty by any route
+        return direct(x, weight, None, band, groups)
+    dtype = compute_dtype(x.dtype)
+    (top, _), (left, _) = band.pad
+    # Zeros before the map, as many as the padding asks for, make output i come out at position i.
+    x_hat = torch.fft.rfft2(F.pad(x.to(dtype), (left, 0, top, 0)), s=band.n).flatten(2)
+    w_hat = torch.fft.rfft2(_wrapped(weight.to(dtype), band), s=band.n).flatten(2)
+    flat = flat_indices(modes, x.device)
+    x_kept = x_hat.index_select(2, flat).unflatten(1, (groups, -1))
+    w_kept = w_hat.index_select(2, flat).unflatten(0, (groups, -1))
+    product = torch.einsum("bgcf,gocf->bgof", x_kept, w_kept.conj()).flatten(1, 2)
+    y_kept = product * mask.flatten(-2)[..., flat].to(dtype)
+    y_hat = y_kept.new_zeros(*y_kept.shape[:2], band.n[0] * half(band.n[1])).index_copy(2, flat, y_kept)
+    y = torch.fft.irfft2(y_hat.unflatten(2, (band.n[0], -1)), s=band.n)
+    return y[..., : band.out[0], : band.out[1]].to(x.dtype).contiguous()
+
+
+def _wrapped(weight: Tensor, band: Band) -> Tensor:
+    """A kernel larger than the circle, wrapped onto it."""
+    for axis, n in ((2, band.n[0]), (3, band.n[1])):
+        turns = math.ceil(weight.shape[axis] / n)
+        if turns > 1:
+            missing = turns * n - weight.shape[axis]
+            weight = (
+                F.pad(weight, (0, 0, 0, missing) if axis == 2 else (0, missing)).unflatten(axis, (turns, n)).sum(axis)
+            )
+    return weight
+
+
+def reference(x: Tensor, weight: Tensor, mask: Tensor, band: Band, modes: ModeList, groups: int) -> Tensor:
+    """The operation in float64: full complex FFTs, the mask mirrored to all N_h x N_w frequencies, full inverse.
+
+    It uses no half spectrum, no mode list and no DFT matrix. The real part of the inverse is the mean of the mask over
+    each conjugate pair, so that a mask of any symmetry has an answer.
+    """
+    x, weight, mask = x.double(), weight.double(), mask.double()
+    placed = F.pad(x, (0, band.n[1] - band.size[1], 0, band.n[0] - band.size[0]))
+    kernel = weight
+    for axis, (n, taps, (before, _)) in enumerate(zip(band.n, band.kernel, band.pad, strict=True), start=2):
+        # Kernel tap j sits at position j - pad on the circle; taps beyond a turn add up.
+        positions = torch.arange(-before, taps - before, device=weight.device).remainder(n)
+        shape = list(kernel.shape)
+        shape[axis] = n
+        kernel = kernel.new_zeros(shape).index_add(axis, positions, kernel)
+    x_hat = torch.fft.fft2(placed).unflatten(1, (groups, -1))
+    w_hat = torch.fft.fft2(kernel).unflatten(0, (groups, -1))
+    product = torch.einsum("bgcuv,gocuv->bgouv", x_hat, w_hat.conj()).flatten(1, 2)
+    y = torch.fft.ifft2(product * full_mask(mask, band.n)).real
+    return y[..., : band.out[0], : band.out[1]]
+
+
+def full_mask(mask: Tensor, n: tuple[int, ...]) -> Tensor:
+    """[..., N_h, N_w // 2 + 1] -> [..., N_h, N_w]: the frequency (-u, -v) has the weight of (u, v)."""
+    rows = torch.arange(0, -n[0], -1, device=mask.device).remainder(n[0])
+    redundant = torch.arange(n[1] - half(n[1]), 0, -1, device=mask.device)
+    return torch.cat([mask, mask[..., rows, :][..., redundant]], dim=-1)
