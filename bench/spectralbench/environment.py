@@ -82,6 +82,7 @@ def capture(root: Path | None = None) -> dict[str, object]:
         "cores": os.cpu_count() or 1,
         "ram_bytes": _ram_bytes(),
         "cpu_clock_hz": _cpu_clock_hz(),
+        "load": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
         "triton": _version("triton"),
         "numpy": _version("numpy"),

@@ -27,6 +27,7 @@ VOLATILE = frozenset(
     {
         "started_at",
         "cpu_clock_hz",
+        "load",
         "gpu_sm_clock_mhz",
         "gpu_memory_clock_mhz",
         "gpu_temperature_c",

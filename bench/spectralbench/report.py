@@ -20,7 +20,7 @@ from spectralbench.record import Scalar
 INLINE_ROWS = 60
 WORST = 30
 FACTS = ("gpu", "gpu_memory_bytes", "driver", "cuda", "cudnn", "cpu", "cores", "threads", "ram_bytes", "os", "python",
-         "torch", "triton", "onednn", "mkl", "flags", "started_at")  # fmt: skip
+         "torch", "triton", "onednn", "mkl", "flags", "load", "started_at")  # fmt: skip
 COLUMNS = {
     "saved_bytes": "saved for backward",
     "peak_allocated": "peak allocated",

@@ -16,7 +16,7 @@ from fake_operations import SOURCES
 from test_cli_tables import measured
 
 from spectralbench import environment, sweep
-from spectralbench.cli import main
+from spectralbench.cli import main, sweeping
 from spectralbench.cli.machine import asv_machine, write_asv_machine
 from spectralbench.record import environment_line, read_tree, record_line
 from spectralkernels.declare import PROFILES
@@ -360,3 +360,10 @@ def test_reading_verbs_work_without_torch(tmp_path: Path, arguments: tuple[str, 
         timeout=120,
     )
     assert done.returncode == code, done.stderr
+
+
+@pytest.mark.parametrize(("load", "warned"), [(0.0, False), (0.4, False), (0.6, True), (3.2, True), (None, False)])
+def test_a_busy_machine_is_doubted(load: float | None, warned: bool) -> None:
+    doubt = sweeping.busy({"load": load, "cores": 2})
+    assert (doubt is not None) == warned
+    assert doubt is None or "this machine is busy: load" in doubt

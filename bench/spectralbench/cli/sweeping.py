@@ -6,9 +6,9 @@ import json
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -121,11 +121,25 @@ def _run(request: Request, results: Path, quiet: bool) -> Sweep:
     from spectralbench.worker import WorkerBroken
 
     watch = _Bar(quiet)
+    surroundings = sweep.surroundings(request.device)
+    if not quiet and (doubt := busy(surroundings)):
+        terminal.say(doubt)
     try:
         with watch.bar:
-            return sweep.run(request, results, sweep.surroundings(request.device), watch)
+            return sweep.run(request, results, surroundings, watch)
     except (JournalError, WorkerBroken) as error:
         raise terminal.fail(str(error), 1) from None
+
+
+def busy(surroundings: Mapping[str, Any]) -> str | None:
+    """A warning if other work already occupies a core of this machine, or None."""
+    load, cores = surroundings.get("load"), surroundings.get("cores")
+    if load is None or cores is None or load < 0.5:
+        return None
+    return (
+        f"this machine is busy: load {load:g} on {cores} cores before the start. Times will scatter, and threads that "
+        "wait for each other make it worse; stop other work for numbers to keep"
+    )
 
 
 def _dry_run(request: Request, results: Path) -> Sweep:
