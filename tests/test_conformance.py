@@ -86,7 +86,7 @@ def test_inputs_are_a_function_of_the_seed(operation: Operation):
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is the interpreted run")
 def test_triton_implementations_agree_under_the_interpreter():
     """The same cases again in a process of its own, in which Triton kernels run on the CPU."""
-    only = "test_implementation_agrees_with_the_reference and triton"
+    only = "test_implementation_agrees_with_the_reference and (triton or fused)"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-rs", "--no-header", "-p", "no:cacheprovider", __file__, "-k", only],
         cwd=Path(__file__).parent.parent,

@@ -83,11 +83,9 @@ def _grid(operation: Operation, metrics: tuple[str, ...]) -> _Grid:
 
 
 def _implementations(operation: Operation) -> tuple[str, ...]:
-    """Those of the asv profile and every kernel: the list must be the same on all machines that share a history."""
+    """Those that the asv profile names, kernels that only run on a GPU too: machines share one list and one history."""
     named = {name for _, block in operation.cases("asv") for name in block.implementations or ()}
-    return tuple(
-        found.name for found in operation.subjects if not named or found.name in named or found.role == "kernel"
-    )
+    return tuple(found.name for found in operation.subjects if not named or found.name in named)
 
 
 def _yields(operation: Operation, metric: str) -> bool:

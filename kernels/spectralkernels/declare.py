@@ -133,8 +133,8 @@ class Operation:
     fft_size(case): the FFT size N of each spatial axis, part of a record's identity.
     auto(**inputs): the name of the implementation that `impl="auto"` takes.
     dense(output): the output as one dense tensor, for comparison.
-    rivals: what a user would call instead (role rival). They compute `ideal`, are gated against it, timed beside the implementations
-        and never dispatched to, because their answer is another one.
+    rivals: what a user would call instead (role rival). They compute `ideal`, are gated against it, timed beside the
+        implementations and never dispatched to, because their answer is another one.
     observe(case, output): facts that are neither times nor errors: achieved_compression, kept_fraction, stored_bytes.
     gradients: the names of the inputs that a backward pass differentiates.
     """

@@ -33,7 +33,7 @@ OPERATION = Operation(
     version=3,
     source="nowhere",
     profiles={
-        "asv": (Block({"size": (64, 1024), "scale": (1.0,)}, implementations=("product", "twin")),),
+        "asv": (Block({"size": (64, 1024), "scale": (1.0,)}, implementations=("product", "twin", "needs_gpu")),),
         "quick": (Block({"size": (64,), "scale": (1.0,)}),),
     },
     make_inputs=_inputs,

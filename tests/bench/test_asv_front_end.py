@@ -22,7 +22,7 @@ from spectralbench.outcome import Failed, Measured, Measurement, Outcome, Skippe
 from spectralkernels.declare import Block, Operation
 from spectralkernels.ops import load_operations
 
-GRID = Block({"size": (1, 2), "rate": (0, 0.5), "exact": (True,)}, implementations=("plain",))
+GRID = Block({"size": (1, 2), "rate": (0, 0.5), "exact": (True,)}, implementations=("plain", "twin", "gpu_only"))
 
 
 def fake(**changes: Any) -> Operation:
@@ -41,10 +41,19 @@ def test_parameters_are_the_implementation_and_what_varies() -> None:
     assert suite.timeout == 600
 
 
-def test_kernels_are_on_the_axis_of_every_machine() -> None:
+def test_the_axis_is_what_the_profile_names_on_every_machine() -> None:
     """Else a run on a CPU would rewrite benchmarks.json without the kernels, and publish would drop their history."""
     suite: Any = operations.suite(fake(), load_metrics())
     assert suite.params[0] == ["plain", "twin", "gpu_only"]
+    narrow = replace(GRID, implementations=("gpu_only",))
+    assert operations.suite(fake(profiles={"asv": (narrow,)}), load_metrics()).params[0] == ["gpu_only"]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("operation", load_operations().values(), ids=lambda operation: operation.name)
+def test_the_asv_profile_names_a_triton_kernel_where_there_is_one(operation: Operation) -> None:
+    kernels = {found.name for found in operation.implementations if "triton" in found.name}
+    named = {name for _, block in operation.cases("asv") for name in block.implementations or kernels}
+    assert not kernels or kernels & named
 
 
 def test_version_unit_and_name_are_explicit() -> None:
@@ -90,10 +99,11 @@ def test_the_asv_profile_is_legal_on_a_cpu_at_every_point(name: str) -> None:
     for case, block in cases:
         inputs = operation.make_inputs(case, "cpu")
         names = block.implementations or [known.name for known in operation.implementations]
-        for implementation in map(operation.implementation, names):
-            assert implementation.available("cpu") is None
-            prepared = implementation.prepare(**inputs) if implementation.prepare else inputs
-            assert implementation.supports(**prepared) is None
+        runnable = [found for found in map(operation.subject, names) if found.available("cpu") is None]
+        assert runnable
+        for subject in runnable:
+            prepared = subject.prepare(**inputs) if subject.prepare else inputs
+            assert subject.supports(**prepared) is None
 
 
 # --- what a method returns --------------------------------------------------------------------------------------------

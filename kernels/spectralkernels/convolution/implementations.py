@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spectralkernels.checks import check_dims
-from spectralkernels.convolution import baselines
+from spectralkernels.convolution import baselines, dft_triton, fused_depthwise
 from spectralkernels.convolution.dft_gemm import dft_gemm, prepare_frozen
 from spectralkernels.convolution.geometry import (
     GridChoice,
@@ -104,6 +104,8 @@ IMPLEMENTATIONS = (
         available=triton_unavailable,
         supports=_tensor_weight(_needs_float32),
     ),
+    *dft_triton.IMPLEMENTATIONS,
+    *fused_depthwise.IMPLEMENTATIONS,
     Implementation(
         "direct", "baseline", baselines.direct, "cuDNN / oneDNN", supports=_tensor_weight(baselines.direct_supports)
     ),

@@ -219,7 +219,7 @@ PROFILES: dict[str, tuple[Block, ...]] = {
     "asv": (
         Block(
             {**_SMALL, "kernel_size": (3, 7, 15), "compression": (0.5, 0.8)},
-            implementations=("dft_gemm", "dft_gemm_frozen", "torch_fft"),
+            implementations=("dft_gemm", "dft_gemm_frozen", "dft_triton", "torch_fft", "direct_uncompressed"),
         ),
     ),
 }

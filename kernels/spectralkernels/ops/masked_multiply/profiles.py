@@ -96,7 +96,7 @@ PROFILES: Mapping[str, tuple[Block, ...]] = {
                 "input": ("white",),
             },
             dtypes=("complex64",),
-            implementations=("einsum", "complex_bmm", "real_bmm", "three_mult"),
+            implementations=("triton", "einsum", "complex_bmm", "real_bmm", "three_mult"),
         ),
     ),
 }

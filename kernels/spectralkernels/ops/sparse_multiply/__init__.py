@@ -177,9 +177,7 @@ OPERATION = Operation(
                 where=lambda case: case["in_channels"] == case["out_channels"],
             ),
         ),
-        "asv": (
-            Block(_axes((0.5, 1.0, 1.5, 3.0), ("pink",)), implementations=("dense", "coo", "csr", "index", "bitmap")),
-        ),
+        "asv": (Block(_axes((0.5, 1.0, 1.5, 3.0), ("pink",))),),
     },
     make_inputs=make_inputs,
     reference=reference,

@@ -202,7 +202,6 @@ def _square(case: Case) -> bool:
     return bool(case["height"] == case["width"])
 
 
-_CPU = ("dense", "coo", "csr", "index", "bitmap")
 _SPECNET = "SpecNet (2021), Algorithm 1"
 
 OPERATION = Operation(
@@ -244,7 +243,7 @@ OPERATION = Operation(
             ),
             Block(_axes((1.0,), ("pink",), batch=128, channels=64), passes=("both",)),
         ),
-        "asv": (Block(_axes((0.5, 1.0, 1.5, 2.0), ("pink",)), implementations=_CPU),),
+        "asv": (Block(_axes((0.5, 1.0, 1.5, 2.0), ("pink",))),),
     },
     make_inputs=make_inputs,
     reference=reference,

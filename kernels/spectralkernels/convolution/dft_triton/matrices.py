@@ -1,0 +1,137 @@
+"""DFT matrices for the kernels: those of `dft.truncated_dft`, in float64, scaled, cut into tiles and rounded once.
+
+With scaling the transforms of maps carry 1 / sqrt(N) per axis each way (the inverse its Hermitian weights, too), as
+norm="ortho" does: the spectrum of a map stays of the map's size and fp16 does not overflow at its mean. The spectrum of
+a weight is unscaled, so that the product of the two is the scaled spectrum of the output.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from spectralkernels.dft import truncated_dft
+
+
+@dataclass(frozen=True, slots=True)
+class Transform:
+    """A truncated DFT: positions start .. start + length - 1 of a circle of n, frequencies |u| < kept.
+
+    One value per spatial axis. inverse: with the Hermitian weights, so that synthesis is the inverse DFT.
+    scaled: 1 / sqrt(n) per axis.
+    """
+
+    n: tuple[int, ...]
+    kept: tuple[int, ...]
+    starts: tuple[int, ...]
+    lengths: tuple[int, ...]
+    inverse: bool
+    scaled: bool
+
+    @property
+    def pixels(self) -> int:
+        return math.prod(self.lengths)
+
+    @property
+    def modes_v(self) -> int:
+        return self.kept[-1]
+
+    @property
+    def modes_u(self) -> int:
+        return min(2 * self.kept[0] - 1, self.n[0]) if len(self.n) == 2 else 1
+
+    @property
+    def parts(self) -> int:
+        """Real and imaginary parts of the kept modes."""
+        return 2 * self.modes_u * self.modes_v
+
+
+def _factors(transform: Transform) -> tuple[Tensor, Tensor]:
+    """Float64 columns [part, v, w] and rows [u, part of z, part of t, h]; a series has the identity for rows."""
+    plain = truncated_dft(
+        transform.n,
+        transform.kept,
+        transform.starts,
+        transform.lengths,
+        transform.inverse,
+        torch.float64,
+        torch.device("cpu"),
+    )
+    columns = plain.columns.view(2, transform.modes_v, -1)
+    rows = torch.eye(2, dtype=torch.float64).view(1, 2, 2, 1)
+    if plain.rows_ph is not None:
+        rows = plain.rows_ph.view(transform.modes_u, 2, 2, -1)
+    if transform.inverse:
+        columns = columns * math.prod(transform.n)
+    if not (transform.scaled or transform.inverse):
+        return columns, rows
+    columns = columns / (math.sqrt(transform.n[-1]) if transform.scaled else transform.n[-1])
+    if len(transform.n) == 2:
+        rows = rows / (math.sqrt(transform.n[0]) if transform.scaled else transform.n[0])
+    return columns, rows
+
+
+def to_tf32(values: Tensor) -> Tensor:
+    """Float32 rounded to the 11 significant bits of tf32, halves away from zero; finite values only."""
+    bits = values.contiguous().view(torch.int32)
+    return ((bits + 0x1000) & -0x2000).view(torch.float32)
+
+
+def _rounded(matrix: Tensor, dtype: torch.dtype, tf32: bool, device: torch.device) -> Tensor:
+    matrix = matrix.to(dtype)
+    return (to_tf32(matrix) if tf32 else matrix).contiguous().to(device)
+
+
+def _up(size: int, block: int) -> int:
+    return -(-size // block) * block
+
+
+@lru_cache(maxsize=256)
+def dense_matrix(
+    transform: Transform,
+    block_modes: int,
+    block_pixels: int,
+    pixels_first: bool,
+    dtype: torch.dtype,
+    tf32: bool,
+    device: torch.device,
+) -> Tensor:
+    """Real [(v, u, part) up, pixel up], or its transpose, zero beyond the kept modes and pixels."""
+    columns, rows = _factors(transform)
+    dense = torch.einsum("uzth,tvw->vuzhw", rows, columns).reshape(transform.parts, transform.pixels)
+    padded = dense.new_zeros(_up(transform.parts, block_modes), _up(transform.pixels, block_pixels))
+    padded[: transform.parts, : transform.pixels] = dense
+    return _rounded(padded.t() if pixels_first else padded, dtype, tf32, device)
+
+
+@lru_cache(maxsize=256)
+def separable_matrices(
+    transform: Transform,
+    blocks: tuple[int, int, int, int],
+    pixels_first: bool,
+    dtype: torch.dtype,
+    tf32: bool,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """(columns, rows) for tiles of `blocks` = (h, w, u, v), zero beyond the kept modes and pixels.
+
+    Modes first: columns [(block v, part, v), w], rows [(block u, part, u), (block h, part, h)]. Pixels first: the
+    transposes.
+    """
+    block_h, block_w, block_u, block_v = blocks
+    columns, rows = _factors(transform)
+    (_, modes_v, width), (modes_u, _, _, height) = columns.shape, rows.shape
+    wide = columns.new_zeros(2, _up(modes_v, block_v), _up(width, block_w))
+    wide[:, :modes_v, :width] = columns
+    wide = wide.unflatten(1, (-1, block_v)).transpose(0, 1).flatten(0, 2)
+    tall = rows.new_zeros(_up(modes_u, block_u), 2, 2, _up(height, block_h))
+    tall[:modes_u, :, :, :height] = rows
+    tall = tall.unflatten(3, (-1, block_h)).unflatten(0, (-1, block_u))  # [block u, u, part, part, block h, h]
+    tall = tall.permute(0, 2, 1, 4, 3, 5).flatten(3).flatten(0, 2)
+    if pixels_first:
+        wide, tall = wide.t(), tall.t()
+    return _rounded(wide, dtype, tf32, device), _rounded(tall, dtype, tf32, device)

@@ -1,0 +1,123 @@
+"""Tile sizes, chosen so that nothing spills on sm_80, sm_90 and sm_100 (the tests compile them and look).
+
+Three families: `plain` classes multiply once on tensor cores; `split` ones three to six times, and the pieces of every
+operand take registers; `ffma` has no tensor core, so that operands take registers too. Planes come in 8, so that a
+store of float32 fills 32-byte sectors. Three kinds of tensor core:
+
+    wgmma    sm_90: wants 64 rows; operands in shared memory, accumulators in registers
+    tcgen05  sm_100: accumulators and pieces in 512 columns of tensor memory; what needs more compiles to nothing
+    mma      the others: operands in registers as well, so that tiles are smaller
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import torch
+
+from spectralkernels.convolution.dft_triton.matrices import Transform
+from spectralkernels.convolution.dft_triton.precision import Precision
+
+DENSE_PIXELS = 256
+"""Planes of up to 16 x 16 pixels are transformed by one matrix: more arithmetic, but one perfect product."""
+PLANES = 8
+FILL = 264
+"""Programs that give each of an H200's 132 processors two."""
+
+TensorCore = Literal["mma", "wgmma", "tcgen05"]
+
+
+@cache
+def tensor_core(device: torch.device) -> TensorCore:
+    """The kind of tensor core of a device; off a GPU, where the interpreter or a compiler runs, that of sm_90."""
+    return kind_of(90 if device.type != "cuda" else 10 * torch.cuda.get_device_capability(device)[0])
+
+
+def kind_of(capability: int) -> TensorCore:
+    """The kind of tensor core of a compute capability, 90 for sm_90."""
+    if capability // 10 == 9:
+        return "wgmma"
+    return "tcgen05" if capability // 10 in (10, 11) else "mma"
+
+
+@dataclass(frozen=True, slots=True)
+class ProductTile:
+    """A tile of one matrix product: m x n of the result, k deep."""
+
+    m: int
+    n: int
+    k: int
+    warps: int
+
+
+@dataclass(frozen=True, slots=True)
+class SeparableTile:
+    """A tile of a separable transform: PLANES planes, h x w pixels, u x v modes; stages of its software pipeline."""
+
+    h: int
+    w: int
+    u: int
+    v: int
+    stages: int
+    warps: int = 8
+
+
+def is_dense(transform: Transform) -> bool:
+    """Whether one matrix does the whole transform."""
+    return len(transform.n) == 1 or transform.pixels <= DENSE_PIXELS
+
+
+def dense_tile(rows: int, columns: int, depth: int, precision: Precision) -> ProductTile:
+    """The tile of a dense transform: `rows` is the matrix's other side than `depth` where it is a, planes else."""
+    if _family(precision) == "ffma":
+        return ProductTile(_block(rows, 32), _block(columns, 32), _block(depth, 16), 4)
+    m = _block(rows, 64)
+    # A flat tile is made longer, so that a program has enough to do.
+    n = _block(columns, 64 if m >= 64 else 128)
+    return ProductTile(m, n, _block(depth, 32), 4)
+
+
+def product_tile(m: int, n: int, k: int, batches: int, precision: Precision, core: TensorCore) -> ProductTile:
+    """The tile of a complex product of m x n x k, `batches` times."""
+    family = _family(precision)
+    block_m, block_n, block_k = _block(m, 64), _block(n, 64), _block(k, 32)
+    if family == "ffma":
+        block_n = min(block_n, 32)
+        return ProductTile(block_m, block_n, 16, 8 if block_m * block_n >= 2048 else 4)
+    if family == "split" and core == "mma":
+        return ProductTile(min(block_m, 32), min(block_n, 32), 16, 4)
+    crowded = (family == "split" and core == "tcgen05") or (precision.storage == torch.float32 and core == "mma")
+    if crowded or batches * -(-m // block_m) * -(-n // block_n) < FILL:
+        block_n = min(block_n, 32)
+    return ProductTile(block_m, block_n, block_k, 8 if family == "split" and block_m * block_n >= 4096 else 4)
+
+
+def separable_tile(transform: Transform, synthesis: bool, precision: Precision, core: TensorCore) -> SeparableTile:
+    """The tile of a separable transform, modes to pixels where `synthesis`."""
+    height, width = transform.lengths
+    h, w, u, v = _block(height, 32, 8), _block(width, 64), _block(transform.modes_u, 64, 8), transform.modes_v
+    family = _family(precision)
+    if family == "ffma":
+        return SeparableTile(8, w, min(u, 32), 8, 1)
+    if height <= 32 and max(w, u) <= 32 and core != "mma":
+        return SeparableTile(h, w, u, _block(v, 16, 8), 1)
+    crowded = family == "split" and core == "tcgen05"
+    if not synthesis:
+        return SeparableTile(min(h, 16), w, min(u, 32) if crowded else u, 8, 2)
+    # With the 64 rows of wgmma, the split classes would spill: 32 rows, mma.sync.
+    return SeparableTile(
+        min(h, 16) if family == "split" or core == "mma" else h, w, min(u, 16 if crowded else 32), 8, 2
+    )
+
+
+def _family(precision: Precision) -> Literal["plain", "split", "ffma"]:
+    if precision.name == "fp32":
+        return "ffma"
+    return "split" if "x" in precision.name else "plain"
+
+
+def _block(size: int, most: int, least: int = 16) -> int:
+    """The power of two that covers `size`, within limits."""
+    return min(most, max(least, 1 << max(0, size - 1).bit_length()))

@@ -1,0 +1,295 @@
+"""Depthwise band-limited convolution in one launch, and the gradient of its kernel in another (Triton).
+
+A truncated 2-D DFT of a real plane x [H, W] with the frequencies |u| < k, 0 <= v < l is, before its quadrants are
+combined into complex numbers, one product of three real matrices:
+
+    z = R x' L',   R [2 l, W] = cos and -sin of the half axis,   L [2 k, H] = cos and sin, u >= 0 only
+
+(a prime transposes.) z holds four quadrants, (re | im over v) x (cos | sin over u): here `cc`, `sc` (im, cos), `cs`
+(re, sin) and `ss`. The coefficients are Z(+-u, v) = (cc +- ss) + i (sc -+ cs): negative rows cost no arithmetic.
+Multiplying both by the conjugate weight spectrum, itself a z of the kernel, is a 4 x 4 real product per (u, v), and the
+inverse transform is the same three matrices transposed. So a plane is four small products, half the arithmetic of a
+complex row DFT, and each but the last finds its left operand in the registers where the one before left it.
+
+Rows of z come in blocks of 16, eight re then eight im: then the two parts of a coefficient lie in the same thread of
+every tensor core layout and the quadrants are split and joined without moving data.
+
+All matrices come padded with zeros to the tile and K-major (see `operators`), so their loads need no mask; sizes of
+planes and kernels are compile-time constants, so loads are as wide as the plane's alignment allows.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _matrix(ptr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STRIDE: tl.constexpr):
+    return tl.load(ptr + tl.arange(0, ROWS)[:, None] * STRIDE + tl.arange(0, COLUMNS)[None, :])
+
+
+@triton.jit
+def _plane(ptr, H: tl.constexpr, W: tl.constexpr, TILE_H: tl.constexpr, TILE_W: tl.constexpr, exists):
+    """A plane [H, W] as a float32 tile with zeros around it."""
+    h = tl.arange(0, TILE_H)[:, None]
+    w = tl.arange(0, TILE_W)[None, :]
+    return tl.load(ptr + h * W + w, mask=(h < H) & (w < W) & exists, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _quadrants(z, U: tl.constexpr, V: tl.constexpr):
+    """[2 V, 2 U] -> cc, sc, cs, ss, each [V / 8, 8, U]; the first letter belongs to v, the second to u."""
+    parts = tl.permute(tl.reshape(z, (V // 8, 2, 8, 2, U)), (0, 2, 4, 1, 3))  # [V / 8, 8, U, part of v, part of u]
+    u_cos, u_sin = tl.split(parts)
+    cc, sc = tl.split(u_cos)
+    cs, ss = tl.split(u_sin)
+    return cc, sc, cs, ss
+
+
+@triton.jit
+def _stacked(cc, sc, cs, ss, U: tl.constexpr, V: tl.constexpr):
+    parts = tl.join(tl.join(cc, sc), tl.join(cs, ss))  # [V / 8, 8, U, part of v, part of u]
+    return tl.reshape(tl.permute(parts, (0, 3, 1, 4, 2)), (2 * V, 2 * U))
+
+
+@triton.jit
+def _operand(values, MMA: tl.constexpr, PRECISION: tl.constexpr):
+    """What a tensor core multiplies. It would cut a float32 to tf32, six biased errors in a row, so round it first."""
+    if MMA == tl.float32 and PRECISION == "tf32":
+        nearest = ((values.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+        # A carry out of the fraction of a NaN would make it zero.
+        return tl.where(values == values, nearest, values)
+    return values.to(MMA)
+
+
+@triton.jit
+def _analysed(plane, columns, rows, MMA: tl.constexpr, PRECISION: tl.constexpr):
+    """[H, W] -> z [2 V, 2 U]; columns [2 V, W], rows [H, 2 U]."""
+    partial = tl.dot(columns, tl.trans(_operand(plane, MMA, PRECISION)), input_precision=PRECISION)
+    return tl.dot(_operand(partial, MMA, PRECISION), rows, input_precision=PRECISION)
+
+
+@triton.jit
+def _synthesised(z, rows, columns, MMA: tl.constexpr, PRECISION: tl.constexpr):
+    """z [2 V, 2 U] -> [H, W]; rows [2 U, H], columns [2 V, W]."""
+    partial = tl.dot(_operand(z, MMA, PRECISION), rows, input_precision=PRECISION)
+    return tl.dot(tl.trans(_operand(partial, MMA, PRECISION)), columns, input_precision=PRECISION)
+
+
+@triton.jit
+def _mode_offsets(
+    v_0,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    U: tl.constexpr,
+    V: tl.constexpr,
+    V_SIN: tl.constexpr,
+    U_SIN: tl.constexpr,
+):
+    """Where a quadrant lies among the 2 F kept reals [2 ROWS - 1: cos, then sin of u >= 1; 2 COLUMNS], and its mask."""
+    v = v_0 + tl.arange(0, V // 8)[:, None, None] * 8 + tl.arange(0, 8)[None, :, None]
+    u = tl.arange(0, U)[None, None, :]
+    offsets = (u + U_SIN * (ROWS - 1)) * (2 * COLUMNS) + V_SIN * COLUMNS + v
+    return offsets, (v < COLUMNS) & (u < ROWS) & (u >= U_SIN)
+
+
+@triton.jit
+def convolve_kernel(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    y_ptr,
+    modes_ptr,
+    columns_in_ptr,
+    rows_in_ptr,
+    columns_weight_ptr,
+    rows_weight_ptr,
+    columns_out_ptr,
+    rows_out_ptr,
+    batch,
+    channels,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    OUT_H: tl.constexpr,
+    OUT_W: tl.constexpr,
+    TAPS_H: tl.constexpr,
+    TAPS_W: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TILE_H: tl.constexpr,
+    TILE_W: tl.constexpr,
+    TILE_OUT_H: tl.constexpr,
+    TILE_OUT_W: tl.constexpr,
+    TILE_TAPS_H: tl.constexpr,
+    TILE_TAPS_W: tl.constexpr,
+    U: tl.constexpr,
+    V: tl.constexpr,
+    IMAGES: tl.constexpr,
+    STAGES: tl.constexpr,
+    MMA: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One program owns one channel of IMAGES images: it transforms the kernel once, then each plane start to end.
+
+    Per plane it reads H W and writes OUT_H OUT_W elements once, and the 2 F kept reals where modes_ptr is not None.
+    FLOPs per plane: 4 U V (W + OUT_H) + 4 V W H + 4 V OUT_H OUT_W + 8 U V H up to the tile's padding; the kernel's
+    transform costs 4 V TAPS_W TAPS_H + 8 U V TAPS_H more per program.
+    """
+    channel = tl.program_id(0) % channels
+    first = (tl.program_id(0) // channels) * IMAGES
+
+    taps = _plane(weight_ptr + channel * (TAPS_H * TAPS_W), TAPS_H, TAPS_W, TILE_TAPS_H, TILE_TAPS_W, True)
+    columns_weight = _matrix(columns_weight_ptr, 2 * V, TILE_TAPS_W, TILE_TAPS_W)
+    rows_weight = tl.trans(_matrix(rows_weight_ptr, 2 * U, TILE_TAPS_H, TILE_TAPS_H))
+    w_cc, w_sc, w_cs, w_ss = _quadrants(_analysed(taps, columns_weight, rows_weight, MMA, PRECISION), U, V)
+
+    columns_in = _matrix(columns_in_ptr, 2 * V, TILE_W, TILE_W)
+    rows_in = tl.trans(_matrix(rows_in_ptr, 2 * U, TILE_H, TILE_H))
+    columns_out = tl.trans(_matrix(columns_out_ptr, TILE_OUT_W, 2 * V, 2 * V))
+    rows_out = tl.trans(_matrix(rows_out_ptr, TILE_OUT_H, 2 * U, 2 * U))
+    bias = 0.0
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + channel).to(tl.float32)
+    for step in tl.range(0, IMAGES, num_stages=STAGES):
+        image = first + step
+        exists = image < batch
+        at = image.to(tl.int64) * channels + channel
+        x = _plane(x_ptr + at * (H * W), H, W, TILE_H, TILE_W, exists)
+        cc, sc, cs, ss = _quadrants(_analysed(x, columns_in, rows_in, MMA, PRECISION), U, V)
+        if modes_ptr is not None:
+            z_ptr = modes_ptr + at * ((2 * ROWS - 1) * 2 * COLUMNS)
+            kept = z_ptr.dtype.element_ty
+            offsets, mask = _mode_offsets(0, ROWS, COLUMNS, U, V, 0, 0)
+            tl.store(z_ptr + offsets, cc.to(kept), mask=mask & exists)
+            offsets, mask = _mode_offsets(0, ROWS, COLUMNS, U, V, 1, 0)
+            tl.store(z_ptr + offsets, sc.to(kept), mask=mask & exists)
+            offsets, mask = _mode_offsets(0, ROWS, COLUMNS, U, V, 0, 1)
+            tl.store(z_ptr + offsets, cs.to(kept), mask=mask & exists)
+            offsets, mask = _mode_offsets(0, ROWS, COLUMNS, U, V, 1, 1)
+            tl.store(z_ptr + offsets, ss.to(kept), mask=mask & exists)
+        # Chained updates are one FFMA each.
+        y_cc = w_cc * cc
+        y_cc += w_sc * sc
+        y_cc += w_cs * cs
+        y_cc += w_ss * ss
+        y_sc = w_cc * sc
+        y_sc -= w_sc * cc
+        y_sc -= w_ss * cs
+        y_sc += w_cs * ss
+        y_cs = w_cc * cs
+        y_cs -= w_cs * cc
+        y_cs -= w_ss * sc
+        y_cs += w_sc * ss
+        y_ss = w_cc * ss
+        y_ss += w_ss * cc
+        y_ss -= w_cs * sc
+        y_ss -= w_sc * cs
+        y = _synthesised(_stacked(y_cc, y_sc, y_cs, y_ss, U, V), rows_out, columns_out, MMA, PRECISION) + bias
+        h = tl.arange(0, TILE_OUT_H)[:, None]
+        w = tl.arange(0, TILE_OUT_W)[None, :]
+        inside = (h < OUT_H) & (w < OUT_W) & exists
+        y_ptrs = y_ptr + at * (OUT_H * OUT_W) + (h * OUT_W + w)
+        tl.store(y_ptrs, y.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def weight_gradient_kernel(
+    dy_ptr,
+    x_ptr,
+    modes_ptr,
+    partial_ptr,
+    columns_dy_ptr,
+    rows_dy_ptr,
+    columns_x_ptr,
+    rows_x_ptr,
+    columns_weight_ptr,
+    rows_weight_ptr,
+    batch,
+    channels,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    OUT_H: tl.constexpr,
+    OUT_W: tl.constexpr,
+    TAPS_H: tl.constexpr,
+    TAPS_W: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TILE_H: tl.constexpr,
+    TILE_W: tl.constexpr,
+    TILE_OUT_H: tl.constexpr,
+    TILE_OUT_W: tl.constexpr,
+    TILE_TAPS_H: tl.constexpr,
+    TILE_TAPS_W: tl.constexpr,
+    U: tl.constexpr,
+    V: tl.constexpr,
+    V_BLOCKS: tl.constexpr,
+    IMAGES: tl.constexpr,
+    STAGES: tl.constexpr,
+    MMA: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One program owns one channel of IMAGES images and one of V_BLOCKS blocks of V columns of the spectrum.
+
+    It sums the images' gradient of the kernel's quadrants in registers.
+
+    Per plane it reads OUT_H OUT_W elements of dy and either the 2 F kept reals (modes_ptr) or the H W elements of x
+    (x_ptr); the other pointer is None. It writes TAPS_H TAPS_W partial sums once, at [images, block,
+    channel]: the sum over programs is another launch, so the order of additions is fixed.
+    """
+    channel = tl.program_id(0) % channels
+    part = tl.program_id(0) // channels
+    v_0 = (part % V_BLOCKS) * V
+    first = (part // V_BLOCKS) * IMAGES
+    columns_dy = _matrix(columns_dy_ptr + 2 * v_0 * TILE_OUT_W, 2 * V, TILE_OUT_W, TILE_OUT_W)
+    rows_dy = tl.trans(_matrix(rows_dy_ptr, 2 * U, TILE_OUT_H, TILE_OUT_H))
+    if modes_ptr is None:
+        columns_x = _matrix(columns_x_ptr + 2 * v_0 * TILE_W, 2 * V, TILE_W, TILE_W)
+        rows_x = tl.trans(_matrix(rows_x_ptr, 2 * U, TILE_H, TILE_H))
+    d_cc = tl.zeros((V // 8, 8, U), tl.float32)
+    d_sc = tl.zeros((V // 8, 8, U), tl.float32)
+    d_cs = tl.zeros((V // 8, 8, U), tl.float32)
+    d_ss = tl.zeros((V // 8, 8, U), tl.float32)
+    for step in tl.range(0, IMAGES, num_stages=STAGES):
+        image = first + step
+        exists = image < batch
+        at = image.to(tl.int64) * channels + channel
+        dy = _plane(dy_ptr + at * (OUT_H * OUT_W), OUT_H, OUT_W, TILE_OUT_H, TILE_OUT_W, exists)
+        g_cc, g_sc, g_cs, g_ss = _quadrants(_analysed(dy, columns_dy, rows_dy, MMA, PRECISION), U, V)
+        if modes_ptr is None:
+            x = _plane(x_ptr + at * (H * W), H, W, TILE_H, TILE_W, exists)
+            cc, sc, cs, ss = _quadrants(_analysed(x, columns_x, rows_x, MMA, PRECISION), U, V)
+        else:
+            z_ptr = modes_ptr + at * ((2 * ROWS - 1) * 2 * COLUMNS)
+            offsets, mask = _mode_offsets(v_0, ROWS, COLUMNS, U, V, 0, 0)
+            cc = tl.load(z_ptr + offsets, mask=mask & exists, other=0.0).to(tl.float32)
+            offsets, mask = _mode_offsets(v_0, ROWS, COLUMNS, U, V, 1, 0)
+            sc = tl.load(z_ptr + offsets, mask=mask & exists, other=0.0).to(tl.float32)
+            offsets, mask = _mode_offsets(v_0, ROWS, COLUMNS, U, V, 0, 1)
+            cs = tl.load(z_ptr + offsets, mask=mask & exists, other=0.0).to(tl.float32)
+            offsets, mask = _mode_offsets(v_0, ROWS, COLUMNS, U, V, 1, 1)
+            ss = tl.load(z_ptr + offsets, mask=mask & exists, other=0.0).to(tl.float32)
+        d_cc += g_cc * cc
+        d_cc += g_sc * sc
+        d_cc += g_cs * cs
+        d_cc += g_ss * ss
+        d_sc += g_cc * sc
+        d_sc -= g_sc * cc
+        d_sc += g_cs * ss
+        d_sc -= g_ss * cs
+        d_cs += g_cc * cs
+        d_cs += g_sc * ss
+        d_cs -= g_cs * cc
+        d_cs -= g_ss * sc
+        d_ss += g_cc * ss
+        d_ss -= g_sc * cs
+        d_ss -= g_cs * sc
+        d_ss += g_ss * cc
+    # Sums over a batch can leave the range of half precision, and one product per program is cheap.
+    rows_weight = tl.trans(_matrix(rows_weight_ptr, TILE_TAPS_H, 2 * U, 2 * U))
+    columns_weight = tl.trans(_matrix(columns_weight_ptr + 2 * v_0, TILE_TAPS_W, 2 * V, 2 * V * V_BLOCKS))
+    taps = _synthesised(_stacked(d_cc, d_sc, d_cs, d_ss, U, V), rows_weight, columns_weight, tl.float32, PRECISION)
+    h = tl.arange(0, TILE_TAPS_H)[:, None]
+    w = tl.arange(0, TILE_TAPS_W)[None, :]
+    at = (part.to(tl.int64) * channels + channel) * (TAPS_H * TAPS_W)
+    tl.store(partial_ptr + at + (h * TAPS_W + w), taps, mask=(h < TAPS_H) & (w < TAPS_W))

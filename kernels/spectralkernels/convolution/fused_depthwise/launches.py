@@ -1,0 +1,240 @@
+"""How the fused depthwise kernels are launched: matrices, warps, planes per program, and which launches are watched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from spectralkernels.aot import NamedLaunch
+from spectralkernels.convolution.fused_depthwise.kernels import convolve_kernel, weight_gradient_kernel
+from spectralkernels.convolution.fused_depthwise.operators import Geometry, Pair, operators, tiles
+from spectralkernels.convolution.fused_depthwise.precision import PRECISIONS, Precision
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One launch, not yet made: compile it ahead of time from `kernel`, `arguments` and `options`, or `run` it."""
+
+    kernel: Any
+    grid: tuple[int]
+    arguments: dict[str, Any]
+    options: dict[str, Any]
+
+    def run(self) -> None:
+        if self.grid[0] > 0:
+            self.kernel[self.grid](**self.arguments, **self.options)
+
+
+def convolve_launch(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    modes: Tensor | None,
+    geometry: Geometry,
+    precision: Precision,
+) -> Launch:
+    """The launch that fills `y`, and `modes` with the kept spectrum of x.
+
+    x: Real [batch, channel, *size], y: Real [batch, channel, *out], weight: Real [channel, 1, *taps], bias:
+    Real [channel] or None, modes: Real [batch, channel, 2 F] or None; all contiguous.
+    """
+    made = operators(geometry, precision, x.device)
+    transforms = (made.analyse_map, made.analyse_taps, made.synthesise_output)
+    return _convolve(x, weight, bias, y, modes, geometry, transforms, precision)
+
+
+def map_gradient_launch(dy: Tensor, weight: Tensor, dx: Tensor, geometry: Geometry, precision: Precision) -> Launch:
+    """The launch that fills dx: the same kernel with transposed matrices and the kernel's spectrum not conjugated."""
+    made = operators(geometry, precision, dy.device)
+    transforms = (made.analyse_output, made.reflected, made.synthesise_map)
+    return _convolve(dy, weight, None, dx, None, geometry.transposed, transforms, precision)
+
+
+def weight_gradient_launch(
+    dy: Tensor, x: Tensor | None, modes: Tensor | None, partial: Tensor, geometry: Geometry, precision: Precision
+) -> Launch:
+    """The launch that fills `partial`, Float32 [programs per channel, channel, *taps], whose sum is the gradient.
+
+    Exactly one of x (maps) and modes (their kept spectrum) is given.
+    """
+    made = operators(geometry, precision, dy.device)
+    batch, channels = dy.shape[:2]
+    constants, warps = _constants(geometry, precision), gradient_warps(geometry, precision)
+    blocks = v_blocks(geometry, precision)
+    return Launch(
+        kernel=weight_gradient_kernel,
+        grid=(partial.shape[0] * channels if batch else 0,),
+        arguments={
+            "dy_ptr": dy,
+            "x_ptr": x,
+            "modes_ptr": modes,
+            "partial_ptr": partial,
+            **_pointers("dy", made.analyse_output),
+            **_pointers("x", made.analyse_map),
+            **_pointers("weight", made.synthesise_taps),
+            "batch": batch,
+            "channels": channels,
+            **constants,
+            "V": constants["V"] // blocks,
+            "V_BLOCKS": blocks,
+            "IMAGES": images_per_program(batch, channels, warps, most=32),
+        },
+        options={"num_warps": warps},
+    )
+
+
+def partial_sums(batch: int, channels: int, geometry: Geometry, precision: Precision) -> int:
+    """How many partial sums per channel the kernel of `weight_gradient_launch` writes."""
+    images = images_per_program(batch, channels, gradient_warps(geometry, precision), most=32)
+    return triton.cdiv(batch, images) * v_blocks(geometry, precision)
+
+
+def v_blocks(geometry: Geometry, precision: Precision) -> int:
+    """Into how many blocks of columns the gradient of the kernel splits a spectrum, to stay within the registers.
+
+    The blocks are independent (the sum over w comes first), so a split costs reading the planes again, from the cache.
+    """
+    widest = {"tf32x3": 8, "tf32": 16}[precision.mode] if precision.operand == torch.float32 else 32
+    return max(1, tiles(geometry).v // widest)
+
+
+def _convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    modes: Tensor | None,
+    geometry: Geometry,
+    transforms: tuple[Pair, Pair, Pair],
+    precision: Precision,
+) -> Launch:
+    batch, channels = x.shape[:2]
+    constants, warps = _constants(geometry, precision), convolution_warps(geometry, precision)
+    images = images_per_program(batch, channels, warps, most=8)
+    return Launch(
+        kernel=convolve_kernel,
+        grid=(triton.cdiv(batch, images) * channels,),
+        arguments={
+            "x_ptr": x,
+            "weight_ptr": weight,
+            "bias_ptr": bias,
+            "y_ptr": y,
+            "modes_ptr": modes,
+            **_pointers("in", transforms[0]),
+            **_pointers("weight", transforms[1]),
+            **_pointers("out", transforms[2]),
+            "batch": batch,
+            "channels": channels,
+            **constants,
+            "IMAGES": images,
+        },
+        options={"num_warps": warps},
+    )
+
+
+def images_per_program(batch: int, channels: int, num_warps: int, most: int) -> int:
+    """How many planes share one transform of their kernel: as many as leave a large GPU enough programs."""
+    images = most
+    while images > 1 and (images >= 2 * batch or triton.cdiv(batch, images) * channels * num_warps < ENOUGH_WARPS):
+        images //= 2
+    return images
+
+
+ENOUGH_WARPS = 1024
+"""About eight warps for each of an H200's 132 multiprocessors."""
+
+
+def _pointers(name: str, pair: Pair) -> dict[str, Tensor]:
+    return {f"columns_{name}_ptr": pair.columns, f"rows_{name}_ptr": pair.rows}
+
+
+_TRITON = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+
+def convolution_warps(geometry: Geometry, precision: Precision) -> int:
+    """Warps per program.
+
+    A plane of 32 x 32 is one warp's work: its products have 32 rows, half of what a warpgroup's instruction takes, and
+    within one warp they follow each other without a barrier. Three-term products need the registers of two warps. From
+    64 rows on, a warpgroup works on a plane (wgmma on sm_90, tcgen05 on sm_100).
+    """
+    largest = tiles(geometry).largest
+    if largest <= 32:
+        return 2 if precision.mode == "tf32x3" else 1
+    return 4 if largest <= 64 else 8
+
+
+def gradient_warps(geometry: Geometry, precision: Precision) -> int:
+    """Warps per program of the gradient of the kernel."""
+    warps = convolution_warps(geometry, precision)
+    return 8 if precision.mode == "tf32x3" and warps > 2 else warps
+
+
+def _constants(geometry: Geometry, precision: Precision) -> dict[str, Any]:
+    """Compile-time arguments that both kernels share."""
+    tile = tiles(geometry)
+    return {
+        "H": geometry.size[0],
+        "W": geometry.size[1],
+        "OUT_H": geometry.out[0],
+        "OUT_W": geometry.out[1],
+        "TAPS_H": geometry.taps[0],
+        "TAPS_W": geometry.taps[1],
+        "ROWS": geometry.kept[0],
+        "COLUMNS": geometry.kept[1],
+        "TILE_H": tile.size[0],
+        "TILE_W": tile.size[1],
+        "TILE_OUT_H": tile.out[0],
+        "TILE_OUT_W": tile.out[1],
+        "TILE_TAPS_H": tile.taps[0],
+        "TILE_TAPS_W": tile.taps[1],
+        "U": tile.u,
+        "V": tile.v,
+        # A second plane in flight hides its load; next to large matrices there is no room for it.
+        "STAGES": 2 if tile.largest <= 32 else 1,
+        "MMA": _TRITON[precision.operand],
+        "PRECISION": precision.mode,
+    }
+
+
+def _watched(kind: str, shape: tuple[int, int], geometry: Geometry, name: str, maps: torch.dtype) -> NamedLaunch:
+    """A forward pass, or a gradient with respect to x or weight, on maps of shape (batch, channels)."""
+
+    def call() -> None:
+        planned = PRECISIONS[name]
+        x = torch.empty(*shape, *geometry.size, dtype=maps, device="meta")
+        y = torch.empty(*shape, *geometry.out, dtype=maps, device="meta")
+        weight = torch.empty(shape[1], 1, *geometry.taps, dtype=maps, device="meta")
+        if kind == "forward":
+            convolve_launch(x, weight, weight[:, 0, 0, 0], y, None, geometry, planned).run()
+        elif kind == "dx":
+            map_gradient_launch(y, weight, x, geometry, planned).run()
+        else:
+            sums = torch.empty(partial_sums(*shape, geometry, planned), shape[1], *geometry.taps, device="meta")
+            weight_gradient_launch(y, x, None, sums, geometry, planned).run()
+
+    size, taps = ("x".join(map(str, sides)) for sides in (geometry.size, geometry.taps))
+    return NamedLaunch(f"{kind} {name} B{shape[0]} C{shape[1]} {size} K{taps}", call)
+
+
+_SMALL = Geometry((32, 32), (32, 32), (31, 31), (-15, -15), (47, 47), (16, 16))
+_MEDIUM = Geometry((28, 28), (28, 28), (29, 29), (-14, -14), (42, 42), (15, 15))
+_LARGE = Geometry((56, 56), (56, 56), (31, 31), (-15, -15), (71, 71), (25, 25))
+
+FINGERPRINTS = (
+    _watched("forward", (8, 768), _SMALL, "bf16", torch.bfloat16),
+    _watched("dx", (8, 768), _SMALL, "bf16", torch.bfloat16),
+    _watched("dw", (8, 768), _SMALL, "bf16", torch.bfloat16),
+    _watched("forward", (8, 768), _SMALL, "tf32x3", torch.float32),
+    _watched("dw", (8, 768), _SMALL, "tf32x3", torch.float32),
+    _watched("forward", (32, 256), _MEDIUM, "bf16", torch.bfloat16),
+    _watched("forward", (32, 128), _LARGE, "bf16", torch.bfloat16),
+    _watched("forward", (32, 128), _LARGE, "tf32", torch.float32),
+)
+"""Layers of networks with kernels as large as their maps, half of the spectrum dropped."""

@@ -1,0 +1,70 @@
+"""The accuracy classes of the fused depthwise convolution: what its products multiply; sums are always float32."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from spectralkernels.declare import Tolerance
+from spectralkernels.errors import RangeError
+from spectralkernels.launch import interpreted
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """operand: the dtype that tensor cores are given; mode: how they take a float32 operand ("tf32", "tf32x3").
+
+    error: largest relative L2 error that counts as correct on float32 maps; because: where that bound comes from.
+    """
+
+    name: str
+    operand: torch.dtype
+    mode: str
+    error: float
+    because: str
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """The bound per dtype of the maps; half types are rounded once more on the way out."""
+        rounding = {"float32": 0.0, "float16": 1e-3, "bfloat16": 8e-3}
+        return Tolerance({dtype: self.error + more for dtype, more in rounding.items()}, self.because)
+
+    def kept(self, maps: torch.dtype) -> torch.dtype:
+        """The dtype in which the spectrum of such maps is saved for backward: no wider than map or operand."""
+        return min(maps, PRECISIONS[self.name].operand, key=lambda dtype: dtype.itemsize)
+
+
+_ROUNDED = "and matrices rounded to {} bits, summed in fp32: {} when emulated, about three times that allowed"
+
+PRECISIONS: Mapping[str, Precision] = {
+    found.name: found
+    for found in (
+        Precision(
+            "tf32x3",
+            torch.float32,
+            "tf32x3",
+            3e-6,
+            "three products of operands split into 11 + 11 bits, summed in fp32: 1.4e-7 to 2.2e-7 when emulated, "
+            "up to ten times that allowed for the order of sums",
+        ),
+        Precision("tf32", torch.float32, "tf32", 3e-3, f"six operands {_ROUNDED.format(11, '4e-4 to 1e-3')}"),
+        Precision("bf16", torch.bfloat16, "tf32", 2.5e-2, f"six operands {_ROUNDED.format(8, '4e-3 to 9e-3')}"),
+        Precision("fp16", torch.float16, "tf32", 3e-3, f"six operands {_ROUNDED.format(11, '4e-4 to 1e-3')}"),
+    )
+}
+
+
+def precision(name: str) -> Precision:
+    """The class of that name as it runs here; RangeError lists the known ones."""
+    if name not in PRECISIONS:
+        raise RangeError(f"precision must be one of {', '.join(PRECISIONS)}, got {name!r}")
+    found = PRECISIONS[name]
+    # Triton's interpreter multiplies bfloat16 as integers; in float32 it proves the indexing all the same.
+    return replace(found, operand=torch.float32) if interpreted() and name == "bf16" else found
+
+
+def round_to_tf32(values: torch.Tensor) -> torch.Tensor:
+    """Finite float32 to the nearest number with 10 fraction bits, ties away from zero, as PTX's cvt.rna does."""
+    return ((values.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)

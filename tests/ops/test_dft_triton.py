@@ -1,0 +1,421 @@
+"""The truncated-DFT convolution in Triton: under the interpreter against float64, and its accuracy classes emulated.
+
+The interpreter must be chosen before Triton is imported, so the class `Interpreted` is not collected here: one test
+runs it in a process of its own. The interpreter multiplies tf32 operands as float32, but the kernels round them
+themselves, so the class tf32 is proven there too; split classes are proven by emulation (`emulated`) and as float32.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from spectralkernels.convolution.baselines import reference
+from spectralkernels.convolution.dft_triton import IMPLEMENTATIONS, dft_triton, supports
+from spectralkernels.convolution.dft_triton.matrices import Transform, separable_matrices, to_tf32
+from spectralkernels.convolution.dft_triton.precision import PRECISIONS
+from spectralkernels.convolution.dft_triton.tiles import is_dense
+from spectralkernels.convolution.geometry import conv_band
+from spectralkernels.errors import RangeError
+from spectralkernels.spectra import Band
+
+CANARY, MARGIN = -12345.0, 2048
+
+
+def relative_error(y: Tensor, expected: Tensor) -> float:
+    """Relative L2; NaN where y has one, so that no comparison passes."""
+    y, expected = y.detach().double(), expected.detach().double()
+    return float((y - expected).norm() / expected.norm().clamp_min(1e-30))
+
+
+def tensors(batch: int, channels: int, outputs: int, groups: int, band: Band) -> tuple[Tensor, Tensor, Tensor]:
+    """x, weight and bias that require gradients."""
+    x = torch.randn(batch, channels, *band.size)
+    weight = torch.randn(outputs, channels // groups, *band.kernel)
+    return x.requires_grad_(), weight.requires_grad_(), torch.randn(outputs).requires_grad_()
+
+
+# --- the accuracy classes, emulated ---------------------------------------------------------------------------------
+
+
+def to_bf16(values: Tensor) -> Tensor:
+    return values.to(torch.bfloat16).to(values.dtype)
+
+
+ROUND: dict[str, Callable[[Tensor], Tensor]] = {
+    "tf32": lambda values: to_tf32(values.float()).double(),
+    "fp16": lambda values: values.half().double(),
+    "bf16": to_bf16,
+}
+SPLITS = {"tf32x3": ("tf32", 2), "bf16x3": ("bf16", 2), "bf16x6": ("bf16", 3)}
+
+
+def pieces(values: Tensor, kind: str, count: int) -> list[Tensor]:
+    """values as a sum of `count` numbers of a narrow type."""
+    found: list[Tensor] = []
+    for _ in range(count):
+        found.append(ROUND[kind](values))
+        values = values - found[-1]
+    return found
+
+
+def product(a: Tensor, b: Tensor, name: str) -> Tensor:
+    """a @ b as tensor cores compute it in the class `name`, but for the order of the sum."""
+    if name in SPLITS:
+        kind, count = SPLITS[name]
+        a_pieces, b_pieces = (pieces(each.float().double(), kind, count) for each in (a, b))
+        # The products of pieces that are kept: all but those below the last piece.
+        total = sum(a_pieces[i] @ b_pieces[j] for i in range(count) for j in range(count) if i + j < count)
+        assert isinstance(total, Tensor)
+        return total.float().double()
+    return ROUND[name](a) @ ROUND[name](b)
+
+
+def emulated(x: Tensor, weight: Tensor, band: Band, name: str) -> Tensor:
+    """A 2-D forward pass by the separable transforms, every operand rounded as the class rounds it."""
+
+    def matrices(transform: Transform) -> tuple[Tensor, Tensor]:
+        blocks = (*transform.lengths, transform.modes_u, transform.modes_v)
+        return separable_matrices(transform, blocks, False, torch.float64, False, torch.device("cpu"))
+
+    def analyse(maps: Tensor, transform: Transform) -> Tensor:
+        columns, rows = matrices(transform)
+        t = product(maps.flatten(0, 1).double(), columns.t(), name).unflatten(2, (2, -1))  # [plane, h, part, v]
+        t = t.permute(3, 2, 1, 0).flatten(1, 2)  # [v, (part, h), plane]
+        z = product(rows.expand(t.shape[0], -1, -1), t, name)  # [v, (part, u), plane]
+        z = z.unflatten(1, (2, -1)).transpose(1, 2)  # [v, u, part, plane]
+        return z.unflatten(3, maps.shape[:2]).flatten(0, 1)  # [mode, part, a, b]
+
+    zero, starts = (0, 0), tuple(-before for before, _ in band.pad)
+    z = analyse(x, Transform(band.n, band.kept, zero, band.size, False, True))
+    w = analyse(weight, Transform(band.n, band.kept, starts, band.kernel, False, False)).transpose(2, 3)
+    y_re = product(z[:, 0], w[:, 0], name) + product(z[:, 1], w[:, 1], name)
+    y_im = product(z[:, 1], w[:, 0], name) - product(z[:, 0], w[:, 1], name)
+    inverse = Transform(band.n, band.kept, zero, band.out, True, True)
+    columns, rows = matrices(inverse)
+    modes = torch.stack([y_re, y_im], 1).unflatten(0, (inverse.modes_v, inverse.modes_u))  # [v, u, part, b, o]
+    modes = modes.flatten(3).transpose(1, 2).flatten(1, 2)  # [v, (part, u), plane]
+    g = product(rows.t().expand(len(modes), -1, -1), modes, name).unflatten(1, (2, -1))  # [v, part, h, plane]
+    y = product(g.permute(3, 2, 1, 0).flatten(2), columns, name)
+    return y.unflatten(0, (len(x), -1))
+
+
+@pytest.mark.parametrize("name", [*ROUND, *SPLITS])
+def test_error_bounds_of_the_classes_hold_and_are_tight(seed: int, name: str) -> None:
+    worst = 0.0
+    for channels, size, kernel, compression in ((64, (32, 32), 3, 0.5), (16, (19, 37), 7, 0.0), (8, (17, 17), 5, 0.8)):
+        band = conv_band(size, (kernel, kernel), compression=compression)
+        x, weight = torch.randn(2, channels, *size), torch.randn(8, channels, kernel, kernel)
+        error = relative_error(emulated(x, weight, band, name), reference(x, weight, None, band, 1))
+        assert error <= PRECISIONS[name].error, (size, error)
+        worst = max(worst, error)
+    if PRECISIONS[name].error > 3e-6:  # the others are bounded by the order of summation, which is not emulated
+        assert worst >= PRECISIONS[name].error / 10
+
+
+def test_fp16_does_not_overflow_at_the_mean() -> None:
+    band = conv_band((64, 64), (3, 3), compression=0.5)
+    x, weight = torch.full((1, 4, 64, 64), 64.0) + torch.randn(1, 4, 64, 64), torch.randn(2, 4, 3, 3)
+    assert 64 * 64 * 64 > torch.finfo(torch.float16).max
+    error = relative_error(emulated(x, weight, band, "fp16"), reference(x, weight, None, band, 1))
+    assert error <= PRECISIONS["fp16"].error
+
+
+def test_tf32_is_the_nearest_number_of_eleven_bits(seed: int) -> None:
+    values = torch.randn(1000) * 10.0 ** torch.randint(-30, 30, (1000,))
+    rounded = to_tf32(values)
+    assert (rounded.view(torch.int32) & 0x1FFF == 0).all()
+    assert ((rounded - values).abs() <= values.abs() * 2.0**-11).all()
+
+
+# --- declaration and errors -----------------------------------------------------------------------------------------
+
+
+def test_implementations_carry_their_class() -> None:
+    names = [found.name for found in IMPLEMENTATIONS]
+    assert names[0] == "dft_triton" and {"dft_triton_tf32", "dft_triton_fp16", "dft_triton_bf16"} < set(names)
+    for found in IMPLEMENTATIONS:
+        assert found.tolerance is not None and found.role == "kernel"
+        assert set(found.tolerance.relative) == {"float32", "float16", "bfloat16"}
+    default = IMPLEMENTATIONS[0].tolerance
+    assert default is not None and default.relative["float32"] <= 3e-6
+
+
+def test_errors_say_what_to_do() -> None:
+    band = conv_band((5, 5), (3, 3), compression=0.0)
+    x, weight, bias = tensors(1, 2, 2, 1, band)
+    with pytest.raises(RangeError, match=r"precision must be one of fp32, tf32x3, .*, got 'int8'"):
+        dft_triton(x, weight, bias, band, 1, precision="int8")
+    with pytest.raises(RangeError, match=r"activation must be 'none' or 'relu', got 'tanh'"):
+        dft_triton(x, weight, bias, band, 1, activation="tanh")  # type: ignore[arg-type]
+    reason = supports(x=x.double(), weight=weight.double(), bias=None, band=band, groups=1)
+    assert reason == "the Triton kernels take float32, float16 and bfloat16 maps, got float64"
+    assert supports(x=x, weight=weight, bias=bias, band=band, groups=1) is None
+
+
+def test_importing_needs_no_triton() -> None:
+    script = (
+        "import sys; sys.modules['triton'] = None\n"
+        "from spectralkernels.convolution.dft_triton import IMPLEMENTATIONS\n"
+        "print(IMPLEMENTATIONS[0].available('cuda'))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=_environment("0"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("triton is not installed")
+
+
+# --- the kernels ----------------------------------------------------------------------------------------------------
+
+
+def _environment(interpret: str, **extra: str) -> dict[str, str]:
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    return {**os.environ, "PYTHONPATH": path, "TRITON_INTERPRET": interpret, **extra}
+
+
+def test_kernels_under_the_interpreter(seed: int) -> None:
+    pytest.importorskip("triton")
+    arguments = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-o", "python_classes=Interpreted"]
+    done = subprocess.run(
+        [sys.executable, *arguments, f"{Path(__file__)}::Interpreted"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env=_environment("1", SPECTRAL_SEED=str(seed), OMP_NUM_THREADS="1"),
+    )
+    assert done.returncode == 0, f"under TRITON_INTERPRET=1:\n{done.stdout}\n{done.stderr}"
+    assert " passed" in done.stdout
+
+
+@pytest.fixture
+def guarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """torch.empty returns NaN between canaries, which must live at the end."""
+    buffers: list[Tensor] = []
+    original = torch.empty
+
+    def empty(shape: Any, dtype: torch.dtype | None = None, device: Any = None, **rest: Any) -> Tensor:
+        dtype = dtype or torch.float32
+        if not dtype.is_floating_point or str(device) == "meta":
+            return original(shape, dtype=dtype, device=device, **rest)
+        count = torch.Size(shape).numel()
+        buffer = torch.full((count + 2 * MARGIN,), CANARY, dtype=dtype)
+        buffer[MARGIN : MARGIN + count] = float("nan")
+        buffers.append(buffer)
+        return buffer[MARGIN : MARGIN + count].view(shape)
+
+    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(torch, "empty_like", lambda like: empty(like.shape, like.dtype))
+    yield
+    for buffer in buffers:
+        margin = torch.tensor(CANARY, dtype=buffer.dtype)
+        assert (buffer[:MARGIN] == margin).all() and (buffer[-MARGIN:] == margin).all(), "wrote outside an output"
+    assert buffers
+
+
+class Interpreted:
+    """Collected only by `test_kernels_under_the_interpreter`."""
+
+    @staticmethod
+    def draw(seed: int, number: int) -> tuple[tuple[int, int, int, int], Band]:
+        """((batch, channels, outputs, groups), band), with few modes: a program per mode is slow here."""
+        rng = random.Random(seed + number)
+        while True:
+            groups = rng.choice((1, 1, 2, 3))
+            sizes = (rng.choice((1, 2, 5, 17)), groups * rng.choice((1, 2, 5)), groups * rng.choice((1, 3, 4)), groups)
+            axis = (1, 2, 5, 7, 8, 11) if number % 3 else (5, 13, 17, 20, 23)
+            axes = 1 if number % 4 == 1 else 2
+            size = tuple(rng.choice((*axis, 61) if axes == 1 else axis) for _ in range(axes))
+            kernel = tuple(rng.choice((1, 2, 3, 4, 5, 7, 12)) for _ in range(axes))
+            compression = rng.choice((0.0, 0.3, 0.5, 0.8, 0.95))
+            padding = rng.choice(("same", "same", 2))
+            if padding != "same" and any(k > h + 4 for h, k in zip(size, kernel, strict=True)):
+                continue
+            band = conv_band(size, kernel, compression=compression, padding=padding)
+            if band.modes * groups <= 36:
+                return sizes, band
+
+    @pytest.mark.parametrize("number", range(36))
+    def test_random_shapes_forward_and_backward(self, seed: int, guarded: None, number: int) -> None:
+        sizes, band = self.draw(seed, number)
+        torch.manual_seed(seed + number)
+        x, weight, bias = tensors(*sizes, band)
+        groups = sizes[3]
+        name = ("tf32x3", "fp32", "tf32", "fp16", "bf16", "bf16x6")[number % 6]
+        relu = number % 5 == 2
+        y = dft_triton(x, weight, bias, band, groups, precision=name, activation="relu" if relu else "none")
+        exact = reference(x, weight, bias, band, groups)
+        if relu:
+            # The derivative is that of the branch that was taken.
+            exact = exact * (y.detach() > 0)
+        cotangent = torch.randn_like(y)
+        found = (y, *torch.autograd.grad(y, (x, weight, bias), cotangent))
+        wanted = (exact, *torch.autograd.grad(exact, (x, weight, bias), cotangent.double()))
+        # A sum that happens to cancel is no measure of its own error: so is what such a sum usually comes to.
+        taps, pixels, share = weight[0, 0].numel(), y[0, 0].numel(), 1 - band.achieved_compression
+        terms = (
+            share * weight[0].numel(),
+            share * taps * sizes[2] / groups,
+            share * len(x) * pixels,
+            len(x) * pixels,
+        )
+        where = f"{name} {sizes} {band} relu={relu}"
+        assert y.is_contiguous(), where
+        for what, got, want, count in zip(("y", "dx", "dw", "db"), found, wanted, terms, strict=True):
+            scale = float(want.detach().norm()) + 0.3 * (want.numel() * count) ** 0.5
+            error = float((got.detach().double() - want.detach()).norm())
+            assert error <= PRECISIONS[name].error * scale, f"{what} {where}"
+
+    @pytest.mark.parametrize(
+        "shape", [(2, 16, 8, 1, (12, 11), 3), (3, 8, 6, 2, (17, 16), 2), (33, 5, 70, 1, (61,), 7)], ids=str
+    )
+    @pytest.mark.parametrize("name", ["fp32", "tf32", "fp16", "bf16"])
+    def test_relative_error_of_the_class(self, seed: int, guarded: None, name: str, shape: tuple[Any, ...]) -> None:
+        *sizes, size, kernel = shape
+        band = conv_band(size, (kernel,) * len(size), compression=0.8)
+        x, weight, bias = tensors(*sizes, band)
+        y = dft_triton(x, weight, bias, band, sizes[3], precision=name)
+        exact = reference(x, weight, bias, band, sizes[3])
+        assert relative_error(y, exact) <= PRECISIONS[name].error
+
+    @pytest.mark.parametrize("name", ["fp32", "tf32x3", "fp16"])
+    @pytest.mark.parametrize(
+        ("size", "kept", "n"),
+        [((70, 37), (5, 4), (71, 40)), ((17, 131), (34, 3), (67, 131)), ((33, 66), (9, 18), (34, 66))],
+    )
+    def test_transforms_of_many_tiles(
+        self, seed: int, guarded: None, size: tuple[int, int], kept: tuple[int, int], n: tuple[int, int], name: str
+    ) -> None:
+        for core in ("mma", "wgmma", "tcgen05"):
+            self.check_transform(Transform(n, kept, (0, -2), size, False, True), name, core)
+            self.check_transform(Transform(n, kept, (0, -2), size, True, True), name, core)
+
+    @pytest.mark.parametrize("name", ["fp32", "tf32x3"])
+    def test_long_series(self, seed: int, guarded: None, name: str) -> None:
+        self.check_transform(Transform((1100,), (70,), (-3,), (1031,), False, True), name, "wgmma")
+
+    @staticmethod
+    def check_transform(transform: Transform, name: str, core: Any) -> None:
+        """Analysis against an exponential written out in complex128, and synthesis as its transpose."""
+        from spectralkernels.convolution.dft_triton import plans
+
+        numbers = PRECISIONS[name]
+        x = torch.randn(3, *transform.lengths)
+        z = torch.empty((transform.modes_v, transform.modes_u, 2, 3), dtype=numbers.storage)
+        plans.analyse_launch(x, None, z, transform, plans.Planes(3), numbers, core).run()
+        spectrum = x.double().to(torch.complex128)
+        for axis, (n, start) in enumerate(zip(transform.n, transform.starts, strict=True), start=1):
+            position = torch.arange(start, start + x.shape[axis]).double()
+            k = transform.kept[axis - 1]
+            last = axis == len(transform.n)
+            frequency = torch.arange(k if last else n).double()
+            if not last:
+                frequency = frequency[(frequency < k) | (frequency > n - k)]
+            basis = torch.polar(
+                torch.full((len(frequency), len(position)), n**-0.5, dtype=torch.float64),
+                -2 * torch.pi * torch.outer(frequency, position) / n,
+            )
+            spectrum = torch.movedim(torch.movedim(spectrum, axis, -1) @ basis.t(), -1, axis)
+            if last and transform.inverse:
+                spectrum = spectrum * torch.where((frequency == 0) | (frequency * 2 == n), 1.0, 2.0)
+        want = torch.view_as_real(spectrum if len(transform.n) == 2 else spectrum.unsqueeze(1))  # [plane, u, v, part]
+        assert relative_error(z, want.permute(2, 1, 3, 0)) <= numbers.error
+        modes = torch.randn(z.shape).to(z.dtype)
+        y = torch.empty(x.shape)
+        plans.synthesise_launch(modes, None, y, transform, 3, False, numbers, core).run()
+        want = want.permute(2, 1, 3, 0)
+        assert y.isfinite().all()
+        # <D x, m> = <x, D^T m>
+        difference = float((want * modes.double()).sum() - (x.double() * y.double()).sum())
+        assert abs(difference) <= 2 * numbers.error * float(want.norm() * modes.double().norm())
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+    def test_half_precision_maps(self, seed: int, guarded: None, dtype: torch.dtype) -> None:
+        band = conv_band((9, 7), (3, 3), compression=0.5)
+        x, weight, bias = (each.detach().to(dtype).requires_grad_() for each in tensors(2, 3, 4, 1, band))
+        y = dft_triton(x, weight, bias, band, 1)
+        assert y.dtype == dtype
+        # The interpreter cuts bfloat16 off where the GPU rounds.
+        bound = PRECISIONS["tf32x3"].tolerance.relative[str(dtype).removeprefix("torch.")] * 2
+        assert relative_error(y, reference(x, weight, bias, band, 1)) <= bound
+        gradients = torch.autograd.grad(y.float().square().sum(), (x, weight, bias))
+        assert [gradient.dtype for gradient in gradients] == [dtype] * 3
+
+    def test_strided_expanded_empty_and_absent(self, seed: int, guarded: None) -> None:
+        band = conv_band((5, 6), (3, 2), compression=0.4)
+        weight = torch.randn(2, 3, 3, 2)
+        for x in (torch.randn(2, 3, 6, 5).transpose(2, 3), torch.randn(1, 3, 5, 6).expand(4, -1, -1, -1)):
+            y = dft_triton(x, weight, None, band, 1)
+            assert relative_error(y, reference(x, weight, None, band, 1)) <= 3e-6
+        x, weight, bias = tensors(0, 3, 2, 1, band)
+        y = dft_triton(x, weight, bias, band, 1)
+        assert y.shape == (0, 2, 5, 6)
+        for gradient in torch.autograd.grad(y.sum(), (weight, bias)):
+            assert not gradient.any()
+
+    def test_saves_the_kept_spectrum_and_the_weight(self, seed: int) -> None:
+        band = conv_band((16, 16), (3, 3), compression=0.8)
+        x, weight, bias = tensors(2, 3, 4, 1, band)
+        for name, size in (("tf32x3", 8), ("fp16", 4)):
+            saved: list[Tensor] = []
+            with torch.autograd.graph.saved_tensors_hooks(lambda t, s=saved: s.append(t) or t, lambda t: t):
+                dft_triton(x, weight, bias, band, 1, precision=name)
+            assert sorted(each.nbytes for each in saved) == sorted([size * band.modes * 6, weight.nbytes])
+
+    def test_opcheck_and_one_graph(self, seed: int) -> None:
+        band = conv_band((5, 4), (3, 3), compression=0.5)
+        x, weight, bias = tensors(2, 4, 4, 2, band)
+        op = torch.ops.spectralkernels.dft_triton_conv.default
+        for name, relu, given in (("fp32", False, bias), ("fp16", True, None)):
+            torch.library.opcheck(
+                op, (x, weight, given, [-1, -1], 2, list(band.n), list(band.kept), list(band.out), name, relu)
+            )
+        compiled = torch.compile(
+            lambda x, w, b: dft_triton(x, w, b, band, 2).square(), fullgraph=True, backend="aot_eager"
+        )
+        want = reference(x, weight, bias, band, 2).square()
+        assert relative_error(compiled(x, weight, bias), want) <= 1e-5
+        traced = torch.autograd.grad(compiled(x, weight, bias).sum(), (x, weight, bias))
+        for found, exact in zip(traced, torch.autograd.grad(want.sum(), (x, weight, bias)), strict=True):
+            assert relative_error(found, exact) <= 1e-5
+
+    @pytest.mark.parametrize(
+        "fault",
+        [
+            {"CONJUGATED": "a"},
+            {"CONJUGATED": ""},
+            {"size_k": 4},
+            {"b_part": 0},
+            {"HEIGHT": 16},
+            {"MODES_U": 3},
+            {"planes": 3},
+            {"PRECISION": "tf32"},
+        ],
+        ids=str,
+    )
+    def test_planted_faults_are_caught(
+        self, seed: int, monkeypatch: pytest.MonkeyPatch, poisoned: None, fault: dict[str, Any]
+    ) -> None:
+        from spectralkernels.convolution.dft_triton import plans
+
+        band = conv_band((17, 19), (3, 4), compression=0.8)
+        assert not is_dense(Transform(band.n, band.kept, (0, 0), band.size, False, True))
+        x, weight, bias = tensors(2, 5, 3, 1, band)
+        exact = reference(x, weight, bias, band, 1)
+        assert relative_error(dft_triton(x, weight, bias, band, 1), exact) <= 3e-6
+        original = plans.Launch.run
+
+        def faulty(launch: plans.Launch) -> None:
+            known = {name: value for name, value in fault.items() if name in launch.arguments}
+            original(replace(launch, arguments={**launch.arguments, **known}))
+
+        monkeypatch.setattr(plans.Launch, "run", faulty)
+        assert not relative_error(dft_triton(x, weight, bias, band, 1), exact) <= 3e-6

@@ -1,0 +1,146 @@
+"""The truncated-DFT kernels as compiled for real GPUs: no spills, wide accesses, the tensor core that was meant."""
+
+from __future__ import annotations
+
+from functools import cache
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+
+from spectralkernels.launch import interpreted
+
+pytest.importorskip("triton")
+if interpreted():
+    pytest.skip("ahead-of-time compilation needs the real compiler: unset TRITON_INTERPRET", allow_module_level=True)
+
+from spectralkernels.aot import MachineCode, compile_kernel
+from spectralkernels.convolution.dft_triton import chain, plans
+from spectralkernels.convolution.dft_triton.tiles import kind_of
+from spectralkernels.convolution.geometry import conv_band
+
+LAYERS = {
+    # batch, channels, outputs, map, kernel: two ResNet-18 stages, a large kernel, a series
+    "32x32-K3": (128, 64, 64, (32, 32), (3, 3)),
+    "4x4-K3": (128, 512, 512, (4, 4), (3, 3)),
+    "56x56-K7": (32, 64, 64, (56, 56), (7, 7)),
+    "270-K5": (64, 128, 256, (270,), (5,)),
+}
+FORWARD = ("maps", "weight", "product", "inverse")
+BACKWARD = ("cotangent", "transposed weight", "product dx", "inverse dx", "product dw", "inverse dw")
+
+
+def empty(*shape: int) -> Tensor:
+    return torch.empty(shape, device="meta")
+
+
+@cache
+def launches(layer: str, precision: str, capability: int) -> dict[str, plans.Launch]:
+    """The launches of a forward and a backward pass at compression 0.5; meta tensors have aligned addresses."""
+    batch, channels, outputs, size, kernel = LAYERS[layer]
+    band = conv_band(size, kernel, compression=0.5)
+    geometry = chain.Geometry(band.n, band.kept, tuple(-before for before, _ in band.pad), 1, precision)
+    found: list[plans.Launch] = []
+    with (
+        mock.patch.object(plans.Launch, "run", lambda launch: found.append(launch)),
+        mock.patch.object(plans, "tensor_core", lambda device: kind_of(capability)),
+    ):
+        x, weight = empty(batch, channels, *size), empty(outputs, channels, *kernel)
+        y, z = chain.forward(x, weight, empty(outputs), geometry, band.out, False)
+        chain.backward(y, None, z, weight, geometry, size, (True, True, False))
+    return dict(zip(FORWARD + BACKWARD, found, strict=True))
+
+
+def compiled(layer: str, precision: str, capability: int, name: str) -> MachineCode:
+    launch = launches(layer, precision, capability)[name]
+    return compile_kernel(launch.kernel, launch.arguments, capability, **launch.options)
+
+
+def tensor_core_instructions(code: MachineCode) -> dict[str, int]:
+    return {kind: code.count(kind) for kind in ("HMMA", "HGMMA", "UTCHMMA") if code.count(kind)}
+
+
+def check(code: MachineCode, capability: int) -> None:
+    """What holds for every kernel of every class."""
+    where = f"{code.name} sm_{capability}: {code.registers} registers, {code.stack} bytes of stack"
+    # More tensor memory than a multiprocessor has would compile to nothing.
+    assert code.count("STG") > 0, where
+    assert code.shared <= code.shared_limit, where
+    if capability == 90:
+        assert code.stack == code.local == code.count("LDL") == code.count("STL") == 0, where
+    else:
+        # ptxas stops at 64 (or 168) registers, where one block more fits, and keeps a few values on the stack.
+        assert code.stack + code.local == 0 or (code.registers in (64, 128, 168) and code.stack <= 32), where
+
+
+CHECKED = (
+    *(("tf32x3", "32x32-K3", name) for name in ("maps", "product", "inverse", "product dw")),
+    *(("tf32x3", "56x56-K7", name) for name in ("maps", "inverse")),
+    ("tf32x3", "270-K5", "inverse"),
+    ("tf32", "32x32-K3", "product dw"),
+    ("fp16", "56x56-K7", "maps"),
+    ("bf16", "56x56-K7", "inverse"),
+    ("bf16x6", "4x4-K3", "product"),
+    ("fp32", "56x56-K7", "inverse"),
+)
+
+
+@pytest.mark.parametrize("capability", (80, 90, 100), ids="sm_{}".format)
+def test_no_spills_and_nothing_beyond_the_limits(capability: int) -> None:
+    for precision, layer, name in CHECKED:
+        check(compiled(layer, precision, capability, name), capability)
+
+
+@pytest.mark.parametrize("precision", ["tf32x3", "tf32", "fp16"])
+@pytest.mark.parametrize("name", ["maps", "product", "inverse"])
+def test_hopper_multiplies_on_wgmma_with_wide_accesses(precision: str, name: str) -> None:
+    code = compiled("32x32-K3", precision, 90, name)
+    assert set(tensor_core_instructions(code)) == {"HGMMA"}
+    times = 3 if precision == "tf32x3" else 1
+    kind = "F32" if precision == "fp16" else "TF32"
+    assert code.count("HGMMA", kind) == code.count("HGMMA") >= times
+    assert code.count("STG", "128") == code.count("STG") > 0
+    assert code.count("LDGSTS", "128") == code.count("LDGSTS")
+    # The bias is one float a plane; a matrix of halves may come in 64-bit pieces.
+    assert code.count("LDG", "128") + code.count("LDG", "64") >= code.count("LDG") - 1
+    # Two blocks of 128 threads, or one of 256, at least.
+    assert code.registers * 32 * code.num_warps * (1 if code.num_warps == 8 else 2) <= 65536
+
+
+def test_registers_of_the_default_class_on_hopper() -> None:
+    """The figures of the design; a change of more than a tenth wants a reason."""
+    expected = {"maps": (158, 8), "product": (232, 8), "inverse": (154, 8), "product dw": (250, 8)}
+    for name, (registers, warps) in expected.items():
+        code = compiled("32x32-K3", "tf32x3", 90, name)
+        assert code.num_warps == warps and code.registers <= min(255, round(1.1 * registers)), name
+
+
+@pytest.mark.parametrize(("capability", "kind"), [(80, "HMMA"), (90, "HGMMA"), (100, "UTCHMMA")])
+def test_the_tensor_core_of_each_architecture(capability: int, kind: str) -> None:
+    for name in ("maps", "product", "inverse"):
+        assert set(tensor_core_instructions(compiled("32x32-K3", "tf32x3", capability, name))) == {kind}, name
+
+
+def test_fp32_uses_no_tensor_core() -> None:
+    for name in ("maps", "product", "inverse"):
+        code = compiled("32x32-K3", "fp32", 90, name)
+        assert not tensor_core_instructions(code)
+        assert code.count("FFMA") >= 256
+        check(code, 90)
+
+
+def test_odd_widths_compile() -> None:
+    """A row of 35 floats begins at no multiple of 16 bytes: narrow accesses, still no spill."""
+    with mock.patch.dict(LAYERS, {"35x33-K5": (32, 24, 24, (35, 33), (5, 5))}):
+        for name in ("maps", "inverse"):
+            check(compiled("35x33-K5", "tf32x3", 90, name), 90)
+
+
+def test_too_much_tensor_memory_would_be_seen() -> None:
+    """What `check` guards against: the tiles of Hopper, compiled for Blackwell, store nothing."""
+    launch = launches("32x32-K3", "tf32x3", 90)["product"]
+    code = compile_kernel(launch.kernel, launch.arguments, 100, **launch.options)
+    assert code.count("STG") == 0
+    with pytest.raises(AssertionError):
+        check(code, 100)

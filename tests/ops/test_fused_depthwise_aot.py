@@ -1,0 +1,175 @@
+"""The fused depthwise kernels as compiled for real GPUs: registers, shared memory, spills, tensor-core instructions.
+
+The table is what the design asks for, measured with triton 3.7.1; a change that breaks a row states its reason here.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from spectralkernels.launch import interpreted
+
+pytest.importorskip("triton")
+if interpreted():
+    pytest.skip("ahead-of-time compilation needs the real compiler: unset TRITON_INTERPRET", allow_module_level=True)
+
+from spectralkernels.aot import MachineCode, compile_kernel
+from spectralkernels.convolution.fused_depthwise import launches, shared_memory
+from spectralkernels.convolution.fused_depthwise.operators import Geometry
+from spectralkernels.convolution.fused_depthwise.precision import PRECISIONS
+from spectralkernels.convolution.geometry import conv_band
+
+MAPS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Expected:
+    """registers and spilled bytes per thread, shared KiB per block: at most. body: instructions of the loop over planes
+    times warps, so warp instructions per plane, at most. wide: every load and store of a plane is 128 bits."""
+
+    registers: int
+    shared: int
+    mma: str
+    body: int
+    spilled: int = 0
+    wide: bool = True
+
+
+# (pass, side, taps, class): one row per architecture. HMMA is mma.sync: a 32 x 32 plane has products of 32 rows, and
+# wgmma or tcgen05 take at least 64, so they would do twice the arithmetic; one warp then owns a plane without barriers.
+# A plane of 28 bfloat16 begins at multiples of 8 bytes and has no 128-bit access.
+EXPECTED = {
+    ("forward", 32, 31, "bf16"): {
+        80: Expected(160, 10, "HMMA", 480),
+        90: Expected(144, 10, "HMMA", 480),
+        100: Expected(144, 10, "HMMA", 410),
+    },
+    ("forward", 32, 31, "fp16"): {90: Expected(144, 10, "HMMA", 480)},
+    # Rounding four operands to tf32 is 40 % of the loop. sm_100 spills 16 bytes; two warps would not, but need 1558.
+    ("forward", 32, 31, "tf32"): {
+        90: Expected(168, 24, "HMMA", 1150),
+        100: Expected(168, 24, "HMMA", 1200, spilled=16),
+    },
+    ("forward", 32, 31, "tf32x3"): {
+        80: Expected(160, 44, "HMMA", 2550),
+        90: Expected(160, 44, "HMMA", 2550),
+        100: Expected(160, 44, "HMMA", 2550),
+    },
+    ("forward", 28, 29, "bf16"): {
+        80: Expected(168, 10, "HMMA", 510, wide=False),
+        90: Expected(168, 10, "HMMA", 510, wide=False),
+        100: Expected(168, 10, "HMMA", 430, wide=False),
+    },
+    ("forward", 56, 31, "bf16"): {
+        80: Expected(176, 40, "HMMA", 2800),
+        90: Expected(128, 40, "HGMMA", 1400),
+        100: Expected(152, 48, "UTCHMMA", 3700),
+    },
+    # The slow path: three-term products of 64 x 64 fill the registers; only wgmma, whose constant operand stays in
+    # shared memory, spares enough of them. The spilled bytes stay in the L1 cache.
+    ("forward", 56, 31, "tf32x3"): {
+        80: Expected(255, 160, "HMMA", 15000, spilled=256),
+        90: Expected(255, 160, "HGMMA", 8700),
+        100: Expected(255, 160, "UTCHMMA", 17500, spilled=400),
+    },
+    ("dx", 32, 31, "bf16"): {90: Expected(144, 10, "HMMA", 480), 100: Expected(144, 10, "HMMA", 410)},
+    ("dw", 32, 31, "bf16"): {
+        90: Expected(168, 8, "HMMA", 320, wide=False),  # the sums of 31 x 31 taps are stored once, 32 bits each
+        100: Expected(168, 8, "HMMA", 320, wide=False),
+    },
+    ("dw", 32, 31, "tf32x3"): {
+        80: Expected(232, 12, "HMMA", 1200, wide=False),
+        90: Expected(232, 12, "HMMA", 1200, wide=False),
+    },
+    ("dw from modes", 56, 31, "tf32x3"): {
+        80: Expected(192, 16, "HMMA", 2600, wide=False),
+        90: Expected(192, 16, "HMMA", 2600, wide=False),
+    },
+}
+ROWS = [
+    pytest.param(key, capability, wanted, id="-".join(map(str, (*key, f"sm_{capability}"))))
+    for key, rows in EXPECTED.items()
+    for capability, wanted in rows.items()
+]
+
+
+def planned(kind: str, side: int, taps: int, name: str, batch: int = 8, channels: int = 768) -> launches.Launch:
+    """The launch that this layer would get at c = 0.5; meta tensors have aligned addresses, as fresh ones do."""
+    geometry, chosen = layer(side, taps), PRECISIONS[name]
+    maps = MAPS.get(name, torch.float32)
+
+    def empty(*shape: int, dtype: torch.dtype = maps) -> torch.Tensor:
+        return torch.empty(*shape, dtype=dtype, device="meta")
+
+    x, y = empty(batch, channels, *geometry.size), empty(batch, channels, *geometry.out)
+    weight = empty(channels, 1, *geometry.taps)
+    if kind == "forward":
+        return launches.convolve_launch(x, weight, empty(channels), y, None, geometry, chosen)
+    if kind == "dx":
+        return launches.map_gradient_launch(y, weight, x, geometry, chosen)
+    count = launches.partial_sums(batch, channels, geometry, chosen)
+    sums = empty(count, channels, *geometry.taps, dtype=torch.float32)
+    modes = empty(batch, channels, geometry.kept_reals, dtype=chosen.kept(maps)) if kind == "dw from modes" else None
+    return launches.weight_gradient_launch(y, None if modes is not None else x, modes, sums, geometry, chosen)
+
+
+def layer(side: int, taps: int) -> Geometry:
+    band = conv_band((side, side), (taps, taps), compression=0.5)
+    return Geometry(band.size, band.out, band.kernel, tuple(-before for before, _ in band.pad), band.n, band.kept)
+
+
+def compiled(launch: launches.Launch, capability: int) -> MachineCode:
+    return compile_kernel(launch.kernel, launch.arguments, capability, **launch.options)
+
+
+def loop_body(code: MachineCode) -> int:
+    """Instructions between the farthest backward branch and its target; SASS addresses count 16 bytes each."""
+    targets = ((at, re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)) for at, text in enumerate(code.instructions))
+    spans = [at + 1 - int(found[1], 16) // 16 for at, found in targets if found and int(found[1], 16) // 16 < at]
+    return max(spans)
+
+
+@pytest.mark.parametrize(("key", "capability", "wanted"), ROWS)
+def test_machine_code(key: tuple[str, int, int, str], capability: int, wanted: Expected):
+    kind, side, taps, name = key
+    launch = planned(kind, side, taps, name)
+    code = compiled(launch, capability)
+    assert code.registers <= wanted.registers
+    assert code.stack + code.local <= wanted.spilled
+    assert code.shared <= wanted.shared * 1024 <= code.shared_limit
+    assert loop_body(code) * code.num_warps <= wanted.body
+    products = {opcode for opcode in ("HMMA", "HGMMA", "UTCHMMA") if code.count(opcode)}
+    assert wanted.mma in products
+    if kind in ("forward", "dx"):
+        assert products == {wanted.mma}
+        if capability == 80:
+            assert code.shared <= shared_memory(layer(side, taps), PRECISIONS[name])
+    # Of the class: no float32 multiplication but those of spectra, and operands of the type it is named after.
+    suffix = {"bf16": "BF16", "tf32": "TF32", "tf32x3": "TF32"}.get(name)
+    if suffix and wanted.mma != "UTCHMMA" and kind != "dw":
+        assert code.count(wanted.mma, suffix) == code.count(wanted.mma)
+    if wanted.wide:
+        assert code.count("STG") == code.count("STG", "128") > 0
+        assert code.count("LDGSTS") == code.count("LDGSTS", "128")
+
+
+def test_three_terms_cost_three_products():
+    single, triple = (compiled(planned("forward", 32, 31, name), 90) for name in ("tf32", "tf32x3"))
+    assert triple.count("HMMA") * triple.num_warps == 3 * single.count("HMMA") * single.num_warps
+
+
+def test_arithmetic_is_half_of_a_complex_row_transform():
+    """Per plane of 32 x 32 and 16 x 16 kept: four products of 32 x 32 x 32, 16 instructions of 16 x 8 x 16 each."""
+    code = compiled(planned("forward", 32, 31, "bf16"), 90)
+    kernel_transform = 2 * 16
+    assert code.count("HMMA") == 4 * 16 + kernel_transform
+
+
+def test_watched_launches_are_the_ones_of_real_layers():
+    assert launches._SMALL == layer(32, 31)
+    assert launches._MEDIUM == layer(28, 29)
+    assert launches._LARGE == layer(56, 31)
