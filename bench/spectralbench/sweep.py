@@ -31,7 +31,7 @@ BUDGETS: Mapping[str, Mapping[str, float]] = {
     "smoke": {"min_rounds": 3, "max_rounds": 20, "seconds": 0.1},
     "quick": {"min_rounds": 5, "max_rounds": 100, "seconds": 0.5},
     "asv": {"seconds": 1.0},
-    "study": {"seconds": 1.0},
+    "study": {"seconds": 0.5},
     "claims": {"seconds": 2.0},
     "gpu": {"seconds": 2.0},
 }
