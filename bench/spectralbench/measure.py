@@ -53,8 +53,8 @@ def measure_case(
 ) -> dict[str, Outcome]:
     """Check, time and weigh implementations of one case on the same inputs.
 
-    implementations: names, of rivals too; their order is the order of the result. metrics: names, default all that
-    there are; without `device_time` nothing is timed. clock: default is the device's own. ceilings: what the device can
+    implementations: names, of rivals too; their order is the order of the result. metrics: names, default all of the
+    device; without `device_time` nothing is timed. clock: default is the device's own. ceilings: what the device can
     do at most; a time below that floor is refused.
     Returns: an outcome per name; one implementation that fails loses nothing of the others. `Measured.unavailable`
     holds the reason of every metric that is missing, "launch_bound" if the time is close to an empty launch, and
@@ -64,7 +64,7 @@ def measure_case(
     if pass_ not in get_args(Pass):
         raise RangeError(f"unknown pass {pass_!r}; known: {', '.join(get_args(Pass))}")
     wanted = {name: operation.subject(name) for name in implementations}
-    chosen = _chosen(metrics)
+    chosen = _chosen(metrics, device)
     if device == "cuda" and not torch.cuda.is_available():
         return {name: Skipped("torch finds no CUDA device") for name in wanted}
     forget_compilations()
@@ -292,12 +292,14 @@ class _Ended(Exception):
         self.outcome = outcome
 
 
-def _chosen(names: Sequence[str] | None) -> list[Metric]:
+def _chosen(names: Sequence[str] | None, device: str) -> list[Metric]:
     known = load_metrics()
     for name in names or ():
         if name not in known:
             raise RangeError(f"unknown metric {name!r}; known: {', '.join(known)}")
-    return [known[name] for name in (known if names is None else names)]
+    if names is None:
+        return [metric for metric in known.values() if device in metric.devices]
+    return [known[name] for name in names]
 
 
 def _needs_interpreter(implementation: Implementation) -> bool:

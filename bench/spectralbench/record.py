@@ -176,8 +176,9 @@ def _samples(metric: str, values: list[float]) -> tuple[float, ...]:
     return tuple(map(float, values))
 
 
-def _short(value: float) -> float:
-    return float(f"{value:.7g}")
+def _short(value: float) -> float | int:
+    """Bytes and other whole numbers exactly, anything else to six digits, finer than any clock here."""
+    return int(value) if float(value).is_integer() else float(f"{value:.6g}")
 
 
 def _line(fields: Mapping[str, Any]) -> str:

@@ -316,8 +316,17 @@ def test_a_case_measured_for_real_has_every_cpu_metric() -> None:
         assert {"device_time", "saved_bytes", "rounding_error", "approximation_error"} <= found.keys()
         assert isinstance(found["device_time"], Measurement) and found["device_time"].median > 0
         reasons = dict(outcome.unavailable)
-        assert {"peak_allocated", "peak_reserved", "nvml_memory", "energy", "kept_fraction"} <= reasons.keys()
+        assert "kept_fraction" in reasons
         assert not reasons.keys() & found.keys()
+        assert not {"peak_allocated", "nvml_memory", "energy"} & (reasons.keys() | found.keys())
+
+
+def test_a_metric_of_another_device_says_why_when_asked_for() -> None:
+    asked = ["peak_allocated", "peak_reserved", "nvml_memory", "nvml_process_memory", "energy"]
+    outcome = measure_case(toy(implementation("a")), case(), ["a"], metrics=asked)["a"]
+    assert isinstance(outcome, Measured)
+    assert dict(outcome.unavailable).keys() == set(asked)
+    assert all("CUDA" in why or "NVML" in why for _, why in outcome.unavailable)
 
 
 def test_every_case_compiles_for_its_own_shapes() -> None:

@@ -29,8 +29,14 @@ def list_(
         chosen = sweep.choose_operations(operations or (), resolve(sweep.SOURCES.operations)())
         described = [_describe(operation, sweep.choose_device(device)) for operation in chosen]
         metrics: list[dict[str, Any]] = [
-            {"kind": "metric", "name": metric.name, "unit": metric.unit, "version": metric.version}
-            for metric in load_metrics().values()
+            {
+                "kind": "metric",
+                "name": found.name,
+                "unit": found.unit,
+                "version": found.version,
+                "devices": found.devices,
+            }
+            for found in load_metrics().values()
         ]
     if as_json:
         for entry in (*described, *metrics):
@@ -40,10 +46,10 @@ def list_(
     for entry in described:
         console.print(_operation_table(entry))
     table = Table(title="metrics", title_justify="left")
-    for title in ("metric", "unit", "version"):
+    for title in ("metric", "unit", "version", "on"):
         table.add_column(title)
     for metric in metrics:
-        table.add_row(metric["name"], metric["unit"], str(metric["version"]))
+        table.add_row(metric["name"], metric["unit"], str(metric["version"]), ", ".join(metric["devices"]))
     console.print(table)
 
 

@@ -45,13 +45,14 @@ class Metric:
     """One kind of number: SI unit, smaller is better.
 
     `sample` returns one or more finite values, or raises Unsupported with the reason why there are none. `version`
-    rises only when the meaning of the number changes.
+    rises only when the meaning of the number changes. `devices`: where it is taken without being asked for by name.
     """
 
     name: str
     unit: str
     version: int
     sample: Callable[[Trial], Sequence[float]]
+    devices: tuple[str, ...] = ("cpu", "cuda")
 
 
 @cache

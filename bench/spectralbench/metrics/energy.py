@@ -66,4 +66,4 @@ def _until_tick(
             raise Unsupported(f"NVML: the energy counter did not move in {2 * seconds:g} s of work")
 
 
-METRIC = Metric(name="energy", unit="joule", version=1, sample=_sample)
+METRIC = Metric(name="energy", unit="joule", version=1, sample=_sample, devices=("cuda",))

@@ -16,4 +16,4 @@ def _sample(trial: Trial) -> list[float]:
     return [nvml.peak_over_baseline(trial.run, nvml.Device.current().used_bytes)]
 
 
-METRIC = Metric(name="nvml_memory", unit="byte", version=1, sample=_sample)
+METRIC = Metric(name="nvml_memory", unit="byte", version=1, sample=_sample, devices=("cuda",))

@@ -13,4 +13,4 @@ def _sample(trial: Trial) -> list[float]:
     return [nvml.peak_over_baseline(trial.run, nvml.Device.current().process_bytes)]
 
 
-METRIC = Metric(name="nvml_process_memory", unit="byte", version=1, sample=_sample)
+METRIC = Metric(name="nvml_process_memory", unit="byte", version=1, sample=_sample, devices=("cuda",))

@@ -19,4 +19,4 @@ def _sample(trial: Trial) -> list[float]:
     return [float(torch.cuda.max_memory_allocated() - before)]
 
 
-METRIC = Metric(name="peak_allocated", unit="byte", version=1, sample=_sample)
+METRIC = Metric(name="peak_allocated", unit="byte", version=1, sample=_sample, devices=("cuda",))

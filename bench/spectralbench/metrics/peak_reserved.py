@@ -23,4 +23,4 @@ def _sample(trial: Trial) -> list[float]:
     return [float(torch.cuda.max_memory_reserved() - before)]
 
 
-METRIC = Metric(name="peak_reserved", unit="byte", version=1, sample=_sample)
+METRIC = Metric(name="peak_reserved", unit="byte", version=1, sample=_sample, devices=("cuda",))
