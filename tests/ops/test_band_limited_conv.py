@@ -129,9 +129,10 @@ def test_gradients_are_exact(groups: int, kernel: int, compression: float, seed:
 def test_gradients_of_series_and_of_one_input_alone(seed: int):
     x = torch.randn(2, 4, 9, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(6, 2, 3, dtype=torch.float64, requires_grad=True)
-    for inputs in ((x, weight), (x, weight.detach()), (x.detach(), weight)):
+    bias = torch.randn(6, dtype=torch.float64, requires_grad=True)
+    for inputs in ((x, weight, bias), (x, weight.detach(), bias), (x.detach(), weight, bias.detach())):
         assert torch.autograd.gradcheck(
-            lambda a, b: sk.band_limited_conv1d(a, b, groups=2, compression=0.5, impl="dft_gemm"), inputs
+            lambda a, b, c: sk.band_limited_conv1d(a, b, c, groups=2, compression=0.5, impl="dft_gemm"), inputs
         )
 
 

@@ -3,8 +3,9 @@
 The mark (VmHWM) is reset through /proc/self/clear_refs after glibc has returned its free memory (`malloc_trim`), so
 that every byte the call needs must be fetched as fresh pages. Unlike torch's own accounting this sees the scratch of
 oneDNN and MKL too, which is where implementations differ. It resolves pages (4 KiB), and pages that the allocator could
-not return hide as much: calls that need some hundred KiB and more are exact to a few percent. Buffers that libraries
-allocate once and keep were allocated when the answer was checked, and are not counted.
+not return hide as much: a call that needs some MiB is exact to a few percent in a fresh worker process, and up to a
+fifth too low in one whose heap is in pieces. Buffers that libraries allocate once and keep were allocated when the
+answer was checked, and are not counted.
 """
 
 from __future__ import annotations
@@ -51,4 +52,4 @@ def _status(field: str) -> int:
     raise Unsupported(f"/proc/self/status has no {field} here")
 
 
-METRIC = Metric(name="host_peak", unit="byte", version=1, sample=_sample)
+METRIC = Metric(name="host_peak", unit="byte", version=1, sample=_sample, devices=("cpu",))

@@ -31,7 +31,7 @@ def dft_gemm(x: Tensor, weight: Tensor | WeightSpectrum, bias: Tensor | None, ba
     else:
         starts = [-before for before, _ in band.pad]
         y, _ = _conv(x, weight, starts, groups, band.n, band.kept, band.out)
-    return y if bias is None else y.add_(bias.view(-1, *(1 for _ in band.n)))
+    return y if bias is None else y + bias.view(-1, *(1 for _ in band.n))
 
 
 def freeze_weight(weight: Tensor, band: Band, groups: int) -> WeightSpectrum:
