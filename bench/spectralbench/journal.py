@@ -2,7 +2,7 @@
 
 One run owns one file under an exclusive lock; a second run at the same time takes the next name. The block of lines of
 a case is one write and one fsync. A file is only reused by a run in the same environment, because the environment is
-stored once, in its first line.
+stored once, in its first line. A file that has grown large is left for the next name, so that git handles small files.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ VOLATILE = frozenset(
         "gpu_throttle_reasons",
     }
 )
+
+
+LARGEST_BYTES = 1 << 20
 
 
 class JournalError(Exception):
@@ -88,15 +91,16 @@ def stored(folder: Path, environment: Mapping[str, Any]) -> tuple[dict[Key, Reco
 
 
 class Journal:
-    """One record file, open for appending and locked against every other run."""
+    """The record file that is appended to, locked against every other run; `path` changes when it has grown large."""
 
-    def __init__(self, path: Path, descriptor: int) -> None:
+    def __init__(self, path: Path, descriptor: int, environment: Mapping[str, Any]) -> None:
         self.path = path
         self._descriptor = descriptor
+        self._environment = environment
 
     @classmethod
     def open(cls, folder: Path, environment: Mapping[str, Any]) -> Journal:
-        """Lock the first file of today's names that is free and has the same environment; make it if there is none.
+        """Lock the first of today's files that is free, not large and of the same environment, or make the next one.
 
         folder: results/records/<machine>; made if missing.
         Raises: JournalError if the folder or the file cannot be written.
@@ -119,11 +123,12 @@ class Journal:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            journal = cls(path, descriptor)
-            if os.fstat(descriptor).st_size == 0:
+            journal = cls(path, descriptor, environment)
+            size = os.fstat(descriptor).st_size
+            if size == 0:
                 journal._write(environment_line(environment))
                 return journal
-            first = read_file(path).environment
+            first = read_file(path).environment if size < LARGEST_BYTES else None
             if first is not None and _lasting(first) == _lasting(environment):
                 return journal
         except BlockingIOError:
@@ -142,6 +147,10 @@ class Journal:
         if not records:
             return
         try:
+            if os.fstat(self._descriptor).st_size >= LARGEST_BYTES:
+                following = Journal.open(self.path.parent, self._environment)
+                self.close()
+                self.path, self._descriptor = following.path, following._descriptor
             self._write("".join(record_line(record) for record in records))
         except OSError as error:
             raise JournalError(_message(self.path, error, "the records stored before are intact")) from error

@@ -51,6 +51,17 @@ def test_the_same_environment_continues_its_file_and_another_gets_a_new_one(tmp_
     assert second.name == first.name.replace(".jsonl", "-2.jsonl")
 
 
+def test_a_large_file_is_left_for_the_next_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spectralbench.journal.LARGEST_BYTES", 1500)
+    with Journal.open(tmp_path, ENVIRONMENT) as journal:
+        for seed in range(12):
+            journal.append([record(MEASURED, seed=seed), record(MEASURED, seed=seed, implementation="bmm")])
+    files = [read_file(path) for path in sorted(tmp_path.glob("*.jsonl"))]
+    assert len(files) > 2
+    assert all(file.environment == ENVIRONMENT and len(file.records) % 2 == 0 and not file.damage for file in files)
+    assert len(stored(tmp_path, ENVIRONMENT)[0]) == 24
+
+
 def test_facts_that_do_not_survive_json_unchanged_still_continue_the_file(tmp_path: Path) -> None:
     environment = {**ENVIRONMENT, "capability": (9, 0)}
     assert write(tmp_path, environment=environment) == write(tmp_path, environment=environment)

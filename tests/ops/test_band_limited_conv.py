@@ -12,6 +12,7 @@ import torch.nn.functional as F
 import spectralkernels as sk
 from spectralkernels.convolution.baselines import reference
 from spectralkernels.convolution.geometry import conv_band
+from spectralkernels.convolution.implementations import auto
 
 EXACT = ("dft_gemm", "torch_fft", "direct_lowpass")
 
@@ -213,11 +214,12 @@ def test_backward_saves_the_kept_spectrum_and_the_weight_only(seed: int):
 def test_operators_pass_opcheck_and_trace(seed: int):
     x = torch.randn(2, 4, 7, 6, requires_grad=True)
     weight = torch.randn(8, 2, 3, 3, requires_grad=True)
+    bias = torch.randn(8, requires_grad=True)
     ops = torch.ops.spectralkernels
-    torch.library.opcheck(ops.dft_gemm_conv.default, (x, weight, [-1, -1], 2, [8, 7], [3, 3], [7, 6]))
+    torch.library.opcheck(ops.dft_gemm_conv.default, (x, weight, bias, [-1, -1], 2, [8, 7], [3, 3], [7, 6]))
     spectrum = sk.weight_spectrum(weight, (7, 6), compression=0.5, groups=2).modes
-    torch.library.opcheck(ops.dft_gemm_apply.default, (x, spectrum, 8, 2, [8, 7], [3, 2], [7, 6]))
-    y, z = ops.dft_gemm_conv(x, weight, [-1, -1], 2, [8, 7], [3, 3], [7, 6])
+    torch.library.opcheck(ops.dft_gemm_apply.default, (x, spectrum, bias, 8, 2, [8, 7], [3, 2], [7, 6]))
+    y, z = ops.dft_gemm_conv(x, weight, None, [-1, -1], 2, [8, 7], [3, 3], [7, 6])
     backward = (y.detach(), z.detach(), weight.detach(), [-1, -1], 2, [8, 7], [3, 3], [7, 6], True, True)
     torch.library.opcheck(ops.dft_gemm_conv_backward.default, backward)
     apply_backward = (y.detach(), spectrum, 4, 2, [8, 7], [3, 2], [7, 6])
@@ -290,3 +292,23 @@ def test_errors_can_be_caught_as_the_builtin_kind():
     assert issubclass(sk.DtypeError, TypeError)
     assert issubclass(sk.RangeError, ValueError)
     assert issubclass(sk.Unsupported, RuntimeError)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "groups", "compression", "chosen"),
+    [
+        ((8, 64, 32, 32), (64, 64, 3, 3), 1, 0.0, "direct"),
+        ((8, 64, 32, 32), (64, 64, 15, 15), 1, 0.0, "dft_gemm"),
+        ((8, 64, 32, 32), (64, 64, 3, 3), 1, 0.5, "dft_gemm"),
+        ((2, 128, 56, 56), (128, 1, 7, 7), 128, 0.0, "direct"),
+        ((2, 128, 56, 56), (128, 1, 31, 31), 128, 0.0, "dft_gemm"),
+        ((4, 16, 270), (32, 16, 5), 1, 0.0, "direct"),
+        ((4, 16, 2048), (16, 1, 127), 16, 0.5, "torch_fft"),
+    ],
+)
+def test_auto_takes_what_the_study_found_faster(
+    shape: tuple[int, ...], kernel: tuple[int, ...], groups: int, compression: float, chosen: str
+):
+    x, weight = torch.empty(shape), torch.empty(kernel)
+    band = conv_band(shape[2:], kernel[2:], compression=compression)
+    assert auto(x, weight, None, band, groups) == chosen

@@ -27,11 +27,10 @@ from spectralkernels.spectra import Band
 def dft_gemm(x: Tensor, weight: Tensor | WeightSpectrum, bias: Tensor | None, band: Band, groups: int) -> Tensor:
     """x [B, C, *size], weight [O, C / groups, *kernel] or its WeightSpectrum, bias [O] | None -> [B, O, *out]."""
     if isinstance(weight, WeightSpectrum):
-        y = _apply(x, weight.modes, weight.out_channels, groups, band.n, band.kept, band.out)
-    else:
-        starts = [-before for before, _ in band.pad]
-        y, _ = _conv(x, weight, starts, groups, band.n, band.kept, band.out)
-    return y if bias is None else y + bias.view(-1, *(1 for _ in band.n))
+        return _apply(x, weight.modes, bias, weight.out_channels, groups, band.n, band.kept, band.out)
+    starts = [-before for before, _ in band.pad]
+    y, _ = _conv(x, weight, bias, starts, groups, band.n, band.kept, band.out)
+    return y
 
 
 def freeze_weight(weight: Tensor, band: Band, groups: int) -> WeightSpectrum:
@@ -47,16 +46,6 @@ def prepare_frozen(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, g
     return {"x": x, "weight": freeze_weight(weight, band, groups), "bias": bias, "band": band, "groups": groups}
 
 
-def needs_tensor(x: Tensor, weight: Tensor | WeightSpectrum, **rest: Any) -> str | None:
-    """Support of every implementation but the frozen one."""
-    return "it takes a weight tensor, not a WeightSpectrum" if isinstance(weight, WeightSpectrum) else None
-
-
-def needs_spectrum(x: Tensor, weight: Tensor | WeightSpectrum, **rest: Any) -> str | None:
-    """Support of the frozen implementation."""
-    return None if isinstance(weight, WeightSpectrum) else "it takes a frozen weight; pass weight_spectrum(weight, ...)"
-
-
 # --- the operators --------------------------------------------------------------------------------------------------
 
 Ints = Sequence[int]
@@ -64,16 +53,18 @@ Ints = Sequence[int]
 
 @torch.library.custom_op("spectralkernels::dft_gemm_conv", mutates_args=())
 def _conv(
-    x: Tensor, weight: Tensor, starts: Ints, groups: int, n: Ints, kept: Ints, out: Ints
+    x: Tensor, weight: Tensor, bias: Tensor | None, starts: Ints, groups: int, n: Ints, kept: Ints, out: Ints
 ) -> tuple[Tensor, Tensor]:
     """(y, Z): the convolution, and the kept spectrum of x that backward reuses."""
     z = _analyse(x, _origin(n), n, kept)
     w = _analyse(weight, starts, n, kept)
-    return _convolve(x, z, w, weight.shape[0], groups, n, kept, out), z
+    return _convolve(x, z, w, bias, weight.shape[0], groups, n, kept, out), z
 
 
 @_conv.register_fake
-def _(x: Tensor, weight: Tensor, starts: Ints, groups: int, n: Ints, kept: Ints, out: Ints) -> tuple[Tensor, Tensor]:
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor | None, starts: Ints, groups: int, n: Ints, kept: Ints, out: Ints
+) -> tuple[Tensor, Tensor]:
     rows = min(2 * kept[0] - 1, n[0]) if len(n) == 2 else 1
     z = x.new_empty((kept[-1], rows, 2, x.shape[0] * x.shape[1]), dtype=compute_dtype(x.dtype))
     return x.new_empty((x.shape[0], weight.shape[0], *out)), z
@@ -123,29 +114,34 @@ def _(
 
 
 def _save_conv(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, starts, groups, n, kept, _ = inputs
+    x, weight, _, starts, groups, n, kept, _ = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(output[1], weight)
     ctx.geometry = (starts, groups, n, kept, list(x.shape[2:]))
 
 
 def _differentiate_conv(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    need_x, need_weight = ctx.needs_input_grad[:2]
+    need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
     dx, dw = _conv_backward(dy, *ctx.saved_tensors, *ctx.geometry, need_x, need_weight)
-    return dx if need_x else None, dw if need_weight else None, None, None, None, None, None
+    gradients = (dx if need_x else None, dw if need_weight else None, _bias_gradient(dy) if need_bias else None)
+    return (*gradients, None, None, None, None, None)
 
 
 _conv.register_autograd(_differentiate_conv, setup_context=_save_conv)
 
 
 @torch.library.custom_op("spectralkernels::dft_gemm_apply", mutates_args=())
-def _apply(x: Tensor, w: Tensor, out_channels: int, groups: int, n: Ints, kept: Ints, out: Ints) -> Tensor:
+def _apply(
+    x: Tensor, w: Tensor, bias: Tensor | None, out_channels: int, groups: int, n: Ints, kept: Ints, out: Ints
+) -> Tensor:
     """The convolution with the modes of a frozen weight."""
-    return _convolve(x, _analyse(x, _origin(n), n, kept), w, out_channels, groups, n, kept, out)
+    return _convolve(x, _analyse(x, _origin(n), n, kept), w, bias, out_channels, groups, n, kept, out)
 
 
 @_apply.register_fake
-def _(x: Tensor, w: Tensor, out_channels: int, groups: int, n: Ints, kept: Ints, out: Ints) -> Tensor:
+def _(
+    x: Tensor, w: Tensor, bias: Tensor | None, out_channels: int, groups: int, n: Ints, kept: Ints, out: Ints
+) -> Tensor:
     return x.new_empty((x.shape[0], out_channels, *out))
 
 
@@ -160,14 +156,14 @@ def _(dy: Tensor, w: Tensor, channels: int, groups: int, n: Ints, kept: Ints, si
 
 
 def _save_apply(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, w, _, groups, n, kept, _ = inputs
+    x, w, _, _, groups, n, kept, _ = inputs
     ctx.save_for_backward(w)
     ctx.geometry = (x.shape[1], groups, n, kept, list(x.shape[2:]))
 
 
 def _differentiate_apply(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     dx = _apply_backward(dy, *ctx.saved_tensors, *ctx.geometry) if ctx.needs_input_grad[0] else None
-    return dx, None, None, None, None, None, None
+    return dx, None, _bias_gradient(dy) if ctx.needs_input_grad[2] else None, None, None, None, None, None
 
 
 _apply.register_autograd(_differentiate_apply, setup_context=_save_apply)
@@ -177,12 +173,24 @@ _apply.register_autograd(_differentiate_apply, setup_context=_save_apply)
 
 
 def _convolve(
-    x: Tensor, z: Tensor, w: Tensor, out_channels: int, groups: int, n: Ints, kept: Ints, out: Ints
+    x: Tensor,
+    z: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    out_channels: int,
+    groups: int,
+    n: Ints,
+    kept: Ints,
+    out: Ints,
 ) -> Tensor:
-    """y = E (z conj(w)), in the dtype of x."""
+    """y = E (z conj(w)) + b, in the dtype of x."""
     batch, channels = x.shape[:2]
     modes = multiply(_planes(z, batch, channels), _planes(w, out_channels, channels // groups), groups)
-    return _synthesise(modes, _origin(n), out, n, kept, inverse=True).to(x.dtype)
+    return _synthesise(modes, _origin(n), out, n, kept, inverse=True, bias=bias).to(x.dtype)
+
+
+def _bias_gradient(dy: Tensor) -> Tensor:
+    return dy.sum([axis for axis in range(dy.dim()) if axis != 1])
 
 
 def _transposed(
@@ -202,12 +210,24 @@ def _analyse(maps: Tensor, starts: Ints, n: Ints, kept: Ints, inverse: bool = Fa
     return transform.analyse(planes)
 
 
-def _synthesise(modes: Tensor, starts: Ints, lengths: Ints, n: Ints, kept: Ints, inverse: bool = False) -> Tensor:
-    """Modes [F, 2, A, B] -> maps [A, B, *lengths], contiguous."""
+def _synthesise(
+    modes: Tensor,
+    starts: Ints,
+    lengths: Ints,
+    n: Ints,
+    kept: Ints,
+    inverse: bool = False,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Modes [F, 2, A, B] -> maps [A, B, *lengths] + bias [B], contiguous."""
     transform = _transform(modes, starts, lengths, n, kept, inverse)
     count, _, a, b = modes.shape
-    planes = transform.synthesise(modes.view(kept[-1], count // kept[-1], 2, a * b))
-    return planes.reshape(a, b, *lengths).contiguous()
+    planes = transform.synthesise(modes.view(kept[-1], count // kept[-1], 2, a * b)).unflatten(0, (a, b))
+    maps = planes if len(lengths) == 2 else planes.squeeze(2)
+    if bias is None:
+        return maps.contiguous()
+    # The sum brings the planes into order on its way, so that it costs no pass of its own.
+    return torch.add(maps, bias.to(maps.dtype).view(-1, *(1 for _ in lengths)), out=maps.new_empty(maps.shape))
 
 
 def _transform(like: Tensor, starts: Ints, lengths: Ints, n: Ints, kept: Ints, inverse: bool) -> TruncatedDFT:

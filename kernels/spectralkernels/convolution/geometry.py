@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -19,7 +18,6 @@ from spectralkernels.checks import (
     check_dtype,
     check_like,
 )
-from spectralkernels.declare import Cost
 from spectralkernels.errors import DtypeError, RangeError, ShapeError
 from spectralkernels.spectra import GRIDS, Band, fft_size, kept_1d, kept_2d
 
@@ -142,38 +140,6 @@ def _grid_sizes(
     if len(n) != len(size) or any(have < need for have, need in zip(n, least, strict=True)):
         raise RangeError(f"grid {n} wraps around into the output: the smallest FFT size here is {least}")
     return tuple(n)
-
-
-def conv_cost(batch: int, channels: int, out_channels: int, groups: int, band: Band, itemsize: int) -> Cost:
-    """Floor of a band-limited convolution in any number of dimensions; x, weight, bias and y cross memory once.
-
-    FLOPs: the transforms of x, weight and y, each by the cheaper of a separable truncated DFT and a full FFT on the
-    circle (2.5 N log2 N), and 8 B O (C / g) F for the product over F modes; at compression 0 the cheaper of that and
-    the direct convolution, 2 B O (C / g) |out| |kernel|.
-    """
-    size, out, taps = math.prod(band.size), math.prod(band.out), math.prod(band.kernel)
-    per_group = channels // groups
-
-    def transform(plane: tuple[int, ...]) -> int:
-        """A truncated DFT is a real product over the last axis, then (in 2-D) a complex one over the rows."""
-        truncated = 4 * math.prod(plane) * band.columns
-        if len(plane) == 2:
-            truncated += 8 * plane[0] * band.columns * len(band.rows)
-        circle = math.prod(band.n)
-        return min(truncated, int(2.5 * circle * math.log2(max(2, circle))))
-
-    spectral = (
-        batch * channels * transform(band.size)
-        + out_channels * per_group * transform(band.kernel)
-        + 8 * batch * out_channels * per_group * band.modes
-        + batch * out_channels * transform(band.out)
-    )
-    direct = 2 * batch * out_channels * per_group * out * taps
-    return Cost(
-        bytes_read=itemsize * (batch * channels * size + out_channels * per_group * taps + out_channels),
-        bytes_written=itemsize * batch * out_channels * out,
-        flops=min(spectral, direct) if band.compression == 0.0 else spectral,
-    )
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from spectralkernels.checks import check_dims
 from spectralkernels.convolution import baselines, dft_triton, fused_depthwise
+from spectralkernels.convolution.cost import dft_gemm_flops, direct_flops
 from spectralkernels.convolution.dft_gemm import dft_gemm, prepare_frozen
 from spectralkernels.convolution.geometry import (
     GridChoice,
@@ -52,11 +53,30 @@ def call(
     return dispatch(operation, impl, x.device.type, inputs)
 
 
+# Where the ways cross on a two-core CPU, from the study under results/records: what a product of dft_gemm costs against
+# one of oneDNN (K = 5 to 7 at 64 channels of 32x32), the depthwise side from which oneDNN falls a hundredfold, and the
+# depthwise length from which an FFT beats a matrix.
+DENSE_FLOP_RATIO = 5.0
+SLOW_DEPTHWISE_SIDE = 15
+LONG_DEPTHWISE_SERIES = 1024
+
+
 def auto(x: Tensor, weight: Tensor | WeightSpectrum, bias: Tensor | None, band: Band, groups: int) -> str:
-    """The name that `impl="auto"` takes."""
+    """The name that `impl="auto"` takes. Without a band limit every way gives the same answer, and the faster runs."""
     if isinstance(weight, WeightSpectrum):
         return "dft_gemm_frozen"
-    return "direct" if band.compression == 0.0 else "dft_gemm"
+    depthwise = weight.shape[1] == 1
+    if band.compression == 0.0 and not (x.device.type == "cpu" and _spectrum_pays(x, weight, band, groups, depthwise)):
+        return "direct"
+    long = depthwise and len(band.n) == 1 and band.size[0] >= LONG_DEPTHWISE_SERIES
+    return "torch_fft" if long else "dft_gemm"
+
+
+def _spectrum_pays(x: Tensor, weight: Tensor, band: Band, groups: int, depthwise: bool) -> bool:
+    if depthwise:
+        return min(band.kernel) >= SLOW_DEPTHWISE_SIDE
+    sizes = (len(x), x.shape[1], len(weight), groups, band)
+    return direct_flops(*sizes) > DENSE_FLOP_RATIO * dft_gemm_flops(*sizes)
 
 
 def _tensor_weight(supports: Callable[..., str | None] | None = None) -> Callable[..., str | None]:

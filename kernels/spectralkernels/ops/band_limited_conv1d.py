@@ -4,7 +4,7 @@
 
 M_c keeps the frequencies v < k of `spectra.kept_1d`. At c = 0 it is `torch.nn.functional.conv1d`.
 Source: Dziedzic et al., "Band-limited Training and Inference for CNNs" (ICML 2019), section 3.2, and their code.
-Floor of a forward pass: see `geometry.conv_cost`.
+Floor of a forward pass: see `cost.conv_cost`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from spectralkernels.convolution.baselines import ideal, reference
-from spectralkernels.convolution.geometry import GridChoice, Padding, WeightSpectrum, conv_band, conv_cost
+from spectralkernels.convolution.cost import conv_cost
+from spectralkernels.convolution.geometry import GridChoice, Padding, WeightSpectrum, conv_band
 from spectralkernels.convolution.implementations import CHECKED, IMPLEMENTATIONS, RIVALS, TOLERANCE, auto, call
 from spectralkernels.declare import Block, Case, Cost, Operation, Scalar
 from spectralkernels.inputs import feature_map, he_kernel

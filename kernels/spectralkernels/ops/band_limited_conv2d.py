@@ -5,7 +5,7 @@
 M_c keeps the frequencies |u| < k_h, |v| < k_w of `spectra.kept_2d`. At c = 0 it is `torch.nn.functional.conv2d`.
 Source: Dziedzic et al., "Band-limited Training and Inference for CNNs" (ICML 2019), sections 3.2-3.3.
 
-Floor of a forward pass: see `geometry.conv_cost`.
+Floor of a forward pass: see `cost.conv_cost`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from spectralkernels.convolution.baselines import ideal, reference
+from spectralkernels.convolution.cost import conv_cost
 from spectralkernels.convolution.dft_gemm import freeze_weight
-from spectralkernels.convolution.geometry import GridChoice, Padding, WeightSpectrum, conv_band, conv_cost
+from spectralkernels.convolution.geometry import GridChoice, Padding, WeightSpectrum, conv_band
 from spectralkernels.convolution.implementations import CHECKED, IMPLEMENTATIONS, RIVALS, TOLERANCE, auto, call
 from spectralkernels.declare import Block, Case, Cost, Operation, Scalar
 from spectralkernels.inputs import feature_map, he_kernel

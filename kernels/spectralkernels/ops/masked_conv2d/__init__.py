@@ -7,7 +7,7 @@ spectrum of x alone. m = 1 everywhere is `torch.nn.functional.conv2d`; the recta
 Conjugate pairs in the self-conjugate columns are treated alike: see `masks.hermitian`.
 Sources: Dziedzic et al. 2019 (bands, energy), Riad et al. 2022 (soft window), Rippel et al. 2015 (dropout).
 
-Floor of a forward pass: `geometry.conv_cost` with the modes that the mask keeps, and the mask read once.
+Floor of a forward pass: `cost.conv_cost` with the modes that the mask keeps, and the mask read once.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from spectralkernels import masks
-from spectralkernels.convolution.geometry import conv_band, conv_cost
+from spectralkernels.convolution.cost import conv_cost
+from spectralkernels.convolution.geometry import conv_band
 from spectralkernels.declare import Block, Case, Cost, Scalar
 from spectralkernels.errors import RangeError
 from spectralkernels.inputs import feature_map, he_kernel
