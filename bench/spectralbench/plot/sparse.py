@@ -72,7 +72,7 @@ def draw_kept(frame: pd.DataFrame, machine: str) -> Iterator[Page | NotDrawn]:
 def draw_crossover(frame: pd.DataFrame, machine: str) -> Iterator[Page | NotDrawn]:
     """Stored bytes and multiply time relative to dense, against density; below 1 a format pays off."""
     rows = operation(frame, ("sparse_multiply",), ("kept_fraction", "beta"))
-    drawable = settings(rows, ALONG, ("kept_fraction",))
+    drawable = settings(rows, ("implementation", "beta"), ("kept_fraction",))
     if not drawable:
         yield NotDrawn("no sparse_multiply at two or more densities")
     for setting in drawable[:MOST_PAGES]:
