@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -33,6 +34,7 @@ def by_command_line(tmp_path_factory: pytest.TempPathFactory) -> Numbers:
     return {
         (record.implementation, record.case_id): {found.metric: found.median for found in record.measurements}
         for record in done.records
+        if record.status == "measured"
     }
 
 
@@ -45,11 +47,13 @@ def by_asv(tmp_path_factory: pytest.TempPathFactory) -> Numbers:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "clock_for", fake_clock.clock_for)
         patch.chdir(tmp_path_factory.mktemp("asv"))
-        for case, block in load_operation(OPERATION).cases("asv"):
+        for case, _ in load_operation(OPERATION).cases("asv"):
             varying = [case[name] for name in suite.param_names[1:]]
-            for implementation in block.implementations or ():
+            for implementation in suite.params[0]:
                 found = {name: method(implementation, *varying) for name, method in methods.items()}
-                numbers[implementation, case.id] = {name: _median(value) for name, value in found.items()}
+                medians = {name: _median(value) for name, value in found.items()}
+                if not math.isnan(medians["device_time"]):  # a kernel that does not run here
+                    numbers[implementation, case.id] = medians
     return numbers
 
 
@@ -92,8 +96,8 @@ def test_the_three_front_ends_give_the_same_number(
 ) -> None:
     values = set()
     for key, numbers in by_asv.items():
-        # Records keep seven digits.
-        assert by_command_line[key][metric] == pytest.approx(numbers[metric], rel=1e-6), key
+        # Records keep six digits.
+        assert by_command_line[key][metric] == pytest.approx(numbers[metric], rel=1e-5), key
         assert by_pytest[key][metric] == pytest.approx(numbers[metric], rel=1e-12), key
         values.add(numbers[metric])
     assert len(values) > 1, "numbers that are all equal show nothing"

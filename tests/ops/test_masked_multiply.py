@@ -276,7 +276,8 @@ def test_asv_grid_is_dense_and_runs_on_a_cpu() -> None:
         points *= len(values)
     assert len(OPERATION.cases("asv")) == points
     assert block.implementations is not None
-    assert all(OPERATION.implementation(name).available("cpu") is None for name in block.implementations)
+    elsewhere = {name for name in block.implementations if OPERATION.implementation(name).available("cpu") is not None}
+    assert elsewhere == {"triton"}
 
 
 def _forget_conjugate(x: Tensor, w: Tensor, mask: Tensor | None) -> Tensor:

@@ -3,8 +3,8 @@
 The mark (VmHWM) is reset through /proc/self/clear_refs after glibc has returned its free memory (`malloc_trim`), so
 that every byte the call needs must be fetched as fresh pages. Unlike torch's own accounting this sees the scratch of
 oneDNN and MKL too, which is where implementations differ. It resolves pages (4 KiB), and pages that the allocator could
-not return hide as much: a call that needs some MiB is exact to a few percent in a fresh worker process, and up to a
-fifth too low in one whose heap is in pieces. Buffers that libraries allocate once and keep were allocated when the
+not return hide as much: a call that needs some MiB is exact to a few percent in a fresh worker process, and too low in
+one whose heap is in pieces. Buffers that libraries allocate once and keep were allocated when the
 answer was checked, and are not counted.
 """
 
