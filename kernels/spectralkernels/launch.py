@@ -1,9 +1,14 @@
-"""Shared Triton plumbing: why a kernel cannot run here, and complex tensors as real pairs (imports triton nowhere)."""
+"""Shared Triton plumbing: why a kernel cannot run here, complex tensors as real pairs, a launch as a value.
+
+Imports triton nowhere.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,3 +40,17 @@ def as_real_pairs(spectrum: Tensor) -> Tensor:
     if spectrum.dtype != torch.complex64:
         raise Unsupported(f"Triton kernels take complex64 spectra, got {spectrum.dtype}")
     return torch.view_as_real(spectrum.resolve_conj().contiguous())
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One launch, not yet made: compile it ahead of time from `kernel`, `arguments` and `options`, or `run` it."""
+
+    kernel: Any
+    grid: tuple[int]
+    arguments: dict[str, Any]
+    options: dict[str, Any]
+
+    def run(self) -> None:
+        if self.grid[0] > 0:
+            self.kernel[self.grid](**self.arguments, **self.options)

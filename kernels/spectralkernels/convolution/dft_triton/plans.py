@@ -23,25 +23,11 @@ from spectralkernels.convolution.dft_triton.tiles import (
     separable_tile,
     tensor_core,
 )
-from spectralkernels.launch import interpreted
+from spectralkernels.launch import Launch, interpreted
 
 Product = Literal["forward", "input_gradient", "weight_gradient"]
 STAGES = 3
 """Of the software pipeline of a product: two tiles are on the way while one is multiplied."""
-
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """One launch, not yet made: compile it ahead of time from `kernel`, `arguments` and `options`, or `run` it."""
-
-    kernel: Any
-    grid: tuple[int]
-    arguments: dict[str, Any]
-    options: dict[str, Any]
-
-    def run(self) -> None:
-        if self.grid[0] > 0:
-            self.kernel[self.grid](**self.arguments, **self.options)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,20 +13,7 @@ from spectralkernels.aot import NamedLaunch
 from spectralkernels.convolution.fused_depthwise.kernels import convolve_kernel, weight_gradient_kernel
 from spectralkernels.convolution.fused_depthwise.operators import Geometry, Pair, operators, tiles
 from spectralkernels.convolution.fused_depthwise.precision import PRECISIONS, Precision
-
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """One launch, not yet made: compile it ahead of time from `kernel`, `arguments` and `options`, or `run` it."""
-
-    kernel: Any
-    grid: tuple[int]
-    arguments: dict[str, Any]
-    options: dict[str, Any]
-
-    def run(self) -> None:
-        if self.grid[0] > 0:
-            self.kernel[self.grid](**self.arguments, **self.options)
+from spectralkernels.launch import Launch
 
 
 def convolve_launch(

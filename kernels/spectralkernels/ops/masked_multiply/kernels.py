@@ -9,8 +9,6 @@ U V cells, so that tiles are aligned whatever V is and any mask is allowed, not 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
@@ -18,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from spectralkernels.aot import NamedLaunch
+from spectralkernels.launch import Launch
 
 BLOCK_B, BLOCK_O = 16, 32
 ROWS_B, ROWS_O = 8, 4
@@ -200,20 +199,6 @@ def planewise_kernel(
         y_ptrs = y_ptr + pid * plane + offs
         tl.store(y_ptrs, acc_re, mask=offs < plane)
         tl.store(y_ptrs + 1, acc_im, mask=offs < plane)
-
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """One launch, not yet made: compile it ahead of time from `kernel`, `arguments` and `options`, or `run` it."""
-
-    kernel: Any
-    grid: tuple[int]
-    arguments: dict[str, Any]
-    options: dict[str, Any]
-
-    def run(self) -> None:
-        if self.grid[0] > 0:
-            self.kernel[self.grid](**self.arguments, **self.options)
 
 
 def tiled_launch(x_hat: Tensor, w_hat: Tensor, mask: Tensor | None, y: Tensor, groups: int, conjugate: bool) -> Launch:
