@@ -180,7 +180,9 @@ class Operation:
     def cases(
         self, profile: str, overrides: Mapping[str, tuple[Scalar, ...]] | None = None
     ) -> list[tuple[Case, Block]]:
-        """Every case of a profile once, with the block that declares its passes and implementations.
+        """Every case of a profile with the block that declares its passes and implementations.
+
+        A case of two blocks comes twice: what is asked of it is asked by either.
 
         `overrides` maps parameter names to the values to use instead. RangeError on an unknown profile or parameter.
         """
@@ -191,11 +193,7 @@ class Operation:
             known = sorted({axis for block in blocks for axis in block.axes})
             if blocks and name not in known:
                 raise RangeError(f"{self.name} has no parameter {name!r}; it has {', '.join(known)}")
-        found: dict[tuple[Case, tuple[Pass, ...]], Block] = {}
-        for block in blocks:
-            for case in block.cases(self.name, overrides):
-                found.setdefault((case, block.passes), block)
-        return [(case, block) for (case, _), block in found.items()]
+        return [(case, block) for block in blocks for case in block.cases(self.name, overrides)]
 
 
 def with_seed(case: Case, seed: int) -> Case:

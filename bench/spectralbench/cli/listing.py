@@ -58,7 +58,7 @@ def _describe(operation: Operation, device: str) -> dict[str, Any]:
     counts = {}
     for profile, blocks in operation.profiles.items():
         declared.update(dict.fromkeys(name for block in blocks for name in block.axes))
-        counts[profile] = len(operation.cases(profile))
+        counts[profile] = len({case for case, _ in operation.cases(profile)})
     return {
         "kind": "operation",
         "name": operation.name,
