@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spectralkernels.aot import NamedLaunch
 from spectralkernels.convolution.dft_triton import plans
 from spectralkernels.convolution.dft_triton.matrices import Transform
 from spectralkernels.convolution.dft_triton.precision import PRECISIONS, Precision
@@ -116,17 +115,3 @@ def _synthesise(
 ) -> None:
     planes = y.shape[0] * y.shape[1]
     plans.synthesise_launch(modes, bias, y, transform, planes, relu, geometry.numbers).run()
-
-
-def _named(precision: str) -> NamedLaunch:
-    """Layer 1 of a ResNet-18 at half compression: its forward chain on tensors without memory."""
-
-    def call() -> None:
-        geometry = Geometry((33, 33), (12, 12), (-1, -1), 1, precision)
-        x, weight = torch.empty(128, 64, 32, 32, device="meta"), torch.empty(64, 64, 3, 3, device="meta")
-        forward(x, weight, weight[:, 0, 0, 0].contiguous(), geometry, (32, 32), relu=False)
-
-    return NamedLaunch(f"forward {precision} B128 64to64 32x32 K3 c0.5", call)
-
-
-FINGERPRINTS = tuple(map(_named, ("tf32x3", "tf32", "fp16", "bf16")))
