@@ -208,6 +208,8 @@ def test_ctrl_c_exits_130_says_how_to_resume_and_leaves_whole_records(tmp_path: 
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell starts background jobs deaf to Ctrl-C, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while sum(path.read_bytes().count(b"\n") for path in tmp_path.glob("results/records/*/*.jsonl")) < 5:
