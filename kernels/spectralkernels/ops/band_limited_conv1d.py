@@ -9,18 +9,13 @@ Floor of a forward pass: see `cost.conv_cost`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-import torch
 from torch import Tensor
 
 from spectralkernels.convolution.baselines import ideal, reference
-from spectralkernels.convolution.cost import conv_cost
+from spectralkernels.convolution.cases import case_cost, case_inputs, observed
 from spectralkernels.convolution.geometry import GridChoice, Padding, WeightSpectrum, conv_band
 from spectralkernels.convolution.implementations import CHECKED, IMPLEMENTATIONS, RIVALS, TOLERANCE, auto, call
-from spectralkernels.declare import Block, Case, Cost, Operation, Scalar
-from spectralkernels.inputs import feature_map, he_kernel
+from spectralkernels.declare import Block, Case, Operation, Scalar
 from spectralkernels.spectra import Band
 
 
@@ -67,28 +62,6 @@ def band_limited_conv1d(
 def band_of(case: Case) -> Band:
     """The geometry of a case."""
     return conv_band((case["length"],), (case["kernel_size"],), compression=case["compression"], grid=case["grid"])
-
-
-def _inputs(case: Case, device: str) -> dict[str, Any]:
-    groups, dtype = case["groups"], getattr(torch, case.dtype)
-    tensors = {
-        "x": feature_map(case["input"], (case["batch"], case["in_channels"], case["length"]), case.seed),
-        "weight": he_kernel((case["out_channels"], case["in_channels"] // groups, case["kernel_size"]), case.seed),
-        "bias": torch.linspace(-0.5, 0.5, case["out_channels"]),
-    }
-    placed = {name: tensor.to(device=device, dtype=dtype) for name, tensor in tensors.items()}
-    return {**placed, "band": band_of(case), "groups": groups}
-
-
-def _cost(case: Case) -> Cost:
-    itemsize = getattr(torch, case.dtype).itemsize
-    channels, out_channels = case["in_channels"], case["out_channels"]
-    return conv_cost(case["batch"], channels, out_channels, case["groups"], band_of(case), itemsize)
-
-
-def _observe(case: Case, output: Tensor) -> Mapping[str, float]:
-    achieved = band_of(case).achieved_compression
-    return {"achieved_compression": achieved, "kept_fraction": 1.0 - achieved}
 
 
 _Axes = dict[str, tuple[Scalar, ...]]
@@ -159,15 +132,15 @@ OPERATION = Operation(
     version=1,
     source="Dziedzic et al., Band-limited Training and Inference for CNNs, ICML 2019",
     profiles=PROFILES,
-    make_inputs=_inputs,
+    make_inputs=lambda case, device: case_inputs(case, band_of(case), device),
     reference=reference,
     ideal=ideal,
-    cost=_cost,
+    cost=lambda case: case_cost(case, band_of(case)),
     fft_size=lambda case: band_of(case).n,
     tolerance=TOLERANCE,
     implementations=IMPLEMENTATIONS,
     auto=auto,
     rivals=RIVALS,
-    observe=_observe,
+    observe=lambda case, output: observed(band_of(case)),
     gradients=("x", "weight", "bias"),
 )

@@ -10,19 +10,14 @@ Floor of a forward pass: see `cost.conv_cost`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-import torch
 from torch import Tensor
 
 from spectralkernels.convolution.baselines import ideal, reference
-from spectralkernels.convolution.cost import conv_cost
+from spectralkernels.convolution.cases import case_cost, case_inputs, observed
 from spectralkernels.convolution.dft_gemm import freeze_weight
 from spectralkernels.convolution.geometry import GridChoice, Padding, WeightSpectrum, conv_band
 from spectralkernels.convolution.implementations import CHECKED, IMPLEMENTATIONS, RIVALS, TOLERANCE, auto, call
-from spectralkernels.declare import Block, Case, Cost, Operation, Scalar
-from spectralkernels.inputs import feature_map, he_kernel
+from spectralkernels.declare import Block, Case, Operation, Scalar
 from spectralkernels.spectra import Band
 
 
@@ -93,31 +88,6 @@ def band_of(case: Case) -> Band:
     kernel = (case["kernel_size"],) * 2
     size = (case["height"], case["width"])
     return conv_band(size, kernel, compression=case["compression"], grid=case["grid"])
-
-
-def _inputs(case: Case, device: str) -> dict[str, Any]:
-    groups, dtype = case["groups"], getattr(torch, case.dtype)
-    maps = feature_map(case["input"], (case["batch"], case["in_channels"], case["height"], case["width"]), case.seed)
-    shape = (case["out_channels"], case["in_channels"] // groups, case["kernel_size"], case["kernel_size"])
-    weight = he_kernel(shape, case.seed)
-    bias = torch.linspace(-0.5, 0.5, case["out_channels"])
-    tensors = {"x": maps, "weight": weight, "bias": bias}
-    return {
-        **{name: tensor.to(device=device, dtype=dtype) for name, tensor in tensors.items()},
-        "band": band_of(case),
-        "groups": groups,
-    }
-
-
-def _cost(case: Case) -> Cost:
-    itemsize = getattr(torch, case.dtype).itemsize
-    channels, out_channels = case["in_channels"], case["out_channels"]
-    return conv_cost(case["batch"], channels, out_channels, case["groups"], band_of(case), itemsize)
-
-
-def _observe(case: Case, output: Tensor) -> Mapping[str, float]:
-    achieved = band_of(case).achieved_compression
-    return {"achieved_compression": achieved, "kept_fraction": 1.0 - achieved}
 
 
 _Axes = dict[str, tuple[Scalar, ...]]
@@ -231,15 +201,15 @@ OPERATION = Operation(
     version=1,
     source="Dziedzic et al., Band-limited Training and Inference for CNNs, ICML 2019",
     profiles=PROFILES,
-    make_inputs=_inputs,
+    make_inputs=lambda case, device: case_inputs(case, band_of(case), device),
     reference=reference,
     ideal=ideal,
-    cost=_cost,
+    cost=lambda case: case_cost(case, band_of(case)),
     fft_size=lambda case: band_of(case).n,
     tolerance=TOLERANCE,
     implementations=IMPLEMENTATIONS,
     auto=auto,
     rivals=RIVALS,
-    observe=_observe,
+    observe=lambda case, output: observed(band_of(case)),
     gradients=("x", "weight", "bias"),
 )

@@ -1,0 +1,37 @@
+"""What a case of a band-limited convolution is made of and costs, in one and in two dimensions alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from spectralkernels.convolution.cost import conv_cost
+from spectralkernels.declare import Case, Cost
+from spectralkernels.inputs import feature_map, he_kernel
+from spectralkernels.spectra import Band
+
+
+def case_inputs(case: Case, band: Band, device: str) -> dict[str, Any]:
+    """The keywords of every implementation: maps of the case's kind, a fresh He kernel, a bias off zero."""
+    groups, dtype = case["groups"], getattr(torch, case.dtype)
+    tensors = {
+        "x": feature_map(case["input"], (case["batch"], case["in_channels"], *band.size), case.seed),
+        "weight": he_kernel((case["out_channels"], case["in_channels"] // groups, *band.kernel), case.seed),
+        "bias": torch.linspace(-0.5, 0.5, case["out_channels"]),
+    }
+    placed = {name: tensor.to(device=device, dtype=dtype) for name, tensor in tensors.items()}
+    return {**placed, "band": band, "groups": groups}
+
+
+def case_cost(case: Case, band: Band) -> Cost:
+    """The floor of a case."""
+    itemsize = getattr(torch, case.dtype).itemsize
+    return conv_cost(case["batch"], case["in_channels"], case["out_channels"], case["groups"], band, itemsize)
+
+
+def observed(band: Band) -> Mapping[str, float]:
+    """What the band really drops and keeps."""
+    achieved = band.achieved_compression
+    return {"achieved_compression": achieved, "kept_fraction": 1.0 - achieved}
