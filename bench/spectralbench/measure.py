@@ -32,6 +32,7 @@ from spectralbench.timing import Budget, time_interleaved
 from spectralkernels.declare import Case, Implementation, Operation, Pass
 from spectralkernels.errors import RangeError, Unsupported
 from spectralkernels.launch import interpreted
+from spectralkernels.tuning import noted_choices
 
 T = TypeVar("T")
 
@@ -136,6 +137,7 @@ class _Race:
         self.budget = budget
         self.ceilings = ceilings
         self.outcomes: dict[str, Outcome] = {}
+        self.tiles: dict[str, Mapping[str, Mapping[str, int | str]]] = {}
         self.ideal: Callable[[], torch.Tensor | None] = lambda: None
 
     def measure(self, wanted: Mapping[str, Implementation]) -> None:
@@ -214,8 +216,10 @@ class _Race:
     def _right(self, question: calls.Question, implementation: Implementation) -> calls.Bound:
         before = calls.marks(question.inputs)
         try:
-            bound = calls.bind(question, implementation)
-            wrong = calls.verify(question, bound)
+            with noted_choices() as choices:
+                bound = calls.bind(question, implementation)
+                wrong = calls.verify(question, bound)
+            self.tiles[implementation.name] = {label: choice.recorded for label, choice in choices.items()}
         finally:
             after = calls.marks(question.inputs)
             changed = [name for name in before if before[name] != after[name]]
@@ -270,7 +274,7 @@ class _Race:
             measurements.append(Measurement(metric.name, metric.version, metric.unit, samples))
             if metric.name == TIME:
                 unavailable.extend(self._believed(bound, measurements[-1].median))
-        return Measured(tuple(measurements), tuple(unavailable))
+        return Measured(tuple(measurements), tuple(unavailable), self.tiles.get(bound.run.name, {}))
 
     def _believed(self, bound: calls.Bound, seconds: float) -> Iterator[tuple[str, str]]:
         """Remarks on a time; a time that cannot be true ends in Failed."""

@@ -6,7 +6,8 @@ An outcome is Measured, Skipped or Failed: three shapes, matched by type, never 
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 FailureKind = Literal["wrong", "error", "crash", "timeout", "oom"]
@@ -36,10 +37,14 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The answer was right; these are its numbers, and the reasons why a metric is missing."""
+    """The answer was right; these are its numbers, the reasons why a metric is missing, and the tiles it ran with.
+
+    tiles: `spectralkernels.tuning` label -> fields of the tile and its "source"; what `run --pin` takes.
+    """
 
     measurements: tuple[Measurement, ...]
     unavailable: tuple[tuple[str, str], ...] = ()
+    tiles: Mapping[str, Mapping[str, int | str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ class Record:
     cache ("warm" | "cold"), launch ("eager" | "graph"): the identity, together with machine and metric.
     replicate: index of the process; the unit of replication. profile: the sweep it came from.
     cost: floor of the forward pass {"bytes_read", "bytes_written", "flops"}.
+    tiles: what the kernels ran with, label -> fields of the tile and its "source" (pin, table, rule).
     """
 
     status: str
@@ -58,6 +59,7 @@ class Record:
     failure: str | None = None
     requested_bytes: int | None = None
     cost: Mapping[str, int] | None = None
+    tiles: Mapping[str, Mapping[str, int | str]] | None = None
 
     @property
     def case_id(self) -> str:
@@ -93,9 +95,13 @@ class RecordFile:
 def from_outcome(outcome: Outcome, **identity: Any) -> Record:
     """A record from an outcome and the identity fields of `Record`."""
     match outcome:
-        case Measured(measurements, unavailable):
+        case Measured(measurements, unavailable, tiles):
             return Record(
-                status="measured", measurements=measurements, unavailable=dict(unavailable) or None, **identity
+                status="measured",
+                measurements=measurements,
+                unavailable=dict(unavailable) or None,
+                tiles=dict(tiles) or None,
+                **identity,
             )
         case Skipped(reason):
             return Record(status="skipped", reason=reason, **identity)

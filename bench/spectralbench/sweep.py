@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -49,7 +50,7 @@ class Request:
     """What to sweep; None means "as the profile says".
 
     operations: names, empty for all. overrides: parameter name -> comma-separated values as text.
-    timeout: seconds one case may take. time_budget: seconds after which no case is started.
+    timeout: seconds one case may take. time_budget: seconds after which no case is started. pin: see `worker.Setup`.
     """
 
     operations: tuple[str, ...] = ()
@@ -65,6 +66,7 @@ class Request:
     timeout: float = 300.0
     time_budget: float | None = None
     retry_failed: bool = False
+    pin: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     sources: Sources = SOURCES
 
 
@@ -167,11 +169,11 @@ def choose_device(name: str | None) -> str:
     return name
 
 
-def surroundings(device: str) -> dict[str, Any]:
+def surroundings(device: str, pin: Mapping[str, Mapping[str, int]] | None = None) -> dict[str, Any]:
     """The environment of the code that is measured (not of the working directory), for records made on `device`.
 
     Without git a digest of the measured sources, `source`, stands in for the commit. A CPU is a machine of its own even
-    where a GPU gave the machine its name.
+    where a GPU gave the machine its name. Code with pinned tiles differs from its commit: it is dirty, no baseline.
     """
     from spectralbench import environment
 
@@ -179,6 +181,9 @@ def surroundings(device: str) -> dict[str, Any]:
     facts = {**environment.capture(code[0]), "device": device}
     if facts["commit"] is None:
         facts["source"] = _digest(code)
+    if pin:
+        facts["pin"] = pin
+        facts["dirty"] = hashlib.sha256(f"{facts['dirty']} {json.dumps(pin, sort_keys=True)}".encode()).hexdigest()[:8]
     if device == "cpu" and environment.device_kind() == "cuda" and not os.environ.get("SPECTRALBENCH_MACHINE"):
         facts["machine"] = environment.cpu_slug(str(facts["cpu"]), int(str(facts["cores"])))
     return facts
@@ -343,7 +348,7 @@ def _setup(request: Request) -> Setup:
     from spectralbench.measure import Budget
 
     budget = Budget(**BUDGETS[request.profile])  # type: ignore[arg-type]
-    return Setup(request.sources, request.device, request.cache, request.launch, request.metrics, budget)
+    return Setup(request.sources, request.device, request.cache, request.launch, request.metrics, budget, request.pin)
 
 
 def _identity(item: Item, name: str, request: Request) -> dict[str, Any]:

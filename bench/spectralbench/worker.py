@@ -15,7 +15,7 @@ import os
 import signal
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any, Self
 
@@ -40,7 +40,10 @@ class Sources:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What is the same for every case of a worker's life; `budget` is a `measure.Budget`."""
+    """What is the same for every case of a worker's life.
+
+    budget: a `measure.Budget`. pin: tiles that every kernel takes, see `spectralkernels.tuning.pinned`.
+    """
 
     sources: Sources
     device: str
@@ -48,6 +51,7 @@ class Setup:
     launch: str
     metrics: tuple[str, ...] | None
     budget: Any
+    pin: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +194,7 @@ def serve(connection: Connection, setup: Setup) -> None:
     os.dup2(2, 1)  # stdout is the parent's data; whatever an implementation prints is talk
     faulthandler.enable()
     from spectralbench.measure import failure
+    from spectralkernels.tuning import pinned
 
     threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
@@ -207,17 +212,18 @@ def serve(connection: Connection, setup: Setup) -> None:
         except EOFError:
             return
         try:
-            outcomes = measure(
-                operations[task.operation],
-                task.case,
-                task.implementations,
-                device=setup.device,
-                pass_=task.pass_,
-                metrics=setup.metrics,
-                clock=clock,
-                budget=setup.budget,
-                ceilings=ceilings,
-            )
+            with pinned(setup.pin):
+                outcomes = measure(
+                    operations[task.operation],
+                    task.case,
+                    task.implementations,
+                    device=setup.device,
+                    pass_=task.pass_,
+                    metrics=setup.metrics,
+                    clock=clock,
+                    budget=setup.budget,
+                    ceilings=ceilings,
+                )
         except Exception as error:
             outcomes = dict.fromkeys(task.implementations, failure(error))
         healthy = _healthy(outcomes, setup.device)

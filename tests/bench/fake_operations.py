@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from spectralbench.measure import failure
 from spectralbench.outcome import Measured, Measurement, Outcome, Skipped
 from spectralbench.worker import Sources
 from spectralkernels.declare import Block, Cost, Implementation, Operation, Tolerance
+from spectralkernels.tuning import Site, noted_choices
 
 SOURCES = Sources("fake_operations:load_operations", "fake_operations:measure_case", "fake_operations:clock_for")
 
@@ -54,6 +56,19 @@ def _raises(size: int, rate: float) -> float:
     raise ValueError("size does not suit me")
 
 
+@dataclass(frozen=True)
+class _Tile:
+    warps: int
+
+
+def _tiled(size: int, rate: float) -> float:
+    _SITE.choose({"size": size}, _Tile(4), 0)
+    return 0.0
+
+
+_SITE = Site("fake.site", {"warps": (1, 8)})
+
+
 def _no_gpu(device: str) -> str | None:
     return None if device == "cuda" else "needs CUDA"
 
@@ -89,6 +104,7 @@ def load_operations() -> dict[str, Operation]:
         _operation("greedy", PLAIN, Implementation("wants_all", "kernel", _greedy, "here"), sizes=(1,)),
         _operation("raising", PLAIN, Implementation("raises", "kernel", _raises, "here"), sizes=(1,)),
         _operation("slow", Implementation("sleeps", "kernel", _slow, "here"), PLAIN, sizes=(1, 2, 3)),
+        _operation("tiled", Implementation("tiled", "kernel", _tiled, "here"), sizes=(1,)),
         _operation("talking", Implementation("talks", "kernel", _talkative, "here"), sizes=(1,)),
     ]
     return {operation.name: operation for operation in found}
@@ -120,12 +136,14 @@ def measure_case(
             outcomes[name] = Skipped(reason)
             continue
         try:
-            implementation.call(**operation.make_inputs(case, device))
+            with noted_choices() as choices:
+                implementation.call(**operation.make_inputs(case, device))
         except Exception as error:
             outcomes[name] = failure(error)
             continue
         together = float(len(implementations))
         times = Measurement("device_time", 1, "second", (together, together, together * 2))
         process = Measurement("host_peak", 1, "byte", (float(os.getpid()),))
-        outcomes[name] = Measured((times, process), (("nvml_memory", "no NVML here"),))
+        tiles = {label: choice.recorded for label, choice in choices.items()}
+        outcomes[name] = Measured((times, process), (("nvml_memory", "no NVML here"),), tiles)
     return outcomes

@@ -230,6 +230,28 @@ def test_ctrl_c_exits_130_says_how_to_resume_and_leaves_whole_records(tmp_path: 
 # list and machine
 
 
+def test_a_pin_replays_the_tiles_of_a_record(cli: Cli) -> None:
+    _, out, _ = cli("run", "tiled", "--profile", "smoke", "--json")
+    tiles = json.loads(out.splitlines()[0])["tiles"]
+    assert tiles == {"fake.site[size=1]": {"warps": 4, "source": "rule"}}
+    Path("pin.json").write_text(json.dumps(tiles))
+    code, out, err = cli("run", "tiled", "--profile", "smoke", "--json", "--pin", "@pin.json")
+    assert (code, "no launch took" in err) == (0, False)
+    assert json.loads(out.splitlines()[0])["tiles"] == {"fake.site[size=1]": {"warps": 4, "source": "pin"}}
+
+
+def test_a_pin_that_nothing_takes_is_said(cli: Cli) -> None:
+    _, _, err = cli("run", "tiled", "--profile", "smoke", "--pin", '{"fake.sight": {"warps": 2}}')
+    assert "no launch took the pin 'fake.sight'; these chose a tile: fake.site[size=1]" in one_line(err)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"fake.site": 4}', "@missing.json"])
+def test_a_pin_that_is_no_tile_is_refused(cli: Cli, text: str) -> None:
+    code, _, err = cli("run", "tiled", "--profile", "smoke", "--pin", text)
+    assert code == 2
+    assert "--pin takes a record's `tiles` as JSON" in one_line(err)
+
+
 def test_list_names_everything_and_why_it_is_not_available(cli: Cli) -> None:
     code, out, err = cli("list", "steady")
     assert (code, err) == (0, "")

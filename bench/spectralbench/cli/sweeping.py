@@ -43,6 +43,9 @@ def run(
     cache: Annotated[str | None, typer.Option(help="warm or cold; default: cold on cuda, warm on cpu.")] = None,
     launch: Annotated[str, typer.Option(help="eager or graph.")] = "eager",
     seed: Annotated[int, typer.Option(help="Seed of the inputs, part of the identity.")] = 0,
+    pin: Annotated[
+        str | None, typer.Option(metavar="JSON", help="Tiles to run with: a record's `tiles`, or @FILE with them.")
+    ] = None,
     as_json: terminal.Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no talk but errors.")] = False,
 ) -> None:
@@ -65,11 +68,13 @@ def run(
             timeout=timeout,
             time_budget=time_budget,
             retry_failed=retry_failed,
+            pin=_pins(pin),
             sources=sweep.SOURCES,
         )
         done = _dry_run(request, results) if dry_run else _run(request, results, quiet)
     if not quiet:
         _talk_about(done, dry_run)
+        _talk_about_pins(request, done)
     if dry_run:
         _print_plan(done, as_json)
         return
@@ -121,7 +126,7 @@ def _run(request: Request, results: Path, quiet: bool) -> Sweep:
     from spectralbench.worker import WorkerBroken
 
     watch = _Bar(quiet)
-    surroundings = sweep.surroundings(request.device)
+    surroundings = sweep.surroundings(request.device, request.pin)
     if not quiet and (doubt := busy(surroundings)):
         terminal.say(doubt)
     try:
@@ -145,7 +150,7 @@ def busy(surroundings: Mapping[str, Any]) -> str | None:
 def _dry_run(request: Request, results: Path) -> Sweep:
     from spectralbench import sweep
 
-    return sweep.preview(request, results, sweep.surroundings(request.device))
+    return sweep.preview(request, results, sweep.surroundings(request.device, request.pin))
 
 
 def _talk_about(done: Sweep, dry_run: bool) -> None:
@@ -171,6 +176,17 @@ def _talk_about(done: Sweep, dry_run: bool) -> None:
         first = ", ".join(item.label for item in done.left[:3]) + (", ..." if len(done.left) > 3 else "")
         terminal.say(f"stopped by the {done.stopped}; {len(done.left)} cases are left: {first}")
         terminal.say(f"resume with the same command: {shlex.join(['spectralbench', *sys.argv[1:]])}")
+
+
+def _talk_about_pins(request: Request, done: Sweep) -> None:
+    """Pins that no launch took, which a slip of the pen looks like."""
+    taken = {
+        label for record in done.records for label, tile in (record.tiles or {}).items() if tile["source"] == "pin"
+    }
+    for pin in request.pin:
+        if not any(label == pin or label.startswith(f"{pin}[") for label in taken):
+            known = sorted({label for record in done.records for label in record.tiles or {}})
+            terminal.say(f"no launch took the pin {pin!r}; these chose a tile: {', '.join(known) or 'none'}")
 
 
 def _print_plan(done: Sweep, as_json: bool) -> None:
@@ -203,3 +219,21 @@ def _assignments(texts: list[str] | None) -> dict[str, str]:
         known = found.get(name.strip())
         found[name.strip()] = f"{known},{values}" if known else values
     return found
+
+
+def _pins(text: str | None) -> dict[str, dict[str, int]]:
+    """Tiles by label or site from JSON, without the note of who chose them."""
+    if text is None:
+        return {}
+    try:
+        given = json.loads(Path(text[1:]).read_text(encoding="utf-8") if text.startswith("@") else text)
+        return {
+            label: {name: int(value) for name, value in tile.items() if name != "source"}
+            for label, tile in given.items()
+        }
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise terminal.fail(
+            f"--pin takes a record's `tiles` as JSON, or @FILE, such as "
+            f'\'{{"dft_triton.contract": {{"m": 64}}}}\'; got {text!r}: {error}',
+            2,
+        ) from None
