@@ -391,3 +391,8 @@ def test_a_busy_machine_is_doubted(load: float | None, warned: bool) -> None:
     doubt = sweeping.busy({"load": load, "cores": 2})
     assert (doubt is not None) == warned
     assert doubt is None or "this machine is busy: load" in doubt
+
+
+def test_tiles_are_not_tuned_without_a_gpu(cli: Cli) -> None:
+    code, _, err = cli("tune", "tiled", "--profile", "smoke")
+    assert (code, "tiles are tuned on a CUDA device" in one_line(err)) == (2, True)
