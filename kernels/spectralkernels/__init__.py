@@ -9,8 +9,9 @@ Needs torch alone; Triton, CUDA and everything else only add implementations.
 
 from spectralkernels import masks
 from spectralkernels.convolution.geometry import WeightSpectrum
-from spectralkernels.dispatch import Availability, implementations
+from spectralkernels.dispatch import Availability, Explanation, implementations
 from spectralkernels.errors import DtypeError, RangeError, ShapeError, SpectralKernelsError, Unsupported
+from spectralkernels.explain import explain
 from spectralkernels.ops.band_limited_conv1d import band_limited_conv1d
 from spectralkernels.ops.band_limited_conv2d import band_limited_conv2d, weight_spectrum
 from spectralkernels.ops.masked_conv2d import masked_conv2d
@@ -22,6 +23,7 @@ from spectralkernels.sparse import SparseSpectrum
 __all__ = [
     "Availability",
     "DtypeError",
+    "Explanation",
     "RangeError",
     "ShapeError",
     "SparseSpectrum",
@@ -30,6 +32,7 @@ __all__ = [
     "WeightSpectrum",
     "band_limited_conv1d",
     "band_limited_conv2d",
+    "explain",
     "implementations",
     "masked_conv2d",
     "masked_multiply",

@@ -123,6 +123,14 @@ class Implementation:
 
 
 @dataclass(frozen=True, slots=True)
+class Decision:
+    """The implementation that `impl="auto"` takes, and the reason in one clause."""
+
+    name: str
+    because: str
+
+
+@dataclass(frozen=True, slots=True)
 class Operation:
     """A mathematical contract, what it costs at least, and everyone who computes it.
 
@@ -131,7 +139,7 @@ class Operation:
     ideal(**inputs): the uncompressed float64 answer, or None where the operation loses nothing.
     cost(case): the floor (see Cost).
     fft_size(case): the FFT size N of each spatial axis, part of a record's identity.
-    auto(**inputs): the name of the implementation that `impl="auto"` takes.
+    auto(**inputs): the implementation that `impl="auto"` takes, and why.
     dense(output): the output as one dense tensor, for comparison.
     rivals: what a user would call instead (role rival). They compute `ideal`, are gated against it, timed beside the
         implementations and never dispatched to, because their answer is another one.
@@ -150,7 +158,7 @@ class Operation:
     fft_size: Callable[[Case], tuple[int, ...]]
     tolerance: Tolerance
     implementations: tuple[Implementation, ...]
-    auto: Callable[..., str]
+    auto: Callable[..., Decision]
     ideal: Callable[..., Any] | None = None
     dense: Callable[[Any], Any] = lambda output: output
     observe: Callable[[Case, Any], Mapping[str, float]] = lambda case, output: {}

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from spectralkernels.declare import Implementation, Operation, Role
+from spectralkernels.declare import Decision, Implementation, Operation, Role
 from spectralkernels.errors import Unsupported
 
 
@@ -24,16 +24,57 @@ class Availability:
         return self.reason is None
 
 
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What runs for a call, and why; see `explain`.
+
+    asked: the `impl` of the call. refused: None if it runs, else why the call would raise Unsupported.
+    others: the other implementations; `reason` is None for those that could serve the call too.
+    """
+
+    operation: str
+    asked: str
+    chosen: str
+    because: str
+    refused: str | None
+    others: tuple[Availability, ...]
+
+    def __str__(self) -> str:
+        verb = "runs" if self.refused is None else "cannot run"
+        width = max((len(other.name) for other in self.others), default=0)
+        lines = [f"{self.operation}: {self.chosen} {verb}: {self.refused or self.because}"]
+        return "\n".join(lines + [f"  {other.name:<{width}}  {other.reason or 'could run'}" for other in self.others])
+
+
+class Asked(str):
+    """The `impl` of a call that is to be explained instead of run."""
+
+
+class Explained(Exception):
+    """Carries the explanation out of the call."""
+
+    def __init__(self, explanation: Explanation) -> None:
+        super().__init__(str(explanation))
+        self.explanation = explanation
+
+
 def dispatch(operation: Operation, impl: str, device: str, inputs: dict[str, Any]) -> Any:
-    """Run `operation` on `inputs` with the implementation `impl`, or the one that `auto` names.
+    """Run `operation` on `inputs` with the implementation `impl`, or the one that `auto` decides for.
 
     A named implementation never falls back: it runs, or Unsupported says why. RangeError on an unknown name.
     """
-    name = operation.auto(**inputs) if impl == "auto" else impl
-    implementation = operation.implementation(name)
+    decision = operation.auto(**inputs) if impl == "auto" else Decision(str(impl), "it was asked for by name")
+    implementation = operation.implementation(decision.name)
     reason = why_not(implementation, device, inputs)
+    if isinstance(impl, Asked):
+        others = tuple(
+            Availability(other.name, other.role, why_not(other, device, inputs))
+            for other in operation.implementations
+            if other is not implementation
+        )
+        raise Explained(Explanation(operation.name, str(impl), decision.name, decision.because, reason, others))
     if reason is not None:
-        raise Unsupported(f"{operation.name} with impl={name!r}: {reason}")
+        raise Unsupported(f"{operation.name} with impl={decision.name!r}: {reason}")
     return implementation.call(**inputs)
 
 

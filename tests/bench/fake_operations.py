@@ -15,7 +15,7 @@ from typing import Any
 from spectralbench.measure import failure
 from spectralbench.outcome import Measured, Measurement, Outcome, Skipped
 from spectralbench.worker import Sources
-from spectralkernels.declare import Block, Cost, Implementation, Operation, Tolerance
+from spectralkernels.declare import Block, Cost, Decision, Implementation, Operation, Tolerance
 from spectralkernels.tuning import Site, noted_choices
 
 SOURCES = Sources("fake_operations:load_operations", "fake_operations:measure_case", "fake_operations:clock_for")
@@ -87,7 +87,7 @@ def _operation(name: str, *implementations: Implementation, sizes: tuple[int, ..
         fft_size=lambda case: (case["size"],),
         tolerance=Tolerance({"float32": 0.0}, "exact"),
         implementations=implementations,
-        auto=lambda **inputs: "plain",
+        auto=lambda **inputs: Decision("plain", "a test"),
     )
 
 

@@ -15,7 +15,7 @@ PLANTED = '''"""Doubling, an operation that is over at once."""
 
 import torch
 
-from spectralkernels.declare import Block, Case, Cost, Implementation, Operation, Tolerance
+from spectralkernels.declare import Block, Case, Cost, Decision, Implementation, Operation, Tolerance
 
 
 def _inputs(case: Case, device: str) -> dict[str, torch.Tensor]:
@@ -47,7 +47,7 @@ OPERATION = Operation(
         Implementation("twin", "baseline", _times(FACTOR), "here"),
         Implementation("needs_gpu", "kernel", _times(2.0), "here", available=lambda device: "no GPU here"),
     ),
-    auto=lambda **inputs: "product",
+    auto=lambda **inputs: Decision("product", "it is the only one"),
     gradients=("x",),
 )
 '''

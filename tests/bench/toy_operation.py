@@ -12,7 +12,7 @@ from torch import Tensor
 from spectralbench.clock import FakeClock
 from spectralbench.measure import Budget, measure_case
 from spectralbench.outcome import Failed, Measured, Outcome
-from spectralkernels.declare import Case, Cost, Implementation, Operation, Tolerance
+from spectralkernels.declare import Case, Cost, Decision, Implementation, Operation, Tolerance
 
 TOLERANCE = 1e-5
 TIME = ("device_time",)
@@ -66,7 +66,7 @@ def toy(*implementations: Implementation, **changes: Any) -> Operation:
         "fft_size": lambda found: (),
         "tolerance": Tolerance({"float32": TOLERANCE}, "a test"),
         "implementations": implementations,
-        "auto": lambda **inputs: "plain",
+        "auto": lambda **inputs: Decision("plain", "a test"),
         "gradients": ("x", "w"),
     }
     return Operation(**{**fields, **changes})

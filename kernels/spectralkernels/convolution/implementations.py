@@ -20,7 +20,7 @@ from spectralkernels.convolution.geometry import (
     check_spectrum_arguments,
     conv_band,
 )
-from spectralkernels.declare import Implementation, Operation, Tolerance
+from spectralkernels.declare import Decision, Implementation, Operation, Tolerance
 from spectralkernels.dispatch import dispatch
 from spectralkernels.launch import triton_unavailable
 from spectralkernels.spectra import Band
@@ -61,22 +61,30 @@ SLOW_DEPTHWISE_SIDE = 15
 LONG_DEPTHWISE_SERIES = 1024
 
 
-def auto(x: Tensor, weight: Tensor | WeightSpectrum, bias: Tensor | None, band: Band, groups: int) -> str:
-    """The name that `impl="auto"` takes. Without a band limit every way gives the same answer, and the faster runs."""
+def auto(x: Tensor, weight: Tensor | WeightSpectrum, bias: Tensor | None, band: Band, groups: int) -> Decision:
+    """What `impl="auto"` takes. Without a band limit every way gives the same answer, and the faster runs."""
     if isinstance(weight, WeightSpectrum):
-        return "dft_gemm_frozen"
+        return Decision("dft_gemm_frozen", "the weight is frozen, so that its transform is already there")
     depthwise = weight.shape[1] == 1
-    if band.compression == 0.0 and not (x.device.type == "cpu" and _spectrum_pays(x, weight, band, groups, depthwise)):
-        return "direct"
-    long = depthwise and len(band.n) == 1 and band.size[0] >= LONG_DEPTHWISE_SERIES
-    return "torch_fft" if long else "dft_gemm"
+    if band.compression == 0.0:
+        if x.device.type != "cpu":
+            return Decision("direct", "nothing is dropped, and no GPU has been measured yet")
+        if (why := _direct_is_faster(x, weight, band, groups, depthwise)) is not None:
+            return Decision("direct", f"nothing is dropped, and {why}")
+    if depthwise and len(band.n) == 1 and band.size[0] >= LONG_DEPTHWISE_SERIES:
+        return Decision("torch_fft", f"from {LONG_DEPTHWISE_SERIES} samples an FFT per series beats a matrix on a CPU")
+    return Decision("dft_gemm", "only kept modes are computed, as matrix products: the fastest on a CPU")
 
 
-def _spectrum_pays(x: Tensor, weight: Tensor, band: Band, groups: int, depthwise: bool) -> bool:
+def _direct_is_faster(x: Tensor, weight: Tensor, band: Band, groups: int, depthwise: bool) -> str | None:
+    """Why the library convolution beats the matrix products on a CPU, or None."""
     if depthwise:
-        return min(band.kernel) >= SLOW_DEPTHWISE_SIDE
+        small = min(band.kernel) < SLOW_DEPTHWISE_SIDE
+        return f"oneDNN's depthwise kernel is fast below {SLOW_DEPTHWISE_SIDE} taps a side" if small else None
     sizes = (len(x), x.shape[1], len(weight), groups, band)
-    return direct_flops(*sizes) > DENSE_FLOP_RATIO * dft_gemm_flops(*sizes)
+    ratio = direct_flops(*sizes) / dft_gemm_flops(*sizes)
+    few = ratio <= DENSE_FLOP_RATIO
+    return f"the direct sum needs {ratio:.1f} times our arithmetic, below {DENSE_FLOP_RATIO:g}" if few else None
 
 
 def _tensor_weight(supports: Callable[..., str | None] | None = None) -> Callable[..., str | None]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from spectralkernels.checks import REAL_DTYPES, check_channels, check_dims, check_dtype, check_like
 from spectralkernels.convolution.baselines import direct
 from spectralkernels.convolution.geometry import GridChoice, Padding, conv_band
-from spectralkernels.declare import Implementation, Operation, Tolerance
+from spectralkernels.declare import Decision, Implementation, Operation, Tolerance
 from spectralkernels.dispatch import dispatch
 from spectralkernels.errors import DtypeError, ShapeError
 from spectralkernels.masks import hermitian, mode_list
@@ -111,7 +111,7 @@ OPERATION = Operation(
         Implementation("dft_gemm", "kernel", dft_gemm, "truncated DFT of one mode list, as matrix products"),
         Implementation("torch_fft", "baseline", torch_fft, "torch.fft, the product at the kept cells only"),
     ),
-    auto=lambda **inputs: "dft_gemm",
+    auto=lambda **inputs: Decision("dft_gemm", "the fastest way for every kind of mask on a CPU"),
     observe=observe,
     # A bool mask has no gradient; that of a float one is proven by the tests at zero and non-zero cells alike.
     gradients=("x", "weight"),

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectralkernels.declare import Case, Cost, Implementation, Operation, Role, Tolerance
+from spectralkernels.declare import Case, Cost, Decision, Implementation, Operation, Role, Tolerance
 from spectralkernels.dispatch import dispatch
 from spectralkernels.inputs import feature_map, he_kernel
 from spectralkernels.launch import triton_unavailable
@@ -101,11 +101,13 @@ def observe(case: Case, output: Tensor) -> Mapping[str, float]:
     return {"achieved_compression": 1.0 - kept_fraction, "kept_fraction": kept_fraction}
 
 
-def auto(x_hat: Tensor, w_hat: Tensor, mask: Tensor | None, groups: int) -> str:
+def auto(x_hat: Tensor, w_hat: Tensor, mask: Tensor | None, groups: int) -> Decision:
     """The Triton kernel on CUDA complex64; else bmm, or einsum where a group has one channel and nothing is summed."""
     if x_hat.is_cuda and x_hat.dtype == torch.complex64 and triton_unavailable("cuda") is None:
-        return "triton"
-    return "einsum" if w_hat.shape[1] == 1 else "complex_bmm"
+        return Decision("triton", "one kernel skips what is masked; not yet timed on a GPU")
+    if w_hat.shape[1] == 1:
+        return Decision("einsum", "a group of one channel leaves nothing to sum")
+    return Decision("complex_bmm", "one matrix product per frequency was the fastest on a CPU")
 
 
 def _cells(case: Case) -> int:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from spectralkernels.checks import check_like
-from spectralkernels.declare import Block, Case, Cost, Implementation, Operation, Tolerance
+from spectralkernels.declare import Block, Case, Cost, Decision, Implementation, Operation, Tolerance
 from spectralkernels.dispatch import dispatch
 from spectralkernels.errors import DtypeError, ShapeError
 from spectralkernels.inputs import he_kernel
@@ -111,15 +111,16 @@ def _kept_fraction(case: Case) -> float:
     return sparse.density
 
 
-def auto(sparse: SparseSpectrum, **_: Any) -> str:
+def auto(sparse: SparseSpectrum, **_: Any) -> Decision:
     """On a CPU the spectrum's own format, which needs no conversion; on CUDA Triton for a bitmap, else dense.
 
     Adding non-zeros one by one is not reproducible on CUDA, where index_add is atomic.
     """
     if sparse.device.type == "cpu":
-        return sparse.format
-    runs = sparse.format == "bitmap" and sparse.dtype == torch.complex64 and triton_unavailable("cuda") is None
-    return "triton" if runs else "dense"
+        return Decision(sparse.format, "the spectrum's own format, which needs no conversion")
+    if sparse.format == "bitmap" and sparse.dtype == torch.complex64 and triton_unavailable("cuda") is None:
+        return Decision("triton", "it reads the bitmap as it is")
+    return Decision("dense", "its sums come in a fixed order on CUDA, where adding non-zeros is atomic")
 
 
 def _triton(sparse: SparseSpectrum, w_hat: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectralkernels.declare import Block, Case, Cost, Implementation, Operation, Tolerance
+from spectralkernels.declare import Block, Case, Cost, Decision, Implementation, Operation, Tolerance
 from spectralkernels.dispatch import dispatch
 from spectralkernels.errors import DtypeError, RangeError, ShapeError
 from spectralkernels.launch import triton_unavailable
@@ -154,10 +154,10 @@ def observe(case: Case, output: SparseSpectrum) -> Mapping[str, float]:
     return {"kept_fraction": output.density, "stored_bytes": float(output.nbytes)}
 
 
-def auto(y_hat: Tensor, **_: Any) -> str:
+def auto(y_hat: Tensor, **_: Any) -> Decision:
     """The Triton kernel on CUDA for complex64; elsewhere torch's bitmap, the same format."""
     runs = y_hat.is_cuda and y_hat.dtype == torch.complex64 and triton_unavailable("cuda") is None
-    return "triton" if runs else "bitmap"
+    return Decision("triton" if runs else "bitmap", "a bit per coefficient is the smallest of the formats")
 
 
 def _triton(y_hat: Tensor, beta: float, activation: str, relative: bool, n: int) -> SparseSpectrum:
