@@ -1,0 +1,125 @@
+"""Judge what `impl="auto"` takes by what was measured: the time of its choice over that of the fastest equal.
+
+Equals answer the same question as exactly: implementations of the operation (rivals have another answer) that take the
+inputs as they are, no coarser than the operation's own tolerance. What is prepared outside the clock is left out.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from spectralbench.history import History, Series
+from spectralkernels.declare import Case, Implementation, Operation
+
+METRIC = "device_time"
+NOTABLE = 1.1
+SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One case in one pass: what auto takes and why, the fastest equal, and the seconds of both."""
+
+    operation: str
+    case: str
+    dtype: str
+    pass_: str
+    chosen: str
+    because: str
+    seconds: float
+    fastest: str
+    fastest_seconds: float
+
+    @property
+    def regret(self) -> float:
+        """How many times longer the choice takes than the fastest; 1 is the best."""
+        return self.seconds / self.fastest_seconds
+
+
+def verdicts(history: History, machine: str, operations: Mapping[str, Operation], device: str) -> Iterator[Verdict]:
+    """A verdict for every case of the machine whose choice was measured beside at least one equal.
+
+    Times are taken from the newest point of the choice and of whoever was measured at the same commit.
+    """
+    asked: dict[tuple[str, str, str, str, int, str, str], list[Series]] = {}
+    for series in history.series:
+        subject = series.key.subject
+        if (subject.machine, subject.via, series.key.metric) == (machine, "records", METRIC):
+            question = (subject.operation, subject.case, subject.dtype, subject.pass_, subject.seed)
+            asked.setdefault((*question, subject.cache, subject.launch), []).append(series)
+    for (name, text, dtype, pass_, seed, _, _), found in asked.items():
+        if name not in operations:
+            continue
+        operation = operations[name]
+        case = Case(name, tuple(found[0].params.items()), dtype, seed)
+        inputs = operation.make_inputs(case, device)
+        decision = operation.auto(**inputs)
+        by_name = {series.key.subject.implementation: series.newest for series in found}
+        if decision.name not in by_name:
+            continue
+        commit = by_name[decision.name].commit
+        seconds = {
+            implementation.name: by_name[implementation.name].value
+            for implementation in operation.implementations
+            if implementation.name in by_name
+            and by_name[implementation.name].commit == commit
+            and (implementation.name == decision.name or _equal(operation, implementation, dtype, inputs))
+        }
+        if len(seconds) > 1:
+            fastest = min(seconds, key=lambda known: seconds[known])
+            yield Verdict(
+                name,
+                text,
+                dtype,
+                pass_,
+                decision.name,
+                decision.because,
+                seconds[decision.name],
+                fastest,
+                seconds[fastest],
+            )
+
+
+def _equal(operation: Operation, implementation: Implementation, dtype: str, inputs: dict[str, Any]) -> bool:
+    tolerance = implementation.tolerance or operation.tolerance
+    exact = tolerance.relative.get(dtype, float("inf")) <= operation.tolerance.relative[dtype]
+    return exact and implementation.prepare is None and implementation.supports(**inputs) is None
+
+
+def as_markdown(machine: str, found: Sequence[Verdict]) -> str:
+    """The evidence as a page: a summary per operation, then the cases that cost most."""
+    lines = [
+        '# What `impl="auto"` takes, and what that costs',
+        "",
+        f"Machine `{machine}`. Regret is the time of the choice over that of the fastest implementation of the same",
+        "accuracy that takes the same inputs, both timed interleaved in the same processes; 1 is the best.",
+        "Written by `spectralbench choices` from the records. `sk.explain` gives the reason for any call.",
+        "",
+        "| operation | cases | takes the fastest | median regret | largest |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    by_operation: dict[str, list[Verdict]] = {}
+    for verdict in found:
+        by_operation.setdefault(verdict.operation, []).append(verdict)
+    for name, own in by_operation.items():
+        best = sum(verdict.chosen == verdict.fastest for verdict in own)
+        median = statistics.median(verdict.regret for verdict in own)
+        worst = max(verdict.regret for verdict in own)
+        lines.append(f"| {name} | {len(own)} | {best} | {median:.2f} | {worst:.2f} |")
+    missed = [verdict for verdict in found if verdict.regret >= NOTABLE]
+    lines += ["", f"Cases with a regret of {NOTABLE:g} and more: {len(missed)} of {len(found)}."]
+    if missed:
+        lines[-1] += f" The largest {SHOWN} of each operation:"
+        lines += [
+            "",
+            "| operation | case | pass | chosen | fastest | regret | why it is chosen |",
+            "|---|---|---|---|---|---:|---|",
+        ]
+    for own in by_operation.values():
+        for one in sorted((one for one in own if one.regret >= NOTABLE), key=lambda one: -one.regret)[:SHOWN]:
+            cells = (one.operation, one.case.replace(",", " "), one.pass_, one.chosen, one.fastest, f"{one.regret:.2f}")
+            lines.append(f"| {' | '.join(cells)} | {one.because} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,70 @@
+"""What auto takes is judged against its equals only: as exact, for the same inputs, measured at the same commit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from synthetic_records import commit_hash, environment, record, write
+from toy_operation import TOLERANCE, implementation, toy
+
+from spectralbench.choices import Verdict, as_markdown, verdicts
+from spectralbench.history import load
+from spectralkernels.declare import Decision, Tolerance
+
+COARSE = Tolerance({"float32": 10 * TOLERANCE}, "a test")
+OPERATION = toy(
+    implementation("plain"),
+    implementation("quick"),
+    implementation("coarse", tolerance=COARSE),
+    implementation("prepared", prepare=lambda **inputs: inputs),
+    implementation("picky", supports=lambda **inputs: "it takes nothing"),
+    rivals=(implementation("rival"),),
+    auto=lambda **inputs: Decision("plain", f"{inputs['x'].shape[-1]} is small"),
+)
+
+
+def judged(results: Path, times: dict[str, float], **changes: Any) -> list[Verdict]:
+    """Verdicts on one case of the toy operation with these times."""
+    facts = environment(commit=0)
+    records = [
+        record({"device_time": [seconds]}, operation="toy", implementation=name, case={"size": 24}, **changes)
+        for name, seconds in times.items()
+    ]
+    write(results, f"2026-01-05-{commit_hash(0)[:8]}", facts, records)
+    return list(verdicts(load(results), "cpu-test-2c", {"toy": OPERATION}, "cpu"))
+
+
+def test_regret_is_the_choice_over_the_fastest_equal(tmp_path: Path):
+    (found,) = judged(tmp_path, {"plain": 3.0, "quick": 2.0})
+    assert (found.chosen, found.fastest, found.regret) == ("plain", "quick", 1.5)
+    assert found.because == "24 is small"
+
+
+@pytest.mark.parametrize("other", ["coarse", "prepared", "picky", "rival"])
+def test_who_is_no_equal_is_left_out(tmp_path: Path, other: str):
+    (found,) = judged(tmp_path, {"plain": 3.0, "quick": 4.0, other: 1.0})
+    assert (found.fastest, found.regret) == ("plain", 1.0)
+
+
+def test_a_choice_without_an_equal_or_a_time_is_not_judged(tmp_path: Path):
+    assert judged(tmp_path, {"plain": 3.0, "coarse": 1.0}) == []
+    assert judged(tmp_path, {"quick": 3.0, "coarse": 1.0}) == []
+
+
+def test_another_commit_does_not_count(tmp_path: Path):
+    judged(tmp_path, {"plain": 3.0, "quick": 4.0})
+    later = [record({"device_time": [1.0]}, operation="toy", implementation="quick", case={"size": 24}, day=1)]
+    write(tmp_path, "later", environment(commit=1), later)
+    assert list(verdicts(load(tmp_path), "cpu-test-2c", {"toy": OPERATION}, "cpu")) == []
+
+
+def test_the_page_has_a_row_for_what_costs_most():
+    def one(chosen: str, seconds: float) -> Verdict:
+        return Verdict("toy", "size=24,rate=1", "float32", "forward", chosen, "small", seconds, "quick", 2.0)
+
+    page = as_markdown("m", [one("quick", 2.0), one("plain", 2.1), one("plain", 5.0)])
+    assert "| toy | 3 | 1 | 1.05 | 2.50 |" in page
+    assert "1.1 and more: 1 of 3" in page
+    assert "| toy | size=24 rate=1 | forward | plain | quick | 2.50 | small |" in page
