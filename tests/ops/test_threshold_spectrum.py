@@ -125,8 +125,8 @@ def test_a_split_pair_would_be_seen(monkeypatch: pytest.MonkeyPatch, seed: int):
 
 @pytest.mark.parametrize(("beta", "percent"), [(0.5, 60), (0.75, 40), (1.0, 27), (1.25, 19), (1.5, 13)])
 def test_kept_fraction_of_natural_maps(beta: float, percent: float, seed: int):
-    """The operating points of the paper's sweep, for ortho-normalised maps of 1/f images (8 points: N=32, K=3)."""
-    y = convolved_spectrum("pink", (16, 3, 32, 32), seed)
+    """The operating points of the paper's sweep, for ortho-normalised maps of 1/f images: four standard errors."""
+    y = convolved_spectrum("pink", (64, 3, 32, 32), seed)
     assert abs(100 * threshold_spectrum(y, beta).density - percent) <= 8
 
 

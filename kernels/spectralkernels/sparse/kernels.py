@@ -15,28 +15,73 @@ NUM_WARPS = 4
 
 
 @triton.jit
+def real(coefficient):
+    """The real part of a complex64 that travels as one int64: one load or store where two floats would be two."""
+    return coefficient.to(tl.int32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def imaginary(coefficient):
+    return (coefficient >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def as_coefficient(re, im):
+    high = im.to(tl.int32, bitcast=True).to(tl.int64) << 32
+    return high | re.to(tl.uint32, bitcast=True).to(tl.int64)
+
+
+@triton.jit
+def popcount(words):
+    """Set bits of each int32 word; the compiler knows this form and makes it one instruction."""
+    words = words.to(tl.uint32, bitcast=True)
+    words = words - ((words >> 1) & 0x55555555)
+    words = (words & 0x33333333) + ((words >> 2) & 0x33333333)
+    words = (words + (words >> 4)) & 0x0F0F0F0F
+    return ((words * 0x01010101) >> 24).to(tl.int32)
+
+
+@triton.jit
+def slots_of(words_ptr, BLOCK: tl.constexpr):
+    """Slot within its block of every coefficient, if it is kept, and whether it is. Returns: Int32, Bool [words, 32].
+
+    A slot is the end of the coefficient's word less the set bits from its own on: only the words are summed up.
+    """
+    bit = tl.arange(0, 32)[None, :]
+    words = tl.load(words_ptr + tl.arange(0, BLOCK // 32))
+    ends = tl.cumsum(popcount(words), 0)[:, None]
+    return ends - popcount(words[:, None] & (-1 << bit)), (words[:, None] & (1 << bit)) != 0
+
+
+@triton.jit
 def expand_kernel(
     values_ptr,
+    outputs_ptr,
     words_ptr,
     offsets_ptr,
     flat_ptr,
     n_coefficients,
     COMPACT: tl.constexpr,
+    TANH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program owns one block: reads its bits and its r * BLOCK values, writes BLOCK coefficients."""
+    """One program owns one block: reads its bits and its r * BLOCK values, writes BLOCK coefficients.
+
+    With TANH the values are gradients, multiplied by the derivative at the packed `outputs` of tanh (8 bytes more per
+    value).
+    """
     block = tl.program_id(0).to(tl.int64)
-    offs = tl.arange(0, BLOCK)
-    bits = (tl.load(words_ptr + block * (BLOCK // 32) + offs // 32) >> (offs % 32)) & 1
     base = tl.load(offsets_ptr + block).to(tl.int64) if COMPACT else block * BLOCK
-    slots = base + tl.cumsum(bits, 0) - bits
-    pair = tl.arange(0, 2)[None, :]
-    kept = (bits != 0)[:, None]
-    values = tl.load(values_ptr + 2 * slots[:, None] + pair, mask=kept, other=0.0)  # [BLOCK, 2]
-    # a flat store is 128 bits wide, a [BLOCK, 2] one 64
-    offs_flat = 2 * BLOCK * block + tl.arange(0, 2 * BLOCK)
-    end = n_coefficients * tl.full((), 2, tl.int64)
-    tl.store(flat_ptr + offs_flat, tl.reshape(values, (2 * BLOCK,)), mask=offs_flat < end)
+    slots, kept = slots_of(words_ptr + block * (BLOCK // 32), BLOCK)
+    values = tl.load(values_ptr + base + slots, mask=kept, other=0)
+    if TANH:
+        outputs = tl.load(outputs_ptr + base + slots, mask=kept, other=0)
+        re, im = real(outputs), imaginary(outputs)
+        re = real(values) * (1.0 - re * re)
+        im = imaginary(values) * (1.0 - im * im)
+        values = as_coefficient(re, im)
+    offs = 32 * tl.arange(0, BLOCK // 32)[:, None] + tl.arange(0, 32)[None, :]
+    tl.store(flat_ptr + block * BLOCK + offs, values, mask=offs < n_coefficients - block * BLOCK)
 
 
 @triton.jit
@@ -51,26 +96,11 @@ def collect_kernel(
 ):
     """One program owns one block: reads its bits and BLOCK coefficients, writes its r * BLOCK values."""
     block = tl.program_id(0).to(tl.int64)
-    offs = tl.arange(0, BLOCK)
-    bits = (tl.load(words_ptr + block * (BLOCK // 32) + offs // 32) >> (offs % 32)) & 1
     base = tl.load(offsets_ptr + block).to(tl.int64) if COMPACT else block * BLOCK
-    slots = base + tl.cumsum(bits, 0) - bits
-    offs_flat = 2 * BLOCK * block + tl.arange(0, 2 * BLOCK)
-    end = n_coefficients * tl.full((), 2, tl.int64)
-    flat = tl.load(flat_ptr + offs_flat, mask=offs_flat < end, other=0.0)
-    pair = tl.arange(0, 2)[None, :]
-    tl.store(values_ptr + 2 * slots[:, None] + pair, tl.reshape(flat, (BLOCK, 2)), mask=(bits != 0)[:, None])
-
-
-@triton.jit
-def popcount(words):
-    """Set bits of each int32 word (SWAR: the interpreter has no libdevice)."""
-    words = words.to(tl.uint32, bitcast=True)
-    words = words - ((words >> 1) & 0x55555555)
-    words = (words & 0x33333333) + ((words >> 2) & 0x33333333)
-    words = (words + (words >> 4)) & 0x0F0F0F0F
-    words = words + (words >> 8)
-    return ((words + (words >> 16)) & 0x3F).to(tl.int32)
+    slots, kept = slots_of(words_ptr + block * (BLOCK // 32), BLOCK)
+    offs = 32 * tl.arange(0, BLOCK // 32)[:, None] + tl.arange(0, 32)[None, :]
+    flat = tl.load(flat_ptr + block * BLOCK + offs, mask=offs < n_coefficients - block * BLOCK, other=0)
+    tl.store(values_ptr + base + slots, flat, mask=kept)
 
 
 @triton.jit
@@ -88,18 +118,27 @@ def on_device_of(tensor: Tensor) -> torch.cuda.device:
     return torch.cuda.device(tensor.device if tensor.is_cuda else -1)
 
 
-def expand(values: Tensor, words: Tensor, offsets: Tensor | None, numel: int) -> Tensor:
-    """See `bitmap.expand`; Complex64 only."""
+def as_int64(spectrum: Tensor) -> Tensor:
+    """Complex64 [...] as Int64, one per coefficient; shares memory where `spectrum` is contiguous."""
+    return as_real_pairs(spectrum).view(torch.int64)
+
+
+def expand(
+    values: Tensor, words: Tensor, offsets: Tensor | None, numel: int, *, outputs: Tensor | None = None
+) -> Tensor:
+    """See `bitmap.expand`; Complex64 only. With packed `outputs` of tanh, `values` are gradients that pass through."""
     flat = torch.empty(numel, dtype=torch.complex64, device=values.device)
     if numel:
         with on_device_of(values):
             expand_kernel[(blocks_of(numel),)](
-                as_real_pairs(values),
+                as_int64(values),
+                as_int64(values if outputs is None else outputs),
                 words,
                 words if offsets is None else offsets,
-                torch.view_as_real(flat),
+                as_int64(flat),
                 numel,
                 COMPACT=offsets is not None,
+                TANH=outputs is not None,
                 BLOCK=BLOCK,
                 num_warps=NUM_WARPS,
             )
@@ -112,10 +151,10 @@ def collect(flat: Tensor, words: Tensor, offsets: Tensor | None, capacity: int) 
     if flat.numel():
         with on_device_of(flat):
             collect_kernel[(blocks_of(flat.numel()),)](
-                as_real_pairs(flat),
+                as_int64(flat),
                 words,
                 words if offsets is None else offsets,
-                torch.view_as_real(values),
+                as_int64(values),
                 flat.numel(),
                 COMPACT=offsets is not None,
                 BLOCK=BLOCK,
