@@ -17,6 +17,7 @@ from spectralkernels.ops.band_limited_conv2d import band_limited_conv2d, weight_
 from spectralkernels.ops.masked_conv2d import masked_conv2d
 from spectralkernels.ops.masked_multiply import masked_multiply
 from spectralkernels.ops.sparse_multiply import sparse_multiply
+from spectralkernels.ops.spec_block import spec_block
 from spectralkernels.ops.threshold_spectrum import threshold_spectrum
 from spectralkernels.sparse import SparseSpectrum
 
@@ -38,6 +39,7 @@ __all__ = [
     "masked_multiply",
     "masks",
     "sparse_multiply",
+    "spec_block",
     "threshold_spectrum",
     "weight_spectrum",
 ]
