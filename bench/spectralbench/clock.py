@@ -7,11 +7,13 @@ a record's identity.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import math
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
 import torch
@@ -125,6 +127,7 @@ class CudaClock:
         self._spins: weakref.WeakKeyDictionary[Run, int] = weakref.WeakKeyDictionary()
         self._exposed: weakref.WeakSet[Run] = weakref.WeakSet()
         self._graphs: weakref.WeakKeyDictionary[Run, dict[int, Any]] = weakref.WeakKeyDictionary()
+        self._side: torch.cuda.Stream | None = None
 
     def time(self, run: Run, number: int) -> float:
         launch = self._launcher(run, number)
@@ -177,7 +180,9 @@ class CudaClock:
         captured = number if self.cache == "warm" else 1
         graphs = self._graphs.setdefault(run, {})
         if captured not in graphs:
-            graphs[captured] = _capture(run, captured)
+            # One stream for every capture: libraries keep a workspace for each stream they have seen.
+            self._side = self._side or torch.cuda.Stream()
+            graphs[captured] = capture(run, captured, self._side)
         replay: Run = graphs[captured].replay
         return replay
 
@@ -237,23 +242,58 @@ def _event() -> Any:
     return torch.cuda.Event(enable_timing=True)
 
 
-def _capture(run: Run, calls: int) -> Any:
-    # Capture needs one warm call on a side stream: libraries allocate their workspaces there and then.
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
+WARM_UP_CALLS = 3
+"""What torch documents for a graph with a backward pass: after three calls every lazy allocation has been made."""
+
+
+def capture(run: Run, calls: int, side: torch.cuda.Stream) -> Any:
+    """A CUDA graph of `calls` calls of `run`, as torch documents the capture of a whole training step.
+
+    Warm-up and capture share the stream `side`, so that workspaces of libraries exist before the capture and backward
+    nodes belong to the captured stream. Gradients must come from `torch.autograd.grad` or start as None, so that they
+    are allocated inside and every replay writes them anew. A replay overwrites the answer of the last captured call.
+    Raises: Unsupported with the first reason if the work cannot be captured; torch.OutOfMemoryError as it is.
+    """
+    before = torch.cuda.current_stream()
+    side.wait_stream(before)
     with torch.cuda.stream(side):
-        run()
-    torch.cuda.current_stream().wait_stream(side)
+        for _ in range(WARM_UP_CALLS):
+            run()
+    before.wait_stream(side)
+    torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph):
+        with no_garbage_collection(), torch.cuda.graph(graph, stream=side):
             for _ in range(calls):
                 run()
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise Unsupported(f"cannot be captured in a CUDA graph: {error}") from error
+        raise Unsupported(f"cannot be captured in a CUDA graph: {_first_cause(error)}") from error
+    finally:
+        # A capture that was broken off raises at its end, before torch has put the stream back.
+        torch.cuda.set_stream(before)
     return graph
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Collect now and then not until the end: in a sample it costs time, in a capture it may free another graph."""
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _first_cause(error: BaseException) -> str:
+    """The first line of the error that broke the capture: the end of a broken capture raises another one over it."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _cycle(value: float | Sequence[float]) -> Iterator[float]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from spectralbench.calls import Run
-from spectralbench.clock import Clock
+from spectralbench.clock import Clock, no_garbage_collection
 from spectralbench.outcome import Measurement
 from spectralkernels.errors import RangeError
 
@@ -74,7 +72,7 @@ def time_interleaved(
             numbers[run.name] = int(number)
 
     shuffler = random.Random(seed)
-    with _no_garbage_collection():
+    with no_garbage_collection():
         begin = clock.now()
         for round_number in range(1, budget.max_rounds + 1):
             order = list(racing.values())
@@ -91,15 +89,3 @@ def time_interleaved(
             ):
                 break
     return {name: tuple(times[name]) for name in racing}
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    gc.collect()
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

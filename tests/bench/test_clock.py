@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from toy_operation import case, implementation, measure, product, toy
 
-from spectralbench.clock import CpuClock, CudaClock, FakeClock, clock_for
+from spectralbench import calls
+from spectralbench.clock import CpuClock, CudaClock, FakeClock, capture, clock_for
+from spectralbench.outcome import Measured, Skipped
 from spectralkernels.errors import RangeError, Unsupported
 
 
@@ -107,6 +111,10 @@ class FakeCuda:
         self.log: list[str] = []
         self.capturing = False
         self.captured: list[float] = []
+        self.broken = False
+        self.main: Any = None
+        self.current: Any = None
+        self.waits: list[tuple[Any, Any]] = []
 
     def queue(self, kind: str, seconds: float) -> None:
         self.log.append(kind)
@@ -141,32 +149,52 @@ class FakeCuda:
             def replay(self) -> None:
                 outer.queue("replay", sum(self.work))
 
+        class Stream:
+            def wait_stream(self, other: Stream) -> None:
+                outer.waits.append((self, other))
+
         class Capture:
-            def __init__(self, graph: Graph) -> None:
+            """As torch.cuda.graph: a broken capture raises at its end and leaves its stream the current one."""
+
+            def __init__(self, graph: Graph, stream: Stream) -> None:
                 self.graph = graph
+                self.stream = stream
 
             def __enter__(self) -> None:
+                outer.log.append("capture")
+                outer.current = self.stream
                 outer.capturing, outer.captured = True, self.graph.work
 
-            def __exit__(self, *_: object) -> None:
+            def __exit__(self, kind: object, *_: object) -> None:
                 outer.capturing = False
+                if outer.broken:
+                    raise RuntimeError("operation failed due to a previous error during capture")
+                outer.current = outer.main
 
         class Here:
+            def __init__(self, stream: Stream) -> None:
+                self.stream = stream
+
             def __enter__(self) -> None:
                 outer.log.append("side stream")
+                self.before, outer.current = outer.current, self.stream
 
             def __exit__(self, *_: object) -> None:
-                pass
+                outer.current = self.before
 
-        stream = SimpleNamespace(wait_stream=lambda other: None)
+        def set_stream(stream: Stream) -> None:
+            outer.current = stream
+
+        self.main = self.current = Stream()
         for name, value in {
             "is_available": lambda: True,
             "Event": Event,
             "CUDAGraph": Graph,
             "graph": Capture,
-            "Stream": lambda: stream,
-            "stream": lambda found: Here(),
-            "current_stream": lambda: stream,
+            "Stream": Stream,
+            "stream": Here,
+            "current_stream": lambda: self.current,
+            "set_stream": set_stream,
             "current_device": lambda: 0,
             "synchronize": self.synchronize,
             "_sleep": lambda cycles: self.queue("spin", cycles / self.cycles),
@@ -243,14 +271,17 @@ def test_a_call_that_waits_for_the_device_is_timed_with_its_gaps_and_marked(monk
     assert cuda.log.count("spin") == spins, "no further attempt is made"
 
 
+CAPTURE = ["side stream", *["call"] * 3, "synchronize", "capture"]
+
+
 def test_a_graph_is_captured_once_and_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = FakeCuda(cost=1e-6)
     clock = clock_on(cuda, monkeypatch, cache="warm", launch="graph")
     call = cuda.call
     assert clock.time(call, 4) == pytest.approx(1e-6)
-    assert cuda.log == ["side stream", *["call"] * 5, "spin", "event", "replay", "event", "synchronize"]
+    assert cuda.log == [*CAPTURE, *["call"] * 4, "spin", "event", "replay", "event", "synchronize"]
     clock.time(call, 4)
-    assert cuda.log.count("call") == 5
+    assert cuda.log.count("call") == 7
 
 
 def test_a_cold_graph_replays_one_call_per_flush(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,24 +289,90 @@ def test_a_cold_graph_replays_one_call_per_flush(monkeypatch: pytest.MonkeyPatch
     clock = clock_on(cuda, monkeypatch, cache="cold", launch="graph")
     call = cuda.call
     assert clock.time(call, 2) == pytest.approx(1e-6)
-    assert cuda.log[3:] == ["spin", *["flush", "event", "replay", "event"] * 2, "synchronize"]
+    assert cuda.log[len(CAPTURE) + 1 :] == ["spin", *["flush", "event", "replay", "event"] * 2, "synchronize"]
+
+
+def test_warm_up_and_capture_share_a_side_stream_that_the_main_stream_waits_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda = FakeCuda().install(monkeypatch)
+    streams = []
+    was_enabled = []
+
+    def run() -> None:
+        streams.append(cuda.current)
+        was_enabled.append((cuda.capturing, gc.isenabled()))
+
+    capture(run, 2, torch.cuda.Stream())
+    side = streams[0]
+    assert side is not cuda.main and streams == [side] * 5
+    assert cuda.waits == [(side, cuda.main), (cuda.main, side)]
+    assert was_enabled[3:] == [(True, False)] * 2, "no garbage collection while work is captured"
+    assert gc.isenabled() and cuda.current is cuda.main
+
+
+def test_a_training_step_is_captured_with_gradients_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every call makes its gradients anew and accumulates none, so that a replay writes them and adds to nothing."""
+    cuda = FakeCuda().install(monkeypatch)
+    operation = toy(implementation("plain"))
+    inputs = operation.make_inputs(case(), "cpu")
+    question = calls.ask(operation, case(), "cpu", "both", inputs)
+    bound = calls.bind(question, operation.implementation("plain"))
+    seen = []
+
+    def run() -> None:
+        bound.run()
+        seen.append((cuda.capturing, bound.run.latest.gradients["x"]))
+
+    capture(run, 2, torch.cuda.Stream())
+    assert [captured for captured, _ in seen] == [False] * 3 + [True] * 2
+    assert len({gradient.data_ptr() for _, gradient in seen}) == 5
+    assert all(torch.equal(gradient, seen[0][1]) for _, gradient in seen)
+    assert inputs["x"].grad is None and calls.fault(question, bound) is None
 
 
 def test_what_cannot_be_captured_is_unsupported_but_out_of_memory_stays_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = FakeCuda()
     clock = clock_on(cuda, monkeypatch, cache="warm", launch="graph")
 
-    def fails(error: Exception) -> Any:
+    def fails(error: Exception, broken: bool = False) -> Any:
         def call() -> None:
             if cuda.capturing:
+                cuda.broken = broken
                 raise error
 
         return call
 
     with pytest.raises(Unsupported, match="cannot be captured in a CUDA graph: operation not permitted"):
         clock.time(fails(RuntimeError("operation not permitted when stream is capturing")), 1)
+    with pytest.raises(Unsupported, match="cannot be captured in a CUDA graph: operation not permitted"):
+        clock.time(fails(RuntimeError("operation not permitted when stream is capturing\nmore"), broken=True), 1)
+    assert cuda.current is cuda.main, "the end of a broken capture leaves its own stream behind"
+    cuda.broken = False
     with pytest.raises(torch.OutOfMemoryError):
         clock.time(fails(torch.OutOfMemoryError("CUDA out of memory")), 1)
+    assert gc.isenabled()
+
+
+def test_a_case_that_cannot_be_captured_is_skipped_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda()
+    clock = clock_on(cuda, monkeypatch, cache="warm", launch="graph")
+
+    def waits(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        if cuda.capturing:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        cuda.call()
+        return product(x, w)
+
+    def queues(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        cuda.call()
+        return product(x, w)
+
+    found = measure(implementation("waits", waits), implementation("queues", queues), clock=clock)
+    assert found["waits"] == Skipped(
+        "cannot be captured in a CUDA graph: operation not permitted when stream is capturing"
+    )
+    assert isinstance(found["queues"], Measured)
 
 
 @pytest.mark.parametrize(("cost", "number"), [(1e-3, 1), (1e-5, 20), (1e-7, 50)])
