@@ -19,6 +19,7 @@ from torch import Tensor
 
 from spectralkernels.convolution.geometry import compute_dtype
 from spectralkernels.spectra import Band, full_frequencies, half
+from spectralkernels.tf32 import tf32_allowed
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> Tensor:
@@ -82,12 +83,109 @@ def direct_supports(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, 
     return None if band.compression == 0.0 else "direct convolution cannot limit the band; it needs compression=0"
 
 
+def direct_channels_last(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> Tensor:
+    """`direct` in the layout that tensor cores like, [batch, height, width, channel] in memory; so is its answer."""
+    return direct(_channels_last(x), _channels_last(weight), bias, band, groups)
+
+
+def prepare_channels_last(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> dict[str, Any]:
+    """Maps and kernel as a channels_last network holds them."""
+    return {"x": _channels_last(x), "weight": _channels_last(weight), "bias": bias, "band": band, "groups": groups}
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
+def channels_last_supports(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> str | None:
+    """Series have no channels_last layout in torch."""
+    return None if len(band.n) == 2 else "torch has no channels_last layout for series"
+
+
+class _Tf32Convolution(torch.autograd.Function):
+    """The library convolution with TF32 allowed, in its backward pass too, which reads the switch again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, ...], groups: int
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.bias_sizes = None if bias is None else list(bias.shape)
+        ctx.padding, ctx.groups = padding, groups
+        with tf32_allowed():
+            return _convolve(x, weight, bias, padding, groups)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        zeros, ones = [0] * len(ctx.padding), [1] * len(ctx.padding)
+        geometry = (ones, list(ctx.padding), ones, False, zeros, ctx.groups)
+        with tf32_allowed():
+            dx, dw, db = torch.ops.aten.convolution_backward(
+                gradients[0], x, weight, ctx.bias_sizes, *geometry, list(ctx.needs_input_grad[:3])
+            )
+        return dx, dw, db, None, None
+
+
+def direct_tf32(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> Tensor:
+    """`direct` with TF32 allowed in cuDNN, whatever the process-wide flag says."""
+    sides = tuple(before for before, _ in band.pad)
+    if any(before != after for before, after in band.pad):
+        x = F.pad(x, [zeros for pair in reversed(band.pad) for zeros in pair])
+        sides = tuple(0 for _ in sides)
+    y: Tensor = _Tf32Convolution.apply(x, weight, bias, sides, groups)
+    return y
+
+
+def direct_channels_last_tf32(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> Tensor:
+    """`direct_channels_last` with TF32 allowed."""
+    return direct_tf32(_channels_last(x), _channels_last(weight), bias, band, groups)
+
+
+def float32_only(x: Tensor, **rest: Any) -> str | None:
+    """TF32 is a rounding of float32."""
+    return None if x.dtype == torch.float32 else f"TF32 rounds float32 maps, got {str(x.dtype).removeprefix('torch.')}"
+
+
+class _Tf32Product(torch.autograd.Function):
+    """a @ b for a constant matrix b with TF32 allowed, in its backward pass too."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(b)
+        with tf32_allowed():
+            return a @ b
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (b,) = ctx.saved_tensors
+        with tf32_allowed():
+            return gradients[0] @ b.t(), None
+
+
+def direct_lowpass_tf32(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> Tensor:
+    """`direct_lowpass` with TF32 allowed in the convolution and in the low-pass."""
+    return _lowpass(x, weight, bias, band, groups, _Tf32Convolution.apply, _Tf32Product.apply)
+
+
 def direct_lowpass(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> Tensor:
     """Direct circular convolution on the grid, then a low-pass: the exact competitor that needs no spectrum.
 
     The rectangular band is separable, so the low-pass is one real circulant matrix per axis, applied to the rows of the
     output only. FLOPs: those of a direct convolution on N x N plus 2 N^2 (out_h + out_w ...) per plane.
     """
+    return _lowpass(x, weight, bias, band, groups, _convolve, torch.matmul)
+
+
+def _lowpass(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    band: Band,
+    groups: int,
+    convolve: Callable[..., Tensor],
+    product: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
     circle = F.pad(
         x, [zeros for n, size in zip(reversed(band.n), reversed(band.size), strict=True) for zeros in (0, n - size)]
     )
@@ -95,10 +193,10 @@ def direct_lowpass(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, g
         # Position t of the wrapped plane is position t - before on the circle, for N + taps - 1 positions.
         positions = torch.arange(-before, circle.shape[axis] + taps - 1 - before, device=x.device)
         circle = circle.index_select(axis, positions.remainder(circle.shape[axis]))
-    y = _convolve(circle, weight, None, padding=tuple(0 for _ in band.n), groups=groups)
+    y = convolve(circle, weight, None, tuple(0 for _ in band.n), groups)
     for axis, (n, kept, out) in enumerate(zip(band.n, band.kept, band.out, strict=True), start=2):
         low_pass = _low_pass_matrix(n, kept, out, y.dtype, y.device)
-        y = torch.movedim(torch.movedim(y, axis, -1) @ low_pass.t(), -1, axis)
+        y = torch.movedim(product(torch.movedim(y, axis, -1), low_pass.t()), -1, axis)
     y = y.contiguous()
     return y if bias is None else y + _broadcast(bias, tuple(range(2, x.dim())))
 

@@ -20,10 +20,11 @@ from spectralkernels.convolution.geometry import (
     check_spectrum_arguments,
     conv_band,
 )
-from spectralkernels.declare import Decision, Implementation, Operation, Tolerance
+from spectralkernels.declare import Decision, Implementation, Operation, Role, Tolerance
 from spectralkernels.dispatch import dispatch
 from spectralkernels.launch import triton_unavailable
 from spectralkernels.spectra import Band
+from spectralkernels.tf32 import tf32_unavailable
 
 
 def call(
@@ -111,6 +112,53 @@ def _compressed_only(band: Band, **rest: Any) -> str | None:
     return None if band.compression > 0.0 else "at compression 0 it is the implementation `direct`"
 
 
+def _all_of(*conditions: Callable[..., str | None]) -> Callable[..., str | None]:
+    """The first reason among several conditions."""
+    return lambda **inputs: next((reason for check in conditions if (reason := check(**inputs))), None)
+
+
+# How a network may hold its maps and what cuDNN may round them to; `direct` itself rounds nothing.
+_TF32 = Tolerance(
+    {"float32": 2e-3, "float16": 2e-3, "bfloat16": 1.6e-2},
+    because="both operands rounded to 11 bits, summed in float32: 3e-4 to 5e-4 seen, four times that allowed",
+)
+_MODES: tuple[tuple[str, str, dict[str, Any], tuple[Callable[..., str | None], ...]], ...] = (
+    (
+        "channels_last",
+        "in channels_last, converted outside the clock in a forward pass and inside it in the others",
+        {"call": baselines.direct_channels_last, "prepare": baselines.prepare_channels_last},
+        (baselines.channels_last_supports,),
+    ),
+    (
+        "tf32",
+        "with TF32 allowed",
+        {"call": baselines.direct_tf32, "available": tf32_unavailable, "tolerance": _TF32},
+        (baselines.float32_only,),
+    ),
+    (
+        "channels_last_tf32",
+        "in channels_last with TF32 allowed",
+        {
+            "call": baselines.direct_channels_last_tf32,
+            "prepare": baselines.prepare_channels_last,
+            "available": tf32_unavailable,
+            "tolerance": _TF32,
+        },
+        (baselines.float32_only, baselines.channels_last_supports),
+    ),
+)
+
+
+def _direct_modes(name: str, role: Role, source: str, legal: Callable[..., str | None]) -> tuple[Implementation, ...]:
+    """The library convolution in the layouts and roundings that a user can choose, as subjects of their own."""
+    return tuple(
+        Implementation(
+            f"{name}_{mode}", role, source=f"{source}, {how}", supports=_all_of(legal, *conditions), **fields
+        )
+        for mode, how, fields, conditions in _MODES
+    )
+
+
 _PAPER = "Dziedzic et al. 2019, sections 3.2-3.3"
 
 IMPLEMENTATIONS = (
@@ -137,12 +185,22 @@ IMPLEMENTATIONS = (
     Implementation(
         "direct", "baseline", baselines.direct, "cuDNN / oneDNN", supports=_tensor_weight(baselines.direct_supports)
     ),
+    *_direct_modes("direct", "baseline", "cuDNN / oneDNN", _tensor_weight(baselines.direct_supports)),
     Implementation(
         "direct_lowpass",
         "baseline",
         baselines.direct_lowpass,
         "circular cuDNN / oneDNN, then a low-pass",
         supports=_tensor_weight(),
+    ),
+    Implementation(
+        "direct_lowpass_tf32",
+        "baseline",
+        baselines.direct_lowpass_tf32,
+        "circular cuDNN, then a low-pass, with TF32 allowed",
+        available=tf32_unavailable,
+        supports=_tensor_weight(baselines.float32_only),
+        tolerance=_TF32,
     ),
     Implementation("torch_fft", "baseline", baselines.torch_fft, _PAPER, supports=_tensor_weight()),
     Implementation(
@@ -171,6 +229,7 @@ RIVALS = (
         "cuDNN / oneDNN without a band limit: what the layer would replace",
         supports=_compressed_only,
     ),
+    *_direct_modes("direct_uncompressed", "rival", "cuDNN / oneDNN without a band limit", _compressed_only),
 )
 
 # Compiling takes seconds a case, so that the smallest profile leaves it out.

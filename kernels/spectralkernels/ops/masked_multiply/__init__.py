@@ -18,6 +18,7 @@ and appendix 6.1.2.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from spectralkernels.ops.masked_multiply.autograd import operator
 from spectralkernels.ops.masked_multiply.baselines import Compute
 from spectralkernels.ops.masked_multiply.profiles import PROFILES
 from spectralkernels.spectra import half, low_pass_mask
+from spectralkernels.tf32 import tf32_unavailable
 
 
 def masked_multiply(
@@ -130,9 +132,9 @@ def _triton_compute(launch_name: str) -> Compute:
     return compute
 
 
-def _only_complex64(x_hat: Tensor, w_hat: Tensor, mask: Tensor | None, groups: int) -> str | None:
+def _only_complex64(who: str, x_hat: Tensor, w_hat: Tensor, mask: Tensor | None, groups: int) -> str | None:
     if x_hat.dtype != torch.complex64:
-        return f"Triton kernels take complex64 spectra, got {str(x_hat.dtype).removeprefix('torch.')}"
+        return f"{who} complex64 spectra, got {str(x_hat.dtype).removeprefix('torch.')}"
     return None
 
 
@@ -154,10 +156,28 @@ def _torch_form(name: str, source: str) -> Implementation:
     return _implementation(name, "baseline", baselines.COMPUTES[name], source, prepare=_find_cells_first)
 
 
+def _coarse_form(name: str, source: str, error: float, because: str, **rest: Any) -> Implementation:
+    compute, tolerance = baselines.COARSE_COMPUTES[name], Tolerance({"complex64": error}, because)
+    return _implementation(
+        name,
+        "baseline",
+        compute,
+        source,
+        prepare=_find_cells_first,
+        supports=partial(_only_complex64, "it rounds"),
+        tolerance=tolerance,
+        **rest,
+    )
+
+
 def _triton_form(name: str, role: Role, launch_name: str, source: str) -> Implementation:
     compute = _triton_compute(launch_name)
-    return _implementation(name, role, compute, source, available=triton_unavailable, supports=_only_complex64)
+    supports = partial(_only_complex64, "Triton kernels take")
+    return _implementation(name, role, compute, source, available=triton_unavailable, supports=supports)
 
+
+_11_BITS = "both factors rounded to 11 bits and, in fp16, the sum: 3e-4 to 4e-4 seen, five times that allowed"
+_8_BITS = "both factors and the sum rounded to 8 bits: 2.5e-3 to 3e-3 seen, five times that allowed"
 
 OPERATION = Operation(
     name="masked_multiply",
@@ -182,6 +202,10 @@ OPERATION = Operation(
         _torch_form("einsum", "torch.einsum on the kept cells"),
         _torch_form("complex_bmm", "torch.bmm in complex numbers, one product per kept frequency"),
         _torch_form("real_bmm", "torch.bmm of the real embedding, [F, B, 2C] x [F, 2C, 2O]"),
+        _coarse_form("complex_bmm_tf32", "complex_bmm with TF32 allowed", 2e-3, _11_BITS, available=tf32_unavailable),
+        _coarse_form("real_bmm_tf32", "real_bmm with TF32 allowed", 2e-3, _11_BITS, available=tf32_unavailable),
+        _coarse_form("real_bmm_fp16", "real_bmm with factors in float16", 2e-3, _11_BITS),
+        _coarse_form("real_bmm_bf16", "real_bmm with factors in bfloat16", 1.6e-2, _8_BITS),
         _torch_form("three_mult", "Gauss: three real products per complex one; Dziedzic et al. 2019, appendix 6.1.2"),
         _torch_form("broadcast", "broadcast multiplication, then a sum"),
     ),

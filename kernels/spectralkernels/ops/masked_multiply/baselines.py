@@ -7,10 +7,13 @@ in the product, which sees x: [batch, group, channel, cell] and v: [group, outpu
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
+
+from spectralkernels.tf32 import tf32_allowed
 
 Product = Callable[[Tensor, Tensor], Tensor]
 Compute = Callable[[Tensor, Tensor, Tensor | None, int, bool], Tensor]
@@ -75,12 +78,27 @@ def complex_bmm_product(x: Tensor, v: Tensor) -> Tensor:
 
 def real_bmm_product(x: Tensor, v: Tensor) -> Tensor:
     """One real matrix product per kept frequency, [F, B, 2C] x [F, 2C, 2O], with 2 x 2 blocks [[re, im], [-im, re]]."""
+    return _real_product(x, v, None)
+
+
+def _real_product(x: Tensor, v: Tensor, operands: torch.dtype | None) -> Tensor:
+    """`real_bmm_product` with both factors, and so the result, rounded to `operands`; None rounds nothing."""
     a, b = _per_frequency(x, v)
     a = torch.view_as_real(a).flatten(2)  # [F, B, 2C]
     columns = b.conj_physical()  # a block's columns (re, -im) and (im, re) are conj(v) and i conj(v)
     b = torch.view_as_real(torch.stack((columns, 1j * columns), dim=2)).flatten(3).flatten(1, 2)  # [F, 2O, 2C]
-    y = torch.bmm(a, b.transpose(1, 2)).unflatten(2, (v.shape[1], 2))
-    return _per_plane(torch.view_as_complex(y), x)
+    y = torch.bmm(a.to(operands or a.dtype), b.to(operands or b.dtype).transpose(1, 2)).to(a.dtype)
+    return _per_plane(torch.view_as_complex(y.unflatten(2, (v.shape[1], 2))), x)
+
+
+def in_tf32(product: Product) -> Product:
+    """The product with TF32 allowed in cuBLAS."""
+
+    def rounded(x: Tensor, v: Tensor) -> Tensor:
+        with tf32_allowed():
+            return product(x, v)
+
+    return rounded
 
 
 def three_mult_product(x: Tensor, v: Tensor) -> Tensor:
@@ -104,6 +122,15 @@ COMPUTES: dict[str, Compute] = {
     "three_mult": on_kept_cells(three_mult_product),
     "broadcast": on_kept_cells(broadcast_product),
 }
+"""As accurate as their dtype."""
+
+COARSE_COMPUTES: dict[str, Compute] = {
+    "complex_bmm_tf32": on_kept_cells(in_tf32(complex_bmm_product)),
+    "real_bmm_tf32": on_kept_cells(in_tf32(real_bmm_product)),
+    "real_bmm_fp16": on_kept_cells(partial(_real_product, operands=torch.float16)),
+    "real_bmm_bf16": on_kept_cells(partial(_real_product, operands=torch.bfloat16)),
+}
+"""Products of factors that are rounded to 11 bits (tf32, fp16) or 8 (bf16)."""
 
 
 def _gather(spectrum: Tensor, cells: Tensor | None) -> Tensor:
