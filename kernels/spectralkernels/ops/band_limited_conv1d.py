@@ -115,7 +115,8 @@ PROFILES: dict[str, tuple[Block, ...]] = {
                 "out_channels": (768,),
                 "groups": (768,),
                 "length": (1024, 4096),
-            }
+            },
+            dtypes=("float32", "bfloat16"),
         ),
     ),
     "asv": (

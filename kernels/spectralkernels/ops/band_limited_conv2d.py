@@ -131,6 +131,12 @@ def _depthwise(batch: int, channels: int, side: int, kernel_size: tuple[Scalar, 
     }
 
 
+def _dense(batch: int, in_channels: int, out_channels: int, side: int, kernel_size: int) -> _Axes:
+    channels: _Axes = {"in_channels": (in_channels,), "out_channels": (out_channels,)}
+    sizes: _Axes = {"batch": (batch,), "height": (side,), "width": (side,), "kernel_size": (kernel_size,)}
+    return {**_SHAPE, **channels, **sizes, "input": ("pink",)}
+
+
 _KERNELS = (1, 3, 5, 7, 11, 15, 21, 31)
 _RATES = (0.0, 0.25, 0.5, 0.75, 0.95)
 
@@ -175,6 +181,20 @@ PROFILES: dict[str, tuple[Block, ...]] = {
         Block({**_SHAPE, "kernel_size": (3, 7, 15, 31)}, passes=("both",), implementations=_CLAIMED),
     ),
     "gpu": (
+        # The rows that targets are set for: timed first by `python3 -m spectralbench.gpu`.
+        Block(
+            {**_depthwise(8, 768, 32, (31,)), "compression": (0.5, 0.0), "input": ("pink",)},
+            dtypes=("bfloat16",),
+            passes=("forward", "both"),
+        ),
+        Block({**_depthwise(32, 256, 28, (29,)), "input": ("pink",)}, dtypes=("bfloat16",), passes=("forward", "both")),
+        Block(_dense(32, 64, 64, 56, 7), dtypes=("float32", "bfloat16"), passes=("forward", "both")),
+        Block(_dense(128, 256, 256, 8, 3), passes=("forward", "both")),
+        Block(_dense(128, 512, 512, 4, 3), passes=("forward", "both")),
+        Block(_dense(128, 64, 64, 32, 3), dtypes=("float32", "bfloat16"), passes=("forward", "both")),
+        # Rows that no spectral kernel can win: memory-bound already, or too few channels.
+        Block({**_depthwise(32, 96, 56, (7,)), "input": ("pink",)}, dtypes=("float32", "bfloat16")),
+        Block(_dense(128, 3, 64, 32, 3), dtypes=("float32", "bfloat16")),
         Block(
             {**_SHAPE, "batch": (128,), "kernel_size": (3, 7, 15, 31), "compression": _RATES},
             passes=("forward", "both"),
