@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import torch
 from toy_operation import (
     failed,
     implementation,
@@ -13,7 +14,7 @@ from toy_operation import (
     toy,
 )
 
-from spectralbench.ceilings import Ceilings, floor, measure_ceilings
+from spectralbench.ceilings import Ceilings, Roofs, floor, measure_ceilings, measure_roofs, roof_floor
 from spectralbench.clock import FakeClock
 from spectralbench.outcome import Measured
 from spectralkernels.declare import Cost
@@ -63,3 +64,52 @@ def test_gaps_of_the_device_are_marked() -> None:
 def test_ceilings_are_what_the_clock_says() -> None:
     found = measure_ceilings(FakeClock(0.5), "cpu", side=16)
     assert found == Ceilings(2 * 16 * 16 * 4 / 0.5, 2 * 16**3 / 0.5, 0.5)
+
+
+ROOFS = Roofs(
+    bytes_per_second={"memory": 1e9, "l2": 4e9},
+    flops_per_second={"bf16": 8e9, "tf32": 4e9, "fp32": 1e9},
+    launch_seconds={"eager": 1e-6},
+    l2_bytes=1000,
+    missing={},
+)
+FP32 = (("fp32", 1.0), ("tf32", 3.0))
+
+
+def test_roofs_are_measured_on_random_data_by_the_clock_of_their_launch() -> None:
+    seen: list[torch.Tensor] = []
+
+    class Watching(FakeClock):
+        def time(self, run: Callable[[], object], number: int) -> float:
+            done = run()
+            if isinstance(done, torch.Tensor):
+                seen.append(done)
+            return super().time(run, number)
+
+    reads: list[int] = []
+    clocks = {"eager": Watching(0.5), "graph": FakeClock(0.25)}
+    found = measure_roofs(clocks, "cpu", lambda: (lambda: reads.append(1), 4000), side=16, copied=64)
+    assert found.bytes_per_second == {"memory": 2 * 64 * 4 / 0.5, "l2": 4000 / 0.5}
+    assert found.flops_per_second == dict.fromkeys(("bf16", "fp16", "fp32"), 2 * 16**3 / 0.5)
+    assert found.launch_seconds == {"eager": 0.5, "graph": 0.25}
+    assert found.missing == {"tf32": "TF32 is a mode of CUDA's tensor cores"}
+    assert reads and all(tensor.any() for tensor in seen), "zeros are faster than data"
+    without = measure_roofs({"eager": FakeClock(0.5)}, "cpu", side=16, copied=64)
+    assert "l2" in without.missing and "l2" not in without.bytes_per_second
+
+
+def test_the_floor_is_bytes_or_arithmetic_whichever_takes_longer() -> None:
+    heavy, hard = Cost(600, 600, 1), Cost(1, 1, 3000)
+    assert roof_floor(heavy, ROOFS, FP32, "cold", "forward") == pytest.approx(1200 / 1e9)
+    assert roof_floor(hard, ROOFS, FP32, "cold", "forward") == pytest.approx(3000 / (4e9 / 3)), "three TF32 products"
+    assert roof_floor(hard, ROOFS, (("tf32", 1.0),), "cold", "forward") == pytest.approx(3000 / 4e9)
+    with pytest.raises(KeyError, match="none of the products fp16 was measured"):
+        roof_floor(hard, ROOFS, (("fp16", 1.0),), "cold", "forward")
+
+
+def test_a_warm_pass_that_fits_the_cache_is_bound_by_the_cache() -> None:
+    small = Cost(300, 300, 1)
+    assert roof_floor(small, ROOFS, FP32, "warm", "forward") == pytest.approx(600 / 4e9)
+    assert roof_floor(small, ROOFS, FP32, "cold", "forward") == pytest.approx(600 / 1e9)
+    # A training step touches twice as much, which no longer fits.
+    assert roof_floor(small, ROOFS, FP32, "warm", "both") == pytest.approx(1200 / 1e9)
