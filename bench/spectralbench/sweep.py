@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,7 +38,6 @@ BUDGETS: Mapping[str, Mapping[str, float]] = {
 }
 """Fields of `measure.Budget` per profile; what is left out keeps its default."""
 
-
 SOURCES = Sources()
 """What the command line sweeps and measures with."""
 
@@ -51,6 +50,7 @@ class Request:
 
     operations: names, empty for all. overrides: parameter name -> comma-separated values as text.
     timeout: seconds one case may take. time_budget: seconds after which no case is started. pin: see `worker.Setup`.
+    select: from the items of the plan to those that are wanted, in the wanted order; default all as they are.
     """
 
     operations: tuple[str, ...] = ()
@@ -67,6 +67,7 @@ class Request:
     time_budget: float | None = None
     retry_failed: bool = False
     pin: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    select: Callable[[list[Item]], list[Item]] = list
     sources: Sources = SOURCES
 
 
@@ -153,7 +154,7 @@ def plan(request: Request) -> list[Item]:
             "case under these --impl and --set; see `spectralbench list`"
         )
     processes = request.processes or PROCESSES[request.profile]
-    return [replace(item, replicate=replicate) for replicate in range(processes) for item in items]
+    return request.select([replace(item, replicate=replicate) for replicate in range(processes) for item in items])
 
 
 def choose_device(name: str | None) -> str:
