@@ -3,8 +3,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 TIME_BUDGET ?= 200
+GPU_TIME_BUDGET ?= 540
+GPU_OUT ?= gpu-out
 
-.PHONY: test bench claims study fingerprints lint clean
+.PHONY: test bench claims study fingerprints gpu lint clean
 
 test: .venv/ready
 	$(BIN)/python -m pytest
@@ -26,6 +28,11 @@ study: .venv/ready
 # What the compiler makes of every Triton kernel, against the committed expectation; no GPU needed.
 fingerprints: .venv/ready
 	$(BIN)/spectralbench fingerprint --check --arch 90
+
+# Everything on a CUDA machine, with the python3 that is there: tests, ceilings, the gpu profile, memory, a summary.
+# Needs torch and triton, installs nothing, resumes; GPU_ARGS is for `--commit SHA` and the like.
+gpu:
+	PYTHONPATH=kernels:bench $(PYTHON) -m spectralbench.gpu --out $(GPU_OUT) --time-budget $(GPU_TIME_BUDGET) $(GPU_ARGS)
 
 lint: .venv/ready
 	$(BIN)/ruff format --check .

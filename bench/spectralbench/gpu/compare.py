@@ -1,0 +1,170 @@
+"""From records to comparisons: who was fastest at which accuracy, and what share of the floor that is."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from spectralbench.ceilings import Roofs, roof_floor
+from spectralbench.gpu.classes import PRODUCTS, accuracy_class, at_least_as_accurate
+from spectralbench.record import Record, Scalar
+from spectralkernels.declare import Cost, Operation
+
+FROZEN = "_frozen"
+"""Part of the names of implementations whose weight is transformed outside the clock: shown, never compared."""
+
+MARKS = ("launch_bound", "launch_gaps")
+"""Remarks of the measuring core on a time that says little about the kernel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One implementation in one setting.
+
+    seconds: the median over processes of each process's median. floor_share: floor over seconds, where there are
+    roofs. alone: whether some process timed it without the others around it. remarks: `launch_bound`, `launch_gaps`.
+    """
+
+    name: str
+    role: str
+    accuracy: str | None
+    seconds: float
+    processes: int
+    error: float | None
+    floor_share: float | None
+    alone: bool
+    remarks: tuple[str, ...]
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is one of this project's kernels that may be compared."""
+        return self.role == "kernel" and FROZEN not in self.name
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One case in one pass, launch and cache state, and everyone who was timed there."""
+
+    operation: str
+    case: Mapping[str, Scalar]
+    case_id: str
+    dtype: str
+    pass_: str
+    launch: str
+    cache: str
+    cost: Cost | None
+    subjects: tuple[Subject, ...]
+
+    @cached_property
+    def label(self) -> str:
+        """For people."""
+        return f"{self.operation}[{self.case_id}] {self.dtype} {self.pass_}"
+
+    def subject(self, name: str) -> Subject | None:
+        """The subject of that name, if it was timed."""
+        return next((found for found in self.subjects if found.name == name), None)
+
+    def best_of_ours(self, accuracy: str | None) -> Subject | None:
+        """The fastest of our kernels that is of this class or a finer one."""
+        fit = [found for found in self.subjects if found.ours and at_least_as_accurate(found.accuracy, accuracy)]
+        return min(fit, key=lambda found: found.seconds, default=None)
+
+    def rivals(self) -> Iterator[Subject]:
+        """Everyone else's implementations, fastest first."""
+        yield from sorted((s for s in self.subjects if s.role != "kernel"), key=lambda found: found.seconds)
+
+
+def settings(records: Iterable[Record], operations: Mapping[str, Operation], roofs: Roofs | None) -> list[Setting]:
+    """Every setting that has times, in the order of their first record."""
+    groups: dict[tuple[str, ...], list[Record]] = {}
+    for record in records:
+        if record.status == "measured" and record.metric("device_time") is not None and record.operation in operations:
+            key = (record.operation, record.case_id, record.dtype, record.pass_, record.launch, record.cache)
+            groups.setdefault(key, []).append(record)
+    return [_setting(found, operations[found[0].operation], roofs) for found in groups.values()]
+
+
+def _setting(records: list[Record], operation: Operation, roofs: Roofs | None) -> Setting:
+    first = records[0]
+    cost = Cost(**first.cost) if first.cost else None
+    by_name: dict[str, list[Record]] = {}
+    for record in records:
+        by_name.setdefault(record.implementation, []).append(record)
+    subjects = tuple(
+        _subject(found, operation, cost, roofs)
+        for name, found in by_name.items()
+        if any(known.name == name for known in operation.subjects)
+    )
+    return Setting(
+        first.operation,
+        first.case,
+        first.case_id,
+        first.dtype,
+        first.pass_,
+        first.launch,
+        first.cache,
+        cost,
+        subjects,
+    )
+
+
+def _subject(records: list[Record], operation: Operation, cost: Cost | None, roofs: Roofs | None) -> Subject:
+    first = records[0]
+    seconds = statistics.median(median(record, "device_time") or 0.0 for record in records)
+    errors = [error for record in records if (error := median(record, "rounding_error")) is not None]
+    accuracy = accuracy_class(operation, first.implementation, first.dtype)
+    return Subject(
+        first.implementation,
+        first.role,
+        accuracy,
+        seconds,
+        len(records),
+        max(errors, default=None),
+        _floor_share(first, seconds, accuracy, cost, roofs),
+        any(record.reason for record in records),
+        tuple(mark for mark in MARKS if any(mark in (record.unavailable or {}) for record in records)),
+    )
+
+
+def median(record: Record, metric: str) -> float | None:
+    """The median of a record's samples of one metric, or None."""
+    found = record.metric(metric)
+    return None if found is None else found.median
+
+
+def _floor_share(
+    record: Record, seconds: float, accuracy: str | None, cost: Cost | None, roofs: Roofs | None
+) -> float | None:
+    if cost is None or roofs is None or accuracy is None or seconds <= 0.0:
+        return None
+    return roof_floor(cost, roofs, PRODUCTS[accuracy], record.cache, record.pass_) / seconds  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A setting in which a rival beats every kernel of ours that is at least as accurate."""
+
+    setting: Setting
+    ours: Subject
+    rival: Subject
+
+    @property
+    def ratio(self) -> float:
+        """Their time over ours; below 1."""
+        return self.rival.seconds / self.ours.seconds
+
+
+def losses(found: Iterable[Setting]) -> list[Loss]:
+    """The worst loss of every setting that has one, worst first."""
+    worst = []
+    for setting in found:
+        lost = [
+            Loss(setting, ours, rival)
+            for rival in setting.rivals()
+            if (ours := setting.best_of_ours(rival.accuracy)) is not None and rival.seconds < ours.seconds
+        ]
+        if lost:
+            worst.append(min(lost, key=lambda loss: loss.ratio))
+    return sorted(worst, key=lambda loss: loss.ratio)

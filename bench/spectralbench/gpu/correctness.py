@@ -1,0 +1,240 @@
+"""Stage 1: every implementation against its float64 reference, on the device itself, in several processes at once.
+
+A check is one implementation of one case in one pass, through the gate of the measuring core. The cases that promises
+are made about come first, kernels before baselines: their compilation fills Triton's cache, so that the timing stage,
+which runs alone, does not compile. Then every implementation once on a small case, then again on the next, and so on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from spectralbench import sweep
+from spectralbench.gpu.budget import Budget
+from spectralbench.gpu.plan import Excluded
+from spectralbench.gpu.targets import TARGETS, rank
+from spectralbench.outcome import Failed, Measured, Outcome, Skipped
+from spectralbench.sweep import Item
+from spectralbench.worker import Setup, Task, Worker, WorkerBroken
+from spectralkernels.declare import Operation
+
+LONGEST_CHECK = 120.0
+BYTES_PER_PROCESS = 12 << 30
+"""Device memory that one process may need: the float64 reference of the largest case, several times over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What is checked, in the words of a record."""
+
+    operation: str
+    case: str
+    dtype: str
+    pass_: str
+    implementation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What became of a check: status is "right", "skipped" or "failed"; kind is a failure's."""
+
+    check: Check
+    status: str
+    kind: str | None = None
+    reason: str | None = None
+    rounding_error: float | None = None
+
+
+Job = tuple[Check, Item]
+
+
+def plan(request: sweep.Request, device: str) -> list[Job]:
+    """Every check in order of importance; the promises are only checked where they are timed, on a CUDA device."""
+    jobs: list[Job] = []
+    if device == "cuda":
+        items = sweep.plan(replace(request, profile="gpu", processes=1))
+        promised = [item for item in items if rank(item.operation.name, item.case, item.pass_) < len(TARGETS)]
+        promised.sort(key=lambda item: rank(item.operation.name, item.case, item.pass_))
+        first = [job for item in promised for job in _jobs(item)]
+        # sorted() keeps the order of the promises among the kernels, and among the others
+        jobs.extend(sorted(first, key=lambda job: job[1].operation.subject(job[0].implementation).role != "kernel"))
+    small = [job for item in sweep.plan(replace(request, profile="smoke", processes=1)) for job in _jobs(item)]
+    turns: Counter[tuple[str, str]] = Counter()
+    numbered = []
+    for check, item in small:
+        who = (check.operation, check.implementation)
+        numbered.append((turns[who], check, item))
+        turns[who] += 1
+    jobs.extend((check, item) for _, check, item in sorted(numbered, key=lambda entry: entry[0]))
+    return list(dict(jobs).items())
+
+
+def _jobs(item: Item) -> Iterator[Job]:
+    for name in item.implementations:
+        yield Check(item.operation.name, item.case.id, item.case.dtype, item.pass_, name), item
+
+
+def processes(device: str) -> int:
+    """How many processes check at once: as many as cores and device memory allow, at most eight."""
+    if device != "cuda":
+        return 1
+    import torch
+
+    memory = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    return max(1, min(8, (os.cpu_count() or 1) // 2, memory // BYTES_PER_PROCESS))
+
+
+def check_all(
+    jobs: Sequence[Job], path: Path, budget: Budget, setup: Setup, count: int, say: Callable[[str], None]
+) -> list[Finding]:
+    """Check what `path` does not hold yet, until the stage's time is over; append each finding as it comes.
+
+    setup: of the processes; count: how many. Returns: all findings in `path`, of this run and earlier ones.
+    Raises: WorkerBroken if no process can be started.
+    """
+    found = read(path)
+    known = {finding.check for finding in found}
+    waiting = [job for job in jobs if job[0] not in known]
+    say(f"correctness: {len(waiting)} of {len(jobs)} checks, {count} processes, {budget.left('correctness'):.0f} s")
+    if not waiting:
+        return found
+    if path.exists() and not path.read_bytes().endswith(b"\n"):
+        with path.open("a", encoding="utf-8") as file:
+            file.write("\n")  # the line that a kill has torn stays alone
+    queue, lock = iter(waiting), threading.Lock()
+    trouble: list[WorkerBroken] = []
+
+    def work() -> None:
+        with Worker(setup) as worker:
+            while (seconds := budget.left("correctness")) > 0 and not trouble:
+                with lock:
+                    job = next(queue, None)
+                if job is None:
+                    return
+                try:
+                    outcome = _ask(worker, job, min(LONGEST_CHECK, seconds))
+                except WorkerBroken as error:
+                    trouble.append(error)
+                    return
+                if isinstance(outcome, Failed) and outcome.kind == "timeout" and seconds < LONGEST_CHECK:
+                    return  # the stage ended, not the patience with this check
+                finding = _finding(job[0], outcome)
+                with lock:
+                    found.append(finding)
+                    _append(path, finding)
+                    if finding.status == "failed":
+                        say(f"  failed: {describe(finding)}")
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(count, len(waiting)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if trouble:
+        raise trouble[0]
+    return found
+
+
+def _ask(worker: Worker, job: Job, timeout: float) -> Outcome:
+    check, item = job
+    task = Task(check.operation, item.case, item.pass_, (check.implementation,))
+    return worker.measure(task, timeout)[check.implementation].outcome
+
+
+def _finding(check: Check, outcome: Outcome) -> Finding:
+    match outcome:
+        case Measured(measurements):
+            return Finding(check, "right", rounding_error=measurements[0].median)
+        case Skipped(reason):
+            return Finding(check, "skipped", reason=reason)
+        case Failed(kind, error):
+            return Finding(check, "failed", kind, error)
+
+
+def _append(path: Path, finding: Finding) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(finding)) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read(path: Path) -> list[Finding]:
+    """The findings of a file; a line that a kill has torn is left out, so that its check is made again."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            fields = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        found.append(Finding(**{**fields, "check": Check(**fields["check"])}))
+    return found
+
+
+def excluded(findings: Sequence[Finding], operations: Mapping[str, Operation]) -> Excluded:
+    """Which of our kernels are not timed, because a check was not just slow or too large but wrong; the first reason.
+
+    A wrong forward pass takes the passes with gradients along. Others' implementations stay: each must pass the gate
+    again on every case that is timed, and a rival that is missing would flatter us.
+    """
+    reasons: dict[tuple[str, str, str], str] = {}
+    for finding in findings:
+        check = finding.check
+        ours = operations[check.operation].subject(check.implementation).role == "kernel"
+        if ours and finding.status == "failed" and finding.kind in ("wrong", "error", "crash"):
+            for pass_ in ("forward", "both", "backward") if check.pass_ == "forward" else (check.pass_,):
+                who = (check.operation, check.implementation, pass_)
+                reasons.setdefault(who, f"failed its check: {describe(finding)}")
+    return reasons
+
+
+def describe(finding: Finding) -> str:
+    """One line for people."""
+    check = finding.check
+    where = f"{check.operation} {check.implementation} [{check.case}] {check.dtype} {check.pass_}"
+    return f"{where}: {finding.kind or finding.status}: {finding.reason}"
+
+
+def report(findings: Sequence[Finding], planned: int) -> tuple[dict[str, Any], str]:
+    """The stage as JSON values and as text: totals, the largest error per implementation, failures, reasons to skip."""
+    totals = Counter(finding.status for finding in findings)
+    errors: dict[str, float] = {}
+    for finding in findings:
+        if finding.rounding_error is not None:
+            who = f"{finding.check.operation} {finding.check.implementation} {finding.check.dtype}"
+            errors[who] = max(errors.get(who, 0.0), finding.rounding_error)
+    failed = [describe(finding) for finding in findings if finding.status == "failed"]
+    skipped = Counter(
+        f"{finding.check.operation} {finding.check.implementation}: {finding.reason}"
+        for finding in findings
+        if finding.status == "skipped"
+    )
+    facts: dict[str, Any] = {
+        "planned": planned,
+        "made": len(findings),
+        **{status: totals[status] for status in ("right", "failed", "skipped")},
+        "failures": failed,
+        "largest_rounding_error": errors,
+        "skips": dict(skipped),
+        "written_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    head = (
+        f"{len(findings)} of {planned} checks made: {totals['right']} right, {totals['failed']} failed, "
+        f"{totals['skipped']} skipped"
+    )
+    lines = [head, "", *(f"failed: {text}" for text in failed)]
+    lines += [f"{error:.2e}  {who}" for who, error in sorted(errors.items())]
+    lines += [f"skipped {count}: {text}" for text, count in skipped.items()]
+    return facts, "\n".join(lines) + "\n"
+
+
+def setup(request: sweep.Request) -> Setup:
+    """Of processes that check and time nothing."""
+    return Setup(request.sources, request.device, "warm", "eager", ("rounding_error",), None)

@@ -1,0 +1,219 @@
+"""The stages in order. Each finds what an earlier run has left in the folder and does only the rest."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spectralbench import sweep
+from spectralbench.ceilings import Roofs, measure_roofs
+from spectralbench.gpu import correctness, native_tests, summary
+from spectralbench.gpu.budget import Budget, hard_stop
+from spectralbench.gpu.plan import MEMORY, TIMING, Excluded, Phase
+from spectralbench.gpu.sweeping import measure_phases, say
+from spectralbench.journal import file_stem, stored
+from spectralbench.worker import WorkerBroken, resolve
+from spectralkernels.errors import RangeError, Unsupported
+
+TESTS = Path(__file__).parents[3] / "tests"
+
+OPTIONAL: Mapping[str, str] = {
+    "triton": "no Triton kernel runs",
+    "pytest": "the tests marked cuda do not run; the checks of the correctness stage do",
+    "pynvml": "no memory as the driver sees it and no clocks (pip install nvidia-ml-py)",
+    "sklearn": "no case on photographs (pip install scikit-learn)",
+    "fft_conv_pytorch": "this peer is not timed (pip install fft-conv-pytorch)",
+}
+"""Import name -> what is missing without it."""
+
+
+@dataclass(slots=True)
+class Run:
+    """One run of the stages. notes: what was left out; they end up in the summary."""
+
+    out: Path
+    device: str
+    budget: Budget
+    operations: tuple[str, ...] = ()
+    commit: str | None = None
+    processes: int | None = None
+    sources: sweep.Sources = sweep.SOURCES
+    say: Callable[[str], None] = say
+    environment: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    excluded: Excluded = field(default_factory=dict)
+    checked: str = "not begun"
+    roofs: Roofs | None = None
+
+    def all_stages(self) -> tuple[str, bool]:
+        """Run what is left of every stage. Returns: the text of the summary, and whether a check or test failed.
+
+        Raises: RangeError on a commit that is not the checkout's; JournalError if `out` cannot be written.
+        """
+        self.out.mkdir(parents=True, exist_ok=True)
+        ignore = self.out / ".gitignore"
+        if not ignore.exists():
+            # Output inside a checkout must not make it dirty: a dirty state of its own has no earlier results.
+            ignore.write_text("*\n", encoding="utf-8")
+        self.environment = surroundings(self.device, self.commit)
+        self.notes += [f"{name} is not installed: {loss}" for name, loss in OPTIONAL.items() if not _installed(name)]
+        for note in self.notes:
+            self.say(note)
+        failed = False
+        try:
+            failed |= self._stage("correctness", self._correctness)
+            failed |= self._stage("ceilings", self._ceilings)
+            failed |= self._stage("tests", self._tests)
+            failed |= self._stage("timing", lambda: self._phases("timing", TIMING))
+            failed |= self._stage("memory", lambda: self._phases("memory", MEMORY))
+        finally:
+            text = self.summarise()
+        return text, failed
+
+    def summarise(self) -> str:
+        """Write the summary of what is stored so far."""
+        found, damage = stored(self.out / "records" / str(self.environment["machine"]), self.environment)
+        notes = [*self.notes, *(f"damaged record: {harm}" for harm in damage)]
+        operations = resolve(self.sources.operations)()
+        state = summary.Stored(self.environment, list(found.values()), self.roofs, self.excluded, self.checked, notes)
+        return summary.write(state, operations, self.out)
+
+    def _stage(self, name: str, work: Callable[[], bool]) -> bool:
+        """Whether the stage found a failure; a measuring process that does not start ends the stage, not the run."""
+        try:
+            failed = work()
+        except WorkerBroken as error:
+            self.notes.append(f"{name}: {error}")
+            self.say(self.notes[-1])
+            failed = True
+        self.summarise()
+        return failed
+
+    def _request(self, profile: str) -> sweep.Request:
+        return sweep.Request(
+            operations=self.operations, profile=profile, device=self.device, sources=self.sources, processes=1
+        )
+
+    def _state_file(self, kind: str, suffix: str) -> Path:
+        """A file of this state of the code on this machine."""
+        return self.out / f"{kind}-{file_stem(self.environment, day=str(self.environment['machine']))}.{suffix}"
+
+    def _correctness(self) -> bool:
+        request = self._request("smoke")
+        jobs = correctness.plan(request, self.device)
+        path = self._state_file("correctness", "jsonl")
+        count = self.processes or correctness.processes(self.device)
+        found = correctness.check_all(jobs, path, self.budget, correctness.setup(request), count, self.say)
+        facts, text = correctness.report(found, len(jobs))
+        summary.replace_file(path.with_suffix(".json"), json.dumps(facts, indent=1) + "\n")
+        summary.replace_file(path.with_suffix(".txt"), text)
+        self.excluded = correctness.excluded(found, resolve(self.sources.operations)())
+        self.checked = text.splitlines()[0]
+        if len(found) < len(jobs):
+            self.notes.append(f"correctness: {len(jobs) - len(found)} checks not reached; run again to make them")
+        return bool(facts["failed"])
+
+    def _ceilings(self) -> bool:
+        path = self.out / f"ceilings-{self.environment['machine']}.json"
+        if path.exists():
+            self.roofs = Roofs(**json.loads(path.read_text(encoding="utf-8")))
+            return False
+        self.say("ceilings: copy, L2, matrix products, empty launch")
+        try:
+            with hard_stop(self.budget.left("tests")) as stop:
+                self.roofs = roofs_of(self.device)
+                summary.replace_file(path, json.dumps(asdict(self.roofs), indent=1) + "\n")
+        except (Unsupported, RuntimeError) as error:
+            # Without ceilings there is no percent of the floor, but every time and ratio.
+            self.notes.append(f"ceilings: {type(error).__name__}: {error}")
+            self.say(self.notes[-1])
+            return True
+        if stop.fired:
+            self.notes.append("ceilings: stopped, no time left")
+        return False
+
+    def _tests(self) -> bool:
+        path = self._state_file("tests", "json")
+        if path.exists():
+            return self._tests_said(json.loads(path.read_text(encoding="utf-8")))
+        if self.device != "cuda":
+            return self._tests_said({"ran": False, "reason": "they need a CUDA device"})
+        seconds = self.budget.left("tests")
+        if seconds <= 0:
+            return self._tests_said({"ran": False, "reason": "no time left; run again"})
+        self.say(f"tests marked cuda, {seconds:.0f} s")
+        facts = native_tests.run(TESTS, path.with_suffix(".xml"), seconds)
+        if facts["ran"]:
+            summary.replace_file(path, json.dumps(facts, indent=1) + "\n")
+        return self._tests_said(facts)
+
+    def _tests_said(self, facts: Mapping[str, Any]) -> bool:
+        if not facts["ran"]:
+            self.notes.append(f"tests marked cuda: not run: {facts['reason']}")
+            return False
+        self.checked += f"; tests marked cuda: {facts['passed']} passed, {facts['failed']} failed"
+        self.notes += [f"failed test: {failure}" for failure in facts["failures"]]
+        return bool(facts["failed"])
+
+    def _phases(self, stage: str, phases: Mapping[str, Sequence[Phase]]) -> bool:
+        profile = "gpu" if self.device == "cuda" else "smoke"
+        self.notes += measure_phases(
+            stage,
+            phases[self.device],
+            self._request(profile),
+            self.budget,
+            self.out,
+            self.environment,
+            self.excluded,
+            after=self.summarise,
+            say=self.say,
+        )
+        return False
+
+
+def surroundings(device: str, commit: str | None) -> dict[str, Any]:
+    """The environment of the records; a given commit is taken where git knows none, and marked as given.
+
+    Raises: RangeError if git knows another commit.
+    """
+    facts = sweep.surroundings(device)
+    if commit is None:
+        return facts
+    if facts["commit"] is not None:
+        if not str(facts["commit"]).startswith(commit):
+            raise RangeError(f"--commit says {commit}, but the checkout is at {facts['commit']}; leave it out")
+        return facts
+    if len(commit) != 40 or set(commit) - set("0123456789abcdef"):
+        raise RangeError(f"--commit takes the 40 hex digits of `git rev-parse HEAD`, got {commit!r}")
+    return {**facts, "commit": commit, "commit_given": True}
+
+
+def roofs_of(device: str) -> Roofs:
+    """The roofs of a device, by its clocks."""
+    from spectralbench.clock import clock_for
+
+    if device != "cuda":
+        return measure_roofs({"eager": clock_for(device)}, device, side=256, copied=1 << 22)
+    import torch
+
+    clocks = {launch: clock_for(device, "warm", launch) for launch in ("eager", "graph")}
+    try:
+        return measure_roofs(clocks, device, _l2_reads())
+    finally:
+        torch.cuda.empty_cache()
+
+
+def _l2_reads() -> Callable[[], tuple[Callable[[], object], int]] | None:
+    if not _installed("triton"):
+        return None
+    from spectralbench.gpu.kernels import l2_reads
+
+    return l2_reads
+
+
+def _installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None

@@ -1,0 +1,91 @@
+"""The two stages that write records: timing, then memory, phase by phase until the stage's time is over."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from spectralbench import sweep
+from spectralbench.gpu.budget import Budget, hard_stop
+from spectralbench.gpu.plan import Excluded, Phase, select
+from spectralbench.record import Record
+
+LONGEST_CASE = 180.0
+"""Seconds: thirty implementations, compiled here if the checks did not get so far."""
+SHORTEST_PHASE = 10.0
+"""Seconds that a phase must have left to be worth the start of a process."""
+
+Run = Callable[..., sweep.Sweep]
+Say = Callable[[str], None]
+
+
+def say(text: str) -> None:
+    """One line of talk."""
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
+
+
+class Talk:
+    """A line for every case, and one for every failure as it happens."""
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+
+    def start(self, item: sweep.Item, done: int, total: int) -> None:
+        self._say(f"  {done + 1}/{total} {item.label}: {len(item.implementations)} implementations")
+
+    def finish(self, item: sweep.Item, records: Sequence[Record]) -> None:
+        for record in records:
+            if record.status == "failed":
+                self._say(f"  failed: {item.label} {record.implementation}: {record.failure}: {record.reason}")
+
+
+def measure_phases(
+    stage: str,
+    phases: Sequence[Phase],
+    request: sweep.Request,
+    budget: Budget,
+    out: Path,
+    environment: Mapping[str, Any],
+    excluded: Excluded,
+    *,
+    after: Callable[[], object] = lambda: None,
+    run: Run = sweep.run,
+    say: Say = say,
+) -> list[str]:
+    """Run the phases in order while the stage has time; `after` is called after each.
+
+    What an earlier run stored is not measured again. Returns: what was left out, in words.
+    Raises: RangeError, JournalError, WorkerBroken (see `sweep.run`); KeyboardInterrupt.
+    """
+    left_out = []
+    for phase in phases:
+        seconds = budget.left(stage)
+        wanted = replace(
+            request,
+            metrics=phase.metrics,
+            launch=phase.launch,
+            cache=phase.cache,
+            processes=1,
+            timeout=max(1.0, min(LONGEST_CASE, seconds)),
+            time_budget=seconds,
+            select=partial(select, phase, excluded),
+        )
+        waiting = sweep.preview(wanted, out, environment).left
+        if not waiting:
+            continue
+        if seconds < SHORTEST_PHASE:
+            left_out.append(f"{stage}: {phase.name}: {len(waiting)} cases not begun, no time left")
+            continue
+        say(f"{stage}: {phase.name}: {len(waiting)} cases, {seconds:.0f} s left")
+        with hard_stop(seconds):
+            run(wanted, out, environment, Talk(say))
+        after()
+        waiting = sweep.preview(wanted, out, environment).left
+        if waiting:
+            left_out.append(f"{stage}: {phase.name}: {len(waiting)} cases not reached")
+    return left_out

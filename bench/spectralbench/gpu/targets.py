@@ -1,0 +1,135 @@
+"""What the kernels are held to on an H200: one entry per promise, judged by `summary`.
+
+Every promise is for CUDA graphs, in one run, against rivals of the same accuracy class or a coarser one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from spectralkernels.declare import Case, Scalar
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which case a promise is about: parameters that are not named may have any value."""
+
+    operation: str
+    params: Mapping[str, Scalar]
+    dtype: str
+    pass_: str
+
+    def holds(self, operation: str, params: Mapping[str, Scalar], dtype: str, pass_: str) -> bool:
+        """Whether a record of these fields is of this place."""
+        return (operation, dtype, pass_) == (self.operation, self.dtype, self.pass_) and all(
+            params.get(name) == value for name, value in self.params.items()
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SpeedUp:
+    """Our fastest kernel against the fastest of `rivals`: their time over ours is at least `least`.
+
+    accuracy: the class of the rivals; the kernel must be of that class or finer.
+    """
+
+    name: str
+    place: Place
+    rivals: tuple[str, ...]
+    accuracy: str
+    least: float
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """Bytes that a forward pass saves for backward, less the weight, over the bytes of x in float32: at most `most`.
+
+    The weight is left out because a network holds it anyway.
+    """
+
+    name: str
+    place: Place
+    accuracy: str
+    most: float
+
+
+@dataclass(frozen=True, slots=True)
+class Bandwidth:
+    """Bytes read and stored per second over the measured copy bandwidth, by our fastest kernel: at least `least`."""
+
+    name: str
+    place: Place
+    least: float
+
+
+Target = SpeedUp | Saved | Bandwidth
+
+_CUDNN = ("direct_uncompressed", "direct_uncompressed_channels_last")
+_CUDNN_TF32 = ("direct_uncompressed_tf32", "direct_uncompressed_channels_last_tf32")
+_PACKING = ("bitmap", "index", "csr", "coo")
+
+
+def _conv(
+    batch: int,
+    channels: int,
+    side: int,
+    kernel_size: int,
+    dtype: str,
+    pass_: str,
+    compression: float = 0.5,
+    **rest: int,
+) -> Place:
+    sizes = {"batch": batch, "in_channels": channels, "out_channels": channels, "height": side, "width": side}
+    params: dict[str, Scalar] = {**sizes, "kernel_size": kernel_size, "compression": compression, **rest}
+    return Place("band_limited_conv2d", {"groups": 1, "input": "pink", **params}, dtype, pass_)
+
+
+_MULTIPLY = Place(
+    "masked_multiply",
+    {"batch": 128, "in_channels": 64, "out_channels": 64, "height": 35, "width": 35, "compression": 0.5, "groups": 1},
+    "complex64",
+    "forward",
+)
+_FUSED, _FUSED_STEP, _FULL_BAND = (
+    _conv(8, 768, 32, 31, "bfloat16", pass_, compression, groups=768)
+    for pass_, compression in (("forward", 0.5), ("both", 0.5), ("forward", 0.0))
+)
+_LARGE_KERNEL = _conv(32, 256, 28, 29, "bfloat16", "forward", groups=256)
+_DENSE_7 = _conv(32, 64, 56, 7, "float32", "forward")
+_DENSE_7_HALF = _conv(32, 64, 56, 7, "bfloat16", "forward")
+_LAYER_3 = _conv(128, 256, 8, 3, "float32", "forward")
+_LAYER_4 = _conv(128, 512, 4, 3, "float32", "forward")
+_STEP = _conv(128, 64, 32, 3, "float32", "both")
+_PACK = Place(
+    "threshold_spectrum",
+    {"batch": 128, "channels": 64, "height": 32, "width": 32, "beta": 1.0, "relative": False, "input": "pink"},
+    "float32",
+    "forward",
+)
+
+TARGETS: tuple[Target, ...] = (
+    SpeedUp("masked multiply over torch crop, complex bmm, pad", _MULTIPLY, ("complex_bmm",), "fp32", 2.5),
+    SpeedUp("masked multiply over the 2019 kernel", _MULTIPLY, ("triton_2019",), "fp32", 10.0),
+    SpeedUp("depthwise 32x32 K31 bf16, forward, over torch.fft", _FUSED, ("torch_fft",), "bf16", 10.0),
+    SpeedUp("depthwise 32x32 K31 bf16, forward + backward, over torch.fft", _FUSED_STEP, ("torch_fft",), "bf16", 8.0),
+    SpeedUp("depthwise 32x32 K31 bf16, full band, over torch.fft", _FULL_BAND, ("torch_fft",), "bf16", 5.0),
+    SpeedUp("depthwise 28x28 K29 bf16 over cuDNN", _LARGE_KERNEL, _CUDNN, "bf16", 8.0),
+    SpeedUp("dense 7x7 56x56 over cuDNN TF32", _DENSE_7, _CUDNN_TF32, "tf32", 2.0),
+    SpeedUp("dense 7x7 56x56 bf16 over cuDNN channels_last", _DENSE_7_HALF, _CUDNN[1:], "bf16", 1.3),
+    SpeedUp("dense 3x3 ResNet-18 layer 3 over cuDNN TF32", _LAYER_3, _CUDNN_TF32, "tf32", 1.3),
+    SpeedUp("dense 3x3 ResNet-18 layer 4 over cuDNN TF32", _LAYER_4, _CUDNN_TF32, "tf32", 1.3),
+    SpeedUp("whole band-limited conv, forward + backward, over torch.fft", _STEP, ("torch_fft",), "fp32", 5.0),
+    Saved("whole band-limited conv, saved activations, float32", _STEP, "fp32", 0.54),
+    Saved("whole band-limited conv, saved activations, bf16 spectrum", _STEP, "bf16", 0.27),
+    SpeedUp("SpecNet packing over torch", _PACK, _PACKING, "fp32", 5.0),
+    Bandwidth("SpecNet packing, share of copy bandwidth", _PACK, 0.75),
+)
+
+
+def rank(operation: str, case: Case, pass_: str) -> int:
+    """The position of the first promise about a case; one past the last if there is none."""
+    params = dict(case.params)
+    places = (target.place for target in TARGETS)
+    found = (at for at, place in enumerate(places) if place.holds(operation, params, case.dtype, pass_))
+    return next(found, len(TARGETS))

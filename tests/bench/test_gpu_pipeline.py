@@ -1,0 +1,350 @@
+"""`python3 -m spectralbench.gpu`: a rehearsal on the CPU, killed and gone on with; and its stages alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import fake_operations
+import pytest
+
+from spectralbench.ceilings import Roofs
+from spectralbench.gpu import correctness, native_tests, pipeline
+from spectralbench.gpu.__main__ import main
+from spectralbench.gpu.budget import Budget
+from spectralbench.gpu.correctness import Check, Finding
+from spectralbench.journal import record_key
+from spectralbench.record import read_tree
+from spectralbench.sweep import Request
+from spectralbench.worker import WorkerBroken
+from spectralkernels.errors import RangeError
+
+ROOT = Path(__file__).parents[2]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def quiet(text: str) -> None:
+    """Talk that nobody reads."""
+
+
+def rehearsal(code: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+    """The command on a copy of the sources, as on a machine without git and without an install."""
+    command = [sys.executable, "-m", "spectralbench.gpu", "--out", str(out), "--device", "cpu", "--time-budget", "300"]
+    return subprocess.Popen(
+        [*command, "--only", "sparse_multiply", "--commit", COMMIT, *more],
+        env={**os.environ, "PYTHONPATH": f"{code / 'kernels'}:{code / 'bench'}", "OMP_NUM_THREADS": "1"},
+        cwd=code,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def lines(out: Path, pattern: str) -> list[str]:
+    return [line for path in sorted(out.glob(pattern)) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_a_killed_rehearsal_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    code, out = tmp_path / "code", tmp_path / "out"
+    for name in ("kernels", "bench"):
+        shutil.copytree(ROOT / name, code / name, ignore=shutil.ignore_patterns("__pycache__"))
+    first = rehearsal(code, out)
+    deadline = time.monotonic() + 120
+    while len(lines(out, "records/*/*.jsonl")) < 8:
+        assert first.poll() is None, first.communicate()[1]
+        assert time.monotonic() < deadline, "nothing was recorded"
+        time.sleep(0.02)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    checks = lines(out, "correctness-*.jsonl")
+    stored = lines(out, "records/*/*.jsonl")
+    assert "0 met, 0 not met" in (out / "summary.md").read_text(), "a kill after the first stage loses no summary"
+    assert json.loads(next(out.glob("correctness-*.json")).read_text())["made"] == len(checks)
+
+    second = rehearsal(code, out)
+    text, talk = second.communicate(timeout=240)
+    assert second.returncode == 0, talk
+    assert lines(out, "correctness-*.jsonl") == checks, "no check is made twice"
+    again = lines(out, "records/*/*.jsonl")
+    assert again[: len(stored)] == stored and len(again) > len(stored)
+    files = list(read_tree(out / "records"))
+    keys = Counter(record_key(record) for file in files for record in file.records)
+    assert set(keys.values()) == {1}, "no case is measured twice"
+    assert not [harm for file in files for harm in file.damage]
+    facts = files[0].environment
+    assert facts is not None and (facts["commit"], facts["commit_given"]) == (COMMIT, True)
+    assert facts["source"] and facts["no_commit"], "a given commit does not hide what the sources are"
+    triton = [record for file in files for record in file.records if record.implementation == "triton"]
+    assert triton and {record.status for record in triton} == {"skipped"}
+    assert all("need a CUDA device" in str(record.reason) for record in triton)
+    weighed = {record.replicate for file in files for record in file.records if record.metric("saved_bytes")}
+    timed = {record.replicate for file in files for record in file.records if record.metric("device_time")}
+    assert (timed, weighed) == ({0}, {5})
+    assert f"everything: {out / 'summary.md'}" in text
+    assert "0 failed" in text and "tests marked cuda: not run: they need a CUDA device" in text
+    assert json.loads((out / "summary.json").read_text())["roofs"]["flops_per_second"]["fp32"] > 0
+
+    third = rehearsal(code, out)
+    text_again, talk = third.communicate(timeout=120)
+    assert third.returncode == 0 and "cases," not in talk, "nothing is left to do"
+    assert lines(out, "records/*/*.jsonl") == again
+    assert text_again.split("## Targets")[1] == text.split("## Targets")[1]
+
+
+def test_a_commit_must_be_whole_and_may_not_contradict_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts: dict[str, Any] = {"commit": COMMIT, "dirty": None}
+    monkeypatch.setattr(pipeline.sweep, "surroundings", lambda device: dict(facts))
+    assert pipeline.surroundings("cpu", COMMIT) == facts
+    assert pipeline.surroundings("cpu", COMMIT[:8]) == facts
+    with pytest.raises(RangeError, match="--commit says ffff, but the checkout is at 0123"):
+        pipeline.surroundings("cpu", "ffff")
+    facts["commit"] = None
+    assert pipeline.surroundings("cpu", COMMIT) == {**facts, "commit": COMMIT, "commit_given": True}
+    with pytest.raises(RangeError, match="takes the 40 hex digits"):
+        pipeline.surroundings("cpu", "main")
+
+
+def test_nothing_but_torch_is_needed() -> None:
+    missing = ("triton", "pytest", "pynvml", "typer", "rich", "pandas", "seaborn", "matplotlib", "sklearn", "asv")
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({missing!r}))\n"
+        "from spectralbench.gpu import correctness, pipeline, summary\n"
+        "from spectralbench.gpu.__main__ import main\n"
+        "assert not pipeline._installed('triton') and pipeline._l2_reads() is None\n"
+        "assert pipeline.roofs_of('cpu').missing['l2']\n"
+        "main(['--help'])\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'kernels'}:{ROOT / 'bench'}"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Exit codes" in done.stdout
+
+
+def test_usage_is_answered_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    assert "what is stored is not measured again" in capsys.readouterr().out
+    out = ["--out", str(tmp_path / "out")]
+    assert main([*out, "--device", "cpu", "--only", "nonsense"]) == 2
+    assert "unknown operation 'nonsense'; known: band_limited_conv1d" in capsys.readouterr().err
+    assert main([*out, "--device", "cpu", "--time-budget", "0"]) == 2
+
+
+def test_without_a_device_it_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(["--out", str(tmp_path)]) == 2
+    assert "torch finds no CUDA device here; use --device cpu" in capsys.readouterr().err
+
+
+# The stage of correctness
+
+
+def fake_jobs(*operations: str) -> tuple[Request, list[correctness.Job]]:
+    request = Request(operations, "smoke", sources=fake_operations.SOURCES, processes=1)
+    return request, correctness.plan(request, "cpu")
+
+
+def test_checks_are_in_turns_so_that_everyone_is_seen_early() -> None:
+    _, jobs = fake_jobs("steady", "raising")
+    first = [(check.operation, check.implementation) for check, _ in jobs[:5]]
+    assert len(set(first)) == 5, "three of steady and two of raising before anyone's second case"
+    assert len(jobs) == len({check for check, _ in jobs}) == 3 * 4 + 2 * 2
+
+
+def test_findings_name_the_guilty_and_are_stored_one_by_one(tmp_path: Path) -> None:
+    request, jobs = fake_jobs("steady", "raising", "crashing")
+    path = tmp_path / "found.jsonl"
+    budget = Budget(600.0)
+    setup = correctness.setup(request)
+    found = correctness.check_all(jobs, path, budget, setup, 2, quiet)
+    assert sorted(found, key=repr) == sorted(correctness.read(path), key=repr)
+    by_name = {finding.check.implementation: finding for finding in found}
+    assert by_name["plain"].status == "right"
+    assert (by_name["raises"].kind, by_name["segfault"].kind) == ("error", "crash")
+    assert by_name["gpu_only"].status == "skipped"
+    operations = fake_operations.load_operations()
+    assert set(correctness.excluded(found, operations)) == {
+        ("raising", "raises", pass_) for pass_ in ("forward", "both", "backward")
+    } | {("crashing", "segfault", pass_) for pass_ in ("forward", "both", "backward")}
+    facts, text = correctness.report(found, len(jobs) + 3)
+    assert (facts["failed"], facts["planned"]) == (4, facts["made"] + 3)
+    assert "size does not suit me" in text and "SIGSEGV" in text
+
+    torn = path.read_text()[:-30]
+    path.write_text(torn)
+    again = correctness.check_all(jobs, path, budget, setup, 1, quiet)
+    assert {finding.check for finding in again} == {check for check, _ in jobs}
+    assert path.read_text().startswith(torn + "\n"), "the torn line stays alone"
+
+
+def test_the_end_of_the_stage_is_nobodys_failure(tmp_path: Path) -> None:
+    request, jobs = fake_jobs("hanging")
+    jobs.sort(key=lambda job: job[0].implementation)
+    path = tmp_path / "found.jsonl"
+    began = time.monotonic()
+    # The stage's share of 12 seconds is 3.
+    found = correctness.check_all(jobs, path, Budget(12.0), correctness.setup(request), 1, quiet)
+    assert time.monotonic() - began < 25
+    assert not [finding for finding in found if finding.check.implementation == "hang"]
+    assert correctness.read(path) == found
+
+
+def test_a_wrong_backward_pass_leaves_the_forward_pass_and_rivals_are_never_left_out() -> None:
+    def finding(name: str, pass_: str, kind: str) -> Finding:
+        return Finding(Check("steady", "size=1", "float32", pass_, name), "failed", kind, "0.3")
+
+    operations = fake_operations.load_operations()
+    excluded = correctness.excluded(
+        [finding("twin", "both", "wrong"), finding("plain", "forward", "wrong"), finding("gpu_only", "both", "oom")],
+        operations,
+    )
+    assert set(excluded) == {("steady", "twin", "both")}
+    assert "failed its check: steady twin [size=1] float32 both: wrong: 0.3" in excluded.values()
+
+
+# The tests marked cuda
+
+
+def test_native_tests_are_counted_from_their_report(tmp_path: Path) -> None:
+    tests = tmp_path / "tests"
+    tests.mkdir()
+    (tests / "test_some.py").write_text(
+        "import pytest\n"
+        "@pytest.mark.cuda\ndef test_fine(): pass\n"
+        "@pytest.mark.cuda\ndef test_wrong(): assert 1 == 2\n"
+        "@pytest.mark.cuda\ndef test_absent(): pytest.skip('no')\n"
+        "def test_elsewhere(): raise RuntimeError\n"
+    )
+    (tests / "test_other.py").write_text("import nothing_of_this_name\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = cuda: needs a device\n")
+    found = native_tests.run(tests, tmp_path / "report.xml", 120.0)
+    assert (found["ran"], found["passed"], found["failed"], found["skipped"]) == (True, 1, 1, 1)
+    assert "test_wrong" in found["failures"][0] and "assert 1 == 2" in found["failures"][0]
+
+
+def test_native_tests_stop_with_their_stage(tmp_path: Path) -> None:
+    tests = tmp_path / "tests"
+    tests.mkdir()
+    (tests / "test_slow.py").write_text("import time, pytest\n@pytest.mark.cuda\ndef test_slow(): time.sleep(60)\n")
+    began = time.monotonic()
+    found = native_tests.run(tests, tmp_path / "report.xml", 1.0)
+    assert not found["ran"] and found["reason"] == "stopped after 1 s, the time of the stage; see report.txt"
+    assert time.monotonic() - began < 30
+
+
+def test_without_pytest_or_tests_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert native_tests.unavailable(tmp_path / "none") == f"there is no folder {tmp_path / 'none'}"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert native_tests.unavailable(tmp_path) == "pytest is not installed"
+
+
+# The stages around each other
+
+
+@pytest.fixture
+def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[pipeline.Run, list[str]]:
+    """A run on a CUDA machine that does nothing but write down what it would do."""
+    done: list[str] = []
+
+    def phases(stage: str, chosen: Any, request: Request, *rest: Any, **options: Any) -> list[str]:
+        done.append(f"{stage} {request.profile} {request.device} {len(chosen)}")
+        return [f"{stage}: something not reached"]
+
+    def check_all(*_: Any) -> list[Finding]:
+        done.append("correctness")
+        check = Check("band_limited_conv2d", "K=3", "float32", "both", "dft_triton")
+        return [Finding(check, "failed", "wrong", "relative L2 error 0.3")]
+
+    def native(*_: Any) -> dict[str, Any]:
+        done.append("tests")
+        return {"ran": True, "reason": None, "passed": 4, "failed": 1, "skipped": 0, "failures": ["a::b: assert"]}
+
+    def roofs_of(device: str) -> Roofs:
+        done.append("ceilings")
+        return Roofs({"memory": 4e12}, {"fp32": 6e13}, {"eager": 2e-6}, 50 << 20, {"l2": "no"})
+
+    facts = {"machine": "nvidia-h200", "commit": COMMIT, "dirty": None, "gpu": "NVIDIA H200"}
+    monkeypatch.setattr(pipeline.sweep, "surroundings", lambda device: dict(facts))
+    monkeypatch.setattr(pipeline.correctness, "plan", lambda request, device: [None, None, None])
+    monkeypatch.setattr(pipeline.correctness, "check_all", check_all)
+    monkeypatch.setattr(pipeline.correctness, "processes", lambda device: 8)
+    monkeypatch.setattr(pipeline.native_tests, "run", native)
+    monkeypatch.setattr(pipeline, "roofs_of", roofs_of)
+    monkeypatch.setattr(pipeline, "measure_phases", phases)
+    return pipeline.Run(tmp_path / "out", "cuda", Budget(540.0), say=quiet), done
+
+
+def test_stages_come_in_order_and_leave_their_files(stages: tuple[pipeline.Run, list[str]]) -> None:
+    run, done = stages
+    text, failed = run.all_stages()
+    assert failed
+    assert [line.split()[0] for line in done] == ["correctness", "ceilings", "tests", "timing", "memory"]
+    assert done[3].startswith("timing gpu cuda ")
+    names = {path.name for path in run.out.iterdir()}
+    state = next(name for name in names if name.startswith("correctness-nvidia-h200-01234567") and "json" in name)
+    assert {state, "ceilings-nvidia-h200.json", "summary.md", "summary.json", ".gitignore"} <= names
+    for words in (
+        "1 of 3 checks made: 0 right, 1 failed, 0 skipped; tests marked cuda: 4 passed, 1 failed",
+        "correctness: 2 checks not reached",
+        "failed test: a::b: assert",
+        "timing: something not reached",
+        "band_limited_conv2d dft_triton both: failed its check",
+        "60 Tflop/s",
+    ):
+        assert words in text, words
+
+    done.clear()
+    pipeline.Run(run.out, "cuda", Budget(540.0), say=quiet).all_stages()
+    assert [line.split()[0] for line in done] == ["correctness", "timing", "memory"], "what has a file is not repeated"
+
+
+def test_a_process_that_does_not_start_or_a_ceiling_that_cannot_be_measured_ends_its_stage_alone(
+    stages: tuple[pipeline.Run, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, done = stages
+
+    def broken(*_: Any) -> None:
+        raise WorkerBroken("the measuring process did not start: no driver")
+
+    def too_large(device: str) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(pipeline.correctness, "check_all", broken)
+    monkeypatch.setattr(pipeline, "roofs_of", too_large)
+    text, failed = run.all_stages()
+    assert failed and [line.split()[0] for line in done] == ["tests", "timing", "memory"]
+    assert "correctness: the measuring process did not start: no driver" in text
+    assert "ceilings: RuntimeError: CUDA out of memory" in text
+
+
+def test_an_interrupt_leaves_a_summary(stages: tuple[pipeline.Run, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    run, _ = stages
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "measure_phases", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run.all_stages()
+    assert "4 passed" in (run.out / "summary.md").read_text()
+
+
+def test_what_is_not_installed_is_said(stages: tuple[pipeline.Run, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    run, _ = stages
+    monkeypatch.setattr(pipeline, "_installed", lambda name: name != "pynvml")
+    text, _ = run.all_stages()
+    assert "pynvml is not installed: no memory as the driver sees it" in text

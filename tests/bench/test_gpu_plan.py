@@ -1,0 +1,222 @@
+"""What `spectralbench.gpu` does first: promises before breadth, graphs before eager, within the time it is given."""
+
+from __future__ import annotations
+
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from spectralbench import sweep
+from spectralbench.gpu import correctness, plan
+from spectralbench.gpu.budget import ENDS, Budget, hard_stop
+from spectralbench.gpu.classes import CLASSES, PRODUCTS, accuracy_class, at_least_as_accurate
+from spectralbench.gpu.plan import MEMORY, TIMING, Phase, select
+from spectralbench.gpu.sweeping import measure_phases
+from spectralbench.gpu.targets import TARGETS, Saved, SpeedUp, rank
+from spectralbench.sweep import Request, Sweep
+from spectralbench.worker import Sources
+from spectralkernels.ops import load_operations
+
+SOURCES = Sources(clock="test_gpu_plan:no_clock")
+REQUEST = Request(profile="gpu", device="cuda", processes=1, sources=SOURCES)
+ENVIRONMENT: dict[str, Any] = {"machine": "m", "commit": "abcdef1234567890", "dirty": None}
+
+
+def no_clock(device: str, cache: str, launch: str) -> None:
+    """A plan needs no clock."""
+
+
+class Now:
+    """A clock that moves when told to."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture(scope="module")
+def items() -> list[sweep.Item]:
+    return sweep.plan(REQUEST)
+
+
+def test_every_promise_has_a_case_in_the_gpu_profile_and_rivals_that_its_block_times(items: list[sweep.Item]) -> None:
+    for target in TARGETS:
+        held = [
+            item
+            for item in items
+            if target.place.holds(item.operation.name, dict(item.case.params), item.case.dtype, item.pass_)
+        ]
+        assert len(held) == 1, f"{target.name}: {[item.label for item in held]}"
+        subjects = {item.operation.subject(name).role: name for item in held for name in item.implementations}
+        assert "kernel" in subjects
+        if isinstance(target, SpeedUp):
+            assert set(target.rivals) <= set(held[0].implementations)
+            for rival in target.rivals:
+                accuracy = accuracy_class(held[0].operation, rival, held[0].case.dtype)
+                assert at_least_as_accurate(accuracy, target.accuracy), (target.name, rival, accuracy)
+        elif isinstance(target, Saved):
+            assert {"kernel_size", "groups", "in_channels", "height"} <= dict(held[0].case.params).keys()
+
+
+def test_the_promises_come_first_and_in_their_order(items: list[sweep.Item]) -> None:
+    chosen = select(Phase("targets", "graph", "warm"), {}, items)
+    ranks = [rank(item.operation.name, item.case, item.pass_) for item in chosen]
+    assert ranks == sorted(ranks) and ranks[0] == 0 and max(ranks) < len(TARGETS)
+    others = select(Phase("others", "graph", "warm", 3), {}, items)
+    assert len(chosen) + len(others) == len(items)
+    assert {item.replicate for item in others} == {3}
+    assert select(Phase("everything", "eager", "warm"), {}, items)[: len(chosen)] == chosen
+
+
+def test_phases_put_graphs_before_eager_and_promises_before_breadth() -> None:
+    phases = TIMING["cuda"]
+    assert [(phase.which, phase.launch, phase.cache) for phase in phases[:4]] == [
+        ("targets", "graph", "warm"),
+        ("targets", "graph", "cold"),
+        ("targets", "eager", "warm"),
+        ("targets", "eager", "cold"),
+    ]
+    first_breadth = next(at for at, phase in enumerate(phases) if phase.which == "others")
+    assert {phase.process for phase in phases[:first_breadth]} == {0, 1, 2}, "three processes before breadth"
+    weighing = {phase.process for phase in MEMORY["cuda"]}
+    assert not weighing & {phase.process for phase in phases}, "a record that weighs must not stand for one that times"
+    assert all(
+        len({(p.which, p.process, p.metrics) for p in MEMORY[device]}) == len(MEMORY[device]) for device in MEMORY
+    )
+
+
+def test_what_compiles_for_seconds_waits_for_a_phase_of_its_own(items: list[sweep.Item]) -> None:
+    plain = select(Phase("targets", "graph", "warm"), {}, items)
+    late = select(Phase("targets", "graph", "warm", compiled=True), {}, items)
+    assert not any(plan.is_compiled(name) for item in plain for name in item.implementations)
+    assert any(plan.is_compiled(name) for item in late for name in item.implementations)
+    # It keeps the others in its items, so that records say what was not interleaved.
+    assert all(set(p.implementations) <= set(q.implementations) for p, q in zip(plain, late, strict=True))
+
+
+def test_an_excluded_implementation_is_not_timed_in_that_pass(items: list[sweep.Item]) -> None:
+    excluded = {("band_limited_conv2d", "torch_fft", "both"): "wrong"}
+    for item in select(Phase("everything", "graph", "warm"), excluded, items):
+        if item.operation.name == "band_limited_conv2d" and item.pass_ == "both":
+            assert "torch_fft" not in item.implementations
+    assert any(
+        "torch_fft" in item.implementations
+        for item in select(Phase("targets", "graph", "warm"), excluded, items)
+        if item.pass_ == "forward"
+    )
+
+
+def test_stages_end_in_order_and_leave_their_rest_to_the_next() -> None:
+    now = Now()
+    budget = Budget(100.0, now)
+    assert list(ENDS.values()) == sorted(ENDS.values()) and ENDS["memory"] == 1.0
+    assert budget.left("correctness") == pytest.approx(26)
+    now.seconds += 30
+    assert budget.left("correctness") == pytest.approx(-4)
+    assert budget.left("timing") == pytest.approx(56)
+    assert budget.elapsed() == 30
+    with pytest.raises(Exception, match="must be a number of seconds above 0, got -1"):
+        Budget(-1.0)
+
+
+@pytest.mark.parametrize("seconds", [60.0, 200.0, 540.0])
+def test_no_phase_is_begun_without_time(seconds: float, tmp_path: Path) -> None:
+    now = Now()
+    budget = Budget(seconds, now)
+    asked: list[Request] = []
+
+    def run(request: Request, out: Path, environment: Any, progress: Any) -> Sweep:
+        assert request.time_budget is not None and request.time_budget >= 10.0
+        assert request.time_budget <= budget.left("timing") + 1e-9
+        assert request.timeout <= request.time_budget
+        asked.append(request)
+        now.seconds += min(40.0, request.time_budget)
+        return Sweep([], 0, [], [])
+
+    notes = measure_phases(
+        "timing", TIMING["cuda"], REQUEST, budget, tmp_path, ENVIRONMENT, {}, run=run, say=lambda text: None
+    )
+    assert budget.elapsed() <= ENDS["timing"] * seconds + 1e-9
+    states = [(request.launch, request.cache) for request in asked]
+    assert states == [(phase.launch, phase.cache) for phase in TIMING["cuda"][: len(states)]]
+    assert len(notes) == len(TIMING["cuda"]), "nothing was stored, so every phase has something left, and says so"
+    assert sum("not begun, no time left" in note for note in notes) == len(TIMING["cuda"]) - len(asked)
+
+
+def test_the_hard_stop_ends_work_that_would_not_end() -> None:
+    before = signal.getsignal(signal.SIGALRM)
+    began = time.monotonic()
+    with hard_stop(0.05) as stop:
+        time.sleep(30)
+    assert stop.fired and time.monotonic() - began < 10
+    with hard_stop(30) as stop:
+        pass
+    assert not stop.fired
+    with pytest.raises(KeyboardInterrupt), hard_stop(30):
+        raise KeyboardInterrupt
+    assert signal.getsignal(signal.SIGALRM) == before
+
+
+def test_classes_follow_from_tolerances() -> None:
+    operations = load_operations()
+    conv, multiply = operations["band_limited_conv2d"], operations["masked_multiply"]
+    wanted = {
+        ("torch_fft", "float32"): "fp32",
+        ("dft_triton", "float32"): "fp32",
+        ("direct_uncompressed_tf32", "float32"): "tf32",
+        ("dft_triton_tf32", "float32"): "tf32",
+        ("dft_triton_bf16x3", "float32"): "bf16x3",
+        ("dft_triton_bf16", "float32"): "bf16",
+        ("torch_fft", "bfloat16"): "bf16",
+        ("fused_depthwise_bf16", "bfloat16"): "bf16",
+    }
+    names = {found.name for found in conv.subjects}
+    for (name, dtype), accuracy in wanted.items():
+        if name in names:
+            assert accuracy_class(conv, name, dtype) == accuracy, name
+    assert accuracy_class(multiply, "real_bmm_fp16", "complex64") == "tf32"
+    assert accuracy_class(multiply, "real_bmm_fp16", "complex128") is None
+    assert set(PRODUCTS) == set(CLASSES)
+
+
+def test_only_as_accurate_or_finer_may_be_compared() -> None:
+    assert at_least_as_accurate("fp32", "tf32") and at_least_as_accurate("tf32", "tf32")
+    assert not at_least_as_accurate("bf16", "tf32")
+    assert not at_least_as_accurate(None, "bf16") and not at_least_as_accurate("fp32", None)
+
+
+def test_checks_on_a_device_begin_with_the_kernels_of_the_promises() -> None:
+    jobs = correctness.plan(REQUEST, "cuda")
+    ours = [job[1].operation.subject(job[0].implementation).role == "kernel" for job in jobs]
+    ranks = [rank(job[1].operation.name, job[1].case, job[1].pass_) for job in jobs]
+    promised = sum(place < len(TARGETS) for place in ranks)
+    assert 0 < promised < len(jobs) and max(ranks[:promised]) < len(TARGETS) == min(ranks[promised:])
+    kernels = ours[:promised].index(False)
+    assert kernels > 0 and not any(ours[kernels:promised])
+    assert ranks[:kernels] == sorted(ranks[:kernels])
+    assert len({job[0] for job in jobs}) == len(jobs)
+
+
+@pytest.mark.parametrize(("cores", "gigabytes", "wanted"), [(16, 139, 8), (16, 24, 2), (6, 80, 3), (1, 8, 1)])
+def test_as_many_processes_check_as_cores_and_memory_allow(
+    cores: int, gigabytes: int, wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+    properties = SimpleNamespace(total_memory=gigabytes << 30)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: properties)
+    assert correctness.processes("cuda") == wanted
+    assert correctness.processes("cpu") == 1
+
+
+def test_seeds_and_other_parameters_do_not_hide_a_promise(items: list[sweep.Item]) -> None:
+    item = select(Phase("targets", "graph", "warm"), {}, items)[0]
+    assert rank(item.operation.name, replace(item.case, seed=7), item.pass_) == 0
+    assert rank("threshold_spectrum", item.case, item.pass_) == len(TARGETS)
