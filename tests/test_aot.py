@@ -61,6 +61,19 @@ def test_spills_are_seen() -> None:
     assert code.count("STL") > 0
 
 
+def test_the_hash_of_the_text_sees_code_and_no_line_numbers() -> None:
+    text = '.visible .entry k(\n)\n{\n\t.loc\t1 32 0 // a.py:32\n$L__tmp0:\n\tbar.sync \t0;\n}\n\t.file\t1 "/a/a.py"\n'
+    moved = (
+        text.replace("1 32 0 // a.py:32", "1 40 2 // a.py:40").replace("/a/a.py", "/b/a.py")
+        + "\t.section\t.debug_info\n"
+    )
+    assert aot._ptx_digest(text) == aot._ptx_digest(moved) != aot._ptx_digest(text.replace("sync", "arrive"))
+    one, again, other = (
+        compile_kernel(axpy_kernel, {**ARGUMENTS, "BLOCK": size}, 90).ptx for size in (1024, 1024, 512)
+    )
+    assert one == again != other and len(one) == 16
+
+
 def test_wrapped_kernels_are_unwrapped() -> None:
     tuned = triton.heuristics({"BLOCK": lambda arguments: 256})(axpy_kernel)
     assert compile_kernel(tuned, ARGUMENTS, 90) == compile_kernel(axpy_kernel, ARGUMENTS, 90)

@@ -10,6 +10,7 @@ A module with kernels names the launches that are worth watching in a constant `
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import re
 import subprocess
@@ -17,9 +18,13 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from spectralkernels.errors import RangeError, Unsupported
 from spectralkernels.launch import interpreted
@@ -39,7 +44,8 @@ class MachineCode:
     capability: 90 for sm_90. registers: per thread. stack, local: bytes per thread; a spill shows as either.
     shared: bytes per block, static and dynamic. shared_limit: what the architecture allows a block.
     instructions: SASS without addresses, in order. triton, ptxas: the compilers' versions.
-    tensor_memory: columns per block, of the 512 that an SM of sm_100 has. compile_seconds: None if it was cached.
+    tensor_memory: columns per block, of the 512 that an SM of sm_100 has. ptx: hash of the text that ptxas was given,
+    without line numbers. compile_seconds: None if it was cached.
     """
 
     name: str
@@ -54,6 +60,7 @@ class MachineCode:
     instructions: tuple[str, ...]
     ptxas: str = ""
     tensor_memory: int = 0
+    ptx: str = ""
     compile_seconds: float | None = field(default=None, compare=False)
 
     @property
@@ -95,10 +102,32 @@ class NotedLaunch:
     options: dict[str, Any]
 
 
+_named_capability: ContextVar[int | None] = ContextVar("named_capability", default=None)
+
+
+def target_capability(device: torch.device) -> int:
+    """The compute capability that launches for tensors on `device` are made for, 90 for sm_90.
+
+    That of the GPU; inside `noted_launches` the one named there; where nothing runs on a GPU (interpreter, meta
+    tensors), 90.
+    """
+    named = _named_capability.get()
+    if named is not None:
+        return named
+    return _capability_of(device) if device.type == "cuda" else 90
+
+
+@cache
+def _capability_of(device: torch.device) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
 @contextmanager
-def noted_launches() -> Iterator[list[NotedLaunch]]:
+def noted_launches(capability: int = 90) -> Iterator[list[NotedLaunch]]:
     """Note every Triton launch made inside instead of making it; meta tensors need no memory and no GPU.
 
+    capability: the GPU that the launches are meant for, where tiles depend on it (see `target_capability`).
     Raises: Unsupported without triton or under its interpreter.
     """
     need_the_compiler()
@@ -114,9 +143,11 @@ def noted_launches() -> Iterator[list[NotedLaunch]]:
 
     launch = JITFunction.run
     JITFunction.run = note
+    token = _named_capability.set(capability)
     try:
         yield noted
     finally:
+        _named_capability.reset(token)
         JITFunction.run = launch
 
 
@@ -157,6 +188,7 @@ def compile_kernel(kernel: Any, arguments: Mapping[str, Any], capability: int, *
         ptxas=get_ptxas(capability).version,
         # Triton before 3.7 does not always say; only sm_100 has any
         tensor_memory=getattr(metadata, "tmem_size", 0) or 0,
+        ptx=_ptx_digest(compiled.asm["ptx"]),
         compile_seconds=seconds[0] if seconds else None,
     )
 
@@ -231,6 +263,14 @@ def _read_cubin(cubin: bytes) -> tuple[dict[str, int], tuple[str, ...]]:
         listing = _run(tool, "-sass", str(path))
     usage = {name: int(number) for name, number in _RESOURCE.findall(resources)}
     return usage, tuple(found["text"] for found in _INSTRUCTION.finditer(listing))
+
+
+def _ptx_digest(text: str) -> str:
+    """A hash of the instructions and declarations, which no edit of a comment and no other folder changes."""
+    code = text.split(".section\t.debug", 1)[0].split(".section .debug", 1)[0]
+    lines = [line.split("//", 1)[0].strip() for line in code.splitlines()]
+    kept = [line for line in lines if line and not line.startswith((".loc", ".file", "$L__tmp", "$L__func"))]
+    return hashlib.sha256("\n".join(kept).encode()).hexdigest()[:16]
 
 
 def _run(*command: str) -> str:

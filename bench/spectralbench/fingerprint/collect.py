@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +25,14 @@ _DECLARES = re.compile(r"^FINGERPRINTS\b", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """One launch of one kernel, ready to compile: `kernel` is its name in results, `launch` the declared one."""
+    """One launch of one kernel, ready to compile: `kernel` is its name in results, `launch` the declared one.
+
+    noted: the launch by the compute capability that it is made for; tiles and kernels may depend on it.
+    """
 
     kernel: str
     launch: str
-    noted: NotedLaunch
+    noted: Mapping[int, NotedLaunch]
 
 
 def declaring_modules(package: ModuleType) -> list[ModuleType]:
@@ -49,21 +53,22 @@ def watched_launches(package: ModuleType = spectralkernels) -> list[Watched]:
     Raises: RangeError if two declarations give one kernel the same launch name; Unsupported without a compiler.
     """
     need_the_compiler()
-    found: dict[tuple[str, str], Watched] = {}
+    found: dict[tuple[str, str], dict[int, NotedLaunch]] = {}
     for module in declaring_modules(package):
         declared: tuple[NamedLaunch, ...] = module.FINGERPRINTS
-        for named in declared:
-            with noted_launches() as noted:
+        for named, capability in itertools.product(declared, CAPABILITIES):
+            with noted_launches(capability) as noted:
                 named.call()
             times: dict[str, int] = {}
             for launch in noted:
                 kernel = kernel_name(launch, package)
                 times[kernel] = times.get(kernel, 0) + 1
                 name = named.name if times[kernel] == 1 else f"{named.name} ({times[kernel]})"
-                if (kernel, name) in found:
+                launches = found.setdefault((kernel, name), {})
+                if capability in launches:
                     raise RangeError(f"{module.__name__} names a second launch of {kernel} {name!r}; rename one")
-                found[kernel, name] = Watched(kernel, name, launch)
-    return [found[key] for key in sorted(found)]
+                launches[capability] = launch
+    return [Watched(*key, found[key]) for key in sorted(found)]
 
 
 def kernel_name(launch: NotedLaunch, package: ModuleType) -> str:
@@ -104,9 +109,9 @@ def fingerprints(
     """
     check_capabilities(capabilities)
     for watched in launches:
-        for capability in sorted(capabilities):
+        for capability in sorted({*capabilities} & {*watched.noted}):
             try:
-                code = _compile(watched.noted, capability, afresh)
+                code = _compile(watched.noted[capability], capability, afresh)
             except Exception as error:
                 error.add_note(f"while compiling {watched.kernel} ({watched.launch}) for sm_{capability}")
                 raise
@@ -154,5 +159,6 @@ def fingerprint(kernel: str, launch: str, code: MachineCode) -> Fingerprint:
         sass=sass.digest(sass.normalised(code.instructions)),
         order=sass.digest(order),
         opcodes=dict(sorted(opcodes.items())),
+        ptx=code.ptx or None,
         compile_seconds=None if code.compile_seconds is None else round(code.compile_seconds, 2),
     )

@@ -28,7 +28,8 @@ class Fingerprint:
     tensor_memory: columns. instructions: SASS without padding; opcodes: by family, see `sass.family`.
     widest_load, widest_store: bits of global memory in one instruction, 0 for none.
     resident_warps, limited_by: the occupancy bound. sass: hash of the text with registers renamed in order; order: hash
-    of the sequence of families. compile_seconds: of the compilation that made it, no part of what is compared.
+    of the sequence of families. ptx: hash of the text that ptxas was given, see `same_code`.
+    compile_seconds: of the compilation that made it, no part of what is compared.
     because: why it changed when it last did, in the words of whoever stored it.
     """
 
@@ -52,6 +53,7 @@ class Fingerprint:
     sass: str
     order: str
     opcodes: Mapping[str, int]
+    ptx: str | None = None
     compile_seconds: float | None = None
     because: str | None = None
 
@@ -69,12 +71,19 @@ class Fingerprint:
         return self.stack + self.local
 
     def same_code(self, other: Fingerprint) -> bool:
-        """Whether everything that the compiler made is equal, the compiler included."""
+        """Whether everything that the compiler made is equal, the compiler included.
+
+        From one text ptxas makes one sequence of instructions, but not always with the same operands: two compilations
+        of a tf32 product for sm_100 differ in names of registers. So where the text is known and equal, `sass` may be
+        another.
+        """
+        if self.ptx is not None and self.ptx == other.ptx:
+            other = replace(other, sass=self.sass)
         return _without_circumstances(self) == _without_circumstances(other)
 
 
 def _without_circumstances(found: Fingerprint) -> Fingerprint:
-    return replace(found, compile_seconds=None, because=None, opcodes=dict(found.opcodes))
+    return replace(found, ptx=None, compile_seconds=None, because=None, opcodes=dict(found.opcodes))
 
 
 def path_of(folder: Path, kernel: str) -> Path:
