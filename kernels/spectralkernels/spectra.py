@@ -65,6 +65,16 @@ def full_frequencies(n: int, k: int) -> tuple[int, ...]:
     return (*range(k), *range(n - (rows - k), n))
 
 
+def step_cells(n: int, steps: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+    """(row, column) of the modes of a staircase: blocks (columns, k) of consecutive columns with the rows |u| < k."""
+    found, column = [], 0
+    for width, k in steps:
+        rows = full_frequencies(n, k) if k else ()
+        found += [(u, v) for v in range(column, column + width) for u in rows]
+        column += width
+    return tuple(found)
+
+
 @dataclass(frozen=True, slots=True)
 class Band:
     """The geometry of one band-limited convolution, a value per spatial axis; the last axis is the half axis.

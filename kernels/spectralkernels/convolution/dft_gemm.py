@@ -1,9 +1,9 @@
 """Band-limited convolution as matrix products over the kept modes only (one custom operator, exact backward).
 
-    Z = D_x x        [V, U, 2, B C]     two small matrix products (dft.TruncatedDFT.analyse)
-    W = D_w w        [V, U, 2, O C]     the same for the kernel
-    Y = Z conj(W)    [V, U, 2, B O]     one product of [2 B, C] with [C, 2 O] per mode, four real parts at once
-    y = E Y          [B, O, H, W]       two small matrix products (TruncatedDFT.synthesise)
+    Z = D_x x        [F, 2, B C]     two small matrix products (dft.SteppedDFT.analyse)
+    W = D_w w        [F, 2, O C]     the same for the kernel, on a CPU a few modes at a time (`linear_maps`)
+    Y = Z conj(W)    [F, 2, B O]     one product of [2 B, C] with [C, 2 O] per mode, four real parts at once
+    y = E Y          [B, O, H, W]    two small matrix products (SteppedDFT.synthesise)
 
 FLOPs per plane for N ~ H, k kept of each side: 4 H W k + 8 H k (2k - 1), and 8 B C O F for the F modes: no transform of
 a zero, no coefficient that is dropped later. Backward applies the transposed maps and saves Z (8 F bytes a plane in
@@ -19,8 +19,17 @@ import torch
 from torch import Tensor
 
 from spectralkernels.convolution.geometry import WeightSpectrum, compute_dtype
-from spectralkernels.convolution.modal import correlate, multiply, multiply_transposed
-from spectralkernels.dft import TruncatedDFT, truncated_dft
+from spectralkernels.convolution.linear_maps import (
+    Transform,
+    analyse,
+    product,
+    product_transposed,
+    synthesise,
+    weight_gradient,
+    weight_product,
+    weight_product_transposed,
+)
+from spectralkernels.dft import stepped_dft
 from spectralkernels.spectra import Band
 
 
@@ -37,7 +46,7 @@ def freeze_weight(weight: Tensor, band: Band, groups: int) -> WeightSpectrum:
     """Transform a weight [O, C / groups, *kernel] for repeated use with frozen values."""
     starts = [-before for before, _ in band.pad]
     with torch.no_grad():
-        modes = _analyse(weight, starts, band.n, band.kept)
+        modes = analyse(weight, _transform(weight, starts, weight.shape[2:], band.n, band.kept))
     return WeightSpectrum(modes, band, weight.shape[0], weight.shape[1], groups)
 
 
@@ -56,9 +65,9 @@ def _conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, starts: Ints, groups: int, n: Ints, kept: Ints, out: Ints
 ) -> tuple[Tensor, Tensor]:
     """(y, Z): the convolution, and the kept spectrum of x that backward reuses."""
-    z = _analyse(x, _origin(n), n, kept)
-    w = _analyse(weight, starts, n, kept)
-    return _convolve(x, z, w, bias, weight.shape[0], groups, n, kept, out), z
+    z = analyse(x, _transform(x, _origin(n), x.shape[2:], n, kept))
+    y = weight_product(z, weight, _transform(x, starts, weight.shape[2:], n, kept), len(x), groups)
+    return _inverse(y, out, n, kept, bias).to(x.dtype), z
 
 
 @_conv.register_fake
@@ -66,7 +75,7 @@ def _(
     x: Tensor, weight: Tensor, bias: Tensor | None, starts: Ints, groups: int, n: Ints, kept: Ints, out: Ints
 ) -> tuple[Tensor, Tensor]:
     rows = min(2 * kept[0] - 1, n[0]) if len(n) == 2 else 1
-    z = x.new_empty((kept[-1], rows, 2, x.shape[0] * x.shape[1]), dtype=compute_dtype(x.dtype))
+    z = x.new_empty((kept[-1] * rows, 2, x.shape[0] * x.shape[1]), dtype=compute_dtype(x.dtype))
     return x.new_empty((x.shape[0], weight.shape[0], *out)), z
 
 
@@ -84,15 +93,14 @@ def _conv_backward(
     need_weight: bool,
 ) -> tuple[Tensor, Tensor]:
     """(dx, dw): the transposed maps; a gradient that is not needed comes back empty."""
-    g = _analyse(dy, _origin(n), n, kept, inverse=True)
+    g = _gradient_modes(dy, n, kept)
     dx, dw = dy.new_empty(0), weight.new_empty(0)
+    of_weight = _transform(dy, starts, weight.shape[2:], n, kept)
     if need_x:
-        w = _analyse(weight, starts, n, kept)
-        dx = _transposed(dy, g, w, weight.shape[1] * groups, groups, n, kept, size)
+        dz = weight_product_transposed(g, weight, of_weight, groups)
+        dx = synthesise(dz, _transform(dy, _origin(n), size, n, kept), size).to(dy.dtype)
     if need_weight:
-        batch, channels = dy.shape[0], weight.shape[1] * groups
-        modes = correlate(_planes(g, batch, dy.shape[1]), _planes(z, batch, channels), groups)
-        dw = _synthesise(modes, starts, weight.shape[2:], n, kept).to(weight.dtype)
+        dw = weight_gradient(g, z, weight, of_weight, groups)
     return dx, dw
 
 
@@ -135,7 +143,8 @@ def _apply(
     x: Tensor, w: Tensor, bias: Tensor | None, out_channels: int, groups: int, n: Ints, kept: Ints, out: Ints
 ) -> Tensor:
     """The convolution with the modes of a frozen weight."""
-    return _convolve(x, _analyse(x, _origin(n), n, kept), w, bias, out_channels, groups, n, kept, out)
+    z = analyse(x, _transform(x, _origin(n), x.shape[2:], n, kept))
+    return _inverse(product(z, w, out_channels, len(x), groups), out, n, kept, bias).to(x.dtype)
 
 
 @_apply.register_fake
@@ -147,7 +156,8 @@ def _(
 
 @torch.library.custom_op("spectralkernels::dft_gemm_apply_backward", mutates_args=())
 def _apply_backward(dy: Tensor, w: Tensor, channels: int, groups: int, n: Ints, kept: Ints, size: Ints) -> Tensor:
-    return _transposed(dy, _analyse(dy, _origin(n), n, kept, inverse=True), w, channels, groups, n, kept, size)
+    dz = product_transposed(_gradient_modes(dy, n, kept), w, groups)
+    return synthesise(dz, _transform(dy, _origin(n), size, n, kept), size).to(dy.dtype)
 
 
 @_apply_backward.register_fake
@@ -169,75 +179,29 @@ def _differentiate_apply(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 _apply.register_autograd(_differentiate_apply, setup_context=_save_apply)
 
 
-# --- the linear maps ------------------------------------------------------------------------------------------------
+# --- the transforms -------------------------------------------------------------------------------------------------
 
 
-def _convolve(
-    x: Tensor,
-    z: Tensor,
-    w: Tensor,
-    bias: Tensor | None,
-    out_channels: int,
-    groups: int,
-    n: Ints,
-    kept: Ints,
-    out: Ints,
-) -> Tensor:
-    """y = E (z conj(w)) + b, in the dtype of x."""
-    batch, channels = x.shape[:2]
-    modes = multiply(_planes(z, batch, channels), _planes(w, out_channels, channels // groups), groups)
-    return _synthesise(modes, _origin(n), out, n, kept, inverse=True, bias=bias).to(x.dtype)
+def _inverse(modes: Tensor, out: Ints, n: Ints, kept: Ints, bias: Tensor | None) -> Tensor:
+    """y = E modes + b."""
+    return synthesise(modes, _transform(modes, _origin(n), out, n, kept, inverse=True), out, bias)
+
+
+def _gradient_modes(dy: Tensor, n: Ints, kept: Ints) -> Tensor:
+    """E^T dy: [F, 2, B, O]."""
+    modes = analyse(dy, _transform(dy, _origin(n), dy.shape[2:], n, kept, inverse=True))
+    return modes.unflatten(2, dy.shape[:2])
 
 
 def _bias_gradient(dy: Tensor) -> Tensor:
     return dy.sum([axis for axis in range(dy.dim()) if axis != 1])
 
 
-def _transposed(
-    dy: Tensor, g: Tensor, w: Tensor, channels: int, groups: int, n: Ints, kept: Ints, size: Ints
-) -> Tensor:
-    """dx, from g, the modes of dy."""
-    batch, out_channels = dy.shape[:2]
-    modes = multiply_transposed(_planes(g, batch, out_channels), _planes(w, out_channels, channels // groups), groups)
-    return _synthesise(modes, _origin(n), size, n, kept).to(dy.dtype)
-
-
-def _analyse(maps: Tensor, starts: Ints, n: Ints, kept: Ints, inverse: bool = False) -> Tensor:
-    """Maps [A, B, *size] -> modes [V, U, 2, A * B]."""
-    transform = _transform(maps, starts, maps.shape[2:], n, kept, inverse)
-    height = maps.shape[2] if maps.dim() == 4 else 1
-    planes = maps.to(compute_dtype(maps.dtype)).reshape(maps.shape[0] * maps.shape[1], height, maps.shape[-1])
-    return transform.analyse(planes)
-
-
-def _synthesise(
-    modes: Tensor,
-    starts: Ints,
-    lengths: Ints,
-    n: Ints,
-    kept: Ints,
-    inverse: bool = False,
-    bias: Tensor | None = None,
-) -> Tensor:
-    """Modes [F, 2, A, B] -> maps [A, B, *lengths] + bias [B], contiguous."""
-    transform = _transform(modes, starts, lengths, n, kept, inverse)
-    count, _, a, b = modes.shape
-    planes = transform.synthesise(modes.view(kept[-1], count // kept[-1], 2, a * b)).unflatten(0, (a, b))
-    maps = planes if len(lengths) == 2 else planes.squeeze(2)
-    if bias is None:
-        return maps.contiguous()
-    # The sum brings the planes into order on its way, so that it costs no pass of its own.
-    return torch.add(maps, bias.to(maps.dtype).view(-1, *(1 for _ in lengths)), out=maps.new_empty(maps.shape))
-
-
-def _transform(like: Tensor, starts: Ints, lengths: Ints, n: Ints, kept: Ints, inverse: bool) -> TruncatedDFT:
+def _transform(like: Tensor, starts: Ints, lengths: Ints, n: Ints, kept: Ints, inverse: bool = False) -> Transform:
+    # A band is a staircase of one step.
+    steps = ((kept[-1], kept[0]),)
     dtype = compute_dtype(like.dtype)
-    return truncated_dft(tuple(n), tuple(kept), tuple(starts), tuple(lengths), inverse, dtype, like.device)
-
-
-def _planes(modes: Tensor, a: int, b: int) -> Tensor:
-    """[V, U, 2, A * B] -> [F, 2, A, B], a view."""
-    return modes.view(modes.shape[0] * modes.shape[1], 2, a, b)
+    return stepped_dft(tuple(n), steps, tuple(starts), tuple(lengths), inverse, dtype, like.device)
 
 
 def _origin(n: Ints) -> list[int]:

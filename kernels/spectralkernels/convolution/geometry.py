@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -21,12 +21,17 @@ from spectralkernels.checks import (
 from spectralkernels.errors import DtypeError, RangeError, ShapeError
 from spectralkernels.spectra import GRIDS, Band, fft_size, kept_1d, kept_2d
 
+if TYPE_CHECKING:  # masks are built on this module
+    from spectralkernels.masks.modes import ModeList
+
 
 @dataclass(frozen=True, slots=True)
 class WeightSpectrum:
-    """A frozen weight, transformed once for one geometry; `band_limited_conv2d` and `...1d` take it for a weight.
+    """A frozen weight, transformed once for one geometry; the convolution it was made for takes it for a weight.
 
-    modes: Real [V, U, 2, O * C / groups], see `dft`. A snapshot: it does not follow later changes of the weight and
+    made by `weight_spectrum` for `band_limited_conv2d` and `...1d`, by `masked_weight_spectrum` for `masked_conv2d`.
+    mode_list: the modes of a mask; None for the whole band.
+    modes: Real [F, 2, O * C / groups], see `dft`. A snapshot: it does not follow later changes of the weight and
     carries no gradient.
     """
 
@@ -35,6 +40,12 @@ class WeightSpectrum:
     out_channels: int
     in_channels_per_group: int
     groups: int
+    mode_list: ModeList | None = None
+
+
+def needs_tensor(weight: Tensor | WeightSpectrum, **rest: object) -> str | None:
+    """The reason why an implementation that transforms the weight itself cannot take this one, or None."""
+    return "it takes a weight tensor, not a WeightSpectrum" if isinstance(weight, WeightSpectrum) else None
 
 
 Padding = Literal["same", "valid"] | int | tuple[int, ...]
@@ -55,9 +66,15 @@ def check_arguments(
 
 
 def check_spectrum_arguments(
-    x: Tensor, spectrum: WeightSpectrum, bias: Tensor | None, band: Band, groups: int, stride: int | tuple[int, ...]
+    x: Tensor,
+    spectrum: WeightSpectrum,
+    bias: Tensor | None,
+    band: Band,
+    groups: int,
+    stride: int | tuple[int, ...],
+    modes: ModeList | None = None,
 ) -> None:
-    """Raise what is wrong with maps that meet a frozen `WeightSpectrum`: dtype, device, channels or geometry."""
+    """Raise what is wrong with maps that meet a frozen `WeightSpectrum`: dtype, device, channels, geometry or modes."""
     check_dtype("x", x, REAL_DTYPES)
     if x.device != spectrum.modes.device or compute_dtype(x.dtype) != spectrum.modes.dtype:
         raise DtypeError(
@@ -70,10 +87,23 @@ def check_spectrum_arguments(
     if (spectrum.band, spectrum.groups) != (band, groups):
         raise ShapeError(
             f"this WeightSpectrum was made for {spectrum.band} with groups={spectrum.groups}, the call needs {band} "
-            f"with groups={groups}; make one with weight_spectrum(...) for this map size, padding, grid and compression"
+            f"with groups={groups}; make one with {_maker(modes)}(...) for this map size, padding, grid and compression"
+        )
+    if spectrum.mode_list != modes:
+        raise ShapeError(
+            f"this WeightSpectrum holds the modes of {_origin(spectrum.mode_list)}, the call needs those of "
+            f"{_origin(modes)}; make one with {_maker(modes)}(...)"
         )
     if x.shape[1] != spectrum.in_channels_per_group * groups:
         raise ShapeError(f"x must have {spectrum.in_channels_per_group * groups} channels, got shape {list(x.shape)}")
+
+
+def _maker(modes: ModeList | None) -> str:
+    return "weight_spectrum" if modes is None else "masked_weight_spectrum"
+
+
+def _origin(modes: ModeList | None) -> str:
+    return "a whole band" if modes is None else f"a mask ({len(modes)} of them)"
 
 
 def check_stride(stride: int | tuple[int, ...]) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from spectralkernels.errors import RangeError, ShapeError
-from spectralkernels.spectra import full_frequencies, half
+from spectralkernels.spectra import half, step_cells
 
 # A block more costs a launch and a small matrix product in each of three transforms.
 MOST_STEPS = 4
@@ -40,14 +40,7 @@ class ModeList:
     @cached_property
     def indices(self) -> tuple[tuple[int, int], ...]:
         """(row, column) of every mode, in the order in which the transform holds them."""
-        if self.cells:
-            return self.cells
-        found, column = [], 0
-        for width, k in self.steps:
-            rows = full_frequencies(self.n[0], k) if k else ()
-            found += [(u, v) for v in range(column, column + width) for u in rows]
-            column += width
-        return tuple(found)
+        return self.cells or step_cells(self.n[0], self.steps)
 
     @property
     def kept(self) -> tuple[int, int]:

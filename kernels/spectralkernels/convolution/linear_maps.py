@@ -1,0 +1,105 @@
+"""The linear maps of a convolution by truncated DFT, for bands and mode lists alike: transforms, products, transposes.
+
+The spectrum of a weight is larger than weight, maps and their spectra together (9 MB for 64 x 64 channels at 276 modes,
+each number used 2 B times), so that on a CPU it is never whole: a few modes are transformed, multiplied and forgotten
+while they are in cache, and the gradient of the weight is made the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from spectralkernels.convolution.geometry import compute_dtype
+from spectralkernels.convolution.modal import correlate, multiply, multiply_transposed
+from spectralkernels.dft import ListedDFT, SteppedDFT
+
+Transform = SteppedDFT | ListedDFT
+
+# Bytes of the weight's spectrum at a time on a CPU. Of 0.5, 1, 2, 3, 5 MB and all of it (9 MB), 3 MB was the fastest or
+# within 3 % of it: a piece costs some 50 us in Python, and more than L2 holds costs memory traffic.
+PIECE_BYTES = 3 << 20
+
+
+def analyse(maps: Tensor, transform: Transform) -> Tensor:
+    """Maps [A, B, *size] -> modes [F, 2, A * B], in the dtype of the computation."""
+    return transform.analyse(_planes(maps))
+
+
+def synthesise(modes: Tensor, transform: Transform, lengths: Sequence[int], bias: Tensor | None = None) -> Tensor:
+    """Modes [F, 2, A, B] -> maps [A, B, *lengths] + bias [B], contiguous."""
+    a, b = modes.shape[2:]
+    maps = transform.synthesise(modes.flatten(2)).unflatten(0, (a, b))
+    maps = maps if len(lengths) == 2 else maps.squeeze(2)
+    if bias is None:
+        return maps.contiguous()
+    # The sum brings the planes into order on its way, so that it costs no pass of its own.
+    return torch.add(maps, bias.to(maps.dtype).view(-1, *(1 for _ in lengths)), out=maps.new_empty(maps.shape))
+
+
+def product(z: Tensor, w: Tensor, out_channels: int, batch: int, groups: int) -> Tensor:
+    """Z [F, 2, B * C] conj(W [F, 2, O * C / groups]) -> [F, 2, B, O]."""
+    y = z.new_empty(len(z), 2, batch, out_channels)
+    w = w.unflatten(2, (out_channels, -1))
+    multiply(z.unflatten(2, (batch, w.shape[3] * groups)), w, groups, y)
+    return y
+
+
+def weight_product(z: Tensor, weight: Tensor, transform: Transform, batch: int, groups: int) -> Tensor:
+    """Z [F, 2, B * C] conj(D weight [O, C / groups, *kernel]) -> [F, 2, B, O]."""
+    z = z.unflatten(2, (batch, weight.shape[1] * groups))
+    y = z.new_empty(len(z), 2, batch, len(weight))
+    planes = _planes(weight)
+    for where, w in transform.stream(planes, _piece(transform, z, len(planes))):
+        multiply(z[where], w.unflatten(2, weight.shape[:2]), groups, y[where])
+    return y
+
+
+def product_transposed(g: Tensor, w: Tensor, groups: int) -> Tensor:
+    """dZ = G [F, 2, B, O] W [F, 2, O * C / groups]: [F, 2, B, C]."""
+    w = w.unflatten(2, (g.shape[3], -1))
+    dz = g.new_empty(*g.shape[:3], w.shape[3] * groups)
+    multiply_transposed(g, w, groups, dz)
+    return dz
+
+
+def weight_product_transposed(g: Tensor, weight: Tensor, transform: Transform, groups: int) -> Tensor:
+    """dZ = G [F, 2, B, O] (D weight): [F, 2, B, C]."""
+    dz = g.new_empty(*g.shape[:3], weight.shape[1] * groups)
+    planes = _planes(weight)
+    for where, w in transform.stream(planes, _piece(transform, g, len(planes))):
+        multiply_transposed(g[where], w.unflatten(2, weight.shape[:2]), groups, dz[where])
+    return dz
+
+
+def weight_gradient(g: Tensor, z: Tensor, like: Tensor, transform: Transform, groups: int) -> Tensor:
+    """D^T (conj(G [F, 2, B, O]) Z [F, 2, B * C]), of the shape and dtype of the weight `like`."""
+    z = z.unflatten(2, (g.shape[2], like.shape[1] * groups))
+    planes = like.shape[0] * like.shape[1]
+    buffer = g.new_empty(0)
+
+    def part(where: slice) -> Tensor:
+        nonlocal buffer
+        shape = (where.stop - where.start, 2, *like.shape[:2])
+        if len(buffer) < shape[0]:
+            buffer = g.new_empty(shape)
+        correlate(g[where], z[where], groups, buffer[: shape[0]])
+        return buffer[: shape[0]].flatten(2)
+
+    found = transform.gather(part, planes, _piece(transform, g, planes))
+    return found.reshape(like.shape).to(like.dtype).contiguous()
+
+
+def _planes(maps: Tensor) -> Tensor:
+    """[A, B, *size] -> [A * B, height, width]; a series has height 1."""
+    height = maps.shape[2] if maps.dim() == 4 else 1
+    return maps.to(compute_dtype(maps.dtype)).reshape(maps.shape[0] * maps.shape[1], height, maps.shape[-1])
+
+
+def _piece(transform: Transform, modes: Tensor, planes: int) -> int:
+    """How many modes of a weight to hold at a time."""
+    if modes.device.type != "cpu":  # launches cost more than the memory
+        return max(1, transform.modes)
+    return max(1, PIECE_BYTES // max(1, 2 * modes.element_size() * planes))
