@@ -14,7 +14,7 @@ from spectralkernels.errors import DtypeError, RangeError, ShapeError, SpectralK
 from spectralkernels.explain import explain
 from spectralkernels.ops.band_limited_conv1d import band_limited_conv1d
 from spectralkernels.ops.band_limited_conv2d import band_limited_conv2d, weight_spectrum
-from spectralkernels.ops.masked_conv2d import masked_conv2d
+from spectralkernels.ops.masked_conv2d import masked_conv2d, masked_weight_spectrum
 from spectralkernels.ops.masked_multiply import masked_multiply
 from spectralkernels.ops.sparse_multiply import sparse_multiply
 from spectralkernels.ops.spec_block import spec_block
@@ -37,6 +37,7 @@ __all__ = [
     "implementations",
     "masked_conv2d",
     "masked_multiply",
+    "masked_weight_spectrum",
     "masks",
     "sparse_multiply",
     "spec_block",

@@ -1,6 +1,6 @@
 """Convolution under a mask of the half spectrum: bands, energy, discs, soft windows, dropout, or anything else.
 
-    y = crop( irfft2( m . sum_channels X . conj(W) ) ),     X = F(x), W = F(w) on an N_h x N_w circle
+    y = crop( irfft2( m . sum_channels X . conj(W) ) ) + b,     X = F(x), W = F(w) on an N_h x N_w circle
 
 m is a mask of `spectralkernels.masks`, one for the batch or one per sample. It multiplies the product once, that is the
 spectrum of x alone. m = 1 everywhere is `torch.nn.functional.conv2d`; the rectangular mask is `band_limited_conv2d`.
@@ -17,24 +17,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectralkernels.checks import REAL_DTYPES, check_channels, check_dims, check_dtype, check_like
-from spectralkernels.convolution.baselines import direct
-from spectralkernels.convolution.geometry import GridChoice, Padding, conv_band
-from spectralkernels.declare import Decision, Implementation, Operation, Tolerance
+from spectralkernels.checks import REAL_DTYPES, check_channels, check_dims, check_dtype
+from spectralkernels.convolution.geometry import (
+    GridChoice,
+    Padding,
+    WeightSpectrum,
+    check_arguments,
+    check_spectrum_arguments,
+    conv_band,
+    needs_tensor,
+)
+from spectralkernels.declare import Implementation, Operation, Tolerance
 from spectralkernels.dispatch import dispatch
 from spectralkernels.errors import DtypeError, ShapeError
 from spectralkernels.masks import hermitian, mode_list
 from spectralkernels.masks.modes import ModeList, every_mode
-from spectralkernels.ops.masked_conv2d.baselines import reference, torch_fft
-from spectralkernels.ops.masked_conv2d.dft_gemm import dft_gemm
+from spectralkernels.ops.masked_conv2d import dft_triton
+from spectralkernels.ops.masked_conv2d.baselines import (
+    direct,
+    direct_supports,
+    ideal,
+    reference,
+    torch_fft,
+)
+from spectralkernels.ops.masked_conv2d.choice import auto
+from spectralkernels.ops.masked_conv2d.dft_gemm import dft_gemm, freeze_weight, prepare_frozen
 from spectralkernels.ops.masked_conv2d.profiles import PROFILES, band_of, cost, make_inputs, observe
-from spectralkernels.spectra import Band
 
 
 def masked_conv2d(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | WeightSpectrum,
     mask: Tensor,
+    bias: Tensor | None = None,
     *,
     modes: ModeList | None = None,
     padding: Padding = "same",
@@ -45,33 +60,67 @@ def masked_conv2d(
     """Convolve maps under a mask of their half spectrum.
 
     x: Real [batch, channel, height, width], any strides; float32, float64, or half (computed in float32).
-    weight: Real [out_channel, channel / groups, kernel_height, kernel_width], may be larger than the map.
+    weight: Real [out_channel, channel / groups, kernel_height, kernel_width], may be larger than the map; or a frozen
+        `WeightSpectrum` made by `masked_weight_spectrum` for the same geometry and modes.
     mask: Bool or Float [N_h, N_w // 2 + 1], or [batch, 1, N_h, N_w // 2 + 1] with one mask per sample, on the grid
         (N_h, N_w) = `masks.fft_grid(size, kernel, padding=padding, grid=grid)`.
+    bias: Real [out_channel] or None.
     modes: what is computed; frequencies outside count as masked. None lists the non-zero cells of the mask, which
         copies it to the host; but lists every mode if the mask has a gradient (that of a zero cell is not zero) or
-        while torch.compile traces. Pass `masks.mode_list(mask, n)` to avoid either.
+        while torch.compile traces. Pass `masks.mode_list(mask, n)` to avoid either. A frozen weight brings its own.
     padding, groups, grid: as in `band_limited_conv2d`. impl: a name of `implementations("masked_conv2d")`, or "auto".
-    Returns: Real [batch, out_channel, out_height, out_width], dtype of x. Differentiable in x, weight and a float mask.
+    Returns: Real [batch, out_channel, out_height, out_width], dtype of x. Differentiable in x, weight, bias
+        and a float mask.
     Raises: ShapeError, DtypeError, RangeError on arguments that do not fit; Unsupported if `impl` cannot run here.
     """
     check_dims("x", x, "[batch, channel, height, width]")
-    check_dims("weight", weight, "[out_channel, in_channel / groups, kernel_height, kernel_width]")
-    check_dtype("x", x, REAL_DTYPES)
-    check_like("weight", weight, "x", x)
-    check_channels(x.shape[1], weight, groups)
-    size, kernel = tuple(x.shape[2:]), tuple(weight.shape[2:])
-    band = conv_band(size, kernel, compression=0.0, padding=padding, grid=grid)
+    if isinstance(weight, WeightSpectrum):
+        kernel, modes = weight.band.kernel, weight.mode_list if modes is None else modes
+    else:
+        check_arguments(x, weight, bias, groups, 1, "height, width")
+        kernel = tuple(weight.shape[2:])
+    band = conv_band(tuple(x.shape[2:]), kernel, compression=0.0, padding=padding, grid=grid)
     n = (band.n[0], band.n[1])
     _check_mask(mask, x)
     mask = hermitian(mask, n)
     if modes is None:
         whole = mask.requires_grad or torch.compiler.is_compiling()
         modes = every_mode(n) if whole else mode_list(mask, n)
-    elif modes.n != n:
+    if isinstance(weight, WeightSpectrum):
+        check_spectrum_arguments(x, weight, bias, band, groups, 1, modes)
+    if modes.n != n:
         raise ShapeError(f"modes must be listed on the grid {n} of this call, got {modes.n}; see masks.mode_list")
-    inputs: dict[str, Any] = {"x": x, "weight": weight, "mask": mask, "band": band, "modes": modes, "groups": groups}
-    return dispatch(OPERATION, impl, x.device.type, inputs)
+    inputs: dict[str, Any] = {"x": x, "weight": weight, "mask": mask, "bias": bias}
+    return dispatch(OPERATION, impl, x.device.type, {**inputs, "band": band, "modes": modes, "groups": groups})
+
+
+def masked_weight_spectrum(
+    weight: Tensor,
+    modes: ModeList | Tensor,
+    size: tuple[int, int],
+    *,
+    padding: Padding = "same",
+    groups: int = 1,
+    grid: GridChoice = "tight",
+) -> WeightSpectrum:
+    """Transform a frozen weight once at the modes of a mask, to be passed as `weight` to `masked_conv2d`.
+
+    weight: Real [out_channel, channel / groups, kernel_height, kernel_width]. size: (height, width) of the maps.
+    modes: a `masks.mode_list`, or a mask to make one of. The mask of a call may have any values there; elsewhere it
+        counts as zero. padding, groups, grid: as in `masked_conv2d`.
+    Returns: a snapshot: it carries no gradient and does not follow later changes of the weight.
+    Raises: ShapeError, DtypeError, RangeError on arguments that do not fit.
+    """
+    check_dims("weight", weight, "[out_channel, in_channel / groups, kernel_height, kernel_width]")
+    check_dtype("weight", weight, REAL_DTYPES)
+    check_channels(weight.shape[1] * groups, weight, groups)
+    band = conv_band(tuple(size), tuple(weight.shape[2:]), compression=0.0, padding=padding, grid=grid)
+    n = (band.n[0], band.n[1])
+    if isinstance(modes, Tensor):
+        modes = mode_list(hermitian(modes, n), n)
+    elif modes.n != n:
+        raise ShapeError(f"modes must be listed on the grid {n} of this weight, got {modes.n}; see masks.mode_list")
+    return freeze_weight(weight, band, modes, groups)
 
 
 def _check_mask(mask: Tensor, x: Tensor) -> None:
@@ -86,9 +135,14 @@ def _check_mask(mask: Tensor, x: Tensor) -> None:
         )
 
 
-def _ideal(x: Tensor, weight: Tensor, mask: Tensor, band: Band, modes: ModeList, groups: int) -> Tensor:
-    """The uncompressed convolution in float64."""
-    return direct(x.double(), weight.double(), None, band, groups)
+def _needs_spectrum(weight: Tensor | WeightSpectrum, **rest: Any) -> str | None:
+    if isinstance(weight, WeightSpectrum):
+        return None
+    return "it takes a frozen weight; pass masked_weight_spectrum(weight, ...) instead of the weight"
+
+
+def _direct_supports(**inputs: Any) -> str | None:
+    return needs_tensor(**inputs) or direct_supports(**inputs)
 
 
 OPERATION = Operation(
@@ -99,7 +153,7 @@ OPERATION = Operation(
     profiles=PROFILES,
     make_inputs=make_inputs,
     reference=reference,
-    ideal=_ideal,
+    ideal=ideal,
     cost=cost,
     fft_size=lambda case: band_of(case).n,
     tolerance=Tolerance(
@@ -108,10 +162,41 @@ OPERATION = Operation(
         "four times that allowed; half types are computed in fp32 and rounded once on the way out",
     ),
     implementations=(
-        Implementation("dft_gemm", "kernel", dft_gemm, "truncated DFT of one mode list, as matrix products"),
-        Implementation("torch_fft", "baseline", torch_fft, "torch.fft, the product at the kept cells only"),
+        Implementation(
+            "dft_gemm",
+            "kernel",
+            dft_gemm,
+            "truncated DFT of one mode list, as matrix products",
+            supports=needs_tensor,
+        ),
+        Implementation(
+            "dft_gemm_frozen",
+            "kernel",
+            dft_gemm,
+            "the same with the weight transformed once, outside the clock",
+            supports=_needs_spectrum,
+            prepare=prepare_frozen,
+            gradients=("x",),
+        ),
+        Implementation(
+            "torch_fft",
+            "baseline",
+            torch_fft,
+            "torch.fft, the product at the kept cells only",
+            supports=needs_tensor,
+        ),
+        Implementation("direct", "baseline", direct, "cuDNN / oneDNN, for a mask of ones", supports=_direct_supports),
+        *dft_triton.IMPLEMENTATIONS,
     ),
-    auto=lambda **inputs: Decision("dft_gemm", "the fastest way for every kind of mask on a CPU"),
+    rivals=(
+        Implementation(
+            "direct_uncompressed",
+            "rival",
+            direct,
+            "cuDNN / oneDNN without a mask: what the layer would replace",
+        ),
+    ),
+    auto=auto,
     observe=observe,
     # A bool mask has no gradient; that of a float one is proven by the tests at zero and non-zero cells alike.
     gradients=("x", "weight"),

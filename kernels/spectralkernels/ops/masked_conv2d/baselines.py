@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spectralkernels.convolution.baselines import direct
+from spectralkernels.convolution import baselines
 from spectralkernels.convolution.geometry import compute_dtype
 from spectralkernels.masks.modes import ModeList
 from spectralkernels.ops.masked_conv2d.dft_gemm import flat_indices
 from spectralkernels.spectra import Band, half
 
 
-def torch_fft(x: Tensor, weight: Tensor, mask: Tensor, band: Band, modes: ModeList, groups: int) -> Tensor:
+def torch_fft(
+    x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, band: Band, modes: ModeList, groups: int
+) -> Tensor:
     """rfft2 of map and kernel, complex einsum at the listed modes, times the mask, zeros elsewhere, irfft2."""
     if len(x) == 0:  # an FFT library refuses an empty batch; the answer is as empty by any route
-        return direct(x, weight, None, band, groups)
+        return baselines.direct(x, weight, bias, band, groups)
     dtype = compute_dtype(x.dtype)
     (top, _), (left, _) = band.pad
     # Zeros before the map, as many as the padding asks for, make output i come out at position i.
@@ -31,7 +34,28 @@ def torch_fft(x: Tensor, weight: Tensor, mask: Tensor, band: Band, modes: ModeLi
     y_kept = product * mask.flatten(-2)[..., flat].to(dtype)
     y_hat = y_kept.new_zeros(*y_kept.shape[:2], band.n[0] * half(band.n[1])).index_copy(2, flat, y_kept)
     y = torch.fft.irfft2(y_hat.unflatten(2, (band.n[0], -1)), s=band.n)
-    return y[..., : band.out[0], : band.out[1]].to(x.dtype).contiguous()
+    y = y[..., : band.out[0], : band.out[1]].to(x.dtype)
+    return y.contiguous() if bias is None else y + bias.view(-1, 1, 1)
+
+
+def direct(
+    x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, band: Band, modes: ModeList, groups: int
+) -> Tensor:
+    """The library convolution, cuDNN on a GPU and oneDNN on a CPU: the answer where the mask is 1 everywhere, without a
+    gradient of the mask; the rival `direct_uncompressed` elsewhere."""
+    return baselines.direct(x, weight, bias, band, groups)
+
+
+def direct_supports(mask: Tensor, **rest: Any) -> str | None:
+    """Direct convolution has no mask. Reads the mask, so that a CUDA device is waited for."""
+    if mask.requires_grad:
+        return "direct convolution has no gradient of the mask; detach it, or take another implementation"
+    return None if all_pass(mask) else "direct convolution has no mask; it needs one of ones"
+
+
+def all_pass(mask: Tensor) -> bool:
+    """Whether a mask changes nothing."""
+    return bool((mask if mask.dtype == torch.bool else mask == 1).all())
 
 
 def _wrapped(weight: Tensor, band: Band) -> Tensor:
@@ -46,7 +70,9 @@ def _wrapped(weight: Tensor, band: Band) -> Tensor:
     return weight
 
 
-def reference(x: Tensor, weight: Tensor, mask: Tensor, band: Band, modes: ModeList, groups: int) -> Tensor:
+def reference(
+    x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, band: Band, modes: ModeList, groups: int
+) -> Tensor:
     """The operation in float64: full complex FFTs, the mask mirrored to all N_h x N_w frequencies, full inverse.
 
     It uses no half spectrum, no mode list and no DFT matrix. The real part of the inverse is the mean of the mask over
@@ -64,8 +90,15 @@ def reference(x: Tensor, weight: Tensor, mask: Tensor, band: Band, modes: ModeLi
     x_hat = torch.fft.fft2(placed).unflatten(1, (groups, -1))
     w_hat = torch.fft.fft2(kernel).unflatten(0, (groups, -1))
     product = torch.einsum("bgcuv,gocuv->bgouv", x_hat, w_hat.conj()).flatten(1, 2)
-    y = torch.fft.ifft2(product * full_mask(mask, band.n)).real
-    return y[..., : band.out[0], : band.out[1]]
+    y = torch.fft.ifft2(product * full_mask(mask, band.n)).real[..., : band.out[0], : band.out[1]]
+    return y if bias is None else y + bias.double().view(-1, 1, 1)
+
+
+def ideal(
+    x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, band: Band, modes: ModeList, groups: int
+) -> Tensor:
+    """The uncompressed convolution in float64."""
+    return baselines.ideal(x, weight, bias, band, groups)
 
 
 def full_mask(mask: Tensor, n: tuple[int, ...]) -> Tensor:

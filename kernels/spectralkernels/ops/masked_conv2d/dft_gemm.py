@@ -1,11 +1,12 @@
 """Masked convolution as matrix products over the listed modes only (one custom operator, exact backward).
 
     Z = D x,  W = D w,  P = Z conj(W)        [F, 2, B, O], D the truncated DFT of the mode list
-    y = E (m P)                              m one weight per mode, or per mode and sample
+    y = E (m P) + b                          m one weight per mode, or per mode and sample
 
     dm_f = sum Re(conj(E^T dy) P),  dP = m E^T dy,  dZ = dP W,  dW = conj(dP) Z
 
-Backward saves Z, the weight and the mask; it redoes the transform of the weight, and P where the mask has a gradient.
+Backward saves the mask, the weight, and Z if the weight or the mask has a gradient; it redoes the transform of the
+weight, and P where the mask has a gradient. A frozen weight comes as W.
 """
 
 from __future__ import annotations
@@ -17,22 +18,58 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectralkernels.convolution.geometry import compute_dtype
-from spectralkernels.convolution.modal import correlate, multiply, multiply_transposed
-from spectralkernels.dft import ListedDFT, SteppedDFT, listed_dft, stepped_dft
+from spectralkernels.convolution.geometry import WeightSpectrum, compute_dtype
+from spectralkernels.convolution.linear_maps import (
+    Transform,
+    analyse,
+    product,
+    product_transposed,
+    synthesise,
+    weight_gradient,
+    weight_product,
+    weight_product_transposed,
+)
+from spectralkernels.dft import listed_dft, stepped_dft
 from spectralkernels.masks.modes import ModeList
 from spectralkernels.spectra import Band
 
 Ints = Sequence[int]
 
 
-def dft_gemm(x: Tensor, weight: Tensor, mask: Tensor, band: Band, modes: ModeList, groups: int) -> Tensor:
-    """x [B, C, H, W], weight [O, C / groups, K_h, K_w], mask [N_h, N_w // 2 + 1] or [B, 1, ...] -> [B, O, *out]."""
-    listed = bool(modes.cells)
-    layout = [number for pair in (modes.cells or modes.steps) for number in pair]
+def dft_gemm(
+    x: Tensor,
+    weight: Tensor | WeightSpectrum,
+    mask: Tensor,
+    bias: Tensor | None,
+    band: Band,
+    modes: ModeList,
+    groups: int,
+) -> Tensor:
+    """x [B, C, H, W], weight [O, C / groups, K_h, K_w] or its spectrum, mask [N_h, N_w // 2 + 1] or [B, 1, ...],
+    bias [O] | None -> [B, O, *out]."""
     starts = [-before for before, _ in band.pad]
-    y, _ = _conv(x, weight, mask, starts, groups, band.n, layout, listed, band.out)
+    out_channels = len(weight) if isinstance(weight, Tensor) else weight.out_channels
+    values = weight if isinstance(weight, Tensor) else weight.modes
+    layout = [number for pair in (modes.cells or modes.steps) for number in pair]
+    where = (starts, out_channels, groups, band.n, layout, bool(modes.cells), band.out)
+    y, _ = _conv(x, values, mask, bias, *where)
     return y
+
+
+def freeze_weight(weight: Tensor, band: Band, modes: ModeList, groups: int) -> WeightSpectrum:
+    """Transform a weight [O, C / groups, K_h, K_w] at the listed modes for repeated use with frozen values."""
+    starts = [-before for before, _ in band.pad]
+    with torch.no_grad():
+        w = analyse(weight, _transform(weight, modes, starts, weight.shape[2:]))
+    return WeightSpectrum(w, band, weight.shape[0], weight.shape[1], groups, modes)
+
+
+def prepare_frozen(
+    x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, band: Band, modes: ModeList, groups: int
+) -> dict[str, Any]:
+    """The inputs of `dft_gemm` with the weight transformed outside the clock."""
+    frozen = freeze_weight(weight, band, modes, groups)
+    return {"x": x, "weight": frozen, "mask": mask, "bias": bias, "band": band, "modes": modes, "groups": groups}
 
 
 @lru_cache(maxsize=64)
@@ -42,24 +79,32 @@ def flat_indices(modes: ModeList, device: torch.device) -> Tensor:
     return torch.tensor([u * columns + v for u, v in modes.indices], device=device)
 
 
+# --- the operators --------------------------------------------------------------------------------------------------
+
+
 @torch.library.custom_op("spectralkernels::masked_conv2d", mutates_args=())
 def _conv(
     x: Tensor,
     weight: Tensor,
     mask: Tensor,
+    bias: Tensor | None,
     starts: Ints,
+    out_channels: int,
     groups: int,
     n: Ints,
     layout: Ints,
     listed: bool,
     out: Ints,
 ) -> tuple[Tensor, Tensor]:
-    """(y, Z): the convolution, and the listed spectrum of x that backward reuses."""
-    modes = _mode_list(n, layout, listed)
-    z = _analyse(x, (0, 0), modes)
-    product = _product(z, weight, starts, groups, modes, x.shape[0])
-    product *= _values(mask, modes, product)
-    return _synthesise(product, (0, 0), out, modes, inverse=True).to(x.dtype), z
+    """(y, Z): the convolution, and the listed spectrum of x that backward reuses.
+
+    weight: Real [O, C / groups, K_h, K_w], or the modes [F, 2, O * C / groups] of a frozen one.
+    """
+    modes = _mode_list(tuple(n), tuple(layout), listed)
+    z = analyse(x, _transform(x, modes, (0, 0), x.shape[2:]))
+    y = _product(z, weight, starts, out_channels, len(x), groups, modes)
+    y *= _values(mask, modes, y)
+    return synthesise(y, _transform(y, modes, (0, 0), out, inverse=True), out, bias).to(x.dtype), z
 
 
 @_conv.register_fake
@@ -67,22 +112,24 @@ def _(
     x: Tensor,
     weight: Tensor,
     mask: Tensor,
+    bias: Tensor | None,
     starts: Ints,
+    out_channels: int,
     groups: int,
     n: Ints,
     layout: Ints,
     listed: bool,
     out: Ints,
 ) -> tuple[Tensor, Tensor]:
-    modes = len(_mode_list(n, layout, listed))
+    modes = len(_mode_list(tuple(n), tuple(layout), listed))
     z = x.new_empty((modes, 2, x.shape[0] * x.shape[1]), dtype=compute_dtype(x.dtype))
-    return x.new_empty((x.shape[0], weight.shape[0], *out)), z
+    return x.new_empty((x.shape[0], out_channels, *out)), z
 
 
 @torch.library.custom_op("spectralkernels::masked_conv2d_backward", mutates_args=())
 def _conv_backward(
     dy: Tensor,
-    z: Tensor,
+    z: Tensor | None,
     weight: Tensor,
     mask: Tensor,
     starts: Ints,
@@ -90,33 +137,37 @@ def _conv_backward(
     n: Ints,
     layout: Ints,
     listed: bool,
-    size: Ints,
+    shape: Ints,
     need: Ints,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dx, dw, dmask): the transposed maps; `need` says which, and a gradient that is not needed comes back empty."""
+    """(dx, dw, dmask): the transposed maps; `need` says which, and a gradient that is not needed comes back empty.
+
+    z may be None where dx alone is needed. shape: channels, height and width of x.
+    """
     need_x, need_weight, need_mask = need
-    modes = _mode_list(n, layout, listed)
-    batch, out_channels = dy.shape[:2]
-    channels = weight.shape[1] * groups
+    modes, size = _mode_list(tuple(n), tuple(layout), listed), shape[1:]
+    g = analyse(dy, _transform(dy, modes, (0, 0), dy.shape[2:], inverse=True)).unflatten(2, dy.shape[:2])
     dx, dw, dmask = dy.new_empty(0), weight.new_empty(0), mask.new_empty(0)
-    g = _analyse(dy, (0, 0), modes, inverse=True).view(len(modes), 2, batch, out_channels)
     if need_mask:
-        cells = _product(z, weight, starts, groups, modes, batch).mul_(g).sum(dim=(1, 3)).t()  # [B, F]
-        dmask = _scatter(cells, mask, modes)
+        assert z is not None
+        dmask = _mask_gradient(g, _product(z, weight, starts, dy.shape[1], len(dy), groups, modes), mask, modes)
     g *= _values(mask, modes, g)
     if need_x:
-        w = _analyse(weight, starts, modes).view(len(modes), 2, out_channels, weight.shape[1])
-        dx = _synthesise(multiply_transposed(g, w, groups), (0, 0), size, modes).to(dy.dtype)
+        if weight.dim() == 3:
+            dz = product_transposed(g, weight, groups)
+        else:
+            dz = weight_product_transposed(g, weight, _transform(dy, modes, starts, weight.shape[2:]), groups)
+        dx = synthesise(dz, _transform(dy, modes, (0, 0), size), size).to(dy.dtype)
     if need_weight:
-        dw_modes = correlate(g, z.view(len(modes), 2, batch, channels), groups)
-        dw = _synthesise(dw_modes, starts, weight.shape[2:], modes).to(weight.dtype)
+        assert z is not None
+        dw = weight_gradient(g, z, weight, _transform(dy, modes, starts, weight.shape[2:]), groups)
     return dx, dw, dmask
 
 
 @_conv_backward.register_fake
 def _(
     dy: Tensor,
-    z: Tensor,
+    z: Tensor | None,
     weight: Tensor,
     mask: Tensor,
     starts: Ints,
@@ -124,37 +175,49 @@ def _(
     n: Ints,
     layout: Ints,
     listed: bool,
-    size: Ints,
+    shape: Ints,
     need: Ints,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dx = dy.new_empty((dy.shape[0], weight.shape[1] * groups, *size) if need[0] else (0,))
+    dx = dy.new_empty((dy.shape[0], *shape) if need[0] else (0,))
     dw = weight.new_empty(weight.shape if need[1] else (0,))
     return dx, dw, mask.new_empty(mask.shape if need[2] else (0,))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, mask, starts, groups, n, layout, listed, _ = inputs
+    x, weight, mask, _, starts, _, groups, n, layout, listed, _ = inputs
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(output[1], weight, mask)
-    ctx.geometry = (starts, groups, n, layout, listed, list(x.shape[2:]))
+    z = output[1] if ctx.needs_input_grad[1] or ctx.needs_input_grad[2] else None
+    ctx.save_for_backward(z, weight, mask)
+    ctx.geometry = (starts, groups, n, layout, listed, list(x.shape[1:]))
 
 
 def _differentiate(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     need = [int(each) for each in ctx.needs_input_grad[:3]]
     dx, dw, dmask = _conv_backward(dy, *ctx.saved_tensors, *ctx.geometry, need)
-    gradients = (dx if need[0] else None, dw if need[1] else None, dmask if need[2] else None)
-    return *gradients, None, None, None, None, None, None
+    db = dy.sum((0, 2, 3)) if ctx.needs_input_grad[3] else None
+    gradients = (dx if need[0] else None, dw if need[1] else None, dmask if need[2] else None, db)
+    return *gradients, None, None, None, None, None, None, None
 
 
 _conv.register_autograd(_differentiate, setup_context=_save)
 
 
-# --- the linear maps ------------------------------------------------------------------------------------------------
+# --- masks and transforms -------------------------------------------------------------------------------------------
 
 
-def _mode_list(n: Ints, layout: Ints, listed: bool) -> ModeList:
+@lru_cache(maxsize=64)
+def _mode_list(n: tuple[int, ...], layout: tuple[int, ...], listed: bool) -> ModeList:
     pairs = tuple(zip(layout[::2], layout[1::2], strict=True))
     return ModeList((n[0], n[1]), cells=pairs) if listed else ModeList((n[0], n[1]), steps=pairs)
+
+
+def _product(
+    z: Tensor, weight: Tensor, starts: Ints, out_channels: int, batch: int, groups: int, modes: ModeList
+) -> Tensor:
+    """P = Z conj(W): [F, 2, B, O], a tensor of its own."""
+    if weight.dim() == 3:
+        return product(z, weight, out_channels, batch, groups)
+    return weight_product(z, weight, _transform(z, modes, starts, weight.shape[2:]), batch, groups)
 
 
 def _values(mask: Tensor, modes: ModeList, like: Tensor) -> Tensor:
@@ -163,8 +226,9 @@ def _values(mask: Tensor, modes: ModeList, like: Tensor) -> Tensor:
     return values.t().to(like.dtype)[:, None, :, None]
 
 
-def _scatter(cells: Tensor, mask: Tensor, modes: ModeList) -> Tensor:
-    """Gradients [B, F] at the listed modes -> a gradient of the shape of the mask, zero elsewhere."""
+def _mask_gradient(g: Tensor, y: Tensor, mask: Tensor, modes: ModeList) -> Tensor:
+    """sum Re(conj(g) y) at the listed modes, in the shape of the mask, zero elsewhere; overwrites y."""
+    cells = y.mul_(g).sum(dim=(1, 3)).t()  # [B, F]
     if mask.dim() == 2:
         cells = cells.sum(0, keepdim=True)
     flat = mask.new_zeros(cells.shape[0], mask.shape[-2] * mask.shape[-1])
@@ -172,27 +236,6 @@ def _scatter(cells: Tensor, mask: Tensor, modes: ModeList) -> Tensor:
     return flat.view(mask.shape)
 
 
-def _product(z: Tensor, weight: Tensor, starts: Ints, groups: int, modes: ModeList, batch: int) -> Tensor:
-    """P = Z conj(W), a tensor of its own: [F, 2, B, O]."""
-    w = _analyse(weight, starts, modes).view(len(modes), 2, *weight.shape[:2])
-    return multiply(z.view(len(modes), 2, batch, weight.shape[1] * groups), w, groups)
-
-
-def _analyse(maps: Tensor, starts: Ints, modes: ModeList, inverse: bool = False) -> Tensor:
-    """Maps [A, B, height, width] -> modes [F, 2, A * B]."""
-    planes = maps.to(compute_dtype(maps.dtype)).reshape(maps.shape[0] * maps.shape[1], *maps.shape[2:])
-    return _transform(maps, starts, maps.shape[2:], modes, inverse).analyse(planes)
-
-
-def _synthesise(modal: Tensor, starts: Ints, lengths: Ints, modes: ModeList, inverse: bool = False) -> Tensor:
-    """Modes [F, 2, A, B] -> maps [A, B, *lengths], contiguous."""
-    count, _, a, b = modal.shape
-    planes = _transform(modal, starts, lengths, modes, inverse).synthesise(modal.view(count, 2, a * b))
-    return planes.reshape(a, b, *lengths).contiguous()
-
-
-def _transform(like: Tensor, starts: Ints, lengths: Ints, modes: ModeList, inverse: bool) -> SteppedDFT | ListedDFT:
-    where = ((starts[0], starts[1]), (lengths[0], lengths[1]), inverse, compute_dtype(like.dtype), like.device)
-    if modes.cells:
-        return listed_dft(modes.n, modes.cells, *where)
-    return stepped_dft(modes.n, modes.steps, *where)
+def _transform(like: Tensor, modes: ModeList, starts: Ints, lengths: Ints, inverse: bool = False) -> Transform:
+    where = (tuple(starts), tuple(lengths), inverse, compute_dtype(like.dtype), like.device)
+    return listed_dft(modes.n, modes.cells, *where) if modes.cells else stepped_dft(modes.n, modes.steps, *where)

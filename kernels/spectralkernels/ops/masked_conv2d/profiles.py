@@ -83,6 +83,7 @@ def make_inputs(case: Case, device: str) -> dict[str, Any]:
     tensors = {"x": x.to(dtype), "weight": he_kernel(shape, case.seed).to(dtype), "mask": mask}
     return {
         **{name: tensor.to(device) for name, tensor in tensors.items()},
+        "bias": None,
         "band": band,
         "modes": mode_list(mask, n),
         "groups": 1,
@@ -143,6 +144,7 @@ _TINY: _Axes = {
     "input": ("white",),
 }
 _BANDS = ("rectangular", "radial", "soft_window")
+_SPECTRAL = ("dft_gemm", "dft_gemm_frozen", "torch_fft", "direct_uncompressed")
 
 PROFILES: dict[str, tuple[Block, ...]] = {
     "smoke": (
@@ -151,20 +153,29 @@ PROFILES: dict[str, tuple[Block, ...]] = {
         Block({**_TINY, "mask": ("soft_window", "scattered")}, dtypes=("float64",), passes=("forward", "both")),
     ),
     "quick": (
-        Block({**_SMALL, "mask": ("radial", "soft_window"), "kernel_size": (7, 15)}),
-        Block({**_SMALL, "mask": ("energy_parseval",), "rate": (0.05,)}),
-        Block({**_SMALL, "mask": ("frequency_dropout",)}),
-        Block({**_SMALL, "mask": ("scattered",), "rate": (0.9,)}),
+        Block({**_SMALL, "mask": ("radial", "soft_window"), "kernel_size": (7, 15)}, implementations=_SPECTRAL),
+        Block({**_SMALL, "mask": ("energy_parseval",), "rate": (0.05,)}, implementations=_SPECTRAL),
+        Block({**_SMALL, "mask": ("frequency_dropout",)}, implementations=_SPECTRAL),
+        Block({**_SMALL, "mask": ("scattered",), "rate": (0.9,)}, implementations=_SPECTRAL),
     ),
     "study": (
-        Block({**_SHAPE, "mask": _BANDS, "kernel_size": (3, 7, 15), "rate": (0.25, 0.5, 0.75, 0.95)}),
-        Block({**_SHAPE, "mask": _BANDS, "kernel_size": (7, 15)}, passes=("both",)),
-        Block({**_SHAPE, "mask": ("energy_code", "energy_parseval"), "rate": (0.01, 0.05, 0.1, 0.2)}),
-        Block({**_SHAPE, "mask": ("frequency_dropout", "cell_dropout", "scattered"), "rate": (0.5, 0.9)}),
+        Block(
+            {**_SHAPE, "mask": _BANDS, "kernel_size": (3, 7, 15), "rate": (0.25, 0.5, 0.75, 0.95)},
+            implementations=_SPECTRAL,
+        ),
+        Block({**_SHAPE, "mask": _BANDS, "kernel_size": (3, 7, 15)}, passes=("both",), implementations=_SPECTRAL),
+        Block(
+            {**_SHAPE, "mask": ("energy_code", "energy_parseval"), "rate": (0.01, 0.05, 0.1, 0.2)},
+            implementations=_SPECTRAL,
+        ),
+        Block(
+            {**_SHAPE, "mask": ("frequency_dropout", "cell_dropout", "scattered"), "rate": (0.5, 0.9)},
+            implementations=_SPECTRAL,
+        ),
     ),
     "claims": (
-        Block({**_SHAPE, "mask": _BANDS, "kernel_size": (7, 15)}),
-        Block({**_SHAPE, "mask": _BANDS, "kernel_size": (7, 15)}, passes=("both",)),
+        Block({**_SHAPE, "mask": _BANDS, "kernel_size": (3, 7, 15, 31)}, implementations=_SPECTRAL),
+        Block({**_SHAPE, "mask": _BANDS, "kernel_size": (3, 7, 15, 31)}, passes=("both",), implementations=_SPECTRAL),
     ),
     "gpu": (
         Block(
@@ -176,5 +187,5 @@ PROFILES: dict[str, tuple[Block, ...]] = {
             {**_SHAPE, "batch": (128,), "mask": ("energy_parseval", "cell_dropout", "scattered"), "rate": (0.1, 0.9)}
         ),
     ),
-    "asv": (Block({**_SMALL, "mask": ("radial", "soft_window"), "kernel_size": (7, 15)}),),
+    "asv": (Block({**_SMALL, "mask": ("radial", "soft_window"), "kernel_size": (7, 15)}, implementations=_SPECTRAL),),
 }
