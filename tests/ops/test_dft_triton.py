@@ -1,42 +1,33 @@
 """The truncated-DFT convolution in Triton, under the interpreter, against float64.
 
-The interpreter must be chosen before Triton is imported, so the class `Interpreted` is not collected here: one test
-runs it in a process of its own. The interpreter multiplies tf32 operands as float32, but the kernels round them
+The interpreter multiplies tf32 operands as float32, but the kernels round them
 themselves, so the class tf32 is proven there too; split classes run as float32 and are emulated in
 test_dft_triton_precision.py.
 """
 
 from __future__ import annotations
 
-import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from guarded_interpreter import environment, guarded, relative_error, run_interpreted
 from torch import Tensor
 
 from spectralkernels.convolution.baselines import reference
 from spectralkernels.convolution.dft_triton import IMPLEMENTATIONS, dft_triton, supports
+from spectralkernels.convolution.dft_triton.layout import Layout, box_layout
 from spectralkernels.convolution.dft_triton.matrices import Transform
 from spectralkernels.convolution.dft_triton.precision import PRECISIONS
-from spectralkernels.convolution.dft_triton.tiles import is_dense
 from spectralkernels.convolution.geometry import conv_band
 from spectralkernels.errors import RangeError
 from spectralkernels.spectra import Band
 
-CANARY, MARGIN = -12345.0, 2048
-
-
-def relative_error(y: Tensor, expected: Tensor) -> float:
-    """Relative L2; NaN where y has one, so that no comparison passes."""
-    y, expected = y.detach().double(), expected.detach().double()
-    return float((y - expected).norm() / expected.norm().clamp_min(1e-30))
+__all__ = ["guarded"]
 
 
 def tensors(batch: int, channels: int, outputs: int, groups: int, band: Band) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,7 +68,7 @@ def test_importing_needs_no_triton() -> None:
         "from spectralkernels.convolution.dft_triton import IMPLEMENTATIONS\n"
         "print(IMPLEMENTATIONS[0].available('cuda'))\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=_environment("0"))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment("0"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("triton is not installed")
 
@@ -85,48 +76,8 @@ def test_importing_needs_no_triton() -> None:
 # --- the kernels ----------------------------------------------------------------------------------------------------
 
 
-def _environment(interpret: str, **extra: str) -> dict[str, str]:
-    path = os.pathsep.join(entry for entry in sys.path if entry)
-    return {**os.environ, "PYTHONPATH": path, "TRITON_INTERPRET": interpret, **extra}
-
-
 def test_kernels_under_the_interpreter(seed: int) -> None:
-    pytest.importorskip("triton")
-    arguments = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-o", "python_classes=Interpreted"]
-    done = subprocess.run(
-        [sys.executable, *arguments, f"{Path(__file__)}::Interpreted"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[2],
-        env=_environment("1", SPECTRAL_SEED=str(seed), OMP_NUM_THREADS="1"),
-    )
-    assert done.returncode == 0, f"under TRITON_INTERPRET=1:\n{done.stdout}\n{done.stderr}"
-    assert " passed" in done.stdout
-
-
-@pytest.fixture
-def guarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """torch.empty returns NaN between canaries, which must live at the end."""
-    buffers: list[Tensor] = []
-    original = torch.empty
-
-    def empty(shape: Any, dtype: torch.dtype | None = None, device: Any = None, **rest: Any) -> Tensor:
-        dtype = dtype or torch.float32
-        if not dtype.is_floating_point or str(device) == "meta":
-            return original(shape, dtype=dtype, device=device, **rest)
-        count = torch.Size(shape).numel()
-        buffer = torch.full((count + 2 * MARGIN,), CANARY, dtype=dtype)
-        buffer[MARGIN : MARGIN + count] = float("nan")
-        buffers.append(buffer)
-        return buffer[MARGIN : MARGIN + count].view(shape)
-
-    monkeypatch.setattr(torch, "empty", empty)
-    monkeypatch.setattr(torch, "empty_like", lambda like: empty(like.shape, like.dtype))
-    yield
-    for buffer in buffers:
-        margin = torch.tensor(CANARY, dtype=buffer.dtype)
-        assert (buffer[:MARGIN] == margin).all() and (buffer[-MARGIN:] == margin).all(), "wrote outside an output"
-    assert buffers
+    run_interpreted(__file__, seed)
 
 
 class Interpreted:
@@ -203,26 +154,26 @@ class Interpreted:
         self, seed: int, guarded: None, size: tuple[int, int], kept: tuple[int, int], n: tuple[int, int], name: str
     ) -> None:
         for core in ("mma", "wgmma", "tcgen05"):
-            self.check_transform(Transform(n, kept, (0, -2), size, False, True), name, core)
-            self.check_transform(Transform(n, kept, (0, -2), size, True, True), name, core)
+            self.check_transform(Transform(Layout(n, kept), (0, -2), size, False, True), name, core)
+            self.check_transform(Transform(Layout(n, kept), (0, -2), size, True, True), name, core)
 
     @pytest.mark.parametrize("name", ["fp32", "tf32x3"])
     def test_long_series(self, seed: int, guarded: None, name: str) -> None:
-        self.check_transform(Transform((1100,), (70,), (-3,), (1031,), False, True), name, "wgmma")
+        self.check_transform(Transform(Layout((1100,), (70,)), (-3,), (1031,), False, True), name, "wgmma")
 
     @staticmethod
     def check_transform(transform: Transform, name: str, core: Any) -> None:
         """Analysis against an exponential written out in complex128, and synthesis as its transpose."""
-        from spectralkernels.convolution.dft_triton import plans
+        from spectralkernels.convolution.dft_triton.plans import transforms as plans
 
         numbers = PRECISIONS[name]
         x = torch.randn(3, *transform.lengths)
         z = torch.empty((transform.modes_v, transform.modes_u, 2, 3), dtype=numbers.storage)
-        plans.analyse_launch(x, None, z, transform, plans.Planes(3), numbers, core).run()
+        plans.analyse_launch(x, None, z, transform, plans.Planes(3), numbers, core=core).run()
         spectrum = x.double().to(torch.complex128)
         for axis, (n, start) in enumerate(zip(transform.n, transform.starts, strict=True), start=1):
             position = torch.arange(start, start + x.shape[axis]).double()
-            k = transform.kept[axis - 1]
+            k = transform.layout.kept[axis - 1]
             last = axis == len(transform.n)
             frequency = torch.arange(k if last else n).double()
             if not last:
@@ -238,7 +189,7 @@ class Interpreted:
         assert relative_error(z, want.permute(2, 1, 3, 0)) <= numbers.error
         modes = torch.randn(z.shape).to(z.dtype)
         y = torch.empty(x.shape)
-        plans.synthesise_launch(modes, None, y, transform, 3, False, numbers, core).run()
+        plans.synthesise_launch(modes, None, y, transform, 3, False, numbers, core=core).run()
         want = want.permute(2, 1, 3, 0)
         assert y.isfinite().all()
         # <D x, m> = <x, D^T m>
@@ -276,16 +227,15 @@ class Interpreted:
             saved: list[Tensor] = []
             with torch.autograd.graph.saved_tensors_hooks(lambda t, s=saved: s.append(t) or t, lambda t: t):
                 dft_triton(x, weight, bias, band, 1, precision=name)
-            assert sorted(each.nbytes for each in saved) == sorted([size * band.modes * 6, weight.nbytes])
+            assert sorted(each.nbytes for each in saved) == sorted([0, size * band.modes * 6, weight.nbytes])
 
     def test_opcheck_and_one_graph(self, seed: int) -> None:
         band = conv_band((5, 4), (3, 3), compression=0.5)
         x, weight, bias = tensors(2, 4, 4, 2, band)
         op = torch.ops.spectralkernels.dft_triton_conv.default
+        where = ([-1, -1], 2, box_layout(band.n, band.kept))
         for name, relu, given in (("fp32", False, bias), ("fp16", True, None)):
-            torch.library.opcheck(
-                op, (x, weight, given, [-1, -1], 2, list(band.n), list(band.kept), list(band.out), name, relu)
-            )
+            torch.library.opcheck(op, (x, weight, given, None, *where, list(band.out), name, relu, "class", "taps"))
         compiled = torch.compile(
             lambda x, w, b: dft_triton(x, w, b, band, 2).square(), fullgraph=True, backend="aot_eager"
         )
@@ -312,18 +262,18 @@ class Interpreted:
     def test_planted_faults_are_caught(
         self, seed: int, monkeypatch: pytest.MonkeyPatch, poisoned: None, fault: dict[str, Any]
     ) -> None:
-        from spectralkernels.convolution.dft_triton import plans
+        from spectralkernels.launch import Launch
 
         band = conv_band((17, 19), (3, 4), compression=0.8)
-        assert not is_dense(Transform(band.n, band.kept, (0, 0), band.size, False, True))
+        assert not Transform(Layout(band.n, band.kept), (0, 0), band.size, False, True).dense
         x, weight, bias = tensors(2, 5, 3, 1, band)
         exact = reference(x, weight, bias, band, 1)
         assert relative_error(dft_triton(x, weight, bias, band, 1), exact) <= 3e-6
-        original = plans.Launch.run
+        original = Launch.run
 
-        def faulty(launch: plans.Launch) -> None:
+        def faulty(launch: Launch) -> None:
             known = {name: value for name, value in fault.items() if name in launch.arguments}
             original(replace(launch, arguments={**launch.arguments, **known}))
 
-        monkeypatch.setattr(plans.Launch, "run", faulty)
+        monkeypatch.setattr(Launch, "run", faulty)
         assert not relative_error(dft_triton(x, weight, bias, band, 1), exact) <= 3e-6

@@ -15,9 +15,10 @@ pytest.importorskip("triton")
 if interpreted():
     pytest.skip("ahead-of-time compilation needs the real compiler: unset TRITON_INTERPRET", allow_module_level=True)
 
-from spectralkernels.aot import MachineCode, compile_kernel
-from spectralkernels.convolution.dft_triton import chain, plans
-from spectralkernels.convolution.dft_triton.tiles import kind_of
+from spectralkernels.aot import MachineCode, NotedLaunch, compile_kernel, noted_launches
+from spectralkernels.convolution.dft_triton import chain
+from spectralkernels.convolution.dft_triton.layout import Layout
+from spectralkernels.convolution.dft_triton.watched import FINGERPRINTS
 from spectralkernels.convolution.geometry import conv_band
 
 LAYERS = {
@@ -36,19 +37,17 @@ def empty(*shape: int) -> Tensor:
 
 
 @cache
-def launches(layer: str, precision: str, capability: int) -> dict[str, plans.Launch]:
+def launches(layer: str, precision: str, capability: int) -> dict[str, NotedLaunch]:
     """The launches of a forward and a backward pass at compression 0.5; meta tensors have aligned addresses."""
     batch, channels, outputs, size, kernel = LAYERS[layer]
     band = conv_band(size, kernel, compression=0.5)
-    geometry = chain.Geometry(band.n, band.kept, tuple(-before for before, _ in band.pad), 1, precision)
-    found: list[plans.Launch] = []
-    with (
-        mock.patch.object(plans.Launch, "run", lambda launch: found.append(launch)),
-        mock.patch.object(plans, "tensor_core", lambda device: kind_of(capability)),
-    ):
+    starts = tuple(-before for before, _ in band.pad)
+    geometry = chain.Geometry(Layout(band.n, band.kept), starts, 1, precision)
+    with noted_launches(capability) as found:
         x, weight = empty(batch, channels, *size), empty(outputs, channels, *kernel)
-        y, z = chain.forward(x, weight, empty(outputs), geometry, band.out, False)
-        chain.backward(y, None, z, weight, geometry, size, (True, True, False))
+        z = chain.spectrum(batch * channels, geometry, x.device)
+        y = chain.forward(x, weight, empty(outputs), None, outputs, geometry, band.out, z=z)
+        chain.backward(y, None, z, weight, None, None, geometry, size, chain.Needs(True, True, False, False))
     return dict(zip(FORWARD + BACKWARD, found, strict=True))
 
 
@@ -135,6 +134,45 @@ def test_odd_widths_compile() -> None:
     with mock.patch.dict(LAYERS, {"35x33-K5": (32, 24, 24, (35, 33), (5, 5))}):
         for name in ("maps", "inverse"):
             check(compiled("35x33-K5", "tf32x3", 90, name), 90)
+
+
+@cache
+def watched() -> dict[str, NotedLaunch]:
+    """The calls of `watched.FINGERPRINTS` that are a single launch on sm_90, by name."""
+    found: dict[str, NotedLaunch] = {}
+    for named in FINGERPRINTS:
+        with noted_launches(90) as noted:
+            named.call()
+        if len(noted) == 1:
+            found[named.name] = noted[0]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("what", "at_most"),
+    [
+        ("tf32x3 forward shared mask", 255),
+        ("tf32x3 input_gradient one mask per sample", 255),
+        ("tf32x3 weight_gradient one mask per sample", 255),
+        ("tf32x3 one mask per sample", 64),
+        ("tf32x3 saving bf16", 175),
+        ("tf32x3 weight_gradient saved bf16", 255),
+        ("tf32 forward frozen", 215),
+        ("G128 96x96 K7 tf32x3 forward", 48),
+        ("G128 96x96 K7 tf32x3 weight_gradient", 64),
+    ],
+)
+def test_masks_and_choices_keep_the_guarantees(what: str, at_most: int) -> None:
+    (launch,) = (noted for name, noted in watched().items() if name.endswith(what))
+    code = compile_kernel(launch.kernel, launch.arguments, 90, **launch.options)
+    check(code, 90)
+    assert code.registers <= at_most
+    # A mask and the places of modes in it are read number by number; a gradient of a mask is written so.
+    scalars = sum(launch.arguments.get(name) is not None for name in ("cell_ptr", "mask_ptr")) * 2
+    assert code.count("LDG", "128") >= code.count("LDG") - scalars
+    assert code.count("STG", "128") >= code.count("STG") - (launch.arguments.get("dmask_ptr") is not None) > 0
+    wide = code.count("LDGSTS", "128") + code.count("LDGSTS", "64")
+    assert wide >= code.count("LDGSTS") - (3 if launch.arguments.get("WEIGHTED") == "k" else 0)
 
 
 def test_too_much_tensor_memory_would_be_seen() -> None:

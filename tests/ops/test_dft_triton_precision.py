@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from spectralkernels.convolution.baselines import reference
+from spectralkernels.convolution.dft_triton.layout import Layout
 from spectralkernels.convolution.dft_triton.matrices import Transform, separable_matrices, to_tf32
 from spectralkernels.convolution.dft_triton.precision import PRECISIONS
 from spectralkernels.convolution.geometry import conv_band
@@ -68,11 +69,11 @@ def emulated(x: Tensor, weight: Tensor, band: Band, name: str) -> Tensor:
         return z.unflatten(3, maps.shape[:2]).flatten(0, 1)  # [mode, part, a, b]
 
     zero, starts = (0, 0), tuple(-before for before, _ in band.pad)
-    z = analyse(x, Transform(band.n, band.kept, zero, band.size, False, True))
-    w = analyse(weight, Transform(band.n, band.kept, starts, band.kernel, False, False)).transpose(2, 3)
+    z = analyse(x, Transform(Layout(band.n, band.kept), zero, band.size, False, True))
+    w = analyse(weight, Transform(Layout(band.n, band.kept), starts, band.kernel, False, False)).transpose(2, 3)
     y_re = product(z[:, 0], w[:, 0], name) + product(z[:, 1], w[:, 1], name)
     y_im = product(z[:, 1], w[:, 0], name) - product(z[:, 0], w[:, 1], name)
-    inverse = Transform(band.n, band.kept, zero, band.out, True, True)
+    inverse = Transform(Layout(band.n, band.kept), zero, band.out, True, True)
     columns, rows = matrices(inverse)
     modes = torch.stack([y_re, y_im], 1).unflatten(0, (inverse.modes_v, inverse.modes_u))  # [v, u, part, b, o]
     modes = modes.flatten(3).transpose(1, 2).flatten(1, 2)  # [v, (part, u), plane]

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from spectralkernels.convolution.dft_triton import plans
+from spectralkernels.convolution.dft_triton.layout import Layout, cells_of
 from spectralkernels.convolution.dft_triton.matrices import Transform
+from spectralkernels.convolution.dft_triton.plans import products, transforms
 from spectralkernels.convolution.dft_triton.precision import PRECISIONS, Precision
 
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """The circle, the band, where the kernel's first tap lies, the groups and the accuracy class of a convolution."""
+    """The modes, where the kernel's first tap lies, the groups and the accuracy class of a convolution."""
 
-    n: tuple[int, ...]
-    kept: tuple[int, ...]
+    layout: Layout
     starts: tuple[int, ...]
     groups: int
     precision: str
@@ -27,91 +28,202 @@ class Geometry:
     def numbers(self) -> Precision:
         return PRECISIONS[self.precision]
 
+    @property
+    def modes(self) -> int:
+        return self.layout.modes_v * self.layout.modes_u
+
     def map(self, size: tuple[int, ...], inverse: bool = False) -> Transform:
         """The transform of maps of this size that begin at the circle's origin."""
-        return Transform(self.n, self.kept, (0,) * len(self.n), size, inverse, scaled=True)
+        return Transform(self.layout, (0,) * len(size), size, inverse, scaled=True)
 
     def taps(self, kernel: tuple[int, ...]) -> Transform:
         """The transform of a kernel."""
-        return Transform(self.n, self.kept, self.starts, kernel, inverse=False, scaled=False)
+        return Transform(self.layout, self.starts, kernel, inverse=False, scaled=False)
+
+    def mask(self, values: Tensor | None) -> products.Mask | None:
+        """A mask with the places of the modes in it."""
+        if values is None:
+            return None
+        return products.Mask(values.contiguous(), cells_of(self.layout, values.device))
+
+
+class Needs(NamedTuple):
+    """Which gradients a backward pass must give."""
+
+    x: bool
+    weight: bool
+    bias: bool
+    mask: bool
 
 
 def forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, out: tuple[int, ...], relu: bool
-) -> tuple[Tensor, Tensor]:
-    """(y [B, O, *out], Z [V, U, 2, B C]); x and weight are contiguous."""
-    batch, out_channels = x.shape[0], weight.shape[0]
-    z = _analyse(x, None, geometry.map(tuple(x.shape[2:])), geometry)
-    w = _analyse(weight, None, geometry.taps(tuple(weight.shape[2:])), geometry)
-    modes = _spectrum(z, batch * out_channels)
-    sizes = (batch, weight.shape[1], out_channels // geometry.groups, geometry.groups)
-    _contract(z, w, modes, "forward", sizes, geometry)
-    y = torch.empty((batch, out_channels, *out), dtype=x.dtype, device=x.device)
-    _synthesise(modes, bias, y, geometry.map(out, inverse=True), relu, geometry)
-    return y, z
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    out_channels: int,
+    geometry: Geometry,
+    out: tuple[int, ...],
+    relu: bool = False,
+    *,
+    z: Tensor | None = None,
+    kept: Tensor | None = None,
+    w: Tensor | None = None,
+    frozen: bool = False,
+) -> Tensor:
+    """y [B, O, *out] from a contiguous x and a contiguous weight, or (weight None) from the spectrum w of one.
+
+    z, w: spectra [V, U, 2, planes] of x and of the weight that are to be filled; None leaves them in the workspace.
+    kept: a spectrum like z in another dtype, which is filled, too. frozen: see `products.Sizes`.
+    """
+    planes = {"y": x.shape[0] * out_channels}
+    planes |= {"z": x.shape[0] * x.shape[1]} if z is None else {}
+    planes |= {"w": out_channels * x.shape[1] // geometry.groups} if w is None else {}
+    space = _workspace(planes, geometry, x.device)
+    z, w = space.get("z", z), space.get("w", w)
+    assert z is not None and w is not None
+    _analyse(x, None, z, geometry.map(tuple(x.shape[2:])), geometry, kept=kept)
+    if weight is not None:
+        _analyse(weight, None, w, geometry.taps(tuple(weight.shape[2:])), geometry)
+    sizes = _sizes(x.shape[0], x.shape[1], out_channels, geometry, frozen)
+    products.contract_launch(z, w, space["y"], "forward", sizes, geometry.mask(mask), geometry.numbers).run()
+    y = torch.empty((x.shape[0], out_channels, *out), dtype=x.dtype, device=x.device)
+    _synthesise(space["y"], bias, y, geometry.map(out, inverse=True), relu, geometry)
+    return y
 
 
 def backward(
     dy: Tensor,
     gate: Tensor | None,
-    z: Tensor,
+    z: Tensor | None,
     weight: Tensor,
+    w: Tensor | None,
+    mask: Tensor | None,
     geometry: Geometry,
     size: tuple[int, ...],
-    needs: tuple[bool, bool, bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(dx, dw, db), those not needed empty. gate: y where a relu followed, else None."""
-    need_x, need_weight, need_bias = needs
-    batch, out_channels = dy.shape[:2]
-    per_group, groups = weight.shape[1], geometry.groups
-    sizes = (batch, per_group, out_channels // groups, groups)
-    g = _analyse(dy, gate, geometry.map(tuple(dy.shape[2:]), inverse=True), geometry)
-    taps = geometry.taps(tuple(weight.shape[2:]))
-    dx, dw, db = dy.new_empty(0), weight.new_empty(0), weight.new_empty(0)
-    if need_x:
-        order = plans.transposed_weight(out_channels, per_group, groups)
-        w = _analyse(weight, None, taps, geometry, order)
-        dz = _spectrum(g, batch * per_group * groups)
-        _contract(g, w, dz, "input_gradient", sizes, geometry)
-        dx = torch.empty((batch, per_group * groups, *size), dtype=dy.dtype, device=dy.device)
-        _synthesise(dz, None, dx, geometry.map(size), False, geometry)
-    if need_weight:
-        modes = _spectrum(g, out_channels * per_group)
-        _contract(g, z, modes, "weight_gradient", sizes, geometry)
+    needs: Needs,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(dx, dw, db, dmask), those not needed empty.
+
+    gate: y where a relu followed, else None. z: None where neither dw nor dmask is needed. w: the spectrum of the
+    weight if it was kept, else it is made again.
+    """
+    batch, out_channels, per_group, groups = dy.shape[0], dy.shape[1], weight.shape[1], geometry.groups
+    channels = per_group * groups
+    sizes = _sizes(batch, channels, out_channels, geometry, frozen=w is not None)
+    weights, numbers = geometry.mask(mask), geometry.numbers
+    planes = {"g": batch * out_channels}
+    planes |= {"dz": batch * channels} if needs.x or needs.mask else {}
+    # The spectra of the weight and of its gradient do not live at the same time.
+    planes |= {"w": out_channels * per_group} if needs.weight or ("dz" in planes and w is None) else {}
+    space = _workspace(planes, geometry, dy.device)
+    g, taps = space["g"], geometry.taps(tuple(weight.shape[2:]))
+    _analyse(dy, gate, g, geometry.map(tuple(dy.shape[2:]), inverse=True), geometry)
+    dx, dw, db, dmask = dy.new_empty(0), weight.new_empty(0), weight.new_empty(0), dy.new_empty(0)
+    if needs.x or needs.mask:
+        dz = space["dz"]
+        if w is None:
+            w, order = space["w"], transforms.transposed_weight(out_channels, per_group, groups)
+            _analyse(weight, None, w, taps, geometry, order)
+        later = weights if needs.mask else None
+        now = None if needs.mask else weights
+        products.contract_launch(g, w, dz, "input_gradient", sizes, now, numbers).run()
+        if later is not None and z is not None:
+            dmask = torch.zeros(later.values.shape, dtype=torch.float32, device=dy.device)
+            products.mask_gradient_launch(z, dz, later, dmask, sizes, numbers).run()
+        if needs.x:
+            dx = torch.empty((batch, channels, *size), dtype=dy.dtype, device=dy.device)
+            _synthesise(dz, None, dx, geometry.map(size), False, geometry)
+    if needs.weight and z is not None:
+        products.contract_launch(g, z, space["w"], "weight_gradient", sizes, weights, numbers).run()
         dw = torch.empty_like(weight)
-        _synthesise(modes, None, dw, taps, False, geometry)
+        _synthesise(space["w"], None, dw, taps, False, geometry)
+    if needs.bias:
+        db = _bias_gradient(dy, gate, g, geometry).to(weight.dtype)
+    return dx, dw, db, dmask
+
+
+def frozen_backward(
+    dy: Tensor,
+    gate: Tensor | None,
+    w: Tensor,
+    channels: int,
+    geometry: Geometry,
+    size: tuple[int, ...],
+    needs: tuple[bool, bool],
+) -> tuple[Tensor, Tensor]:
+    """(dx, db), those not needed empty, with the spectrum of a frozen weight."""
+    need_x, need_bias = needs
+    batch, out_channels = dy.shape[:2]
+    planes = {"g": batch * out_channels} | ({"dz": batch * channels} if need_x else {})
+    space = _workspace(planes, geometry, dy.device)
+    g = space["g"]
+    _analyse(dy, gate, g, geometry.map(tuple(dy.shape[2:]), inverse=True), geometry)
+    dx, db = dy.new_empty(0), dy.new_empty(0)
+    if need_x:
+        sizes = _sizes(batch, channels, out_channels, geometry, frozen=True)
+        products.contract_launch(g, w, space["dz"], "input_gradient", sizes, None, geometry.numbers).run()
+        dx = torch.empty((batch, channels, *size), dtype=dy.dtype, device=dy.device)
+        _synthesise(space["dz"], None, dx, geometry.map(size), False, geometry)
     if need_bias:
-        # The mean's mode already holds the sum over each plane, divided by sqrt(N).
-        sums = g[0, 0, 0].view(batch, out_channels).sum(0, dtype=torch.float32)
-        db = (sums * math.sqrt(math.prod(geometry.n))).to(weight.dtype)
-    return dx, dw, db
+        db = _bias_gradient(dy, gate, g, geometry).to(dy.dtype)
+    return dx, db
 
 
-def _spectrum(like: Tensor, planes: int) -> Tensor:
-    """A spectrum of as many modes as `like`, not yet filled."""
-    return torch.empty((*like.shape[:3], planes), dtype=like.dtype, device=like.device)
+def spectrum(planes: int, geometry: Geometry, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """A spectrum [V, U, 2, planes] that is not yet filled, by default in the dtype of the class."""
+    layout = geometry.layout
+    shape = (layout.modes_v, layout.modes_u, 2, planes)
+    return torch.empty(shape, dtype=dtype or geometry.numbers.storage, device=device)
+
+
+ALIGNED = 128
+"""Numbers after which a spectrum may begin in a workspace: at least 256 bytes, as the allocator itself gives."""
+
+
+def _workspace(planes: dict[str, int], geometry: Geometry, device: torch.device) -> dict[str, Tensor]:
+    """Named spectra of so many planes, not yet filled, in one allocation."""
+    layout = geometry.layout
+    counts = [2 * geometry.modes * count for count in planes.values()]
+    room = [-(-count // ALIGNED) * ALIGNED for count in counts]
+    whole = torch.empty((sum(room),), dtype=geometry.numbers.storage, device=device)
+    parts = [part[:count] for part, count in zip(whole.split(room), counts, strict=True)]
+    return {
+        name: part.view(layout.modes_v, layout.modes_u, 2, count)
+        for (name, count), part in zip(planes.items(), parts, strict=True)
+    }
+
+
+def _bias_gradient(dy: Tensor, gate: Tensor | None, g: Tensor, geometry: Geometry) -> Tensor:
+    if not geometry.layout.mean_first:
+        gated = dy if gate is None else dy * (gate > 0)
+        return gated.sum((0, *range(2, dy.dim())), dtype=torch.float32)
+    # The mean's mode already holds the sum over each plane, divided by sqrt(N).
+    sums = g[0, 0, 0].view(dy.shape[0], dy.shape[1]).sum(0, dtype=torch.float32)
+    return sums * math.sqrt(math.prod(geometry.layout.n))
+
+
+def _sizes(batch: int, channels: int, out_channels: int, geometry: Geometry, frozen: bool) -> products.Sizes:
+    groups = geometry.groups
+    return products.Sizes(batch, channels // groups, out_channels // groups, groups, geometry.modes, frozen)
 
 
 def _analyse(
-    maps: Tensor, gate: Tensor | None, transform: Transform, geometry: Geometry, order: plans.Planes | None = None
-) -> Tensor:
-    """Maps [A, B, *lengths] -> spectrum [V, U, 2, A B], planes in the given order."""
-    order = order or plans.Planes(maps.shape[0] * maps.shape[1])
-    numbers = geometry.numbers
-    shape = (transform.modes_v, transform.modes_u, 2, order.count)
-    z = torch.empty(shape, dtype=numbers.storage, device=maps.device)
-    plans.analyse_launch(maps, gate, z, transform, order, numbers).run()
-    return z
-
-
-def _contract(
-    a: Tensor, b: Tensor, out: Tensor, product: plans.Product, sizes: tuple[int, int, int, int], geometry: Geometry
+    maps: Tensor,
+    gate: Tensor | None,
+    z: Tensor,
+    transform: Transform,
+    geometry: Geometry,
+    order: transforms.Planes | None = None,
+    kept: Tensor | None = None,
 ) -> None:
-    plans.contract_launch(a, b, out, product, sizes, out.shape[0] * out.shape[1], geometry.numbers).run()
+    """Fill the spectrum z [V, U, 2, A B] of maps [A, B, *lengths], planes in the given order."""
+    order = order or transforms.Planes(maps.shape[0] * maps.shape[1])
+    transforms.analyse_launch(maps, gate, z, transform, order, geometry.numbers, kept).run()
 
 
 def _synthesise(
     modes: Tensor, bias: Tensor | None, y: Tensor, transform: Transform, relu: bool, geometry: Geometry
 ) -> None:
     planes = y.shape[0] * y.shape[1]
-    plans.synthesise_launch(modes, bias, y, transform, planes, relu, geometry.numbers).run()
+    transforms.synthesise_launch(modes, bias, y, transform, planes, relu, geometry.numbers).run()

@@ -14,23 +14,26 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from spectralkernels.dft import truncated_dft
+from spectralkernels.convolution.dft_triton.layout import DENSE_PIXELS, Layout
+from spectralkernels.dft import listed_dft, truncated_dft
 
 
 @dataclass(frozen=True, slots=True)
 class Transform:
-    """A truncated DFT: positions start .. start + length - 1 of a circle of n, frequencies |u| < kept.
+    """A truncated DFT: positions start .. start + length - 1 of each axis of a circle, and the modes of `layout`.
 
-    One value per spatial axis. inverse: with the Hermitian weights, so that synthesis is the inverse DFT.
-    scaled: 1 / sqrt(n) per axis.
+    inverse: with the Hermitian weights, so that synthesis is the inverse DFT. scaled: 1 / sqrt(n) per axis.
     """
 
-    n: tuple[int, ...]
-    kept: tuple[int, ...]
+    layout: Layout
     starts: tuple[int, ...]
     lengths: tuple[int, ...]
     inverse: bool
     scaled: bool
+
+    @property
+    def n(self) -> tuple[int, ...]:
+        return self.layout.n
 
     @property
     def pixels(self) -> int:
@@ -38,23 +41,42 @@ class Transform:
 
     @property
     def modes_v(self) -> int:
-        return self.kept[-1]
+        return self.layout.modes_v
 
     @property
     def modes_u(self) -> int:
-        return min(2 * self.kept[0] - 1, self.n[0]) if len(self.n) == 2 else 1
+        return self.layout.modes_u
 
     @property
     def parts(self) -> int:
-        """Real and imaginary parts of the kept modes."""
+        """Real and imaginary parts of the modes."""
         return 2 * self.modes_u * self.modes_v
+
+    @property
+    def dense(self) -> bool:
+        """Whether one matrix does the whole transform."""
+        return bool(self.layout.cells) or len(self.n) == 1 or self.pixels <= DENSE_PIXELS
+
+
+def _dense(transform: Transform) -> Tensor:
+    """Float64 [(v, u, part), pixel]."""
+    layout = transform.layout
+    if not layout.cells:
+        columns, rows = _factors(transform)
+        return torch.einsum("uzth,tvw->vuzhw", rows, columns).reshape(transform.parts, transform.pixels)
+    (n_h, n_w), (start_h, start_w), (height, width) = layout.n, transform.starts, transform.lengths
+    where = ((n_h, n_w), layout.cells, (start_h, start_w), (height, width), transform.inverse)
+    plain = listed_dft(*where, torch.float64, torch.device("cpu")).matrix
+    # The inverse of `dft` carries all of 1 / N.
+    root = math.sqrt(n_h * n_w)
+    return plain * ((root if transform.inverse else 1 / root) if transform.scaled else 1)
 
 
 def _factors(transform: Transform) -> tuple[Tensor, Tensor]:
     """Float64 columns [part, v, w] and rows [u, part of z, part of t, h]; a series has the identity for rows."""
     plain = truncated_dft(
         transform.n,
-        transform.kept,
+        transform.layout.kept,
         transform.starts,
         transform.lengths,
         transform.inverse,
@@ -101,8 +123,7 @@ def dense_matrix(
     device: torch.device,
 ) -> Tensor:
     """Real [(v, u, part) up, pixel up], or its transpose, zero beyond the kept modes and pixels."""
-    columns, rows = _factors(transform)
-    dense = torch.einsum("uzth,tvw->vuzhw", rows, columns).reshape(transform.parts, transform.pixels)
+    dense = _dense(transform)
     padded = dense.new_zeros(_up(transform.parts, block_modes), _up(transform.pixels, block_pixels))
     padded[: transform.parts, : transform.pixels] = dense
     return _rounded(padded.t() if pixels_first else padded, dtype, tf32, device)

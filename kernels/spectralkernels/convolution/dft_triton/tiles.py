@@ -12,16 +12,14 @@ store of float32 fills 32-byte sectors. Three kinds of tensor core:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Literal
 
 import torch
 
+from spectralkernels.aot import target_capability
 from spectralkernels.convolution.dft_triton.matrices import Transform
 from spectralkernels.convolution.dft_triton.precision import Precision
 
-DENSE_PIXELS = 256
-"""Planes of up to 16 x 16 pixels are transformed by one matrix: more arithmetic, but one perfect product."""
 PLANES = 8
 FILL = 264
 """Programs that give each of an H200's 132 processors two."""
@@ -29,10 +27,9 @@ FILL = 264
 TensorCore = Literal["mma", "wgmma", "tcgen05"]
 
 
-@cache
 def tensor_core(device: torch.device) -> TensorCore:
-    """The kind of tensor core of a device; off a GPU, where the interpreter or a compiler runs, that of sm_90."""
-    return kind_of(90 if device.type != "cuda" else 10 * torch.cuda.get_device_capability(device)[0])
+    """The kind of tensor core that launches for tensors on `device` are made for."""
+    return kind_of(target_capability(device))
 
 
 def kind_of(capability: int) -> TensorCore:
@@ -62,11 +59,6 @@ class SeparableTile:
     v: int
     stages: int
     warps: int = 8
-
-
-def is_dense(transform: Transform) -> bool:
-    """Whether one matrix does the whole transform."""
-    return len(transform.n) == 1 or transform.pixels <= DENSE_PIXELS
 
 
 def dense_tile(rows: int, columns: int, depth: int, precision: Precision) -> ProductTile:

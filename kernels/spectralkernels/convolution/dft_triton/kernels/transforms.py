@@ -1,8 +1,4 @@
-"""The Triton kernels of the truncated DFT and of the product over channels (triton is imported here and in `plans`).
-
-Sizes of planes and spectra are constexprs, as in an FFT plan: a layer has few, and the compiler then knows every
-alignment. Batch and channels are run-time. Matrices come padded with zeros to whole tiles (see `matrices`), so that
-only loads of maps and stores need masks.
+"""The truncated DFT, pixels to modes and back: separable for maps, one matrix for series, small maps and listed modes.
 
 A plane p lies at ((p // (mid inner)) stride_outer + (p // inner % mid) stride_mid + (p % inner) stride_inner) planes
 from the start, which transposes the channels of a weight on the way in.
@@ -15,31 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def _operand(values, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
-    """Values as the tensor cores take them; to tf32 rounded to nearest, where the hardware would cut bits off."""
-    if values.dtype != OPERAND:
-        # By way of float32: the interpreter cannot compute in bfloat16.
-        values = values.to(tl.float32).to(OPERAND)
-    if PRECISION == "tf32" and OPERAND == tl.float32:
-        bits = values.to(tl.uint32, bitcast=True)
-        rounded = ((bits + 0x1000) & 0xFFFFE000).to(tl.float32, bitcast=True)
-        # The addition would turn the GPU's NaN, all ones, into a zero.
-        values = tl.where(values == values, rounded, values)
-    return values
-
-
-@triton.jit
-def _stored(values, K_IS_CONTIGUOUS: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
-    """A loaded spectrum as an operand; it was rounded when it was stored."""
-    if not K_IS_CONTIGUOUS and PRECISION == "tf32":
-        # Rounding again changes nothing, but takes the tile through registers. A tf32 operand must be contiguous along
-        # k in shared memory, and an asynchronous copy that transposes on the way moves 4 bytes at a time.
-        values = _operand(values, OPERAND, PRECISION)
-    elif values.dtype != OPERAND:
-        values = values.to(tl.float32).to(OPERAND)
-    return values
+from spectralkernels.convolution.dft_triton.kernels.rounding import operand, stored
 
 
 @triton.jit
@@ -55,6 +27,7 @@ def analyse_dense_kernel(
     gate_ptr,
     matrix_ptr,
     z_ptr,
+    kept_ptr,
     planes,
     mid,
     inner,
@@ -73,7 +46,8 @@ def analyse_dense_kernel(
     """Pixels to modes by one matrix: one program owns BLOCK_M parts of modes of BLOCK_P planes.
 
     x [planes, LENGTH], matrix [MODES up, LENGTH up] (rows (v, u, part)), z [MODES, planes]; `up`: to whole tiles.
-    gate, if any, has the layout of x: x counts only where gate > 0 (the derivative of a relu).
+    gate, if any, has the layout of x: x counts only where gate > 0 (the derivative of a relu). kept, if any, gets z
+    once more in its own dtype: what a backward pass saves.
     """
     ROW: tl.constexpr = tl.cdiv(LENGTH, BLOCK_K) * BLOCK_K
     n_mode_blocks = tl.cdiv(MODES, BLOCK_M)
@@ -91,11 +65,13 @@ def analyse_dense_kernel(
         if gate_ptr is not None:
             gate = tl.load(gate_ptr + (base[:, None] + k[None, :]), mask=here, other=0.0)
             x = tl.where(gate.to(tl.float32) > 0, x.to(tl.float32), 0.0)
-        x = _operand(x, OPERAND, PRECISION)
+        x = operand(x, OPERAND, PRECISION)
         acc = tl.dot(matrix, tl.trans(x), acc, input_precision=PRECISION)
     offsets = modes.to(tl.int64)[:, None] * planes + plane[None, :]
-    z = _operand(acc, OPERAND, PRECISION)
-    tl.store(z_ptr + offsets, z, mask=(modes < MODES)[:, None] & (plane < planes)[None, :])
+    here = (modes < MODES)[:, None] & (plane < planes)[None, :]
+    tl.store(z_ptr + offsets, operand(acc, OPERAND, PRECISION), mask=here)
+    if kept_ptr is not None:
+        tl.store(kept_ptr + offsets, acc.to(kept_ptr.dtype.element_ty), mask=here)
 
 
 @triton.jit
@@ -105,6 +81,7 @@ def analyse_separable_kernel(
     columns_ptr,
     rows_ptr,
     z_ptr,
+    kept_ptr,
     planes,
     mid,
     inner,
@@ -156,9 +133,9 @@ def analyse_separable_kernel(
                 gate = tl.load(gate_ptr + offsets, mask=here, other=0.0)
                 x = tl.where(gate.to(tl.float32) > 0, x.to(tl.float32), 0.0)
             columns = tl.load(columns_ptr + column[:, None] * (N_W * BLOCK_W) + w[None, :])
-            t = tl.dot(_operand(x, OPERAND, PRECISION), tl.trans(columns), t, input_precision=PRECISION)
+            t = tl.dot(operand(x, OPERAND, PRECISION), tl.trans(columns), t, input_precision=PRECISION)
         # [(p, h), (part, v)] -> [(part, h), (v, p)]: what the row transform contracts, with planes side by side.
-        t = tl.reshape(_operand(t, OPERAND, PRECISION), (BLOCK_P, BLOCK_H, 2, BLOCK_V))
+        t = tl.reshape(operand(t, OPERAND, PRECISION), (BLOCK_P, BLOCK_H, 2, BLOCK_V))
         t = tl.reshape(tl.permute(t, (2, 1, 3, 0)), (2 * BLOCK_H, BLOCK_V * BLOCK_P))
         k = i_h * (2 * BLOCK_H) + tl.arange(0, 2 * BLOCK_H)
         rows = tl.load(rows_ptr + row[:, None] * (N_H * 2 * BLOCK_H) + k[None, :])
@@ -172,99 +149,9 @@ def analyse_separable_kernel(
     plane = plane_0 + vp % BLOCK_P
     offsets = (u * 2 + part).to(tl.int64)[:, None] * planes + (v.to(tl.int64) * (MODES_U * 2) * planes + plane)[None, :]
     here = (u < MODES_U)[:, None] & ((v < MODES_V) & (plane < planes))[None, :]
-    tl.store(z_ptr + offsets, _operand(acc, OPERAND, PRECISION), mask=here)
-
-
-@triton.jit
-def contract_kernel(
-    a_ptr,
-    b_ptr,
-    out_ptr,
-    size_m,
-    size_n,
-    size_k,
-    groups,
-    a_part,
-    a_group,
-    a_m,
-    a_k,
-    b_part,
-    b_group,
-    b_n,
-    b_k,
-    out_part,
-    out_group,
-    out_m,
-    out_n,
-    CONJUGATED: tl.constexpr,
-    K_IS_CONTIGUOUS: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    STAGES: tl.constexpr,
-    OPERAND: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """BLOCK_M x BLOCK_N of the complex product out[m, n] = sum_k a[m, k] b[n, k] of one mode and group.
-
-    CONJUGATED: "a", "b" or "" names the operand whose conjugate counts. Four real matrix products a step on operands as
-    they lie, planar, into three accumulators: no embedding of complex numbers is stored, and each of the four tiles
-    serves two products. Strides count elements; a mode is two parts long.
-    """
-    n_n = tl.cdiv(size_n, BLOCK_N)
-    n_m = tl.cdiv(size_m, BLOCK_M)
-    # Everything of one mode runs together and shares its spectra in the L2 cache.
-    pid = tl.program_id(0)
-    n = (pid % n_n) * BLOCK_N + tl.arange(0, BLOCK_N)
-    pid = pid // n_n
-    m = (pid % n_m) * BLOCK_M + tl.arange(0, BLOCK_M)
-    pid = pid // n_m
-    group = pid % groups
-    mode = (pid // groups).to(tl.int64)
-
-    a_base = a_ptr + (mode * 2 * a_part + group * a_group)
-    b_base = b_ptr + (mode * 2 * b_part + group * b_group)
-    re = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    im = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    # What is subtracted at the end: a tensor core only adds.
-    minus = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for k_0 in tl.range(0, size_k, BLOCK_K, num_stages=STAGES):
-        k = k_0 + tl.arange(0, BLOCK_K)
-        a_offsets = m[:, None] * a_m + k[None, :] * a_k
-        b_offsets = n[:, None] * b_n + k[None, :] * b_k
-        a_here = (m < size_m)[:, None] & (k < size_k)[None, :]
-        b_here = (n < size_n)[:, None] & (k < size_k)[None, :]
-        a_re = _stored(tl.load(a_base + a_offsets, mask=a_here, other=0.0), K_IS_CONTIGUOUS, OPERAND, PRECISION)
-        a_im = _stored(
-            tl.load(a_base + a_part + a_offsets, mask=a_here, other=0.0), K_IS_CONTIGUOUS, OPERAND, PRECISION
-        )
-        b_re = _stored(tl.load(b_base + b_offsets, mask=b_here, other=0.0), K_IS_CONTIGUOUS, OPERAND, PRECISION)
-        b_im = _stored(
-            tl.load(b_base + b_part + b_offsets, mask=b_here, other=0.0), K_IS_CONTIGUOUS, OPERAND, PRECISION
-        )
-        b_re, b_im = tl.trans(b_re), tl.trans(b_im)
-        re = tl.dot(a_re, b_re, re, input_precision=PRECISION)
-        if CONJUGATED == "b":
-            im = tl.dot(a_im, b_re, im, input_precision=PRECISION)
-            minus = tl.dot(a_re, b_im, minus, input_precision=PRECISION)
-            re = tl.dot(a_im, b_im, re, input_precision=PRECISION)
-        elif CONJUGATED == "a":
-            im = tl.dot(a_re, b_im, im, input_precision=PRECISION)
-            minus = tl.dot(a_im, b_re, minus, input_precision=PRECISION)
-            re = tl.dot(a_im, b_im, re, input_precision=PRECISION)
-        else:
-            im = tl.dot(a_im, b_re, im, input_precision=PRECISION)
-            im = tl.dot(a_re, b_im, im, input_precision=PRECISION)
-            minus = tl.dot(a_im, b_im, minus, input_precision=PRECISION)
-    if CONJUGATED == "":
-        re -= minus
-    else:
-        im -= minus
-    out_base = out_ptr + (mode * 2 * out_part + group * out_group)
-    offsets = m[:, None] * out_m + n[None, :] * out_n
-    here = (m < size_m)[:, None] & (n < size_n)[None, :]
-    tl.store(out_base + offsets, _operand(re, OPERAND, PRECISION), mask=here)
-    tl.store(out_base + out_part + offsets, _operand(im, OPERAND, PRECISION), mask=here)
+    tl.store(z_ptr + offsets, operand(acc, OPERAND, PRECISION), mask=here)
+    if kept_ptr is not None:
+        tl.store(kept_ptr + offsets, acc.to(kept_ptr.dtype.element_ty), mask=here)
 
 
 @triton.jit
@@ -299,7 +186,7 @@ def synthesise_dense_kernel(
         k = k_0 + tl.arange(0, BLOCK_K)
         here = (plane < planes)[:, None] & (k < MODES)[None, :]
         z = tl.load(z_ptr + (k.to(tl.int64)[None, :] * planes + plane[:, None]), mask=here, other=0.0)
-        z = _stored(z, False, OPERAND, PRECISION)
+        z = stored(z, False, OPERAND, PRECISION)
         matrix = tl.load(matrix_ptr + pixel[:, None] * ROW + k[None, :])
         acc = tl.dot(z, tl.trans(matrix), acc, input_precision=PRECISION)
     if bias_ptr is not None:
@@ -363,12 +250,12 @@ def synthesise_separable_kernel(
             mode = (u * 2 + part_u // BLOCK_U).to(tl.int64)
             offsets = mode[:, None] * planes + (v.to(tl.int64) * (MODES_U * 2) * planes + plane)[None, :]
             here = (u < MODES_U)[:, None] & ((v < MODES_V) & (plane < planes))[None, :]
-            z = _stored(tl.load(z_ptr + offsets, mask=here, other=0.0), False, OPERAND, PRECISION)
+            z = stored(tl.load(z_ptr + offsets, mask=here, other=0.0), False, OPERAND, PRECISION)
             k = i_u * (2 * BLOCK_U) + tl.arange(0, 2 * BLOCK_U)
             rows = tl.load(rows_ptr + row[:, None] * (N_U * 2 * BLOCK_U) + k[None, :])
             g = tl.dot(rows, z, g, input_precision=PRECISION)
         # [(part, h), (v, p)] -> [(p, h), (part, v)]
-        g = tl.reshape(_operand(g, OPERAND, PRECISION), (2, BLOCK_H, BLOCK_V, BLOCK_P))
+        g = tl.reshape(operand(g, OPERAND, PRECISION), (2, BLOCK_H, BLOCK_V, BLOCK_P))
         g = tl.reshape(tl.permute(g, (3, 1, 0, 2)), (BLOCK_P * BLOCK_H, 2 * BLOCK_V))
         k = i_v * (2 * BLOCK_V) + tl.arange(0, 2 * BLOCK_V)
         columns = tl.load(columns_ptr + w[:, None] * (N_V * 2 * BLOCK_V) + k[None, :])

@@ -1,16 +1,17 @@
-"""From tensors to launches: which kernel, which tiles, how many warps (triton is imported here and in `kernels`)."""
+"""The launches of the transforms: which kernel, which tiles, how many warps."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from spectralkernels.convolution.dft_triton import kernels
+from spectralkernels.aot import target_capability
+from spectralkernels.convolution.dft_triton.kernels import transforms as kernels
 from spectralkernels.convolution.dft_triton.matrices import Transform, dense_matrix, separable_matrices
 from spectralkernels.convolution.dft_triton.precision import Precision
 from spectralkernels.convolution.dft_triton.tiles import (
@@ -18,14 +19,19 @@ from spectralkernels.convolution.dft_triton.tiles import (
     SeparableTile,
     TensorCore,
     dense_tile,
-    is_dense,
-    product_tile,
     separable_tile,
     tensor_core,
 )
 from spectralkernels.launch import Launch, interpreted
+from spectralkernels.tuning import Site, rounded
 
-Product = Literal["forward", "input_gradient", "weight_gradient"]
+_DENSE = {"m": (16, 128), "n": (16, 128), "k": (16, 64), "warps": (2, 8)}
+_SEPARABLE = {"h": (8, 64), "u": (8, 64), "v": (8, 32), "stages": (1, 4), "warps": (4, 8)}
+ANALYSE_DENSE = Site("dft_triton.analyse_dense", _DENSE)
+ANALYSE = Site("dft_triton.analyse", _SEPARABLE)
+SYNTHESISE_DENSE = Site("dft_triton.synthesise_dense", _DENSE)
+SYNTHESISE = Site("dft_triton.synthesise", _SEPARABLE)
+
 STAGES = 3
 """Of the software pipeline of a product: two tiles are on the way while one is multiplied."""
 
@@ -65,16 +71,19 @@ def analyse_launch(
     transform: Transform,
     planes: Planes,
     precision: Precision,
+    kept: Tensor | None = None,
     core: TensorCore | None = None,
 ) -> Launch:
     """The launch that fills the spectrum z [V, U, 2, planes] from the contiguous planes x [planes, *lengths].
 
-    gate: a tensor of the layout of x, or None; x counts only where gate > 0. core: by default that of the device of x.
+    gate: a tensor of the layout of x, or None; x counts only where gate > 0. kept: a spectrum of another dtype that is
+    filled like z, or None. core: by default that of the device of x.
     """
-    shared = {"x_ptr": x, "gate_ptr": gate, "z_ptr": z, **planes.arguments(), **_numbers(precision)}
-    if is_dense(transform):
+    shared = {"x_ptr": x, "gate_ptr": gate, "z_ptr": z, "kept_ptr": kept, **planes.arguments(), **numbers(precision)}
+    if transform.dense:
         length = transform.pixels
-        dense = dense_tile(transform.parts, planes.count, length, precision)
+        rule = dense_tile(transform.parts, planes.count, length, precision)
+        dense = ANALYSE_DENSE.choose(_bucket(transform, planes.count, precision), rule, target_capability(x.device))
         return Launch(
             kernel=kernels.analyse_dense_kernel,
             grid=(triton.cdiv(transform.parts, dense.m) * triton.cdiv(planes.count, dense.n),),
@@ -90,7 +99,8 @@ def analyse_launch(
             },
             options={"num_warps": dense.warps},
         )
-    tile = separable_tile(transform, False, precision, core or tensor_core(x.device))
+    separable = separable_tile(transform, False, precision, core or tensor_core(x.device))
+    tile = ANALYSE.choose(_bucket(transform, planes.count, precision), separable, target_capability(x.device))
     columns, rows = separable_matrices(transform, (tile.h, tile.w, tile.u, tile.v), False, *_matrix_type(precision, x))
     blocks = triton.cdiv(transform.modes_u, tile.u) * triton.cdiv(transform.modes_v, tile.v)
     return Launch(
@@ -122,11 +132,12 @@ def synthesise_launch(
         "planes": planes,
         "channels": 1 if bias is None else bias.shape[0],
         "RELU": relu,
-        **_numbers(precision),
+        **numbers(precision),
     }
-    if is_dense(transform):
+    if transform.dense:
         # Planes are the rows of this product.
-        dense = dense_tile(planes, transform.pixels, transform.parts, precision)
+        rule = dense_tile(planes, transform.pixels, transform.parts, precision)
+        dense = SYNTHESISE_DENSE.choose(_bucket(transform, planes, precision), rule, target_capability(z.device))
         return Launch(
             kernel=kernels.synthesise_dense_kernel,
             grid=(triton.cdiv(transform.pixels, dense.n) * triton.cdiv(planes, dense.m),),
@@ -142,7 +153,8 @@ def synthesise_launch(
             },
             options={"num_warps": dense.warps},
         )
-    tile = separable_tile(transform, True, precision, core or tensor_core(z.device))
+    separable = separable_tile(transform, True, precision, core or tensor_core(z.device))
+    tile = SYNTHESISE.choose(_bucket(transform, planes, precision), separable, target_capability(z.device))
     columns, rows = separable_matrices(transform, (tile.h, tile.w, tile.u, tile.v), True, *_matrix_type(precision, z))
     height, width = transform.lengths
     blocks = triton.cdiv(height, tile.h) * triton.cdiv(width, tile.w)
@@ -154,75 +166,12 @@ def synthesise_launch(
     )
 
 
-def contract_launch(
-    a: Tensor,
-    b: Tensor,
-    out: Tensor,
-    product: Product,
-    sizes: tuple[int, int, int, int],
-    modes: int,
-    precision: Precision,
-    core: TensorCore | None = None,
-) -> Launch:
-    """The launch of one per-mode product over spectra [modes, 2, ...]; sizes = (batch, channel / g, output / g, g).
-
-    forward:          a = z [B, C],  b = w [O, C / g],            out = y [B, O]       sum_c z conj(w)
-    input_gradient:   a = g [B, O],  b = w [g, C / g, O / g],     out = dz [B, C]      sum_o g w
-    weight_gradient:  a = g [B, O],  b = z [B, C],                out = dw [O, C / g]  sum_b conj(g) z
-    """
-    batch, channels, outputs, groups = sizes
-    rows_z = (batch * channels * groups, channels, channels * groups, 1)  # part, group, batch, channel
-    rows_y = (batch * outputs * groups, outputs, outputs * groups, 1)
-    weight = channels * outputs * groups
-    if product == "forward":
-        m, n, k = batch, outputs, channels
-        a_strides, b_strides, out_strides = rows_z, (weight, outputs * channels, channels, 1), rows_y
-    elif product == "input_gradient":
-        m, n, k = batch, channels, outputs
-        a_strides, b_strides, out_strides = rows_y, (weight, channels * outputs, outputs, 1), rows_z
-    else:
-        m, n, k = outputs, channels, batch
-        a_strides = (rows_y[0], rows_y[1], 1, rows_y[2])
-        b_strides = (rows_z[0], rows_z[1], 1, rows_z[2])
-        out_strides = (weight, outputs * channels, channels, 1)
-    conjugated = {"forward": "b", "input_gradient": "", "weight_gradient": "a"}[product]
-    if product != "weight_gradient" and m < 64 <= n:
-        # Tensor cores want 64 rows, so the longer side comes first.
-        a, b, m, n, a_strides, b_strides = b, a, n, m, b_strides, a_strides
-        out_strides = (out_strides[0], out_strides[1], out_strides[3], out_strides[2])
-        conjugated = {"b": "a", "": ""}[conjugated]
-    tile = product_tile(m, n, k, modes * groups, precision, core or tensor_core(a.device))
-    names = ("part", "group", "m", "k"), ("part", "group", "n", "k"), ("part", "group", "m", "n")
-    strides = {
-        f"{operand}_{name}": stride
-        for operand, axes, values in zip(("a", "b", "out"), names, (a_strides, b_strides, out_strides), strict=True)
-        for name, stride in zip(axes, values, strict=True)
-    }
-    return Launch(
-        kernel=kernels.contract_kernel,
-        grid=(triton.cdiv(m, tile.m) * triton.cdiv(n, tile.n) * groups * modes,),
-        arguments={
-            "a_ptr": a,
-            "b_ptr": b,
-            "out_ptr": out,
-            "size_m": m,
-            "size_n": n,
-            "size_k": k,
-            "groups": groups,
-            **strides,
-            "CONJUGATED": conjugated,
-            "K_IS_CONTIGUOUS": a_strides[3] == b_strides[3] == 1,
-            "BLOCK_M": tile.m,
-            "BLOCK_N": tile.n,
-            "BLOCK_K": tile.k,
-            "STAGES": STAGES,
-            **_numbers(precision),
-        },
-        options={"num_warps": tile.warps},
-    )
-
-
 # --- arguments ------------------------------------------------------------------------------------------------------
+
+
+def _bucket(transform: Transform, planes: int, precision: Precision) -> dict[str, Any]:
+    lengths = "x".join(map(str, transform.lengths))
+    return {"lengths": lengths, "parts": transform.parts, "planes": rounded(planes), "class": precision.name}
 
 
 def _separable_arguments(transform: Transform, tile: SeparableTile) -> dict[str, int]:
@@ -244,7 +193,7 @@ def _separable_arguments(transform: Transform, tile: SeparableTile) -> dict[str,
 _TRITON_TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
-def _numbers(precision: Precision) -> dict[str, Any]:
+def numbers(precision: Precision) -> dict[str, Any]:
     """What a kernel multiplies in. The interpreter knows no bfloat16 arithmetic: there float32 stands for it."""
     operand, dot = _TRITON_TYPES[precision.storage], precision.dot
     if interpreted() and "bf16" in precision.name:
