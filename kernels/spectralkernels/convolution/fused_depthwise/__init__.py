@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from spectralkernels.aot import SHARED_LIMITS
+from spectralkernels.convolution.dft_triton.tiles import TensorCore, tensor_core
 from spectralkernels.convolution.fused_depthwise.operators import Geometry, tiles
 from spectralkernels.convolution.fused_depthwise.precision import PRECISIONS, Precision, precision
 from spectralkernels.convolution.geometry import WeightSpectrum
@@ -86,7 +87,11 @@ def supports(
             f"with {accuracy} operands it holds {LARGEST_KEPT[chosen.operand]} frequencies per axis, "
             f"this band keeps {band.kept}; compress more or take a half-precision class"
         )
-    need = shared_memory(_geometry_of(x, weight, band), chosen)
+    geometry = _geometry_of(x, weight, band)
+    reason = _too_large(geometry, chosen, tensor_core(x.device))
+    if reason is not None:
+        return reason
+    need = shared_memory(geometry, chosen)
     if x.is_cuda and need > min(SHARED_LIMITS.values()):
         major, minor = torch.cuda.get_device_capability(x.device)
         limit = SHARED_LIMITS.get(10 * major + minor, need)
@@ -95,13 +100,35 @@ def supports(
     return None
 
 
+def _too_large(geometry: Geometry, chosen: Precision, core: TensorCore) -> str | None:
+    """Why operands of 64 rows do not fit the registers of a class, or None.
+
+    In fp32 Triton 3.7 would also hand some products of 64 rows to sm_100's tensor cores, rounded to tf32.
+    """
+    tile = tiles(geometry)
+    if tile.largest <= 32:
+        return None
+    if chosen.mode == "ieee":
+        return (
+            f"in fp32 it holds maps, outputs and kernels of 32 x 32 and 16 frequencies per axis, got {geometry.size}, "
+            f"{geometry.out}, {geometry.taps} and {geometry.kept}; take bf16x6 or tf32x3, as accurate"
+        )
+    wide_band = max(*tile.size, *tile.out) <= 32 < 2 * max(tile.u, tile.v)
+    if core == "tcgen05" and (chosen.pieces == 3 or (chosen.pieces == 2 and wide_band)):
+        return (
+            f"the pieces of {chosen.name} operands with {geometry.kept} frequencies of {geometry.size} maps overflow "
+            "this GPU's registers and tensor memory; compress more or take three launches"
+        )
+    return None
+
+
 def shared_memory(geometry: Geometry, chosen: Precision) -> int:
     """Bytes of shared memory per program on a GPU whose tensor cores read registers: matrices, and planes in flight."""
     tile = tiles(geometry)
     matrices = 2 * tile.v * (tile.size[1] + tile.out[1]) + 2 * tile.u * (tile.size[0] + tile.out[0])
     plane = max(*tile.size, *tile.out, *tile.taps, 2 * tile.v) ** 2
-    terms = 2 if chosen.mode == "tf32x3" else 1
-    return chosen.operand.itemsize * (terms * (matrices + plane) + (plane if tile.largest <= 32 else 0))
+    in_flight = plane if tile.largest <= 32 else 0
+    return chosen.pieces * chosen.piece_size * (matrices + plane) + chosen.operand.itemsize * in_flight
 
 
 def _geometry_of(x: Tensor, weight: Tensor, band: Band) -> Geometry:
@@ -256,5 +283,5 @@ def _implementation(accuracy: str, name: str) -> Implementation:
 
 IMPLEMENTATIONS = (
     _implementation("tf32x3", "fused_depthwise"),
-    *(_implementation(accuracy, f"fused_depthwise_{accuracy}") for accuracy in ("tf32", "bf16", "fp16")),
+    *(_implementation(accuracy, f"fused_depthwise_{accuracy}") for accuracy in PRECISIONS if accuracy != "tf32x3"),
 )

@@ -95,6 +95,39 @@ def _mode_offsets(
 
 
 @triton.jit
+def _store_quadrant(
+    z_ptr,
+    values,
+    v_0,
+    exists,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    U: tl.constexpr,
+    V: tl.constexpr,
+    V_SIN: tl.constexpr,
+    U_SIN: tl.constexpr,
+):
+    offsets, mask = _mode_offsets(v_0, ROWS, COLUMNS, U, V, V_SIN, U_SIN)
+    tl.store(z_ptr + offsets, values.to(z_ptr.dtype.element_ty), mask=mask & exists)
+
+
+@triton.jit
+def _load_quadrant(
+    z_ptr,
+    v_0,
+    exists,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    U: tl.constexpr,
+    V: tl.constexpr,
+    V_SIN: tl.constexpr,
+    U_SIN: tl.constexpr,
+):
+    offsets, mask = _mode_offsets(v_0, ROWS, COLUMNS, U, V, V_SIN, U_SIN)
+    return tl.load(z_ptr + offsets, mask=mask & exists, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def convolve_kernel(
     x_ptr,
     weight_ptr,
@@ -125,6 +158,8 @@ def convolve_kernel(
     TILE_TAPS_W: tl.constexpr,
     U: tl.constexpr,
     V: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_OUT_H: tl.constexpr,
     IMAGES: tl.constexpr,
     STAGES: tl.constexpr,
     MMA: tl.constexpr,
@@ -132,6 +167,7 @@ def convolve_kernel(
 ):
     """One program owns one channel of IMAGES images: it transforms the kernel once, then each plane start to end.
 
+    Planes are read BLOCK_H rows at a time and written BLOCK_OUT_H rows at a time: fewer operands in flight.
     Per plane it reads H W and writes OUT_H OUT_W elements once, and the 2 F kept reals where modes_ptr is not None.
     FLOPs per plane: 4 U V (W + OUT_H) + 4 V W H + 4 V OUT_H OUT_W + 8 U V H up to the tile's padding; the kernel's
     transform costs 4 V TAPS_W TAPS_H + 8 U V TAPS_H more per program.
@@ -145,9 +181,14 @@ def convolve_kernel(
     w_cc, w_sc, w_cs, w_ss = _quadrants(_analysed(taps, columns_weight, rows_weight, MMA, PRECISION), U, V)
 
     columns_in = _matrix(columns_in_ptr, 2 * V, TILE_W, TILE_W)
-    rows_in = tl.trans(_matrix(rows_in_ptr, 2 * U, TILE_H, TILE_H))
     columns_out = tl.trans(_matrix(columns_out_ptr, TILE_OUT_W, 2 * V, 2 * V))
-    rows_out = tl.trans(_matrix(rows_out_ptr, TILE_OUT_H, 2 * U, 2 * U))
+    rows_in, rows_out = (), ()
+    for h_0 in tl.static_range(0, TILE_H, BLOCK_H):
+        block = tl.trans(_matrix(rows_in_ptr + h_0, 2 * U, BLOCK_H, TILE_H))
+        rows_in += (block,)  # type: ignore[assignment]
+    for h_0 in tl.static_range(0, TILE_OUT_H, BLOCK_OUT_H):
+        block = tl.trans(_matrix(rows_out_ptr + h_0 * 2 * U, BLOCK_OUT_H, 2 * U, 2 * U))
+        rows_out += (block,)  # type: ignore[assignment]
     bias = 0.0
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + channel).to(tl.float32)
@@ -155,19 +196,18 @@ def convolve_kernel(
         image = first + step
         exists = image < batch
         at = image.to(tl.int64) * channels + channel
-        x = _plane(x_ptr + at * (H * W), H, W, TILE_H, TILE_W, exists)
-        cc, sc, cs, ss = _quadrants(_analysed(x, columns_in, rows_in, MMA, PRECISION), U, V)
+        z = tl.zeros((2 * V, 2 * U), tl.float32)
+        for h_0 in tl.static_range(0, TILE_H, BLOCK_H):
+            x = _plane(x_ptr + at * (H * W) + h_0 * W, H - h_0, W, BLOCK_H, TILE_W, exists)
+            t = tl.dot(columns_in, tl.trans(_operand(x, MMA, PRECISION)), input_precision=PRECISION)
+            z = tl.dot(_operand(t, MMA, PRECISION), rows_in[h_0 // BLOCK_H], z, input_precision=PRECISION)
+        cc, sc, cs, ss = _quadrants(z, U, V)
         if modes_ptr is not None:
             z_ptr = modes_ptr + at * ((2 * ROWS - 1) * 2 * COLUMNS)
-            kept = z_ptr.dtype.element_ty
-            offsets, mask = _mode_offsets(0, ROWS, COLUMNS, U, V, 0, 0)
-            tl.store(z_ptr + offsets, cc.to(kept), mask=mask & exists)
-            offsets, mask = _mode_offsets(0, ROWS, COLUMNS, U, V, 1, 0)
-            tl.store(z_ptr + offsets, sc.to(kept), mask=mask & exists)
-            offsets, mask = _mode_offsets(0, ROWS, COLUMNS, U, V, 0, 1)
-            tl.store(z_ptr + offsets, cs.to(kept), mask=mask & exists)
-            offsets, mask = _mode_offsets(0, ROWS, COLUMNS, U, V, 1, 1)
-            tl.store(z_ptr + offsets, ss.to(kept), mask=mask & exists)
+            _store_quadrant(z_ptr, cc, 0, exists, ROWS, COLUMNS, U, V, 0, 0)
+            _store_quadrant(z_ptr, sc, 0, exists, ROWS, COLUMNS, U, V, 1, 0)
+            _store_quadrant(z_ptr, cs, 0, exists, ROWS, COLUMNS, U, V, 0, 1)
+            _store_quadrant(z_ptr, ss, 0, exists, ROWS, COLUMNS, U, V, 1, 1)
         # Chained updates are one FFMA each.
         y_cc = w_cc * cc
         y_cc += w_sc * sc
@@ -185,12 +225,15 @@ def convolve_kernel(
         y_ss += w_ss * cc
         y_ss -= w_cs * sc
         y_ss -= w_sc * cs
-        y = _synthesised(_stacked(y_cc, y_sc, y_cs, y_ss, U, V), rows_out, columns_out, MMA, PRECISION) + bias
-        h = tl.arange(0, TILE_OUT_H)[:, None]
-        w = tl.arange(0, TILE_OUT_W)[None, :]
-        inside = (h < OUT_H) & (w < OUT_W) & exists
-        y_ptrs = y_ptr + at * (OUT_H * OUT_W) + (h * OUT_W + w)
-        tl.store(y_ptrs, y.to(y_ptr.dtype.element_ty), mask=inside)
+        z = _operand(_stacked(y_cc, y_sc, y_cs, y_ss, U, V), MMA, PRECISION)
+        for h_0 in tl.static_range(0, TILE_OUT_H, BLOCK_OUT_H):
+            t = tl.dot(z, rows_out[h_0 // BLOCK_OUT_H], input_precision=PRECISION)
+            y = tl.dot(tl.trans(_operand(t, MMA, PRECISION)), columns_out, input_precision=PRECISION) + bias
+            h = h_0 + tl.arange(0, BLOCK_OUT_H)[:, None]
+            w = tl.arange(0, TILE_OUT_W)[None, :]
+            inside = (h < OUT_H) & (w < OUT_W) & exists
+            y_ptrs = y_ptr + at * (OUT_H * OUT_W) + (h * OUT_W + w)
+            tl.store(y_ptrs, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -261,14 +304,10 @@ def weight_gradient_kernel(
             cc, sc, cs, ss = _quadrants(_analysed(x, columns_x, rows_x, MMA, PRECISION), U, V)
         else:
             z_ptr = modes_ptr + at * ((2 * ROWS - 1) * 2 * COLUMNS)
-            offsets, mask = _mode_offsets(v_0, ROWS, COLUMNS, U, V, 0, 0)
-            cc = tl.load(z_ptr + offsets, mask=mask & exists, other=0.0).to(tl.float32)
-            offsets, mask = _mode_offsets(v_0, ROWS, COLUMNS, U, V, 1, 0)
-            sc = tl.load(z_ptr + offsets, mask=mask & exists, other=0.0).to(tl.float32)
-            offsets, mask = _mode_offsets(v_0, ROWS, COLUMNS, U, V, 0, 1)
-            cs = tl.load(z_ptr + offsets, mask=mask & exists, other=0.0).to(tl.float32)
-            offsets, mask = _mode_offsets(v_0, ROWS, COLUMNS, U, V, 1, 1)
-            ss = tl.load(z_ptr + offsets, mask=mask & exists, other=0.0).to(tl.float32)
+            cc = _load_quadrant(z_ptr, v_0, exists, ROWS, COLUMNS, U, V, 0, 0)
+            sc = _load_quadrant(z_ptr, v_0, exists, ROWS, COLUMNS, U, V, 1, 0)
+            cs = _load_quadrant(z_ptr, v_0, exists, ROWS, COLUMNS, U, V, 0, 1)
+            ss = _load_quadrant(z_ptr, v_0, exists, ROWS, COLUMNS, U, V, 1, 1)
         d_cc += g_cc * cc
         d_cc += g_sc * sc
         d_cc += g_cs * cs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,11 +10,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from spectralkernels.aot import NamedLaunch
+from spectralkernels.aot import NamedLaunch, target_capability
+from spectralkernels.convolution.dft_triton.tiles import TensorCore, tensor_core
 from spectralkernels.convolution.fused_depthwise.kernels import convolve_kernel, weight_gradient_kernel
 from spectralkernels.convolution.fused_depthwise.operators import Geometry, Pair, operators, tiles
 from spectralkernels.convolution.fused_depthwise.precision import PRECISIONS, Precision
 from spectralkernels.launch import Launch
+from spectralkernels.tuning import Site, rounded
 
 
 def convolve_launch(
@@ -86,8 +89,14 @@ def v_blocks(geometry: Geometry, precision: Precision) -> int:
 
     The blocks are independent (the sum over w comes first), so a split costs reading the planes again, from the cache.
     """
-    widest = {"tf32x3": 8, "tf32": 16}[precision.mode] if precision.operand == torch.float32 else 32
-    return max(1, tiles(geometry).v // widest)
+    tile = tiles(geometry)
+    if precision.operand != torch.float32:
+        widest = 32
+    elif precision.name == "bf16x3":
+        widest = 16 if tile.largest <= 32 else 8
+    else:
+        widest = 8 if precision.pieces > 1 else 16
+    return max(1, tile.v // widest)
 
 
 def _convolve(
@@ -101,11 +110,17 @@ def _convolve(
     precision: Precision,
 ) -> Launch:
     batch, channels = x.shape[:2]
-    constants, warps = _constants(geometry, precision), convolution_warps(geometry, precision)
-    images = images_per_program(batch, channels, warps, most=8)
+    tile, constants = tiles(geometry), _constants(geometry, precision)
+    bucket = {"tile": tile.largest, "u": tile.u, "v": tile.v, "class": precision.name}
+    share = SHARE.choose(
+        {**bucket, "batch": rounded(batch), "channels": rounded(channels)},
+        share_of(batch, channels, convolution_warps(geometry, precision)),
+        target_capability(x.device),
+    )
+    blocks_in, blocks_out = row_blocks(geometry, precision, tensor_core(x.device))
     return Launch(
         kernel=convolve_kernel,
-        grid=(triton.cdiv(batch, images) * channels,),
+        grid=(triton.cdiv(batch, share.images) * channels,),
         arguments={
             "x_ptr": x,
             "weight_ptr": weight,
@@ -118,10 +133,44 @@ def _convolve(
             "batch": batch,
             "channels": channels,
             **constants,
-            "IMAGES": images,
+            "BLOCK_H": max(16, tile.size[0] // blocks_in),
+            "BLOCK_OUT_H": max(16, tile.out[0] // blocks_out),
+            "IMAGES": share.images,
         },
-        options={"num_warps": warps},
+        options={"num_warps": share.warps},
     )
+
+
+def row_blocks(geometry: Geometry, precision: Precision, core: TensorCore) -> tuple[int, int]:
+    """Into how many blocks of rows a plane is cut on its way in and on its way out.
+
+    Split operands of 64 rows overflow the registers where a product reads them from there: on mma.sync, which also
+    serves the others' products of fewer than 64 rows. The blocks cost a tenth more instructions; without
+    them up to 400 bytes spill.
+    """
+    tile = tiles(geometry)
+    from_registers = core == "mma" or 2 * tile.v < 64
+    if precision.pieces == 1 or tile.largest <= 32 or not from_registers:
+        return 1, 1
+    if precision.name == "bf16x3":
+        return 2, 1
+    return (4, 2) if core == "mma" else (4, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a program of a fused convolution is given: its warps, and the images of its channel, one after another."""
+
+    warps: int
+    images: int
+
+
+SHARE = Site("fused_depthwise.convolve", {"warps": (1, 8), "images": (1, 32)})
+
+
+def share_of(batch: int, channels: int, warps: int) -> Share:
+    """The rule, given the warps that one plane or series occupies."""
+    return Share(warps, images_per_program(batch, channels, warps, most=8))
 
 
 def images_per_program(batch: int, channels: int, num_warps: int, most: int) -> int:
@@ -147,19 +196,19 @@ def convolution_warps(geometry: Geometry, precision: Precision) -> int:
     """Warps per program.
 
     A plane of 32 x 32 is one warp's work: its products have 32 rows, half of what a warpgroup's instruction takes, and
-    within one warp they follow each other without a barrier. Three-term products need the registers of two warps. From
-    64 rows on, a warpgroup works on a plane (wgmma on sm_90, tcgen05 on sm_100).
+    within one warp they follow each other without a barrier. Split operands and fp32 need the registers of two warps.
+    From 64 rows on, a warpgroup works on a plane (wgmma on sm_90, tcgen05 on sm_100).
     """
     largest = tiles(geometry).largest
     if largest <= 32:
-        return 2 if precision.mode == "tf32x3" else 1
+        return 2 if precision.pieces > 1 or precision.mode == "ieee" else 1
     return 4 if largest <= 64 else 8
 
 
 def gradient_warps(geometry: Geometry, precision: Precision) -> int:
     """Warps per program of the gradient of the kernel."""
     warps = convolution_warps(geometry, precision)
-    return 8 if precision.mode == "tf32x3" and warps > 2 else warps
+    return 8 if warps > 2 and precision.pieces > 1 else warps
 
 
 def _constants(geometry: Geometry, precision: Precision) -> dict[str, Any]:
@@ -219,8 +268,12 @@ FINGERPRINTS = (
     _watched("dw", (8, 768), _SMALL, "bf16", torch.bfloat16),
     _watched("forward", (8, 768), _SMALL, "tf32x3", torch.float32),
     _watched("dw", (8, 768), _SMALL, "tf32x3", torch.float32),
+    _watched("forward", (8, 768), _SMALL, "bf16x3", torch.float32),
+    _watched("forward", (8, 768), _SMALL, "bf16x6", torch.float32),
+    _watched("forward", (8, 768), _SMALL, "fp32", torch.float32),
     _watched("forward", (32, 256), _MEDIUM, "bf16", torch.bfloat16),
     _watched("forward", (32, 128), _LARGE, "bf16", torch.bfloat16),
     _watched("forward", (32, 128), _LARGE, "tf32", torch.float32),
+    _watched("forward", (32, 128), _LARGE, "tf32x3", torch.float32),
 )
 """Layers of networks with kernels as large as their maps, half of the spectrum dropped."""

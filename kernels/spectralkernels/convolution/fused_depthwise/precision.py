@@ -14,7 +14,7 @@ from spectralkernels.launch import interpreted
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """operand: the dtype that tensor cores are given; mode: how they take a float32 operand ("tf32", "tf32x3").
+    """operand: the dtype that products are given; mode: the `input_precision` of float32 operands.
 
     error: largest relative L2 error that counts as correct on float32 maps; because: where that bound comes from.
     """
@@ -24,6 +24,16 @@ class Precision:
     mode: str
     error: float
     because: str
+
+    @property
+    def pieces(self) -> int:
+        """Into how many numbers an operand is split; 1 if it is not."""
+        return {"tf32x3": 2, "bf16x3": 2, "bf16x6": 3}.get(self.mode, 1)
+
+    @property
+    def piece_size(self) -> int:
+        """Bytes of each."""
+        return 2 if self.mode in ("bf16x3", "bf16x6") else self.operand.itemsize
 
     @property
     def tolerance(self) -> Tolerance:
@@ -52,6 +62,30 @@ PRECISIONS: Mapping[str, Precision] = {
         Precision("tf32", torch.float32, "tf32", 3e-3, f"six operands {_ROUNDED.format(11, '4e-4 to 1e-3')}"),
         Precision("bf16", torch.bfloat16, "tf32", 2.5e-2, f"six operands {_ROUNDED.format(8, '4e-3 to 9e-3')}"),
         Precision("fp16", torch.float16, "tf32", 3e-3, f"six operands {_ROUNDED.format(11, '4e-4 to 1e-3')}"),
+        Precision(
+            "bf16x3",
+            torch.float32,
+            "bf16x3",
+            3e-5,
+            "three products of operands split into 8 + 8 bits, summed in fp32: 5e-6 to 1.2e-5 when emulated, "
+            "about three times that allowed",
+        ),
+        Precision(
+            "bf16x6",
+            torch.float32,
+            "bf16x6",
+            3e-6,
+            "six products of operands split into 8 + 8 + 8 bits, summed in fp32: 8e-8 to 1.4e-7 when emulated, "
+            "up to ten times that allowed for the order of sums",
+        ),
+        Precision(
+            "fp32",
+            torch.float32,
+            "ieee",
+            3e-6,
+            "fp32 products and sums: 8e-8 to 1.3e-7 when summed without error, up to ten times that allowed for the "
+            "order of sums",
+        ),
     )
 }
 
@@ -61,8 +95,12 @@ def precision(name: str) -> Precision:
     if name not in PRECISIONS:
         raise RangeError(f"precision must be one of {', '.join(PRECISIONS)}, got {name!r}")
     found = PRECISIONS[name]
-    # Triton's interpreter multiplies bfloat16 as integers; in float32 it proves the indexing all the same.
-    return replace(found, operand=torch.float32) if interpreted() and name == "bf16" else found
+    if not interpreted():
+        return found
+    # Triton's interpreter multiplies bfloat16 as integers and does not split it; float32 proves the indexing.
+    if found.mode in ("bf16x3", "bf16x6"):
+        return replace(found, mode="ieee")
+    return replace(found, operand=torch.float32) if name == "bf16" else found
 
 
 def round_to_tf32(values: torch.Tensor) -> torch.Tensor:
