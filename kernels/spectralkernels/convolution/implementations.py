@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spectralkernels.checks import check_dims
-from spectralkernels.convolution import baselines, dft_triton, fused_depthwise
+from spectralkernels.convolution import baselines, dft_triton, fused_depthwise, fused_series
 from spectralkernels.convolution.cost import dft_gemm_flops, direct_flops
 from spectralkernels.convolution.dft_gemm import dft_gemm, prepare_frozen
 from spectralkernels.convolution.geometry import (
@@ -182,6 +182,7 @@ IMPLEMENTATIONS = (
     ),
     *dft_triton.IMPLEMENTATIONS,
     *fused_depthwise.IMPLEMENTATIONS,
+    *fused_series.IMPLEMENTATIONS,
     Implementation(
         "direct", "baseline", baselines.direct, "cuDNN / oneDNN", supports=_tensor_weight(baselines.direct_supports)
     ),

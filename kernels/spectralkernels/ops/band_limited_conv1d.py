@@ -87,6 +87,7 @@ _TINY: _Axes = {
     "input": ("white",),
 }
 _LONG: _Axes = {**_SERIES, "in_channels": (128,), "out_channels": (128,), "groups": (128,), "length": (1024,)}
+_WIDE: _Axes = {**_LONG, "batch": (8,), "in_channels": (768,), "out_channels": (768,), "groups": (768,)}
 _SPECTRAL = ("dft_gemm", "dft_gemm_frozen", "cufft_triton", "direct", "torch_fft", "direct_uncompressed")
 
 PROFILES: dict[str, tuple[Block, ...]] = {
@@ -98,6 +99,11 @@ PROFILES: dict[str, tuple[Block, ...]] = {
         ),
         Block({**_TINY, "grid": ("seed", "pow2", "fast")}, implementations=CHECKED),
         Block({**_TINY, "out_channels": (8,), "groups": (2, 4), "kernel_size": (3,)}, implementations=CHECKED),
+        Block(
+            {**_TINY, "out_channels": (4,), "groups": (4,), "length": (13, 48), "grid": ("tight", "pow2")},
+            passes=("forward", "both"),
+            implementations=CHECKED,
+        ),
     ),
     "quick": (Block({**_SERIES, "kernel_size": (3, 8), "compression": (0.0, 0.5)}, implementations=_SPECTRAL),),
     "study": (
@@ -108,16 +114,13 @@ PROFILES: dict[str, tuple[Block, ...]] = {
     "gpu": (
         Block({**_SERIES, "batch": (64,), "kernel_size": (3, 5, 8), "compression": (0.0, 0.5, 0.8)}),
         Block(
-            {
-                **_LONG,
-                "batch": (8,),
-                "in_channels": (768,),
-                "out_channels": (768,),
-                "groups": (768,),
-                "length": (1024, 4096),
-            },
+            {**_WIDE, "length": (1024, 4096), "kernel_size": (31,), "grid": ("fast",)},
             dtypes=("float32", "bfloat16"),
+            passes=("forward", "both"),
         ),
+        # Multiples of 64: rows of the two-level transform fill tiles and are aligned.
+        Block({**_WIDE, "length": (1024,), "kernel_size": (31,), "grid": (1088,)}, dtypes=("bfloat16",)),
+        Block({**_WIDE, "length": (4096,), "kernel_size": (31,), "grid": (4160,)}, dtypes=("bfloat16",)),
     ),
     "asv": (
         Block(

@@ -1,0 +1,150 @@
+"""How the dense kernels are launched: matrices, warps, series per program."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from spectralkernels.convolution.fused_depthwise.precision import Precision
+from spectralkernels.convolution.fused_series.dense.kernels import convolve_kernel, weight_gradient_kernel
+from spectralkernels.convolution.fused_series.dense.matrices import matrices
+from spectralkernels.convolution.fused_series.geometry import Geometry, Whole
+from spectralkernels.launch import Launch
+
+TRITON = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+ENOUGH_PROGRAMS = 132
+"""One for each of an H200's multiprocessors."""
+
+
+def convolve_launch(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    modes: Tensor | None,
+    geometry: Geometry,
+    tile: Whole,
+    precision: Precision,
+    reflected: bool = False,
+) -> Launch:
+    """The launch that fills `y`, and `modes` with the kept spectrum of x.
+
+    x: Real [batch, channel, size], y: Real [batch, channel, out], weight: Real [channel, 1, taps], bias:
+    Real [channel] or None, modes: Real [batch, channel, k, 2] or None; all contiguous.
+    reflected: x and y are dy and dx: series and output are exchanged and the kernel's spectrum is not conjugated.
+    """
+    made = matrices(geometry, tile, precision, x.device)
+    size, out = (geometry.out, geometry.size) if reflected else (geometry.size, geometry.out)
+    series = x.shape[0] * x.shape[1]
+    rows = rows_per_program(series)
+    product = torch.empty((series, 2 * tile.frequencies), dtype=precision.operand, device=x.device)
+    return Launch(
+        kernel=convolve_kernel,
+        grid=(triton.cdiv(series, rows),),
+        arguments={
+            "x_ptr": x,
+            "weight_ptr": weight,
+            "bias_ptr": bias,
+            "y_ptr": y,
+            "modes_ptr": modes,
+            "product_ptr": product,
+            "analyse_ptr": made.analyse_out if reflected else made.analyse_in,
+            "analyse_taps_ptr": made.analyse_taps,
+            "synthesise_ptr": made.synthesise_in if reflected else made.synthesise_out,
+            "series": series,
+            "channels": x.shape[1],
+            **_constants(geometry, tile, precision),
+            "SIZE": size,
+            "OUT": out,
+            "WIDTH": tile.width(size),
+            "WIDTH_OUT": tile.width(out),
+            "P": rows,
+            "CONJUGATE": not reflected,
+        },
+        options={"num_warps": 4, "num_stages": 2},
+    )
+
+
+def weight_gradient_launch(
+    dy: Tensor,
+    x: Tensor | None,
+    modes: Tensor | None,
+    partial: Tensor,
+    geometry: Geometry,
+    tile: Whole,
+    precision: Precision,
+) -> Launch:
+    """The launch that fills `partial`, Float32 [programs per channel, channel, taps], whose sum is the gradient.
+
+    Exactly one of x (series) and modes (their kept spectrum) is given.
+    """
+    made = matrices(geometry, tile, precision, dy.device)
+    batch, channels = dy.shape[:2]
+    images = _images(batch, channels, tile)
+    return Launch(
+        kernel=weight_gradient_kernel,
+        grid=(partial.shape[0] * triton.cdiv(channels, MOST_ROWS) if batch else 0,),
+        arguments={
+            "dy_ptr": dy,
+            "x_ptr": x,
+            "modes_ptr": modes,
+            "partial_ptr": partial,
+            "analyse_dy_ptr": made.analyse_out,
+            "analyse_x_ptr": made.analyse_in,
+            "synthesise_taps_ptr": made.synthesise_taps,
+            "batch": batch,
+            "channels": channels,
+            **_constants(geometry, tile, precision),
+            "SIZE": geometry.size,
+            "OUT": geometry.out,
+            "WIDTH": tile.width(geometry.size),
+            "WIDTH_OUT": tile.width(geometry.out),
+            "P": MOST_ROWS,
+            "IMAGES": images,
+        },
+        options={"num_warps": 4, "num_stages": 2},
+    )
+
+
+MOST_ROWS = 64
+"""Series per program: what a warpgroup's product takes."""
+
+
+def rows_per_program(series: int) -> int:
+    """How many series share a pass over the matrices: as many as leave a large GPU enough programs."""
+    rows = MOST_ROWS
+    while rows > 16 and triton.cdiv(series, rows) < ENOUGH_PROGRAMS:
+        rows //= 2
+    return rows
+
+
+def partial_sums(batch: int, channels: int, tile: Whole) -> int:
+    """How many partial sums per channel the kernel of `weight_gradient_launch` writes."""
+    return triton.cdiv(batch, _images(batch, channels, tile)) * (tile.frequencies // tile.f)
+
+
+def _images(batch: int, channels: int, tile: Whole) -> int:
+    per_image = triton.cdiv(channels, MOST_ROWS) * (tile.frequencies // tile.f)
+    images = 32
+    while images > 1 and (images >= 2 * batch or triton.cdiv(batch, images) * per_image < ENOUGH_PROGRAMS):
+        images //= 2
+    return images
+
+
+def _constants(geometry: Geometry, tile: Whole, precision: Precision) -> dict[str, Any]:
+    """Compile-time arguments that both kernels share."""
+    return {
+        "TAPS": geometry.taps,
+        "KEPT": geometry.kept,
+        "WIDTH_TAPS": tile.width(geometry.taps),
+        "FREQUENCIES": tile.frequencies,
+        "F": tile.f,
+        "BLOCK": tile.block,
+        "MMA": TRITON[precision.operand],
+        "PRECISION": precision.mode,
+    }

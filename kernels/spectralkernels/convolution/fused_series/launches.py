@@ -1,0 +1,99 @@
+"""Which launches a call makes, by the form of its transform, and which of them are watched."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spectralkernels.aot import NamedLaunch
+from spectralkernels.convolution.fused_depthwise.precision import PRECISIONS, Precision
+from spectralkernels.convolution.fused_series.dense import launches as dense
+from spectralkernels.convolution.fused_series.geometry import Form, Geometry, Whole, chosen_form
+from spectralkernels.convolution.fused_series.two_level import launches as two_level
+from spectralkernels.launch import Launch
+
+
+def convolve_launch(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    modes: Tensor | None,
+    geometry: Geometry,
+    form: Form,
+    precision: Precision,
+    reflected: bool = False,
+) -> Launch:
+    """The launch that fills `y`, and `modes` with the kept spectrum of x.
+
+    x: Real [batch, channel, size], y: Real [batch, channel, out], weight: Real [channel, 1, taps], bias:
+    Real [channel] or None, modes: Real [batch, channel, kept_reals] or None; all contiguous.
+    reflected: x and y are dy and dx: series and output are exchanged and the kernel's spectrum is not conjugated.
+    """
+    if isinstance(form, Whole):
+        return dense.convolve_launch(x, weight, bias, y, modes, geometry, form, precision, reflected)
+    return two_level.convolve_launch(x, weight, bias, y, modes, geometry, form, precision, reflected)
+
+
+def weight_gradient_launch(
+    dy: Tensor,
+    x: Tensor | None,
+    modes: Tensor | None,
+    partial: Tensor,
+    geometry: Geometry,
+    form: Form,
+    precision: Precision,
+) -> Launch:
+    """The launch that fills `partial`, Float32 [partial_sums, channel, taps], whose sum is the gradient.
+
+    Exactly one of x (series) and modes (their kept spectrum) is given.
+    """
+    if isinstance(form, Whole):
+        return dense.weight_gradient_launch(dy, x, modes, partial, geometry, form, precision)
+    return two_level.weight_gradient_launch(dy, x, modes, partial, geometry, form, precision)
+
+
+def partial_sums(batch: int, channels: int, form: Form) -> int:
+    """How many partial sums per channel the kernel of `weight_gradient_launch` writes."""
+    if isinstance(form, Whole):
+        return dense.partial_sums(batch, channels, form)
+    return two_level.partial_sums(batch, channels, form)
+
+
+def _watched(kind: str, geometry: Geometry, name: str, maps: torch.dtype) -> NamedLaunch:
+    """A forward pass, or a gradient with respect to x or weight, of 8 series in each of 768 channels."""
+
+    def call() -> None:
+        planned = PRECISIONS[name]
+        form = chosen_form(geometry, planned)
+        x = torch.empty(8, 768, geometry.size, dtype=maps, device="meta")
+        y = torch.empty(8, 768, geometry.out, dtype=maps, device="meta")
+        weight = torch.empty(768, 1, geometry.taps, dtype=maps, device="meta")
+        if kind == "forward":
+            convolve_launch(x, weight, weight[:, 0, 0], y, None, geometry, form, planned).run()
+        elif kind == "dx":
+            convolve_launch(y, weight, None, x, None, geometry, form, planned, reflected=True).run()
+        else:
+            sums = torch.empty(partial_sums(8, 768, form), 768, geometry.taps, device="meta")
+            weight_gradient_launch(y, x, None, sums, geometry, form, planned).run()
+
+    return NamedLaunch(f"{kind} {name} B8 C768 L{geometry.size} K{geometry.taps} N{geometry.n}", call)
+
+
+_SHORT = Geometry(270, 270, 5, -2, 272, 68)
+_THOUSAND = Geometry(1024, 1024, 5, -2, 1029, 257)
+_ALIGNED = Geometry(1024, 1024, 31, -15, 1088, 272)
+_LONG = Geometry(4096, 4096, 31, -15, 4160, 1040)
+
+FINGERPRINTS = (
+    _watched("forward", _SHORT, "bf16", torch.bfloat16),
+    _watched("forward", _THOUSAND, "bf16", torch.bfloat16),
+    _watched("forward", _THOUSAND, "tf32x3", torch.float32),
+    _watched("forward", _ALIGNED, "bf16", torch.bfloat16),
+    _watched("dw", _ALIGNED, "bf16", torch.bfloat16),
+    _watched("forward", _LONG, "bf16", torch.bfloat16),
+    _watched("dx", _LONG, "bf16", torch.bfloat16),
+    _watched("dw", _LONG, "bf16", torch.bfloat16),
+    _watched("forward", _LONG, "tf32", torch.float32),
+)
+"""Half of the spectrum dropped, on circles of 7-smooth size and of a multiple of 64."""

@@ -1,0 +1,1 @@
+"""Series whose circle splits into two digits: two small products with a turn in between."""

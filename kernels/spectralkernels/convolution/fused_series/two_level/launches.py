@@ -1,0 +1,161 @@
+"""How the two-level kernels are launched: matrices, warps, series per program."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from spectralkernels.aot import target_capability
+from spectralkernels.convolution.fused_depthwise.launches import images_per_program, share_of
+from spectralkernels.convolution.fused_depthwise.precision import Precision
+from spectralkernels.convolution.fused_series.geometry import Digits, Geometry, wide
+from spectralkernels.convolution.fused_series.two_level.kernels import convolve_kernel, weight_gradient_kernel
+from spectralkernels.convolution.fused_series.two_level.matrices import matrices
+from spectralkernels.launch import Launch
+from spectralkernels.tuning import Site, rounded
+
+SHARE = Site("fused_series.convolve", {"warps": (1, 8), "images": (1, 32)})
+TRITON = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+
+def convolve_launch(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    modes: Tensor | None,
+    geometry: Geometry,
+    split: Digits,
+    precision: Precision,
+    reflected: bool = False,
+) -> Launch:
+    """The launch that fills `y`, and `modes` with the kept spectrum of x.
+
+    x: Real [batch, channel, size], y: Real [batch, channel, out], weight: Real [channel, 1, taps], bias:
+    Real [channel] or None, modes: Real [batch, channel, 4, lows, highs] or None; all contiguous.
+    reflected: x and y are dy and dx: series and output are exchanged and the kernel's spectrum is not conjugated.
+    """
+    made = matrices(geometry, split, precision, x.device)
+    batch, channels = x.shape[:2]
+    bucket = {"n1": split.n1, "n2": split.n2, "kept": geometry.kept, "class": precision.name}
+    share = SHARE.choose(
+        {**bucket, "batch": rounded(batch), "channels": rounded(channels)},
+        share_of(batch, channels, _warps(split, precision)),
+        target_capability(x.device),
+    )
+    constants = _constants(geometry, split, precision)
+    if reflected:
+        exchanged = ("SIZE", "OUT"), ("ROWS_IN", "ROWS_OUT")
+        constants |= {one: constants[other] for pair in exchanged for one, other in (pair, pair[::-1])}
+    return Launch(
+        kernel=convolve_kernel,
+        grid=(triton.cdiv(batch, share.images) * channels,),
+        arguments={
+            "x_ptr": x,
+            "weight_ptr": weight,
+            "bias_ptr": bias,
+            "y_ptr": y,
+            "modes_ptr": modes,
+            "low_in_ptr": made.low_out if reflected else made.low_in,
+            "high_in_ptr": made.high,
+            "low_taps_ptr": made.low_taps,
+            "high_taps_ptr": made.high_taps,
+            "turn_taps_ptr": made.turn_taps,
+            "low_out_ptr": made.low_in_back if reflected else made.low_out_back,
+            "high_out_ptr": made.high_back,
+            "turn_ptr": made.turn,
+            "batch": batch,
+            "channels": channels,
+            **constants,
+            "CONJUGATE": not reflected,
+            "IMAGES": share.images,
+        },
+        options={"num_warps": share.warps},
+    )
+
+
+def weight_gradient_launch(
+    dy: Tensor,
+    x: Tensor | None,
+    modes: Tensor | None,
+    partial: Tensor,
+    geometry: Geometry,
+    split: Digits,
+    precision: Precision,
+) -> Launch:
+    """The launch that fills `partial`, Float32 [programs per channel, channel, taps], whose sum is the gradient.
+
+    Exactly one of x (series) and modes (their kept spectrum) is given.
+    """
+    split = _narrower(split, precision)
+    made = matrices(geometry, split, precision, dy.device)
+    batch, channels = dy.shape[:2]
+    return Launch(
+        kernel=weight_gradient_kernel,
+        grid=(partial.shape[0] * channels if batch else 0,),
+        arguments={
+            "dy_ptr": dy,
+            "x_ptr": x,
+            "modes_ptr": modes,
+            "partial_ptr": partial,
+            "low_dy_ptr": made.low_out,
+            "low_x_ptr": made.low_in,
+            "high_in_ptr": made.high,
+            "turn_ptr": made.turn,
+            "low_taps_ptr": made.low_taps_back,
+            "high_taps_ptr": made.high_taps_back,
+            "turn_taps_ptr": made.turn_taps,
+            "batch": batch,
+            "channels": channels,
+            **_constants(geometry, split, precision),
+            "IMAGES": images_per_program(batch, channels, split.warps, most=32),
+        },
+        options={"num_warps": _warps(split, precision)},
+    )
+
+
+def partial_sums(batch: int, channels: int, split: Digits) -> int:
+    """How many partial sums per channel the kernel of `weight_gradient_launch` writes."""
+    return triton.cdiv(batch, images_per_program(batch, channels, split.warps, most=32))
+
+
+def _warps(split: Digits, precision: Precision) -> int:
+    # No tensor core fixes which rows a warp owns in fp32, so it takes the registers of twice as many.
+    return min(8, 2 * split.warps) if precision.mode == "ieee" else split.warps
+
+
+def _narrower(split: Digits, precision: Precision) -> Digits:
+    """The same with the blocks of columns that leave registers for a second spectrum."""
+    in_turns = 2 * split.j * split.block // (32 * split.warps)
+    block = 16 if wide(precision) else 32 if in_turns > 32 else split.block
+    return replace(split, block=block, chunks=-(-split.n2 // block))
+
+
+def _constants(geometry: Geometry, split: Digits, precision: Precision) -> dict[str, Any]:
+    """Compile-time arguments that both kernels share."""
+    return {
+        "SIZE": geometry.size,
+        "OUT": geometry.out,
+        "TAPS": geometry.taps,
+        "N1": split.n1,
+        "N2": split.n2,
+        "KEPT": geometry.kept,
+        "LOWS": split.lows,
+        "HIGHS": split.highs,
+        "ROWS_IN": split.rows_in,
+        "ROWS_OUT": split.rows_out,
+        "ROWS_TAPS": split.rows_taps,
+        "J": split.j,
+        "U": split.u,
+        "BLOCK": split.block,
+        "CHUNKS": split.chunks,
+        # A second series in flight hides its load; split operands and fp32 leave no registers for it.
+        "STAGES": 1 if wide(precision) else 2,
+        "MMA": TRITON[precision.operand],
+        "PRECISION": precision.mode,
+    }
