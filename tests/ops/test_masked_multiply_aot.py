@@ -15,6 +15,8 @@ from spectralkernels.aot import MachineCode, compile_kernel
 from spectralkernels.ops.masked_multiply import kernels
 
 CAPABILITIES = (80, 90, 100)
+RULE = kernels.tile(128, 64)
+ROWS_B, ROWS_O = RULE.rows_b, RULE.rows_o
 
 
 def compiled(
@@ -58,7 +60,7 @@ def test_dense_tile(capability: int, mask: torch.dtype | None) -> None:
     # Two blocks of 256 threads share the 65536 registers of an SM.
     assert code.num_warps == 8 and code.registers <= 128
     # 8 x 4 complex accumulators a thread, four fused multiply-adds each, the loop not unrolled.
-    assert fused_multiply_adds(code) == 4 * kernels.ROWS_B * kernels.ROWS_O
+    assert fused_multiply_adds(code) == 4 * ROWS_B * ROWS_O
     assert code.count("FADD") == 0
     if mask != torch.float32:
         assert code.count("FMUL") == 0
@@ -66,8 +68,8 @@ def test_dense_tile(capability: int, mask: torch.dtype | None) -> None:
     assert code.count("LDGSTS", "128") == code.count("LDGSTS", "64") == 3
     assert code.count("LDGSTS") == 6
     # Twelve shared loads (8 of x, 4 of w) for those 128 multiply-adds, each one cell.
-    assert code.count("LDS", "64") == kernels.ROWS_B + kernels.ROWS_O
-    assert code.count("STG") == code.count("STG", "64") == kernels.ROWS_B * kernels.ROWS_O
+    assert code.count("LDS", "64") == ROWS_B + ROWS_O
+    assert code.count("STG") == code.count("STG", "64") == ROWS_B * ROWS_O
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES, ids="sm_{}".format)
@@ -75,7 +77,7 @@ def test_odd_planes_still_load_whole_cells(capability: int) -> None:
     planned, code = compiled("tiled_launch", capability, size=33)  # 33 x 17 cells: planes begin at multiples of 8 bytes
     assert planned.arguments["UNIT"] == 2
     assert spills(code) == 0 and code.registers <= 128
-    assert fused_multiply_adds(code) == 4 * kernels.ROWS_B * kernels.ROWS_O
+    assert fused_multiply_adds(code) == 4 * ROWS_B * ROWS_O
     assert code.count("LDGSTS") == code.count("LDGSTS", "64") > 0
 
 
@@ -99,7 +101,7 @@ def test_backward_shapes(capability: int) -> None:
     code = compile_kernel(planned.kernel, planned.arguments, capability, **planned.options)
     assert planned.arguments["UNIT"] == 4
     assert spills(code) == 0 and code.registers <= 128
-    assert fused_multiply_adds(code) == 4 * kernels.ROWS_B * kernels.ROWS_O
+    assert fused_multiply_adds(code) == 4 * ROWS_B * ROWS_O
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES, ids="sm_{}".format)
@@ -122,5 +124,5 @@ def test_a_chain_written_as_one_sum_would_be_seen() -> None:
     """What the count guards against: without fusion the same kernel has no FFMA at all."""
     planned, _ = compiled("tiled_launch", 90)
     code = compile_kernel(planned.kernel, planned.arguments, 90, **{**planned.options, "enable_fp_fusion": False})
-    assert fused_multiply_adds(code) != 4 * kernels.ROWS_B * kernels.ROWS_O
+    assert fused_multiply_adds(code) != 4 * ROWS_B * ROWS_O
     assert code.count("FADD") > 0

@@ -9,19 +9,50 @@ U V cells, so that tiles are aligned whatever V is and any mask is allowed, not 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from spectralkernels.aot import NamedLaunch
+from spectralkernels.aot import NamedLaunch, target_capability
+from spectralkernels.errors import RangeError
 from spectralkernels.launch import Launch
+from spectralkernels.tuning import Site, rounded
 
-BLOCK_B, BLOCK_O = 16, 32
-ROWS_B, ROWS_O = 8, 4
-"""A thread's 8 x 4 complex accumulators take 64 registers and 12 shared loads per 128 fused multiply-adds; a tile of
-16 x 32 does 10.7 FLOP per byte from the L2 cache, and two blocks of 256 threads fit an SM."""
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """What a program of the tiled kernel owns: b maps, o outputs, f cells; a thread owns rows_b x rows_o of them."""
+
+    b: int
+    o: int
+    f: int
+    rows_b: int
+    rows_o: int
+
+    @property
+    def warps(self) -> int:
+        """Warps per program; RangeError where threads do not come out at 1 to 32 whole warps."""
+        threads = self.b // self.rows_b * (self.o // self.rows_o) * self.f
+        if not 32 <= threads <= 1024:
+            raise RangeError(f"a tile must make 32 to 1024 threads, {self} makes {threads}")
+        return threads // 32
+
+
+TILE = Site("masked_multiply.tiled", {"b": (1, 64), "o": (1, 64), "f": (16, 128), "rows_b": (1, 16), "rows_o": (1, 8)})
+
+
+def tile(batch: int, outputs: int) -> Tile:
+    """The rule: 16 maps x 32 outputs, fewer where there are fewer.
+
+    A thread's 8 x 4 complex accumulators take 64 registers and 12 shared loads per 128 fused multiply-adds; a tile of
+    16 x 32 does 10.7 FLOP per byte from the L2 cache, and two blocks of 256 threads fit an SM.
+    """
+    b, o = min(16, rounded(max(batch, 1))), min(32, rounded(max(outputs, 1)))
+    rows_b, rows_o = min(8, b), min(4, o)
+    return Tile(b, o, max(16, 128 // (b // rows_b * (o // rows_o))), rows_b, rows_o)
 
 
 @triton.jit
@@ -209,22 +240,18 @@ def tiled_launch(x_hat: Tensor, w_hat: Tensor, mask: Tensor | None, y: Tensor, g
     """
     x, w = _planes(x_hat), _planes(w_hat)
     batch, group_outputs = x.shape[0], w.shape[0] // groups
-    block_b = min(BLOCK_B, triton.next_power_of_2(max(batch, 1)))
-    block_o = min(BLOCK_O, triton.next_power_of_2(max(group_outputs, 1)))
-    rows_b, rows_o = min(ROWS_B, block_b), min(ROWS_O, block_o)
-    lanes = (block_b // rows_b) * (block_o // rows_o)
-    block_f = max(16, 128 // lanes)
-    plane = 2 * x.shape[2]
+    cells = x.shape[2]
+    sizes = {"batch": batch, "outputs": group_outputs, "channels": w.shape[1], "cells": cells}
+    bucket = {name: rounded(size) for name, size in sizes.items()}
+    chosen = TILE.choose(bucket, tile(batch, group_outputs), target_capability(x.device))
+    plane = 2 * cells
     aligned = plane % 4 == 0 and _multiples_of_4(x) and _multiples_of_4(w)
     unit = 4 if aligned else 2
-    reach = max(block_b * x.stride(0), block_o * w.stride(0), x.stride(1), w.stride(1), block_b * w.shape[0] * plane)
+    reach = max(chosen.b * x.stride(0), chosen.o * w.stride(0), x.stride(1), w.stride(1), chosen.b * w.shape[0] * plane)
     return Launch(
         kernel=tiled_kernel,
         grid=(
-            triton.cdiv(batch, block_b)
-            * triton.cdiv(group_outputs, block_o)
-            * groups
-            * triton.cdiv(plane, 2 * block_f),
+            triton.cdiv(batch, chosen.b) * triton.cdiv(group_outputs, chosen.o) * groups * triton.cdiv(cells, chosen.f),
         ),
         arguments={
             "x_ptr": x,
@@ -242,15 +269,15 @@ def tiled_launch(x_hat: Tensor, w_hat: Tensor, mask: Tensor | None, y: Tensor, g
             "w_stride_channel": w.stride(1) // unit,
             "UNIT": unit,
             "CONJUGATE": conjugate,
-            "OFFSET": tl.int32 if reach + 2 * block_f < 2**31 else tl.int64,
+            "OFFSET": tl.int32 if reach + 2 * chosen.f < 2**31 else tl.int64,
             "STAGES": 3 if w.shape[1] > 2 else 1,
-            "ROWS_B": rows_b,
-            "LANES_B": block_b // rows_b,
-            "ROWS_O": rows_o,
-            "LANES_O": block_o // rows_o,
-            "BLOCK_F": block_f,
+            "ROWS_B": chosen.rows_b,
+            "LANES_B": chosen.b // chosen.rows_b,
+            "ROWS_O": chosen.rows_o,
+            "LANES_O": chosen.o // chosen.rows_o,
+            "BLOCK_F": chosen.f,
         },
-        options={"num_warps": lanes * block_f // 32, "enable_fp_fusion": True},
+        options={"num_warps": chosen.warps, "enable_fp_fusion": True},
     )
 
 

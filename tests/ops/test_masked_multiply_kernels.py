@@ -1,0 +1,175 @@
+"""The kernels of masked_multiply under Triton's interpreter, against complex128.
+
+The interpreter must be chosen before Triton is imported, so the class `Interpreted` is not collected here: one test
+runs it in a process of its own.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from guarded_interpreter import run_interpreted
+from multiply_spectra import MASKS, SIZES, relative_error, some_mask, spectrum
+from torch import Tensor
+
+from spectralkernels.errors import RangeError, Unsupported
+from spectralkernels.ops.masked_multiply import OPERATION, masked_multiply, reference
+from spectralkernels.tuning import noted_choices, pinned
+
+TOLERANCE = OPERATION.tolerance.relative
+
+
+def test_kernels_under_the_interpreter(seed: int) -> None:
+    run_interpreted(__file__, seed)
+
+
+LAUNCHES = ("tiled_launch", "planewise_launch")
+CANARY = -12345.0
+MARGIN = 4096
+
+
+def _guarded(content: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+    """A copy of `content` inside a longer buffer, and that buffer as floats."""
+    floats = torch.full((2 * content.numel() + 2 * MARGIN,), margin)
+    inside = torch.view_as_complex(floats[MARGIN : floats.numel() - MARGIN].view(-1, 2)).view(content.shape)
+    inside.copy_(content)
+    return inside, floats
+
+
+class Interpreted:
+    """Collected only by `test_kernels_under_the_interpreter`."""
+
+    @staticmethod
+    def run(
+        launch: str,
+        x: Tensor,
+        w: Tensor,
+        mask: Tensor | None,
+        groups: int,
+        conjugate: bool,
+        changes: dict | None = None,
+    ) -> Tensor:
+        """Launch on buffers whose surroundings are NaN (inputs) or canaries (output); the output starts as NaN."""
+        from spectralkernels.ops.masked_multiply import kernels
+
+        x_inside, _ = _guarded(x, float("nan"))
+        w_inside, _ = _guarded(w, float("nan"))
+        y, floats = _guarded(torch.full((x.shape[0], w.shape[0], *x.shape[2:]), float("nan") + 0j), CANARY)
+        planned = getattr(kernels, launch)(x_inside, w_inside, mask, y, groups, conjugate)
+        planned.arguments.update(changes or {})
+        planned.run()
+        assert (floats[:MARGIN] == CANARY).all() and (floats[-MARGIN:] == CANARY).all(), "wrote outside the output"
+        return y
+
+    @pytest.mark.parametrize("launch", LAUNCHES)
+    @pytest.mark.parametrize("draw", range(36))
+    def test_random_shapes(self, seed: int, draw: int, launch: str) -> None:
+        rng = random.Random(seed + draw)
+        torch.manual_seed(seed + draw)
+        groups = rng.choice((1, 1, 2, 3))
+        plane = rng.choice(SIZES)
+        # A planewise program owns one plane, so more planes would only take longer.
+        batch = rng.choice((1, 2, 3, 8, 17) if launch == "tiled_launch" else (1, 2, 3))
+        group_outputs = rng.choice((1, 2, 5, 16, 33) if launch == "tiled_launch" else (1, 2, 3))
+        group_channels = rng.choice((1, 2, 3, 7))
+        kind, conjugate = MASKS[draw % len(MASKS)], rng.random() < 0.7
+        x = spectrum(batch, groups * group_channels, *plane)
+        w = spectrum(groups * group_outputs, group_channels, *plane)
+        mask = some_mask(kind, plane)
+        expected = reference(x, w if conjugate else w.conj(), mask, groups)
+        if mask is not None:
+            x[..., mask == 0] = float("nan")
+            w[..., mask == 0] = float("nan")
+        y = self.run(launch, x, w, mask, groups, conjugate)
+        where = f"{kind} x{tuple(x.shape)} w{tuple(w.shape)} groups={groups} conjugate={conjugate}"
+        assert not y.isnan().any(), where
+        assert relative_error(y, expected) <= TOLERANCE["complex64"], where
+        if mask is not None:
+            assert not y[..., mask == 0].any(), where
+
+    @pytest.mark.parametrize(
+        "change",
+        [{"CONJUGATE": False}, {"group_channels": 4}, {"plane": 39}, {"batch": 2}, {"group_outputs": 8}, {"groups": 2}],
+        ids=str,
+    )
+    def test_planted_faults_are_caught(self, seed: int, change: dict[str, int]) -> None:
+        x, w, mask = spectrum(3, 5, 16, 5), spectrum(9, 5, 16, 5), some_mask("all", (16, 5))
+        expected = reference(x, w, mask, 1)
+        assert relative_error(self.run("tiled_launch", x, w, mask, 1, True), expected) <= TOLERANCE["complex64"]
+        caught = False
+        try:
+            y = self.run("tiled_launch", x, w, mask, 1, True, change)
+            caught = not relative_error(y, expected) <= TOLERANCE["complex64"]
+        except AssertionError:
+            caught = True
+        assert caught
+
+    @pytest.mark.parametrize(
+        "tile", [{"b": 8, "o": 16}, {"f": 64}, {"rows_b": 4, "rows_o": 2}, {"b": 32, "o": 8}], ids=str
+    )
+    def test_another_tile_gives_the_same_answer(self, seed: int, tile: dict[str, int]) -> None:
+        x, w, mask = spectrum(33, 5, 7, 4), spectrum(18, 5, 7, 4), some_mask("cells", (7, 4))
+        with pinned({"masked_multiply.tiled": tile}), noted_choices() as noted:
+            y = self.run("tiled_launch", x, w, mask, 1, True)
+        (choice,) = noted.values()
+        assert (choice.source, {name: choice.tile[name] for name in tile}) == ("pin", tile)
+        assert relative_error(y, reference(x, w, mask, 1)) <= TOLERANCE["complex64"]
+
+    def test_a_tile_without_a_whole_warp_is_refused(self, seed: int) -> None:
+        x, w = spectrum(1, 2, 7, 4), spectrum(1, 2, 7, 4)
+        with pinned({"masked_multiply.tiled": {"f": 16}}), pytest.raises(RangeError, match="makes 16"):
+            self.run("tiled_launch", x, w, None, 1, True)
+
+    @pytest.mark.parametrize("impl", ["triton", "triton_2019"])
+    def test_gradients(self, seed: int, poisoned: None, impl: str) -> None:
+        for groups, kind, plane in ((1, "cells", (7, 4)), (2, "soft", (8, 3)), (1, "none", (5, 6))):
+            x, w = spectrum(3, 4, *plane).requires_grad_(), spectrum(6, 4 // groups, *plane).requires_grad_()
+            mask = some_mask(kind, plane)
+            inputs = (x, w)
+            if mask is not None and mask.is_floating_point():
+                mask = (mask + 0.1).requires_grad_()
+                inputs = (x, w, mask)
+            cotangent = spectrum(3, 6, *plane)
+            found = torch.autograd.grad(masked_multiply(x, w, mask, groups=groups, impl=impl), inputs, cotangent)
+            wanted = torch.autograd.grad(reference(x, w, mask, groups), inputs, cotangent.to(torch.complex128))
+            for one, other in zip(found, wanted, strict=True):
+                assert relative_error(one, other) <= TOLERANCE["complex64"], (groups, kind)
+
+    @pytest.mark.parametrize("impl", ["triton", "triton_2019"])
+    def test_public_call(self, seed: int, poisoned: None, impl: str) -> None:
+        w = spectrum(6, 4, 5, 4)
+        band = some_mask("band", (5, 4))
+        for x in (
+            spectrum(2, 4, 5, 4),
+            spectrum(0, 4, 5, 4),
+            spectrum(1, 4, 5, 4).expand(3, -1, -1, -1),
+            spectrum(2, 4, 4, 5).transpose(2, 3),
+            spectrum(4, 2, 5, 4).transpose(0, 1).conj(),
+            spectrum(2, 8, 5, 9)[:, ::2, :, 1::2],
+        ):
+            y = masked_multiply(x, w, band, impl=impl)
+            assert y.shape == (x.shape[0], 6, 5, 4)
+            assert relative_error(y, reference(x, w, band, 1)) <= TOLERANCE["complex64"]
+        assert not masked_multiply(spectrum(2, 0, 5, 4), spectrum(6, 0, 5, 4), impl=impl).any()
+        with pytest.raises(Unsupported, match="take complex64 spectra, got complex128"):
+            masked_multiply(w.to(torch.complex128), w.to(torch.complex128), impl=impl)
+
+    @pytest.mark.parametrize("impl", ["triton", "triton_2019"])
+    def test_opcheck_and_trace(self, seed: int, impl: str) -> None:
+        op = getattr(torch.ops.spectralkernels, f"masked_multiply_{impl}").default
+        x, w = spectrum(2, 4, 5, 3).requires_grad_(), spectrum(6, 2, 5, 3).requires_grad_()
+        mask = some_mask("cells", (5, 3))
+        torch.library.opcheck(op, (x, w, mask, 2, True))
+        call = torch.compile(
+            lambda x, w: masked_multiply(x, w, mask, groups=2, impl=impl), fullgraph=True, backend="aot_eager"
+        )
+        assert relative_error(call(x, w), reference(x, w, mask, 2)) <= TOLERANCE["complex64"]
+
+    def test_offsets_beyond_32_bits_keep_the_answer(self, seed: int) -> None:
+        import triton.language as tl
+
+        x, w, mask = spectrum(3, 5, 7, 4), spectrum(9, 5, 7, 4), some_mask("cells", (7, 4))
+        y = self.run("tiled_launch", x, w, mask, 1, True, {"OFFSET": tl.int64})
+        assert relative_error(y, reference(x, w, mask, 1)) <= TOLERANCE["complex64"]
