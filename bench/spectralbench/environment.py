@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from spectralbench import checkout, nvml
+from spectralbench.heap import keep_freed_memory
 from spectralkernels.errors import RangeError, Unsupported
 
 _SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
@@ -54,11 +55,12 @@ def cpu_slug(name: str, cores: int) -> str:
 
 @contextmanager
 def measuring_flags() -> Iterator[None]:
-    """The process-wide switches under which everything is measured, restored afterwards.
+    """The process-wide switches under which everything is measured, restored afterwards but for the heap.
 
     TF32 off, so that float32 means float32 in cuDNN and in matrix products; cudnn.benchmark on, so that the baseline
-    uses the fastest algorithm it has; nothing forced to be deterministic.
+    uses the fastest algorithm it has; nothing forced to be deterministic; freed memory stays (see `heap`).
     """
+    keep_freed_memory()
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -111,6 +113,7 @@ def _torch_facts() -> dict[str, object]:
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version() if torch.version.cuda else None,
         "threads": torch.get_num_threads(),
+        "heap": keep_freed_memory(),
         "blas": _found(r"BLAS_INFO=(\w+)", build),
         "mkl": _found(r"Math Kernel Library Version (\S+?)-", build),
         "onednn": _found(r"MKL-DNN v(\S+)", build),

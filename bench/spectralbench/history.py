@@ -22,7 +22,7 @@ from spectralbench.record import Damage, Record, RecordFile, Scalar, read_tree
 Via = Literal["records", "asv"]
 Versions = tuple[tuple[str, str], ...]
 
-SEGMENT_FIELDS = ("python", "torch", "triton", "cuda", "cudnn", "driver")
+SEGMENT_FIELDS = ("python", "torch", "triton", "cuda", "cudnn", "driver", "heap")
 
 
 @dataclass(frozen=True, slots=True)
