@@ -6,7 +6,7 @@ TIME_BUDGET ?= 200
 GPU_TIME_BUDGET ?= 540
 GPU_OUT ?= gpu-out
 
-.PHONY: test bench claims study fingerprints gpu lint clean
+.PHONY: test full bench claims study fingerprints gpu lint clean
 
 test: .venv/ready
 	$(BIN)/python -m pytest
@@ -24,6 +24,11 @@ study: .venv/ready
 	$(BIN)/spectralbench run --profile study
 	$(BIN)/spectralbench plot
 	$(BIN)/spectralbench report
+
+# The long form of `make test`: eight times the random shapes, and every kernel compiled for every architecture. Half an hour.
+full: .venv/ready
+	SPECTRAL_EFFORT=8 $(BIN)/python -m pytest
+	$(BIN)/spectralbench fingerprint --check
 
 # What the compiler makes of every Triton kernel, against the committed expectation; no GPU needed.
 fingerprints: .venv/ready

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from effort import draws
 from guarded_interpreter import environment, guarded, relative_error, run_interpreted
 from torch import Tensor
 
@@ -102,7 +103,7 @@ class Interpreted:
             if band.modes * groups <= 36:
                 return sizes, band
 
-    @pytest.mark.parametrize("number", range(36))
+    @pytest.mark.parametrize("number", draws(36))
     def test_random_shapes_forward_and_backward(self, seed: int, guarded: None, number: int) -> None:
         sizes, band = self.draw(seed, number)
         torch.manual_seed(seed + number)

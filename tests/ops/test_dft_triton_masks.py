@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from effort import draws
 from guarded_interpreter import check_gradients, guarded, relative_error, run_interpreted
 from torch import Tensor
 
@@ -107,7 +108,7 @@ class Interpreted:
         return band, inputs, mask, masks.mode_list(mask, n), groups
 
     @pytest.mark.parametrize("kind", KINDS)
-    @pytest.mark.parametrize("number", range(4))
+    @pytest.mark.parametrize("number", draws(4))
     def test_every_kind_forward_and_backward(self, seed: int, guarded: None, kind: str, number: int) -> None:
         draw = random.Random(seed * 101 + number + 10 * KINDS.index(kind))
         tries = [self.draw(draw, kind, wide=number == 0) for _ in range(20)]

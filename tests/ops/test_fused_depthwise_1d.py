@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from effort import draws
 from guarded_interpreter import check_gradients, relative_error, run_interpreted
 from torch import Tensor
 
@@ -221,7 +222,7 @@ class Interpreted:
         found = (y, dx, *(made.sum(0).unsqueeze(1) for made, _ in sums))
         check_gradients(found, (wanted, wanted_dx, wanted_dw, wanted_dw), 2 * PRECISIONS["tf32x3"].error, where)
 
-    @pytest.mark.parametrize("draw", range(32))
+    @pytest.mark.parametrize("draw", draws(32))
     def test_random_shapes(self, seed: int, draw: int, monkeypatch: pytest.MonkeyPatch):
         from spectralkernels.convolution.fused_series.two_level import launches
 
@@ -244,7 +245,7 @@ class Interpreted:
         assert isinstance(shape, Digits)
         self.check(x, weight, bias, band, shape, f"{band}, {shape}")
 
-    @pytest.mark.parametrize("draw", range(7))
+    @pytest.mark.parametrize("draw", draws(7))
     def test_autograd_in_every_class(self, seed: int, draw: int, poisoned: None):
         rng = random.Random(seed + 1000 + draw)
         torch.manual_seed(seed + draw)

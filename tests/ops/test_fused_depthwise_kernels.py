@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from depthwise_geometry import geometry_of
+from effort import draws
 from guarded_interpreter import relative_error, run_interpreted
 from torch import Tensor
 
@@ -81,7 +82,7 @@ class Interpreted:
         assert not modes.isnan().any(), "a mode was not written"
         return y
 
-    @pytest.mark.parametrize("draw", range(32))
+    @pytest.mark.parametrize("draw", draws(32))
     def test_forward_at_random_shapes(self, seed: int, draw: int, monkeypatch: pytest.MonkeyPatch):
         from spectralkernels.convolution.fused_depthwise import launches
 
@@ -96,7 +97,7 @@ class Interpreted:
         assert not y.isnan().any(), where
         assert relative_error(y, reference(x, weight, bias, band, x.shape[1])) <= PRECISIONS["tf32x3"].error, where
 
-    @pytest.mark.parametrize("draw", range(32))
+    @pytest.mark.parametrize("draw", draws(32))
     def test_gradients_at_random_shapes(self, seed: int, draw: int, poisoned: None):
         rng = random.Random(seed + 1000 + draw)
         torch.manual_seed(seed + draw)

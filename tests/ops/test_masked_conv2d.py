@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
+from effort import draws
 from torch import Tensor
 
 import spectralkernels as sk
@@ -43,7 +44,7 @@ def truth(x: Tensor, weight: Tensor, mask: Tensor, groups: int = 1, bias: Tensor
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_the_float64_reference(kind: str, seed: int):
     draw = random.Random(seed)
-    for _ in range(8):
+    for _ in draws(8):
         x, weight, groups, n = problem(draw)
         mask = make_mask(kind, draw.choice((0.2, 0.5, 0.9)), n, len(x), draw.randrange(1000), x)
         want = truth(x, weight, mask, groups)
@@ -58,7 +59,7 @@ def test_it_is_the_float64_reference(kind: str, seed: int):
 
 def test_without_a_mask_it_is_conv2d_and_with_a_band_band_limited_conv2d(seed: int):
     draw = random.Random(seed)
-    for _ in range(12):
+    for _ in draws(12):
         x, weight, groups, n = problem(draw)
         left, right = [(k - 1) // 2 for k in weight.shape[2:]], [k // 2 for k in weight.shape[2:]]
         want = F.conv2d(F.pad(x, (left[1], right[1], left[0], right[0])), weight, groups=groups)

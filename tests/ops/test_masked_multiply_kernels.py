@@ -10,6 +10,7 @@ import random
 
 import pytest
 import torch
+from effort import draws
 from guarded_interpreter import run_interpreted
 from multiply_spectra import MASKS, SIZES, relative_error, some_mask, spectrum
 from torch import Tensor
@@ -64,7 +65,7 @@ class Interpreted:
         return y
 
     @pytest.mark.parametrize("launch", LAUNCHES)
-    @pytest.mark.parametrize("draw", range(36))
+    @pytest.mark.parametrize("draw", draws(36))
     def test_random_shapes(self, seed: int, draw: int, launch: str) -> None:
         rng = random.Random(seed + draw)
         torch.manual_seed(seed + draw)

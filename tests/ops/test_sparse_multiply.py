@@ -9,6 +9,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+from effort import draws
 
 from spectralkernels.errors import DtypeError, RangeError, ShapeError, Unsupported
 from spectralkernels.ops.sparse_multiply import OPERATION, sparse_multiply
@@ -28,7 +29,7 @@ def random_problem(draw: random.Random, dtype: torch.dtype) -> tuple[torch.Tenso
 @pytest.mark.parametrize("impl", IMPLS)
 def test_it_is_the_sum_of_products(impl: str, seed: int):
     draw = random.Random(seed)
-    for _ in range(8):
+    for _ in draws(8):
         y, w = random_problem(draw, torch.complex128)
         format = draw.choice(FORMATS)
         sparse = threshold_spectrum(y, draw.choice((0.0, 0.8, 1.5, float("inf"))), impl=format)
