@@ -1,33 +1,23 @@
-"""Bytes that every Triton kernel moves, against the floor: each input read once, each output written once.
+"""Bytes that a launch moves: the counter itself, then the kernels of spectra, against the floor.
 
-Three kinds of statement, each exact: a streaming kernel moves at most 1.15 times its floor; a kernel that reads an
-operand again does so as often as its tiles say, and the formula stands beside it; constant matrices, which every
-program reads from the cache, are counted apart. The interpreter must be chosen before Triton is imported, so classes
-called `Interpreted...` are not collected here: one test runs them in a process of its own.
+The floor is each input read once, each output written once. Three kinds of statement, each exact: a streaming kernel
+moves at most 1.15 times its floor; a kernel that reads an operand again does so as often as its tiles say, and the
+formula stands beside it; constant matrices, which every program reads from the cache, are counted apart. Classes called
+`Interpreted...` run in a process of their own (see `guarded_interpreter`).
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor
+from guarded_interpreter import run_interpreted
+from moved_bytes import STREAMING, ceil, complex_randn, counted, only, ratio
 
 from spectralkernels.errors import Unsupported
-from spectralkernels.traffic import LaunchTraffic, counted_traffic
+from spectralkernels.traffic import counted_traffic
 
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
-
-STREAMING = 1.15
-"""Largest traffic over floor of a kernel that reads each input once."""
 
 
 def test_outside_the_interpreter_it_says_why(monkeypatch: pytest.MonkeyPatch):
@@ -37,23 +27,7 @@ def test_outside_the_interpreter_it_says_why(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_kernels_under_the_interpreter(seed: int):
-    arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "python_classes=Interpreted"]
-    classes = [f"{Path(__file__)}::{name}" for name in globals() if name.startswith("Interpreted")]
-    done = subprocess.run(
-        [sys.executable, *arguments, *classes],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[1],
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
-            "TRITON_INTERPRET": "1",
-            "SPECTRAL_SEED": str(seed),
-            "OMP_NUM_THREADS": "1",
-        },
-    )
-    assert done.returncode == 0, f"under TRITON_INTERPRET=1:\n{done.stdout}\n{done.stderr}"
-    assert " passed" in done.stdout
+    run_interpreted(__file__, seed, "InterpretedCounter", "InterpretedProducts", "InterpretedPacking")
 
 
 # --- the counter ----------------------------------------------------------------------------------------------------
@@ -147,38 +121,6 @@ class InterpretedCounter:
         assert before == (interpreter._interpreter, interpreter.GridExecutor.__call__)
         copy_kernel[(1,)](torch.randn(4), torch.zeros(4, dtype=torch.int64), torch.empty(4), 4, BLOCK=4)
         assert len(launches) == 1 and launches == again
-
-
-def only(launches: list[LaunchTraffic]) -> LaunchTraffic:
-    """The one launch, which kept to its arguments."""
-    assert len(launches) == 1 and launches[0].outside == 0
-    return launches[0]
-
-
-def counted(launch: Callable[[], object]) -> LaunchTraffic:
-    with counted_traffic() as launches:
-        launch()
-    return only(launches)
-
-
-def ratio(moved: LaunchTraffic, **tensors: Tensor) -> float:
-    """Bytes moved through these arguments over the bytes of the tensors, which are the floor."""
-    for name, tensor in tensors.items():
-        assert moved.arguments[name].distinct == tensor.nbytes, f"{name} was not read or written as a whole"
-    return moved.total(*tensors) / sum(tensor.nbytes for tensor in tensors.values())
-
-
-def complex_randn(*shape: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.complex64)
-
-
-def rereads(moved: LaunchTraffic, name: str) -> float:
-    """How often each byte that is read at all is read."""
-    return moved.arguments[name].loaded / moved.arguments[name].loaded_distinct
-
-
-def ceil(size: int, block: int) -> int:
-    return -(-size // block)
 
 
 # --- spectra: products and packing ----------------------------------------------------------------------------------
@@ -281,152 +223,3 @@ class InterpretedPacking:
         assert collected.bytes == 8 * kept + overhead + flat.nbytes
         assert collected.arguments["values_ptr"].stored == 8 * kept
         assert counted(lambda: kernels.word_slots(words, offsets)).bytes == words.nbytes + overhead
-
-
-# --- the truncated DFT ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Chain:
-    """A convolution: its tensors, then its launches: transforms of maps and kernel, product, way back."""
-
-    x: Tensor
-    weight: Tensor
-    y: Tensor
-    maps: LaunchTraffic
-    kernel: LaunchTraffic
-    contract: LaunchTraffic
-    synthesise: LaunchTraffic
-
-    @property
-    def launches(self) -> tuple[LaunchTraffic, ...]:
-        return self.maps, self.kernel, self.contract, self.synthesise
-
-
-class InterpretedTransforms:
-    @staticmethod
-    def chain(side: int, taps: int, batch: int = 4, channels: int = 6, outputs: int = 8) -> Chain:
-        """Tensors and launches of a dense convolution: maps and weight analysed, contracted, synthesised."""
-        from spectralkernels.convolution.dft_triton import dft_triton
-        from spectralkernels.convolution.geometry import conv_band
-
-        band = conv_band((side, side), (taps, taps), compression=0.5)
-        x, weight = torch.randn(batch, channels, side, side), torch.randn(outputs, channels, taps, taps)
-        with counted_traffic() as launches:
-            y = dft_triton(x, weight, None, band, 1, precision="tf32x3")
-        assert not any(launch.outside for launch in launches)
-        *analyses, contract, synthesise = launches
-        maps, kernel = sorted(analyses, key=lambda launch: launch.arguments["x_ptr"].loaded_distinct, reverse=True)
-        return Chain(x, weight, y, maps, kernel, contract, synthesise)
-
-    @pytest.mark.parametrize("side", [8, 32])
-    def test_maps_stream_through_analysis_and_synthesis(self, seed: int, side: int):
-        """By one matrix (8 x 8) and by two (32 x 32): spectra and planes cross memory once."""
-        made = self.chain(side, 3, batch=8)
-        kind = "dense" if side == 8 else "separable"
-        assert (made.maps.kernel, made.synthesise.kernel) == (f"analyse_{kind}_kernel", f"synthesise_{kind}_kernel")
-        spectra = made.maps.arguments["z_ptr"].stored_distinct, made.contract.arguments["out_ptr"].stored_distinct
-        assert made.maps.total("x_ptr", "z_ptr") / (made.x.nbytes + spectra[0]) <= STREAMING
-        assert made.synthesise.total("z_ptr", "y_ptr") / (made.y.nbytes + spectra[1]) <= STREAMING
-
-    @pytest.mark.parametrize("side", [8, 32])
-    def test_matrices_are_read_at_most_once_per_program(self, seed: int, side: int):
-        """They are small, constant and in the cache, so they stand apart from the floor."""
-        for launch in self.chain(side, 3).launches:
-            for name in set(launch.arguments) & {"matrix_ptr", "columns_ptr", "rows_ptr"}:
-                found = launch.arguments[name]
-                assert 0 < found.loaded <= launch.grid[0] * found.loaded_distinct and not found.stored
-
-    def test_large_planes_are_read_once_per_block_of_the_answer(self, seed: int):
-        """Above 32 x 32 a program owns some columns of modes, or a block of pixels: the others' planes come from L2."""
-        made = self.chain(40, 7)
-        modes, pixels = made.maps.values, made.synthesise.values
-        blocks = ceil(modes["MODES_U"], modes["BLOCK_U"]) * ceil(modes["MODES_V"], modes["BLOCK_V"])
-        assert blocks > 1 and ratio(made.maps, x_ptr=made.x) == blocks
-        blocks = ceil(pixels["HEIGHT"], pixels["BLOCK_H"]) * ceil(pixels["WIDTH"], pixels["BLOCK_W"])
-        assert rereads(made.synthesise, "z_ptr") == blocks
-        for moved, name in ((made.maps, "z_ptr"), (made.synthesise, "y_ptr")):
-            assert moved.arguments[name].stored == moved.arguments[name].stored_distinct
-
-    def test_one_matrix_reads_planes_once_per_block_of_the_answer(self, seed: int):
-        """Of 16 x 16: a program owns some of the modes, or pixels; programs that share planes run together."""
-        made = self.chain(16, 3)
-        modes, pixels = made.maps.values, made.synthesise.values
-        assert made.maps.kernel == "analyse_dense_kernel"
-        assert ratio(made.maps, x_ptr=made.x) == ceil(modes["MODES"], modes["BLOCK_M"]) > 1
-        assert rereads(made.synthesise, "z_ptr") == ceil(pixels["LENGTH"], pixels["BLOCK_L"]) > 1
-
-    def test_weights_are_read_once_per_block_of_modes(self, seed: int):
-        """A 3 x 3 kernel has 9 numbers and some 500 parts of modes: what is written is the traffic."""
-        made = self.chain(32, 3)
-        tile = made.kernel.values
-        assert ratio(made.kernel, x_ptr=made.weight) == ceil(tile["MODES"], tile["BLOCK_M"])
-        assert made.kernel.arguments["z_ptr"].stored == made.weight[:, :, 0, 0].nbytes * tile["MODES"]
-
-    def test_a_product_reads_an_operand_once_per_tile_of_the_other(self, seed: int):
-        """From the L2 cache: all programs of one mode run together."""
-        moved = self.chain(8, 3, batch=80, outputs=72).contract
-        tile = moved.values
-        assert rereads(moved, "a_ptr") == ceil(tile["size_n"], tile["BLOCK_N"]) > 1
-        assert rereads(moved, "b_ptr") == ceil(tile["size_m"], tile["BLOCK_M"]) > 1
-        assert moved.arguments["out_ptr"].stored == moved.arguments["out_ptr"].stored_distinct
-
-
-# --- the fused depthwise convolution --------------------------------------------------------------------------------
-
-
-class InterpretedDepthwise:
-    @pytest.mark.parametrize("kind", ["forward", "forward, keeping modes", "dx"])
-    @pytest.mark.parametrize(("size", "taps"), [((28, 31), (5, 7)), ((32, 32), (31, 31)), ((40, 9), (3, 3))])
-    def test_planes_cross_memory_once(self, seed: int, kind: str, size: tuple[int, int], taps: tuple[int, int]):
-        """Every byte of x is loaded and every byte of y stored once; matrices and kernel once per program."""
-        from spectralkernels.convolution.fused_depthwise import launches
-
-        geometry, x, weight, y, modes = self.problem(size, taps)
-        if kind == "dx":
-            launch = launches.map_gradient_launch(y, weight, x, geometry, self.chosen())
-        else:
-            kept = modes if "modes" in kind else None
-            launch = launches.convolve_launch(x, weight, None, y, kept, geometry, self.chosen())
-        moved = counted(launch.run)
-        streams = {"x_ptr": launch.arguments["x_ptr"], "y_ptr": launch.arguments["y_ptr"]}
-        if "modes" in kind:
-            streams["modes_ptr"] = modes
-        assert ratio(moved, **streams) == 1.0 <= STREAMING
-        programs = launch.grid[0]
-        assert moved.arguments["weight_ptr"].loaded == programs * weight[0].nbytes
-        for name in set(moved.arguments) - set(streams) - {"weight_ptr"}:
-            assert moved.arguments[name].loaded == programs * launch.arguments[name].nbytes
-
-    @pytest.mark.parametrize("keep", [False, True])
-    def test_the_kernels_gradient_reads_planes_once_per_block_of_columns(self, seed: int, keep: bool):
-        """Blocks of columns bound the registers; kept modes are split among them, so these are read once."""
-        from spectralkernels.convolution.fused_depthwise import launches
-
-        geometry, x, _, dy, modes = self.problem((32, 32), (31, 31))
-        blocks = launches.v_blocks(geometry, self.chosen())
-        count = launches.partial_sums(*x.shape[:2], geometry, self.chosen())
-        sums = torch.empty(count, x.shape[1], *geometry.taps)
-        saved = (None, modes) if keep else (x, None)
-        moved = counted(launches.weight_gradient_launch(dy, *saved, sums, geometry, self.chosen()).run)
-        assert ratio(moved, dy_ptr=dy) == blocks
-        assert ratio(moved, **({"modes_ptr": modes} if keep else {"x_ptr": x})) == (1 if keep else blocks)
-        assert ratio(moved, partial_ptr=sums) == 1
-
-    @staticmethod
-    def chosen() -> Any:
-        from spectralkernels.convolution.fused_depthwise.precision import precision
-
-        return precision("tf32x3")
-
-    @staticmethod
-    def problem(size: tuple[int, int], taps: tuple[int, int]) -> tuple[Any, Tensor, Tensor, Tensor, Tensor]:
-        """geometry, x, weight, y and modes."""
-        from spectralkernels.convolution.fused_depthwise.operators import Geometry
-        from spectralkernels.convolution.geometry import conv_band
-
-        band = conv_band(size, taps, compression=0.5)
-        starts = tuple(-before for before, _ in band.pad)
-        geometry = Geometry(band.size, band.out, band.kernel, starts, band.n, band.kept)
-        x, y = torch.randn(5, 2, *size), torch.randn(5, 2, *band.out)
-        return geometry, x, torch.randn(2, 1, *taps), y, torch.randn(5, 2, geometry.kept_reals)

@@ -39,15 +39,15 @@ def environment(interpret: str, **extra: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "TRITON_INTERPRET": interpret, **extra}
 
 
-def run_interpreted(file: str, seed: int) -> None:
-    """Run the class `Interpreted` of a test file under TRITON_INTERPRET=1."""
+def run_interpreted(file: str, seed: int, *classes: str) -> None:
+    """Run classes of a test file, default `Interpreted`, under TRITON_INTERPRET=1."""
     pytest.importorskip("triton")
-    arguments = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-o", "python_classes=Interpreted"]
+    arguments = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-o", "python_classes=Interpreted*"]
     done = subprocess.run(
-        [sys.executable, *arguments, f"{Path(file)}::Interpreted"],
+        [sys.executable, *arguments, *(f"{Path(file)}::{name}" for name in classes or ("Interpreted",))],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[1],
         env=environment("1", SPECTRAL_SEED=str(seed), OMP_NUM_THREADS="1"),
     )
     assert done.returncode == 0, f"under TRITON_INTERPRET=1:\n{done.stdout}\n{done.stderr}"
