@@ -187,5 +187,10 @@ PROFILES: dict[str, tuple[Block, ...]] = {
             {**_SHAPE, "batch": (128,), "mask": ("energy_parseval", "cell_dropout", "scattered"), "rate": (0.1, 0.9)}
         ),
     ),
-    "asv": (Block({**_SMALL, "mask": ("radial", "soft_window"), "kernel_size": (7, 15)}, implementations=_SPECTRAL),),
+    "asv": (
+        Block(
+            {**_SMALL, "mask": ("radial", "soft_window"), "kernel_size": (7, 15)},
+            implementations=(*_SPECTRAL, "dft_triton"),
+        ),
+    ),
 }
