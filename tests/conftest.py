@@ -9,6 +9,11 @@ import pytest
 import torch
 
 
+def pytest_configure() -> None:
+    """A pytest that a test starts is no worker of this one: pytest-benchmark would measure nothing in it."""
+    os.environ.pop("PYTEST_XDIST_WORKER", None)
+
+
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
     """A fresh seed, printed with the captured output of a failure; SPECTRAL_SEED=N replays it."""
