@@ -172,7 +172,8 @@ def test_masks_and_choices_keep_the_guarantees(what: str, at_most: int) -> None:
     assert code.count("LDG", "128") >= code.count("LDG") - scalars
     assert code.count("STG", "128") >= code.count("STG") - (launch.arguments.get("dmask_ptr") is not None) > 0
     wide = code.count("LDGSTS", "128") + code.count("LDGSTS", "64")
-    assert wide >= code.count("LDGSTS") - (3 if launch.arguments.get("WEIGHTED") == "k" else 0)
+    # The weights of samples, if they are copied ahead: triton 3.6 does so for twice as many.
+    assert wide >= code.count("LDGSTS") - (6 if launch.arguments.get("WEIGHTED") == "k" else 0)
 
 
 def test_too_much_tensor_memory_would_be_seen() -> None:

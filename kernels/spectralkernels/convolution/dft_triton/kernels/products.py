@@ -113,9 +113,9 @@ def contract_kernel(
             minus = tl.dot(a_re, b_im, minus, input_precision=PRECISION)
             re = tl.dot(a_im, b_im, re, input_precision=PRECISION)
         elif CONJUGATED == "a":
-            im = tl.dot(a_re, b_im, im, input_precision=PRECISION)
             minus = tl.dot(a_im, b_re, minus, input_precision=PRECISION)
             re = tl.dot(a_im, b_im, re, input_precision=PRECISION)
+            im = tl.dot(a_re, b_im, im, input_precision=PRECISION)
         else:
             im = tl.dot(a_im, b_re, im, input_precision=PRECISION)
             im = tl.dot(a_re, b_im, im, input_precision=PRECISION)

@@ -49,7 +49,7 @@ def analyse_dense_kernel(
     gate, if any, has the layout of x: x counts only where gate > 0 (the derivative of a relu). kept, if any, gets z
     once more in its own dtype: what a backward pass saves.
     """
-    ROW: tl.constexpr = tl.cdiv(LENGTH, BLOCK_K) * BLOCK_K
+    ROW: tl.constexpr = (LENGTH + BLOCK_K - 1) // BLOCK_K * BLOCK_K
     n_mode_blocks = tl.cdiv(MODES, BLOCK_M)
     # Modes vary fastest: the programs that share a tile of maps run together, so that HBM gives it once.
     pid = tl.program_id(0)
@@ -106,10 +106,10 @@ def analyse_separable_kernel(
     x [planes, HEIGHT, WIDTH] is read once per block of modes; it, `columns` and `rows` feed two matrix products whose
     intermediate stays on the chip. z [MODES_V, MODES_U, 2, planes]: BLOCK_P neighbours per store.
     """
-    N_H: tl.constexpr = tl.cdiv(HEIGHT, BLOCK_H)
-    N_W: tl.constexpr = tl.cdiv(WIDTH, BLOCK_W)
-    N_U: tl.constexpr = tl.cdiv(MODES_U, BLOCK_U)
-    N_V: tl.constexpr = tl.cdiv(MODES_V, BLOCK_V)
+    N_H: tl.constexpr = (HEIGHT + BLOCK_H - 1) // BLOCK_H
+    N_W: tl.constexpr = (WIDTH + BLOCK_W - 1) // BLOCK_W
+    N_U: tl.constexpr = (MODES_U + BLOCK_U - 1) // BLOCK_U
+    N_V: tl.constexpr = (MODES_V + BLOCK_V - 1) // BLOCK_V
     pid = tl.program_id(0)
     block_v = pid % N_V
     block_u = pid // N_V % N_U
@@ -176,7 +176,7 @@ def synthesise_dense_kernel(
 
     z [MODES, planes], matrix [LENGTH up, MODES up] (columns (v, u, part)), bias [channels] or None, y [planes, LENGTH].
     """
-    ROW: tl.constexpr = tl.cdiv(MODES, BLOCK_K) * BLOCK_K
+    ROW: tl.constexpr = (MODES + BLOCK_K - 1) // BLOCK_K * BLOCK_K
     n_pixel_blocks = tl.cdiv(LENGTH, BLOCK_L)
     pid = tl.program_id(0)
     pixel = (pid % n_pixel_blocks) * BLOCK_L + tl.arange(0, BLOCK_L)
@@ -227,10 +227,10 @@ def synthesise_separable_kernel(
     z [MODES_V, MODES_U, 2, planes] is read once per block of pixels, BLOCK_P neighbours at a time; y [planes, HEIGHT,
     WIDTH] is written once, with the bias of its channel (plane % channels) and the activation.
     """
-    N_H: tl.constexpr = tl.cdiv(HEIGHT, BLOCK_H)
-    N_W: tl.constexpr = tl.cdiv(WIDTH, BLOCK_W)
-    N_U: tl.constexpr = tl.cdiv(MODES_U, BLOCK_U)
-    N_V: tl.constexpr = tl.cdiv(MODES_V, BLOCK_V)
+    N_H: tl.constexpr = (HEIGHT + BLOCK_H - 1) // BLOCK_H
+    N_W: tl.constexpr = (WIDTH + BLOCK_W - 1) // BLOCK_W
+    N_U: tl.constexpr = (MODES_U + BLOCK_U - 1) // BLOCK_U
+    N_V: tl.constexpr = (MODES_V + BLOCK_V - 1) // BLOCK_V
     pid = tl.program_id(0)
     block_w = pid % N_W
     block_h = pid // N_W % N_H
