@@ -1,4 +1,9 @@
-"""Triton kernels of the bitmap format: expand, collect, and the slot of every word (imports triton)."""
+"""Triton kernels of the bitmap format: expand, collect, and the slot of every word (imports triton).
+
+The compiler knows nothing of a gathered index, and of axes alike in that triton 3.6 has lanes run along the first, 3.7
+along the last. Here and in the kernels that use these, the claim that two neighbours of a row are contiguous decides it
+for the row, in both. It widens no access: an index that may begin anywhere is loaded by itself.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +55,8 @@ def slots_of(words_ptr, BLOCK: tl.constexpr):
     bit = tl.arange(0, 32)[None, :]
     words = tl.load(words_ptr + tl.arange(0, BLOCK // 32))
     ends = tl.cumsum(popcount(words), 0)[:, None]
-    return ends - popcount(words[:, None] & (-1 << bit)), (words[:, None] & (1 << bit)) != 0
+    slots = ends - popcount(words[:, None] & (-1 << bit))
+    return tl.max_contiguous(tl.multiple_of(slots, (1, 1)), (1, 2)), (words[:, None] & (1 << bit)) != 0
 
 
 @triton.jit

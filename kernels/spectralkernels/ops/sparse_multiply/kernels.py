@@ -50,8 +50,9 @@ def filled_channels(words_ptr, offs_b, first_f, group, batch, channels, frequenc
     known = (offs_b < batch)[:, None] & (offs_c < channels)[None, :]
     width = tl.minimum(frequencies - first_f, TILE_FREQUENCY)
     bit = begin & 31
-    low = tl.load(words_ptr + (begin >> 5), mask=known, other=0).to(tl.uint32, bitcast=True)
-    high = tl.load(words_ptr + (begin >> 5) + 1, mask=known & (bit + width > 32), other=0).to(tl.uint32, bitcast=True)
+    index = tl.max_contiguous(tl.multiple_of(begin >> 5, (1, 1)), (1, 2))
+    low = tl.load(words_ptr + index, mask=known, other=0).to(tl.uint32, bitcast=True)
+    high = tl.load(words_ptr + index + 1, mask=known & (bit + width > 32), other=0).to(tl.uint32, bitcast=True)
     # a shift by 32 is undefined, so the upper part is shifted in two steps
     window = (low >> bit.to(tl.uint32)) | ((high << (31 - bit).to(tl.uint32)) << 1)
     window &= tl.full((1, 1), 0xFFFFFFFF, tl.uint32) >> (32 - width).to(tl.uint32)
@@ -81,8 +82,8 @@ def sparse_multiply_kernel(
     (8 flops per output).
     """
     first_f = tl.program_id(0) * TILE_FREQUENCY
-    # the hint keeps a lane at one frequency; without it the compiler gives it two and moves them through shared memory
-    offs_f = tl.max_contiguous(first_f + tl.arange(0, TILE_FREQUENCY), 1)
+    # beginning anywhere keeps a lane at one frequency; else the compiler gives it two and moves them by shared memory
+    offs_f = tl.multiple_of(first_f + tl.arange(0, TILE_FREQUENCY), 1)
     offs_o = tl.program_id(1) * TILE_OUT + tl.arange(0, TILE_OUT)
     offs_b = tl.program_id(2) * TILE_BATCH + tl.arange(0, TILE_BATCH)
     inside_y = (offs_b < batch)[:, None] & (offs_f < frequencies)[None, :]
@@ -98,11 +99,13 @@ def sparse_multiply_kernel(
             todo &= todo - 1
             # at most 2^31 coefficients, see sparse.too_large
             flat = (offs_b * channels + channel)[:, None] * frequencies + offs_f[None, :]
-            word = tl.load(words_ptr + (flat >> 5), mask=inside_y, other=0)
-            slot = tl.load(slots_ptr + (flat >> 5), mask=inside_y, other=0)
+            index = tl.max_contiguous(tl.multiple_of(flat >> 5, (1, 1)), (1, 2))
+            word = tl.load(words_ptr + index, mask=inside_y, other=0)
+            slot = tl.load(slots_ptr + index, mask=inside_y, other=0)
             bit = flat & 31
             # slot of the word's first value, plus the kept ones below this bit
             slot += popcount(word & ~(-1 << bit))
+            slot = tl.max_contiguous(tl.multiple_of(slot, (1, 1)), (1, 2))
             y = tl.load(values_ptr + slot, mask=((word >> bit) & 1) != 0, other=0)
             w = tl.load(w_ptrs + channel.to(tl.int64) * frequencies, mask=inside_w, other=0)
             y_re, y_im = real(y)[:, None, :], imaginary(y)[:, None, :]
@@ -114,8 +117,9 @@ def sparse_multiply_kernel(
             acc_im -= y_re * w_im
 
     offs_out = (offs_b.to(tl.int64)[:, None] * out_channels + offs_o[None, :])[:, :, None] * frequencies
+    offs_out = tl.max_contiguous(tl.multiple_of(offs_out + offs_f[None, None, :], (1, 1, 1)), (1, 2, 4))
     inside = (offs_b < batch)[:, None, None] & inside_w[None, :, :]
-    tl.store(out_ptr + offs_out + offs_f[None, None, :], as_coefficient(acc_re, acc_im), mask=inside)
+    tl.store(out_ptr + offs_out, as_coefficient(acc_re, acc_im), mask=inside)
 
 
 @torch.library.custom_op("spectralkernels::sparse_multiply_bitmap", mutates_args=())

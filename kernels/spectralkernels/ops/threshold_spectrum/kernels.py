@@ -82,8 +82,8 @@ def threshold_kernel(
     lane = tl.arange(0, 32)[None, :]
     offs = 32 * word[:, None] + lane
     inside = offs < n_coefficients - block * BLOCK
-    # the hint keeps a lane at one coefficient; without it the compiler gives it two
-    y_ptrs = y_ptr + start + tl.max_contiguous(offs, (1, 1))
+    # neighbours in neighbouring lanes: left to itself the compiler gives a lane two
+    y_ptrs = y_ptr + start + tl.multiple_of(offs, (1, 1))
     y = tl.load(y_ptrs) if FULL else tl.load(y_ptrs, mask=inside, other=0)
 
     # position in the plane that the block begins in, and past its end in those that follow
@@ -99,13 +99,15 @@ def threshold_kernel(
     paired = paired & (row != 0)
     if not FULL:
         paired = paired & inside
-    partner = tl.load(y_ptrs + (ROWS - 2 * row).to(tl.int64) * COLUMNS, mask=paired, other=0)
+    partners = y_ptrs + (ROWS - 2 * row).to(tl.int64) * COLUMNS
+    partner = tl.load(tl.max_contiguous(partners, (1, 2)), mask=paired, other=0)
 
     # under the interpreter beta may arrive as a float, or as float64 below 2^-126
     limit = tl.full((), beta, tl.float32)
     if RELATIVE:
         plane += block.to(tl.uint32) * BLOCK // (ROWS * COLUMNS)
-        limit *= tl.load(rms_ptr + plane.to(tl.int64)) if FULL else tl.load(rms_ptr + plane.to(tl.int64), mask=inside)
+        rms_ptrs = tl.max_contiguous(rms_ptr + plane.to(tl.int64), (1, 2))
+        limit *= tl.load(rms_ptrs) if FULL else tl.load(rms_ptrs, mask=inside)
     scale = power_of_two_near(limit) if SCALED else 1.0
     bound = (scale * limit) * (scale * limit)
     kept = exceeds(y, scale, bound, SCALED) | (paired & exceeds(partner, scale, bound, SCALED))
@@ -117,7 +119,7 @@ def threshold_kernel(
     slots = tl.cumsum(popcount(words), 0)[:, None] - popcount(words[:, None] & (-1 << lane))
     if TANH:
         y = as_coefficient(spectral_tanh(real(y), APPROXIMATE), spectral_tanh(imaginary(y), APPROXIMATE))
-    tl.store(values_ptr + start + slots, y, mask=kept)
+    tl.store(tl.max_contiguous(values_ptr + start + slots, (1, 2)), y, mask=kept)
 
 
 @torch.library.custom_op("spectralkernels::threshold_bitmap", mutates_args=())
