@@ -17,7 +17,7 @@ bench: .venv/ready
 	$(BIN)/spectralbench run --profile quick --time-budget $(TIME_BUDGET); status=$$?; \
 	$(BIN)/spectralbench plot && $(BIN)/spectralbench report && exit $$status
 
-# The ratios that the README quotes: dft_gemm against torch.fft and the library convolution, interleaved, one run. 12 min.
+# The ratios that the README quotes: dft_gemm against torch.fft and the library convolution, interleaved, one run. 18 min.
 claims: .venv/ready
 	$(BIN)/spectralbench run band_limited_conv2d masked_conv2d --profile claims
 
