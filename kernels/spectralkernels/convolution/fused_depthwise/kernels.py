@@ -128,6 +128,28 @@ def _load_quadrant(
 
 
 @triton.jit
+def _product(cc, sc, cs, ss, w_cc, w_sc, w_cs, w_ss):
+    """Z times conj(W), on quadrants. Chained updates are one FFMA each."""
+    y_cc = w_cc * cc
+    y_cc += w_sc * sc
+    y_cc += w_cs * cs
+    y_cc += w_ss * ss
+    y_sc = w_cc * sc
+    y_sc -= w_sc * cc
+    y_sc -= w_ss * cs
+    y_sc += w_cs * ss
+    y_cs = w_cc * cs
+    y_cs -= w_cs * cc
+    y_cs -= w_ss * sc
+    y_cs += w_sc * ss
+    y_ss = w_cc * ss
+    y_ss += w_ss * cc
+    y_ss -= w_cs * sc
+    y_ss -= w_sc * cs
+    return y_cc, y_sc, y_cs, y_ss
+
+
+@triton.jit
 def convolve_kernel(
     x_ptr,
     weight_ptr,
@@ -208,23 +230,7 @@ def convolve_kernel(
             _store_quadrant(z_ptr, sc, 0, exists, ROWS, COLUMNS, U, V, 1, 0)
             _store_quadrant(z_ptr, cs, 0, exists, ROWS, COLUMNS, U, V, 0, 1)
             _store_quadrant(z_ptr, ss, 0, exists, ROWS, COLUMNS, U, V, 1, 1)
-        # Chained updates are one FFMA each.
-        y_cc = w_cc * cc
-        y_cc += w_sc * sc
-        y_cc += w_cs * cs
-        y_cc += w_ss * ss
-        y_sc = w_cc * sc
-        y_sc -= w_sc * cc
-        y_sc -= w_ss * cs
-        y_sc += w_cs * ss
-        y_cs = w_cc * cs
-        y_cs -= w_cs * cc
-        y_cs -= w_ss * sc
-        y_cs += w_sc * ss
-        y_ss = w_cc * ss
-        y_ss += w_ss * cc
-        y_ss -= w_cs * sc
-        y_ss -= w_sc * cs
+        y_cc, y_sc, y_cs, y_ss = _product(cc, sc, cs, ss, w_cc, w_sc, w_cs, w_ss)
         z = _operand(_stacked(y_cc, y_sc, y_cs, y_ss, U, V), MMA, PRECISION)
         for h_0 in tl.static_range(0, TILE_OUT_H, BLOCK_OUT_H):
             t = tl.dot(z, rows_out[h_0 // BLOCK_OUT_H], input_precision=PRECISION)

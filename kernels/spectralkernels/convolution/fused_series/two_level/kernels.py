@@ -21,7 +21,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from spectralkernels.convolution.fused_depthwise.kernels import _matrix, _operand, _quadrants, _stacked
+from spectralkernels.convolution.fused_depthwise.kernels import _matrix, _operand, _product, _quadrants, _stacked
 
 
 @triton.jit
@@ -221,28 +221,6 @@ def convolve_kernel(
             l2 = column + tl.arange(0, BLOCK)[None, :]
             inside = (l2 < N2) & (l1 * N2 + l2 < OUT) & exists
             tl.store(y_ptr + at * OUT + (l1 * N2 + l2), y.to(y_ptr.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _product(cc, sc, cs, ss, w_cc, w_sc, w_cs, w_ss):
-    """Z times conj(W), on quadrants. Chained updates are one FFMA each."""
-    y_cc = w_cc * cc
-    y_cc += w_sc * sc
-    y_cc += w_cs * cs
-    y_cc += w_ss * ss
-    y_sc = w_cc * sc
-    y_sc -= w_sc * cc
-    y_sc -= w_ss * cs
-    y_sc += w_cs * ss
-    y_cs = w_cc * cs
-    y_cs -= w_cs * cc
-    y_cs -= w_ss * sc
-    y_cs += w_sc * ss
-    y_ss = w_cc * ss
-    y_ss += w_ss * cc
-    y_ss -= w_cs * sc
-    y_ss -= w_sc * cs
-    return y_cc, y_sc, y_cs, y_ss
 
 
 @triton.jit
