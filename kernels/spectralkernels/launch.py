@@ -1,6 +1,6 @@
-"""Shared Triton plumbing: why a kernel cannot run here, complex tensors as real pairs, a launch as a value.
+"""Shared Triton plumbing: why a kernel cannot run here, names of dtypes, complex tensors as real pairs, a launch.
 
-Imports triton nowhere.
+Imports triton only when asked for its name of a dtype.
 """
 
 from __future__ import annotations
@@ -30,6 +30,13 @@ def triton_unavailable(device: str) -> str | None:
     if device == "cuda" and not torch.cuda.is_available():
         return "torch finds no CUDA device"
     return None
+
+
+def triton_dtype(dtype: torch.dtype) -> Any:
+    """torch.float16 -> triton.language.float16, and so on."""
+    import triton.language as tl
+
+    return getattr(tl, str(dtype).removeprefix("torch."))
 
 
 def as_real_pairs(spectrum: Tensor) -> Tensor:

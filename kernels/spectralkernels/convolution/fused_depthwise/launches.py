@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from spectralkernels.aot import NamedLaunch, target_capability
@@ -15,7 +14,7 @@ from spectralkernels.convolution.dft_triton.tiles import TensorCore, tensor_core
 from spectralkernels.convolution.fused_depthwise.kernels import convolve_kernel, weight_gradient_kernel
 from spectralkernels.convolution.fused_depthwise.operators import Geometry, Pair, operators, tiles
 from spectralkernels.convolution.fused_depthwise.precision import PRECISIONS, Precision
-from spectralkernels.launch import Launch
+from spectralkernels.launch import Launch, triton_dtype
 from spectralkernels.tuning import Site, rounded
 
 
@@ -189,9 +188,6 @@ def _pointers(name: str, pair: Pair) -> dict[str, Tensor]:
     return {f"columns_{name}_ptr": pair.columns, f"rows_{name}_ptr": pair.rows}
 
 
-_TRITON = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-
-
 def convolution_warps(geometry: Geometry, precision: Precision) -> int:
     """Warps per program.
 
@@ -233,7 +229,7 @@ def _constants(geometry: Geometry, precision: Precision) -> dict[str, Any]:
         "V": tile.v,
         # A second plane in flight hides its load; next to large matrices there is no room for it.
         "STAGES": 2 if tile.largest <= 32 else 1,
-        "MMA": _TRITON[precision.operand],
+        "MMA": triton_dtype(precision.operand),
         "PRECISION": precision.mode,
     }
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from spectralkernels.aot import target_capability
@@ -22,7 +21,7 @@ from spectralkernels.convolution.dft_triton.tiles import (
     separable_tile,
     tensor_core,
 )
-from spectralkernels.launch import Launch, interpreted
+from spectralkernels.launch import Launch, interpreted, triton_dtype
 from spectralkernels.tuning import Site, rounded
 
 _DENSE = {"m": (16, 128), "n": (16, 128), "k": (16, 64), "warps": (2, 8)}
@@ -190,15 +189,12 @@ def _separable_arguments(transform: Transform, tile: SeparableTile) -> dict[str,
     }
 
 
-_TRITON_TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-
-
 def numbers(precision: Precision) -> dict[str, Any]:
     """What a kernel multiplies in. The interpreter knows no bfloat16 arithmetic: there float32 stands for it."""
-    operand, dot = _TRITON_TYPES[precision.storage], precision.dot
+    operand, dot = precision.storage, precision.dot
     if interpreted() and "bf16" in precision.name:
-        operand, dot = tl.float32, "ieee"
-    return {"OPERAND": operand, "PRECISION": dot}
+        operand, dot = torch.float32, "ieee"
+    return {"OPERAND": triton_dtype(operand), "PRECISION": dot}
 
 
 def _matrix_type(precision: Precision, like: Tensor) -> tuple[torch.dtype, bool, torch.device]:

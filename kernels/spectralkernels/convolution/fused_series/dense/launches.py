@@ -6,16 +6,13 @@ from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from spectralkernels.convolution.fused_depthwise.precision import Precision
 from spectralkernels.convolution.fused_series.dense.kernels import convolve_kernel, weight_gradient_kernel
 from spectralkernels.convolution.fused_series.dense.matrices import matrices
 from spectralkernels.convolution.fused_series.geometry import Geometry, Whole
-from spectralkernels.launch import Launch
-
-TRITON = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+from spectralkernels.launch import Launch, triton_dtype
 
 ENOUGH_PROGRAMS = 132
 """One for each of an H200's multiprocessors."""
@@ -145,6 +142,6 @@ def _constants(geometry: Geometry, tile: Whole, precision: Precision) -> dict[st
         "FREQUENCIES": tile.frequencies,
         "F": tile.f,
         "BLOCK": tile.block,
-        "MMA": TRITON[precision.operand],
+        "MMA": triton_dtype(precision.operand),
         "PRECISION": precision.mode,
     }

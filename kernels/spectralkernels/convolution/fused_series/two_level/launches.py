@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from spectralkernels.aot import target_capability
@@ -16,11 +14,10 @@ from spectralkernels.convolution.fused_depthwise.precision import Precision
 from spectralkernels.convolution.fused_series.geometry import Digits, Geometry, wide
 from spectralkernels.convolution.fused_series.two_level.kernels import convolve_kernel, weight_gradient_kernel
 from spectralkernels.convolution.fused_series.two_level.matrices import matrices
-from spectralkernels.launch import Launch
+from spectralkernels.launch import Launch, triton_dtype
 from spectralkernels.tuning import Site, rounded
 
 SHARE = Site("fused_series.convolve", {"warps": (1, 8), "images": (1, 32)})
-TRITON = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
 def convolve_launch(
@@ -156,6 +153,6 @@ def _constants(geometry: Geometry, split: Digits, precision: Precision) -> dict[
         "CHUNKS": split.chunks,
         # A second series in flight hides its load; split operands and fp32 leave no registers for it.
         "STAGES": 1 if wide(precision) else 2,
-        "MMA": TRITON[precision.operand],
+        "MMA": triton_dtype(precision.operand),
         "PRECISION": precision.mode,
     }
