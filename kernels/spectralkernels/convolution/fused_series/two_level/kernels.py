@@ -90,6 +90,14 @@ def _analysed(
 
 
 @triton.jit
+def _analysed_whole(x, low, high, cos, sin, J: tl.constexpr, BLOCK: tl.constexpr, MMA: tl.constexpr, PRECISION):
+    """A series whose rows are one block [ROWS, BLOCK] -> z [2 J, 2 U]; low [2 J, ROWS], high [BLOCK, 2 U]."""
+    part = tl.dot(low, _operand(x, MMA, PRECISION), input_precision=PRECISION)
+    part = _turned(part, cos, sin, J, BLOCK, False)
+    return tl.dot(_operand(part, MMA, PRECISION), high, input_precision=PRECISION)
+
+
+@triton.jit
 def _synthesised(z, high, low, cos, sin, J: tl.constexpr, BLOCK: tl.constexpr, MMA: tl.constexpr, PRECISION):
     """z [2 J, 2 U] -> [ROWS, BLOCK]; high [2 U, BLOCK], low [ROWS, 2 J]."""
     part = tl.dot(_operand(z, MMA, PRECISION), high, input_precision=PRECISION)
@@ -190,9 +198,7 @@ def convolve_kernel(
         at = image.to(tl.int64) * channels + channel
         if CHUNKS == 1:
             x = _rows(x_ptr + at * SIZE, 0, SIZE, N2, ROWS_IN, BLOCK, exists)
-            part = tl.dot(low_in, _operand(x, MMA, PRECISION), input_precision=PRECISION)
-            part = _turned(part, cos, sin, J, BLOCK, False)
-            z = tl.dot(_operand(part, MMA, PRECISION), high_in, input_precision=PRECISION)
+            z = _analysed_whole(x, low_in, high_in, cos, sin, J, BLOCK, MMA, PRECISION)
         else:
             z = _analysed(
                 x_ptr + at * SIZE, exists, low_in_ptr, high_in_ptr, turn_ptr,
@@ -282,9 +288,7 @@ def weight_gradient_kernel(
         at = image.to(tl.int64) * channels + channel
         if CHUNKS == 1:
             dy = _rows(dy_ptr + at * OUT, 0, OUT, N2, ROWS_OUT, BLOCK, exists)
-            rows = tl.dot(low_dy, _operand(dy, MMA, PRECISION), input_precision=PRECISION)
-            rows = _turned(rows, cos, sin, J, BLOCK, False)
-            g = tl.dot(_operand(rows, MMA, PRECISION), high, input_precision=PRECISION)
+            g = _analysed_whole(dy, low_dy, high, cos, sin, J, BLOCK, MMA, PRECISION)
         else:
             g = _analysed(
                 dy_ptr + at * OUT, exists, low_dy_ptr, high_in_ptr, turn_ptr,
@@ -294,9 +298,7 @@ def weight_gradient_kernel(
         if modes_ptr is None:
             if CHUNKS == 1:
                 x = _rows(x_ptr + at * SIZE, 0, SIZE, N2, ROWS_IN, BLOCK, exists)
-                rows = tl.dot(low_x, _operand(x, MMA, PRECISION), input_precision=PRECISION)
-                rows = _turned(rows, cos, sin, J, BLOCK, False)
-                z = tl.dot(_operand(rows, MMA, PRECISION), high, input_precision=PRECISION)
+                z = _analysed_whole(x, low_x, high, cos, sin, J, BLOCK, MMA, PRECISION)
             else:
                 z = _analysed(
                     x_ptr + at * SIZE, exists, low_x_ptr, high_in_ptr, turn_ptr,
