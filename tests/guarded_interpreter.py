@@ -1,15 +1,17 @@
 """For tests of Triton kernels: a process under the interpreter, outputs that begin as NaN between canaries, an error.
 
 The interpreter must be chosen before Triton is imported, so the classes named `Interpreted` are not collected where
-they stand: one test of their file runs them in a process of its own.
+they stand, and tests marked `interpreter` are skipped: one test of their file runs them in a process of its own.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,13 @@ import pytest
 import torch
 from torch import Tensor
 
-CANARY, MARGIN = -12345.0, 2048
+from spectralkernels.launch import interpreted
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+interpreter = pytest.mark.skipif(not (HAS_TRITON and interpreted()), reason="run by test_under_the_interpreter")
+compiler = pytest.mark.skipif(not HAS_TRITON or interpreted(), reason="needs triton's compiler, not its interpreter")
+
+CANARY, UNWRITTEN, MARGIN = 77, -77, 2048
 
 
 def relative_error(y: Tensor, expected: Tensor) -> float:
@@ -40,41 +48,73 @@ def environment(interpret: str, **extra: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "TRITON_INTERPRET": interpret, **extra}
 
 
-def run_interpreted(file: str, seed: int, *classes: str) -> None:
-    """Run classes of a test file, default `Interpreted`, under TRITON_INTERPRET=1."""
-    pytest.importorskip("triton")
-    arguments = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-o", "python_classes=Interpreted*"]
-    done = subprocess.run(
-        [sys.executable, *arguments, *(f"{Path(file)}::{name}" for name in classes or ("Interpreted",))],
+def python_interpreting(*arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
+    """A Python of its own under TRITON_INTERPRET=1, in the root of the project."""
+    return subprocess.run(
+        [sys.executable, *arguments],
         capture_output=True,
         text=True,
+        check=False,
         cwd=Path(__file__).parents[1],
-        env=environment("1", SPECTRAL_SEED=str(seed), OMP_NUM_THREADS="1"),
+        env=environment("1", **extra),
     )
+
+
+def passed(done: subprocess.CompletedProcess[str]) -> None:
     assert done.returncode == 0, f"under TRITON_INTERPRET=1:\n{done.stdout}\n{done.stderr}"
     assert " passed" in done.stdout
 
 
-@pytest.fixture
-def guarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """torch.empty returns NaN between canaries, which must live at the end."""
+def run_interpreted(file: str, seed: int, *classes: str) -> None:
+    """Run classes of a test file, default `Interpreted`, under TRITON_INTERPRET=1."""
+    pytest.importorskip("triton")
+    arguments = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-o", "python_classes=Interpreted*"]
+    where = (f"{Path(file)}::{name}" for name in classes or ("Interpreted",))
+    passed(python_interpreting(*arguments, *where, SPECTRAL_SEED=str(seed), OMP_NUM_THREADS="1"))
+
+
+def run_marked(file: str) -> None:
+    """Run a test file under TRITON_INTERPRET=1, where its tests marked `interpreter` are not skipped."""
+    passed(python_interpreting("-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(file))))
+
+
+def in_poison(tensor: Tensor) -> Tensor:
+    """The same complex numbers in the middle of a buffer of NaN, so that a read outside is seen."""
+    buffer = torch.full((tensor.numel() + 2 * MARGIN,), complex(float("nan"), float("nan")), dtype=tensor.dtype)
+    inner = buffer[MARGIN : MARGIN + tensor.numel()].view(tensor.shape)
+    inner.copy_(tensor)
+    return inner
+
+
+@contextmanager
+def canaries() -> Iterator[None]:
+    """torch.empty and empty_like hand out NaN, integers -77, between canaries, which must be alive at the end."""
     buffers: list[Tensor] = []
     original = torch.empty
 
-    def empty(shape: Any, dtype: torch.dtype | None = None, device: Any = None, **rest: Any) -> Tensor:
-        dtype = dtype or torch.float32
-        if not dtype.is_floating_point or str(device) == "meta":
-            return original(shape, dtype=dtype, device=device, **rest)
-        count = torch.Size(shape).numel()
-        buffer = torch.full((count + 2 * MARGIN,), CANARY, dtype=dtype)
-        buffer[MARGIN : MARGIN + count] = float("nan")
+    def empty(*size: Any, dtype: torch.dtype | None = None, device: Any = None) -> Tensor:
+        shape = torch.Size(size[0] if len(size) == 1 and not isinstance(size[0], int) else size)
+        dtype, count = dtype or torch.float32, shape.numel()
+        if str(device) == "meta":
+            return original(shape, dtype=dtype, device=device)
+        buffer = original(count + 2 * MARGIN, dtype=dtype, device=device).fill_(CANARY)
         buffers.append(buffer)
-        return buffer[MARGIN : MARGIN + count].view(shape)
+        inside = buffer[MARGIN : MARGIN + count]
+        inside.fill_(float("nan") if dtype.is_floating_point or dtype.is_complex else UNWRITTEN)
+        return inside.view(shape)
 
-    monkeypatch.setattr(torch, "empty", empty)
-    monkeypatch.setattr(torch, "empty_like", lambda like: empty(like.shape, like.dtype))
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "empty", empty)
+        patch.setattr(torch, "empty_like", lambda like: empty(like.shape, dtype=like.dtype, device=like.device))
+        yield
+    assert buffers, "the code under test allocates its outputs with torch.empty"
     for buffer in buffers:
-        margin = torch.tensor(CANARY, dtype=buffer.dtype)
-        assert (buffer[:MARGIN] == margin).all() and (buffer[-MARGIN:] == margin).all(), "wrote outside an output"
-    assert buffers
+        margins = torch.cat([buffer[:MARGIN], buffer[-MARGIN:]])
+        assert (margins == margins.new_full((), CANARY)).all(), "wrote outside an output"
+
+
+@pytest.fixture
+def guarded() -> Iterator[None]:
+    """The whole test between `canaries`."""
+    with canaries():
+        yield

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from guarded_interpreter import python_interpreting
 from torch import Tensor
 
 from spectralkernels.declare import Block, Case, Implementation, Operation, with_seed
@@ -87,13 +85,7 @@ def test_inputs_are_a_function_of_the_seed(operation: Operation):
 def test_triton_implementations_agree_under_the_interpreter():
     """The same cases again in a process of its own, in which Triton kernels run on the CPU."""
     only = "test_implementation_agrees_with_the_reference and (triton or fused)"
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-rs", "--no-header", "-p", "no:cacheprovider", __file__, "-k", only],
-        cwd=Path(__file__).parent.parent,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    arguments = ["-m", "pytest", "-q", "-rs", "--no-header", "-p", "no:cacheprovider", __file__, "-k", only]
+    done = python_interpreting(*arguments)
     assert done.returncode == 0, done.stdout[-4000:]
     assert "need a CUDA device" not in done.stdout

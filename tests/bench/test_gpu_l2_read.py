@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from guarded_interpreter import python_interpreting
 
 from spectralkernels.aot import compile_kernel, need_the_compiler
 from spectralkernels.errors import Unsupported
@@ -29,14 +27,7 @@ print("right")
 
 
 def test_every_program_reads_its_blocks_around_the_buffer(seed: int) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(seed=seed)],
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python_interpreting("-c", PROGRAM.format(seed=seed))
     assert done.stdout == "right\n", done.stderr[-2000:]
 
 

@@ -1,69 +1,31 @@
 """SpecNet's block on its Triton kernels, proven twice without a GPU: under the interpreter and as machine code.
 
-Tests marked `interpreter` run in a process of their own, because TRITON_INTERPRET must be set before Triton is
-imported; `TRITON_INTERPRET=1 pytest tests/ops/test_spec_block_kernels.py` runs them directly.
+Tests marked `interpreter` run in a process of their own (see `guarded_interpreter`);
+`TRITON_INTERPRET=1 pytest tests/ops/test_spec_block_kernels.py` runs them directly.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import math
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from guarded_interpreter import canaries, compiler, interpreter, run_marked
+from thresholds import clear_of
 from torch import Tensor
 
-from spectralkernels.launch import interpreted
 from spectralkernels.ops.spec_block import node, packing, spec_block
 from spectralkernels.ops.threshold_spectrum import threshold_spectrum
 from spectralkernels.sparse import SparseSpectrum, bitmap
 from spectralkernels.spectra import half
 
-ROOT = Path(__file__).resolve().parents[2]
-HAS_TRITON = importlib.util.find_spec("triton") is not None
-interpreter = pytest.mark.skipif(not (HAS_TRITON and interpreted()), reason="run by test_under_the_interpreter")
-compiler = pytest.mark.skipif(not HAS_TRITON or interpreted(), reason="needs triton's compiler, not its interpreter")
-
 
 @compiler
 def test_under_the_interpreter():
     """Every test marked `interpreter` below, in a fresh process."""
-    paths = os.pathsep.join(str(ROOT / name) for name in ("kernels", "bench"))
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": paths}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__))]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout
-
-
-@contextmanager
-def canaries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """torch.empty hands out NaN-filled memory between canaries, which must be alive at the end."""
-    empty, pads = torch.empty, []
-
-    def padded(*size: Any, dtype: torch.dtype = torch.float32, device: Any = "cpu") -> Tensor:
-        shape = size[0] if len(size) == 1 and not isinstance(size[0], int) else size
-        count = math.prod(shape)
-        buffer = empty(count + 512, dtype=dtype).fill_(77)
-        pads.append(buffer)
-        inner = buffer[256 : 256 + count]
-        inner.fill_(float("nan") if dtype.is_complex or dtype.is_floating_point else -77)
-        return inner.view(shape)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "empty", padded)
-        yield
-    assert pads, "the code under test allocates its outputs with torch.empty"
-    for buffer in pads:
-        assert (buffer[:256] == 77).all() and (buffer[-256:] == 77).all(), "written outside"
+    run_marked(__file__)
 
 
 def packed_blocks(draw: random.Random, blocks: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,7 +40,7 @@ def packed_blocks(draw: random.Random, blocks: int) -> tuple[Tensor, Tensor, Ten
 
 
 @interpreter
-def test_blocks_move_together(seed: int, monkeypatch: pytest.MonkeyPatch):
+def test_blocks_move_together(seed: int):
     """Exact room, some spare room, none spare, too little: against a mask in torch, between canaries."""
     draw = random.Random(seed)
     for blocks in (1, 2, 3, 31, 32, 33, 40):
@@ -88,12 +50,12 @@ def test_blocks_move_together(seed: int, monkeypatch: pytest.MonkeyPatch):
         starts = (counts.cumsum(0) - counts).to(torch.int32)
         most = (blocks - 1) * bitmap.BLOCK - 1
         for slots in (None, *(slots for slots in (kept, kept + 1, kept + 700) if slots <= most)):
-            with canaries(monkeypatch):
+            with canaries():
                 packed, found = packing.trimmed(values, words, slots)
             assert packed.shape[0] == (kept if slots is None else packing.length(slots, blocks))
             assert torch.equal(packed[:kept], want) and torch.equal(found, starts)
         for slots in {slots for slots in (0, kept // 2, kept - 1) if 0 <= slots < kept and slots <= most}:
-            with canaries(monkeypatch):
+            with canaries():
                 packed, found = packing.trimmed(values, words, slots)
             assert packed.shape[0] == packing.length(slots, blocks) and packed.isnan().all()
             assert torch.equal(found, starts.clamp(max=slots))
@@ -101,15 +63,6 @@ def test_blocks_move_together(seed: int, monkeypatch: pytest.MonkeyPatch):
         for slots in (most + 1, blocks * bitmap.BLOCK):
             everything, found = packing.trimmed(values, words, slots)
             assert everything is values and found.tolist() == [bitmap.BLOCK * block for block in range(blocks)]
-
-
-def clear_of(y_hat: Tensor, near: float) -> float:
-    """A beta in the widest gap between magnitudes near `near`, so that single precision decides nothing."""
-    sizes = y_hat.detach().abs()
-    inside = sizes[(sizes > near / 1.5) & (sizes < near * 1.5)].sort().values
-    edges = torch.cat([inside.new_tensor([near / 1.5]), inside, inside.new_tensor([near * 1.5])])
-    widest = int(edges.diff().argmax())
-    return float(edges[widest : widest + 2].mean())
 
 
 def problems(seed: int, count: int) -> Iterator[tuple[Any, Tensor, int]]:
@@ -154,7 +107,7 @@ def close(got: Tensor, want: Tensor) -> None:
 
 
 @interpreter
-def test_forward_and_backward_are_right(seed: int, monkeypatch: pytest.MonkeyPatch):
+def test_forward_and_backward_are_right(seed: int):
     """Against the dense composition, differentiated by autograd in double precision; bitwise the same twice."""
     for number, (x, weight, n) in enumerate(problems(seed, 36)):
         exact, weight = double(x), weight.requires_grad_()
@@ -168,7 +121,7 @@ def test_forward_and_backward_are_right(seed: int, monkeypatch: pytest.MonkeyPat
         if number % 2:
             own = torch.fft.rfft2(own.detach(), s=(want.shape[2], n)).requires_grad_()
         capacity = (None, 1.0)[number % 5 == 0]
-        with canaries(monkeypatch):
+        with canaries():
             z = spec_block(mine, own, beta, activation=tanh, n=n, capacity=capacity, impl="triton")
             again = spec_block(mine, own, beta, activation=tanh, n=n, capacity=capacity, impl="triton")
             assert torch.equal(z.to_dense(), again.to_dense())

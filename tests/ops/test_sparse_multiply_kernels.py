@@ -1,0 +1,110 @@
+"""The Triton kernel of sparse_multiply against float64; opcheck and tracing of it and the threshold kernels together.
+
+Tests marked `interpreter` run in a process of their own (see `guarded_interpreter`);
+`TRITON_INTERPRET=1 pytest tests/ops/test_sparse_multiply_kernels.py` runs them directly.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from guarded_interpreter import canaries, compiler, in_poison, interpreter, run_marked
+
+from spectralkernels.ops.sparse_multiply import reference as multiply_reference
+from spectralkernels.ops.sparse_multiply import sparse_multiply
+from spectralkernels.ops.threshold_spectrum import threshold_spectrum
+from spectralkernels.sparse import SparseSpectrum, bitmap
+
+pytest.importorskip("triton")
+
+
+@compiler
+def test_under_the_interpreter():
+    """Every test marked `interpreter` below, in a fresh process."""
+    run_marked(__file__)
+
+
+@interpreter
+def test_sparse_multiply_kernel_is_right(seed: int):
+    draw = random.Random(seed)
+    shapes = [(1, 1, 1, 1, 1), (9, 2, 9, 3, 11), (0, 2, 3, 4, 5), (2, 3, 0, 4, 5), (2, 35, 3, 5, 7), (1, 64, 17, 1, 1)]
+    shapes += [(8, 33, 16, 4, 8), (3, 5, 33, 6, 11)]
+    while len(shapes) < 30:
+        shapes.append(
+            (
+                draw.randint(1, 9),
+                draw.randint(1, 5),
+                draw.randint(1, 10),
+                draw.choice((1, 2, 5, 8, 13)),
+                draw.randint(1, 9),
+            )
+        )
+    for batch, channels, outputs, rows, columns in shapes:
+        y = torch.randn(batch, channels, rows, columns, dtype=torch.complex64)
+        y *= torch.rand(channels, 1, 1) < 0.8  # whole tiles are empty
+        w = in_poison(torch.randn(outputs, channels, rows, columns, dtype=torch.complex64))
+        sparse = threshold_spectrum(y, draw.choice((0.0, 0.8, 2.0)), impl="triton")
+        if draw.random() < 0.4:
+            sparse = sparse.compact()
+        want = multiply_reference(sparse, w)
+        with canaries():
+            got = sparse_multiply(sparse, w, impl="triton")
+        assert got.shape == want.shape
+        torch.testing.assert_close(got.to(torch.complex128), want, atol=3e-6, rtol=1e-5)
+        assert torch.equal(got, sparse_multiply(sparse, w, impl="triton")), "bitwise the same twice"
+
+
+@interpreter
+def test_sparse_multiply_gradients(seed: int):
+    y = torch.randn(2, 3, 6, 5, dtype=torch.complex64, requires_grad=True)
+    w = torch.randn(4, 3, 6, 5, dtype=torch.complex64, requires_grad=True)
+    pull = torch.randn(2, 4, 6, 5, dtype=torch.complex64)
+    grads = [
+        torch.autograd.grad(sparse_multiply(make(threshold_spectrum(y, 0.7)), w, impl=impl), (y, w), pull)
+        for impl, make in (("dense", lambda s: s), ("triton", lambda s: s), ("triton", SparseSpectrum.compact))
+    ]
+    torch.testing.assert_close(grads[1], grads[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(grads[2], grads[0], atol=1e-5, rtol=1e-5)
+
+
+@interpreter
+def test_operators_pass_opcheck(seed: int, monkeypatch: pytest.MonkeyPatch):
+    from spectralkernels.ops.sparse_multiply.kernels import sparse_multiply_bitmap
+    from spectralkernels.ops.threshold_spectrum.kernels import threshold_backward, threshold_bitmap
+    from spectralkernels.ops.threshold_spectrum.rms import map_rms
+
+    # unused slots are undefined, and opcheck compares two runs: give both the same memory
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, **keywords: empty(*size, **keywords).zero_())
+    y = torch.randn(2, 3, 9, 5, dtype=torch.complex64, requires_grad=True)
+    torch.library.opcheck(threshold_bitmap, (y, 0.8, None, True, 8))
+    torch.library.opcheck(threshold_bitmap, (y, 0.8, torch.rand(6), False, 9))
+    torch.library.opcheck(map_rms, (y.detach(), 8))
+    sparse = threshold_spectrum(y.detach(), 0.8, impl="triton")
+    grad = torch.randn_like(sparse.values).requires_grad_()
+    outputs = sparse.values.clone().requires_grad_()
+    torch.library.opcheck(threshold_backward, (grad, outputs, sparse.index[0], y.numel()))
+    torch.library.opcheck(threshold_backward, (grad, None, sparse.index[0], y.numel()))
+    w = torch.randn(4, 3, 9, 5, dtype=torch.complex64, requires_grad=True)
+    for spectrum in (sparse, sparse.compact()):
+        words, offsets = spectrum.index[0], spectrum.index[1] if len(spectrum.index) > 1 else None
+        values = spectrum.values.clone().requires_grad_()
+        torch.library.opcheck(sparse_multiply_bitmap, (values, words, offsets, w, spectrum.shape))
+        torch.library.opcheck(bitmap.expand, (values, words, offsets, y.numel()))
+        torch.library.opcheck(bitmap.collect, (y.detach().flatten(), words, offsets, values.shape[0]))
+
+
+@interpreter
+def test_kernels_trace_whole(seed: int):
+    y = torch.randn(2, 3, 9, 5, dtype=torch.complex64, requires_grad=True)
+    w = torch.randn(4, 3, 9, 5, dtype=torch.complex64, requires_grad=True)
+
+    def layer(y: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return sparse_multiply(threshold_spectrum(y, 0.5, impl="triton"), w, impl="triton")
+
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(y, w), layer(y, w))
+    grads = [torch.autograd.grad(call(y, w).abs().sum(), (y, w)) for call in (compiled, layer)]
+    torch.testing.assert_close(*grads)
