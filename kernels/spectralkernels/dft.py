@@ -32,9 +32,9 @@ from spectralkernels.spectra import full_frequencies, hermitian_weights, step_ce
 
 # Planes of so few pixels have a dense transform: it writes its modes once, a separable one twice.
 FEW_PIXELS = 16
-# MKL multiplies so few terms fastest 16 rows at a time: on 2 CPU cores [192, 9] x [9, 4096], the right side transposed
-# as planes are, takes 227 us as one product, 198 us as a batch of 4, 109 us as one of 12, 141 us as one of 48.
-FEW_TERM_ROWS = 16
+# MKL multiplies so few terms fastest 8 rows at a time: on 2 CPU cores [192, 9] x [9, 4096], the right side transposed
+# as planes are, takes 299 us as one product, 244 us as a batch of 4, 154 us as one of 12, 151 of 24, 192 of 48.
+FEW_TERM_ROWS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,28 +61,30 @@ class SteppedDFT:
     no rectangle costs little more than the modes it keeps; a band is one block. Modes are ordered (block, column, row
     in FFT order).
 
-    columns, columns_vp: as in TruncatedDFT. blocks: columns of the block, its rows_hp and its rows_ph (None: no rows).
+    Matrices are batches of one matrix, expanded views, as `torch.bmm` takes them.
+    columns: [height, 2 V, width] and columns_vp: [height, 2 V, width], as in TruncatedDFT.
+    blocks: per block its number of columns, and its rows_hp [columns, 2 U, 2 height] with the transpose of its rows_ph
+        [columns, 2 height, 2 U], or None where it has no rows.
     """
 
     columns: Tensor
     columns_vp: Tensor
-    blocks: tuple[tuple[int, Tensor | None, Tensor | None], ...]
+    blocks: tuple[tuple[int, tuple[Tensor, Tensor] | None], ...]
 
     @property
     def modes(self) -> int:
         """F."""
-        return sum(width * rows.shape[0] // 2 for width, rows, _ in self.blocks if rows is not None)
+        return sum(width * rows[0].shape[1] // 2 for width, rows in self.blocks if rows is not None)
 
     def analyse(self, planes: Tensor) -> Tensor:
         """Pixels to modes: Real [planes, height, width] -> [F, 2, planes]."""
         count = planes.shape[0]
         by_column = self._over_width(planes)
         modes = planes.new_empty(self.modes, 2, count)
-        for columns, where, rows_hp, _ in self._pieces(self.modes):
-            if rows_hp is not None:
-                size = columns.stop - columns.start
-                out = modes[where].view(size, len(rows_hp), count)
-                torch.bmm(rows_hp.expand(size, -1, -1), by_column[columns], out=out)
+        for columns, where, rows in self._pieces(self.modes):
+            if rows is not None:
+                rows_hp, _ = rows
+                torch.bmm(rows_hp, by_column[columns], out=modes[where].view(*rows_hp.shape[:2], count))
         return modes
 
     def stream(self, planes: Tensor, most: int) -> Iterator[tuple[slice, Tensor]]:
@@ -93,14 +95,15 @@ class SteppedDFT:
         count = planes.shape[0]
         by_column = self._over_width(planes)
         buffer = planes.new_empty(0)
-        for columns, where, rows_hp, _ in self._pieces(most):
-            if rows_hp is None:
+        for columns, where, rows in self._pieces(most):
+            if rows is None:
                 continue
-            modes, size = where.stop - where.start, columns.stop - columns.start
+            rows_hp, _ = rows
+            modes = where.stop - where.start
             if buffer.numel() < modes * 2 * count:
                 buffer = planes.new_empty(modes * 2 * count)
             piece = buffer[: modes * 2 * count].view(modes, 2, count)
-            torch.bmm(rows_hp.expand(size, -1, -1), by_column[columns], out=piece.view(size, len(rows_hp), count))
+            torch.bmm(rows_hp, by_column[columns], out=piece.view(*rows_hp.shape[:2], count))
             yield where, piece
 
     def synthesise(self, modes: Tensor) -> Tensor:
@@ -109,36 +112,37 @@ class SteppedDFT:
 
     def gather(self, part: Callable[[slice], Tensor], count: int, most: int) -> Tensor:
         """`synthesise` of modes that `part` makes piece by piece: where they lie -> [modes, 2, count]."""
-        height = next(rows.shape[1] // 2 for _, _, rows in self.blocks if rows is not None)
-        partial = self.columns.new_empty(self.columns.shape[0] // 2, 2 * height, count)  # [v, (part, h), planes]
-        for columns, where, _, rows_ph in self._pieces(most):
-            if rows_ph is None:
+        height, doubled, _ = self.columns.shape
+        partial = self.columns.new_empty(doubled // 2, 2 * height, count)  # [v, (part, h), planes]
+        for columns, where, rows in self._pieces(most):
+            if rows is None:
                 partial[columns].zero_()
             else:
-                size = columns.stop - columns.start
-                flat = part(where).reshape(size, len(rows_ph), count)
-                torch.bmm(rows_ph.t().expand(size, -1, -1), flat, out=partial[columns])
+                _, rows_ph = rows
+                modes = part(where).reshape(rows_ph.shape[0], rows_ph.shape[2], count)
+                torch.bmm(rows_ph, modes, out=partial[columns])
         # [h, planes, (v, part)], no copy
-        by_height = partial.view(self.columns.shape[0], height, count).permute(1, 2, 0)
-        return torch.bmm(by_height, self.columns_vp.expand(height, -1, -1)).permute(1, 0, 2)
+        by_height = partial.view(doubled, height, count).permute(1, 2, 0)
+        return torch.bmm(by_height, self.columns_vp).permute(1, 0, 2)
 
     def _over_width(self, planes: Tensor) -> Tensor:
         """The DFT along the half axis: [v, (h, part), planes], a view."""
-        count, height, _ = planes.shape
         by_width = planes.permute(1, 2, 0)  # [height, width, planes], a transposed operand, no copy
-        partial = torch.bmm(self.columns.expand(height, -1, -1), by_width)  # [height, (part, v), planes]
-        return partial.view(height * 2, self.columns.shape[0] // 2, count).permute(1, 0, 2)
+        partial = torch.bmm(self.columns, by_width)  # [height, (part, v), planes]
+        height, doubled, count = partial.shape
+        return partial.view(height * 2, doubled // 2, count).transpose(0, 1)
 
-    def _pieces(self, most: int) -> Iterator[tuple[slice, slice, Tensor | None, Tensor | None]]:
-        """(columns, modes, rows_hp, rows_ph) of runs of columns, each of one block and of at most `most` modes."""
+    def _pieces(self, most: int) -> Iterator[tuple[slice, slice, tuple[Tensor, Tensor] | None]]:
+        """(columns, modes, rows_hp and rows_ph) of runs of columns, each of one block and of at most `most` modes."""
         column = mode = 0
-        for width, rows_hp, rows_ph in self.blocks:
-            rows = rows_hp.shape[0] // 2 if rows_hp is not None else 0
-            step = max(1, most // rows) if rows else width
+        for width, rows in self.blocks:
+            height = rows[0].shape[1] // 2 if rows is not None else 0
+            step = max(1, most // height) if height else width
             for start in range(0, width, step):
                 size = min(step, width - start)
-                yield slice(column, column + size), slice(mode, mode + size * rows), rows_hp, rows_ph
-                column, mode = column + size, mode + size * rows
+                some = rows if rows is None or size == width else (rows[0][:size], rows[1][:size])
+                yield slice(column, column + size), slice(mode, mode + size * height), some
+                column, mode = column + size, mode + size * height
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,18 +167,19 @@ class ListedDFT:
 
     def stream(self, planes: Tensor, most: int) -> Iterator[tuple[slice, Tensor]]:
         """As in SteppedDFT."""
+        count = planes.shape[0]
         pixels = planes.flatten(1).t()
-        buffer = planes.new_empty(min(most, self.modes), 2, planes.shape[0])
+        buffer = planes.new_empty(2 * min(most, self.modes), count)
         for where in self._pieces(most):
-            piece = buffer[: where.stop - where.start]
-            rows, out = self.matrix[2 * where.start : 2 * where.stop], piece.flatten(0, 1)
-            batches, done = self._batches(len(rows))
+            rows = self.matrix[2 * where.start : 2 * where.stop]
+            piece = buffer[: rows.shape[0]]
+            batches, done = self._batches(rows.shape[0])
             if batches:
                 several = (batches, FEW_TERM_ROWS, -1)
-                torch.bmm(rows[:done].view(several), pixels.expand(batches, -1, -1), out=out[:done].view(several))
-            if done < len(rows):
-                torch.mm(rows[done:], pixels, out=out[done:])
-            yield where, piece
+                torch.bmm(rows[:done].view(several), pixels.expand(batches, -1, -1), out=piece[:done].view(several))
+            if done < rows.shape[0]:
+                torch.mm(rows[done:], pixels, out=piece[done:])
+            yield where, piece.view(rows.shape[0] // 2, 2, count)
 
     def synthesise(self, modes: Tensor) -> Tensor:
         """The transpose: [F, 2, planes] -> Real [planes, height, width]."""
@@ -196,13 +201,14 @@ class ListedDFT:
 
     def _batches(self, rows: int) -> tuple[int, int]:
         """How many batches of FEW_TERM_ROWS to cut rows of the matrix into, and how many rows those are."""
-        few = self.matrix.device.type == "cpu" and self.matrix.shape[1] <= FEW_PIXELS
+        few = self.matrix.is_cpu and self.matrix.shape[1] <= FEW_PIXELS
         batches = rows // FEW_TERM_ROWS if few else 0
         return batches, batches * FEW_TERM_ROWS
 
     def _pieces(self, most: int) -> Iterator[slice]:
-        for start in range(0, self.modes, most):
-            yield slice(start, min(start + most, self.modes))
+        modes = self.modes
+        for start in range(0, modes, most):
+            yield slice(start, min(start + most, modes))
 
 
 def _cos_sin(frequencies: Sequence[int], positions: Sequence[int], n: int) -> tuple[Tensor, Tensor]:
@@ -279,8 +285,15 @@ def stepped_dft(
         k: truncated_dft(n, (k, columns), starts, lengths, inverse, dtype, device) for k in {k for _, k in steps if k}
     }
     any_box = next(iter(boxes.values()))
-    blocks = tuple((width, boxes[k].rows_hp, boxes[k].rows_ph) if k else (width, None, None) for width, k in steps)
-    return SteppedDFT(any_box.columns, any_box.columns_vp, blocks)
+
+    def rows(width: int, k: int) -> tuple[Tensor, Tensor] | None:
+        rows_hp, rows_ph = (boxes[k].rows_hp, boxes[k].rows_ph) if k else (None, None)
+        if rows_hp is None or rows_ph is None:
+            return None
+        return rows_hp.expand(width, -1, -1), rows_ph.t().expand(width, -1, -1)
+
+    of_width, of_width_vp = (each.expand(lengths[0], -1, -1) for each in (any_box.columns, any_box.columns_vp))
+    return SteppedDFT(of_width, of_width_vp, tuple((width, rows(width, k)) for width, k in steps))
 
 
 @lru_cache(maxsize=64)

@@ -31,8 +31,7 @@ def analyse(maps: Tensor, transform: Transform) -> Tensor:
 def synthesise(modes: Tensor, transform: Transform, lengths: Sequence[int], bias: Tensor | None = None) -> Tensor:
     """Modes [F, 2, A, B] -> maps [A, B, *lengths] + bias [B], contiguous."""
     a, b = modes.shape[2:]
-    maps = transform.synthesise(modes.flatten(2)).unflatten(0, (a, b))
-    maps = maps if len(lengths) == 2 else maps.squeeze(2)
+    maps = transform.synthesise(modes.view(modes.shape[0], 2, a * b)).view(a, b, *lengths)
     if bias is None:
         return maps.contiguous()
     # The sum brings the planes into order on its way, so that it costs no pass of its own.
@@ -49,11 +48,12 @@ def product(z: Tensor, w: Tensor, out_channels: int, batch: int, groups: int) ->
 
 def weight_product(z: Tensor, weight: Tensor, transform: Transform, batch: int, groups: int) -> Tensor:
     """Z [F, 2, B * C] conj(D weight [O, C / groups, *kernel]) -> [F, 2, B, O]."""
-    z = z.unflatten(2, (batch, weight.shape[1] * groups))
-    y = z.new_empty(len(z), 2, batch, len(weight))
+    out_channels, channels = weight.shape[:2]
+    z = z.view(z.shape[0], 2, batch, channels * groups)
+    y = z.new_empty(z.shape[0], 2, batch, out_channels)
     planes = _planes(weight)
-    for where, w in transform.stream(planes, _piece(transform, z, len(planes))):
-        multiply(z[where], w.unflatten(2, weight.shape[:2]), groups, y[where])
+    for where, w in transform.stream(planes, _piece(transform, z, planes.shape[0])):
+        multiply(z[where], w.view(w.shape[0], 2, out_channels, channels), groups, y[where])
     return y
 
 
@@ -100,6 +100,6 @@ def _planes(maps: Tensor) -> Tensor:
 
 def _piece(transform: Transform, modes: Tensor, planes: int) -> int:
     """How many modes of a weight to hold at a time."""
-    if modes.device.type != "cpu":  # launches cost more than the memory
+    if not modes.is_cpu:  # launches cost more than the memory
         return max(1, transform.modes)
     return max(1, PIECE_BYTES // max(1, 2 * modes.element_size() * planes))
