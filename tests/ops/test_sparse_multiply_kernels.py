@@ -79,21 +79,21 @@ def test_operators_pass_opcheck(seed: int, monkeypatch: pytest.MonkeyPatch):
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *size, **keywords: empty(*size, **keywords).zero_())
     y = torch.randn(2, 3, 9, 5, dtype=torch.complex64, requires_grad=True)
-    torch.library.opcheck(threshold_bitmap, (y, 0.8, None, True, 8))
-    torch.library.opcheck(threshold_bitmap, (y, 0.8, torch.rand(6), False, 9))
-    torch.library.opcheck(map_rms, (y.detach(), 8))
+    torch.library.opcheck(threshold_bitmap.differentiable, (y, 0.8, None, True, 8))
+    torch.library.opcheck(threshold_bitmap.differentiable, (y, 0.8, torch.rand(6), False, 9))
+    torch.library.opcheck(map_rms.differentiable, (y.detach(), 8))
     sparse = threshold_spectrum(y.detach(), 0.8, impl="triton")
     grad = torch.randn_like(sparse.values).requires_grad_()
     outputs = sparse.values.clone().requires_grad_()
-    torch.library.opcheck(threshold_backward, (grad, outputs, sparse.index[0], y.numel()))
-    torch.library.opcheck(threshold_backward, (grad, None, sparse.index[0], y.numel()))
+    torch.library.opcheck(threshold_backward.differentiable, (grad, outputs, sparse.index[0], y.numel()))
+    torch.library.opcheck(threshold_backward.differentiable, (grad, None, sparse.index[0], y.numel()))
     w = torch.randn(4, 3, 9, 5, dtype=torch.complex64, requires_grad=True)
     for spectrum in (sparse, sparse.compact()):
         words, offsets = spectrum.index[0], spectrum.index[1] if len(spectrum.index) > 1 else None
         values = spectrum.values.clone().requires_grad_()
-        torch.library.opcheck(sparse_multiply_bitmap, (values, words, offsets, w, spectrum.shape))
-        torch.library.opcheck(bitmap.expand, (values, words, offsets, y.numel()))
-        torch.library.opcheck(bitmap.collect, (y.detach().flatten(), words, offsets, values.shape[0]))
+        torch.library.opcheck(sparse_multiply_bitmap.differentiable, (values, words, offsets, w, spectrum.shape))
+        torch.library.opcheck(bitmap.expand.differentiable, (values, words, offsets, y.numel()))
+        torch.library.opcheck(bitmap.collect.differentiable, (y.detach().flatten(), words, offsets, values.shape[0]))
 
 
 @interpreter

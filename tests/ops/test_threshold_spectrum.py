@@ -226,14 +226,14 @@ def test_gradients_through_compaction_and_conversion(seed: int):
 def test_operators_pass_opcheck(seed: int):
     flat = torch.randn(1500, dtype=torch.complex64, requires_grad=True)
     kept = flat.detach().abs() > 0.8
-    torch.library.opcheck(bitmap.pack, (flat, kept))
+    torch.library.opcheck(bitmap.pack.differentiable, (flat, kept))
     sparse = pack(flat.detach().reshape(1, 1500), kept.reshape(1, 1500), "bitmap")
     tight = sparse.compact()
     for spectrum in (sparse, tight):
         words, offsets = spectrum.index[0], spectrum.index[1] if len(spectrum.index) > 1 else None
         values = spectrum.values.clone().requires_grad_()
-        torch.library.opcheck(bitmap.expand, (values, words, offsets, 1500))
-        torch.library.opcheck(bitmap.collect, (flat, words, offsets, values.shape[0]))
+        torch.library.opcheck(bitmap.expand.differentiable, (values, words, offsets, 1500))
+        torch.library.opcheck(bitmap.collect.differentiable, (flat, words, offsets, values.shape[0]))
 
 
 @pytest.mark.parametrize("impl", ["auto", "bitmap", "dense"])

@@ -30,6 +30,7 @@ from spectralkernels.convolution.linear_maps import (
     weight_product_transposed,
 )
 from spectralkernels.dft import stepped_dft
+from spectralkernels.operators import operator
 from spectralkernels.spectra import Band
 
 
@@ -60,7 +61,7 @@ def prepare_frozen(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, g
 Ints = Sequence[int]
 
 
-@torch.library.custom_op("spectralkernels::dft_gemm_conv", mutates_args=())
+@operator("dft_gemm_conv")
 def _conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, starts: Ints, groups: int, n: Ints, kept: Ints, out: Ints
 ) -> tuple[Tensor, Tensor]:
@@ -79,7 +80,7 @@ def _(
     return x.new_empty((x.shape[0], weight.shape[0], *out)), z
 
 
-@torch.library.custom_op("spectralkernels::dft_gemm_conv_backward", mutates_args=())
+@operator("dft_gemm_conv_backward")
 def _conv_backward(
     dy: Tensor,
     z: Tensor,
@@ -138,7 +139,7 @@ def _differentiate_conv(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None,
 _conv.register_autograd(_differentiate_conv, setup_context=_save_conv)
 
 
-@torch.library.custom_op("spectralkernels::dft_gemm_apply", mutates_args=())
+@operator("dft_gemm_apply")
 def _apply(
     x: Tensor, w: Tensor, bias: Tensor | None, out_channels: int, groups: int, n: Ints, kept: Ints, out: Ints
 ) -> Tensor:
@@ -154,7 +155,7 @@ def _(
     return x.new_empty((x.shape[0], out_channels, *out))
 
 
-@torch.library.custom_op("spectralkernels::dft_gemm_apply_backward", mutates_args=())
+@operator("dft_gemm_apply_backward")
 def _apply_backward(dy: Tensor, w: Tensor, channels: int, groups: int, n: Ints, kept: Ints, size: Ints) -> Tensor:
     dz = product_transposed(_gradient_modes(dy, n, kept), w, groups)
     return synthesise(dz, _transform(dy, _origin(n), size, n, kept), size).to(dy.dtype)

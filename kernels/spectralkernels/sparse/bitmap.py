@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from spectralkernels.launch import triton_unavailable
+from spectralkernels.operators import operator
 
 WORD = 32
 BLOCK = 1024  # coefficients per block: 32 words, one 128-byte line of the bitmap
@@ -34,7 +35,7 @@ def unpack_bits(words: Tensor) -> Tensor:
     return ((words.unsqueeze(1) >> shifts) & 1).bool().reshape(-1, BLOCK)
 
 
-@torch.library.custom_op("spectralkernels::bitmap_pack", mutates_args=())
+@operator("bitmap_pack")
 def pack(flat: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
     """Pack the kept coefficients of each block to the start of its slots.
 
@@ -51,7 +52,7 @@ def _(flat: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
     return flat.new_empty(blocks * BLOCK), kept.new_empty(blocks * (BLOCK // WORD), dtype=torch.int32)
 
 
-@torch.library.custom_op("spectralkernels::bitmap_expand", mutates_args=())
+@operator("bitmap_expand")
 def expand(values: Tensor, words: Tensor, offsets: Tensor | None, numel: int) -> Tensor:
     """Unpack to the flat spectrum, zero where dropped.
 
@@ -74,7 +75,7 @@ def _(values: Tensor, words: Tensor, offsets: Tensor | None, numel: int) -> Tens
     return values.new_empty(numel)
 
 
-@torch.library.custom_op("spectralkernels::bitmap_collect", mutates_args=())
+@operator("bitmap_collect")
 def collect(flat: Tensor, words: Tensor, offsets: Tensor | None, capacity: int) -> Tensor:
     """Gather the coefficients that the words mark, in the order and place of `expand`'s values.
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from spectralkernels.convolution.dft_triton.layout import layout_of
 from spectralkernels.convolution.dft_triton.precision import PRECISIONS
+from spectralkernels.operators import operator
 
 Ints = Sequence[int]
 
@@ -29,7 +30,7 @@ def saved_dtype(precision: str, saved_map: str) -> torch.dtype:
     return torch.bfloat16 if saved_map == "bf16" and storage == torch.float32 else storage
 
 
-@torch.library.custom_op("spectralkernels::dft_triton_conv", mutates_args=())
+@operator("dft_triton_conv")
 def convolve(
     x: Tensor,
     weight: Tensor,
@@ -84,7 +85,7 @@ def _(
     return y, z, x.new_empty(w, dtype=PRECISIONS[precision].storage)
 
 
-@torch.library.custom_op("spectralkernels::dft_triton_conv_backward", mutates_args=())
+@operator("dft_triton_conv_backward")
 def convolve_backward(
     dy: Tensor,
     gate: Tensor | None,
@@ -155,7 +156,7 @@ convolve.register_autograd(_differentiate, setup_context=_remember)
 # --- frozen weights -------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("spectralkernels::dft_triton_apply", mutates_args=())
+@operator("dft_triton_apply")
 def apply(
     x: Tensor,
     w: Tensor,
@@ -190,7 +191,7 @@ def _(
     return x.new_empty((x.shape[0], out_channels, *out))
 
 
-@torch.library.custom_op("spectralkernels::dft_triton_apply_backward", mutates_args=())
+@operator("dft_triton_apply_backward")
 def apply_backward(
     dy: Tensor,
     gate: Tensor | None,

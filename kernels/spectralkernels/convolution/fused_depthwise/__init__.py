@@ -27,6 +27,7 @@ from spectralkernels.convolution.fused_depthwise.precision import PRECISIONS, Pr
 from spectralkernels.convolution.geometry import WeightSpectrum
 from spectralkernels.declare import Implementation
 from spectralkernels.launch import triton_unavailable
+from spectralkernels.operators import operator
 from spectralkernels.spectra import Band
 
 LARGEST_SIDE = 64
@@ -144,7 +145,7 @@ def _geometry(size: Ints, out: Ints, taps: Ints, starts: Ints, n: Ints, kept: In
 Ints = Sequence[int]
 
 
-@torch.library.custom_op("spectralkernels::fused_depthwise", mutates_args=())
+@operator("fused_depthwise")
 def _conv(
     x: Tensor,
     weight: Tensor,
@@ -186,7 +187,7 @@ def _(
     return y, x.new_empty(*x.shape[:2], reals, dtype=precision(accuracy).kept(x.dtype))
 
 
-@torch.library.custom_op("spectralkernels::fused_depthwise_backward", mutates_args=())
+@operator("fused_depthwise_backward")
 def _conv_backward(
     dy: Tensor,
     saved: Tensor,

@@ -42,6 +42,7 @@ from spectralkernels.convolution.fused_series.geometry import LARGEST_DENSE, Dig
 from spectralkernels.convolution.geometry import WeightSpectrum
 from spectralkernels.declare import Implementation
 from spectralkernels.launch import triton_unavailable
+from spectralkernels.operators import operator
 from spectralkernels.spectra import Band
 
 LONGEST = 4096
@@ -126,7 +127,7 @@ def geometry_of(band: Band) -> Geometry:
 # --- the operators --------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("spectralkernels::fused_series", mutates_args=())
+@operator("fused_series")
 def _conv(
     x: Tensor,
     weight: Tensor,
@@ -172,7 +173,7 @@ def _(
     return x.new_empty(*x.shape[:2], out), modes
 
 
-@torch.library.custom_op("spectralkernels::fused_series_backward", mutates_args=())
+@operator("fused_series_backward")
 def _conv_backward(
     dy: Tensor,
     saved: Tensor,

@@ -31,6 +31,7 @@ from spectralkernels.convolution.linear_maps import (
 )
 from spectralkernels.dft import listed_dft, stepped_dft
 from spectralkernels.masks.modes import ModeList
+from spectralkernels.operators import operator
 from spectralkernels.spectra import Band
 
 Ints = Sequence[int]
@@ -82,7 +83,7 @@ def flat_indices(modes: ModeList, device: torch.device) -> Tensor:
 # --- the operators --------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("spectralkernels::masked_conv2d", mutates_args=())
+@operator("masked_conv2d")
 def _conv(
     x: Tensor,
     weight: Tensor,
@@ -126,7 +127,7 @@ def _(
     return x.new_empty((x.shape[0], out_channels, *out)), z
 
 
-@torch.library.custom_op("spectralkernels::masked_conv2d_backward", mutates_args=())
+@operator("masked_conv2d_backward")
 def _conv_backward(
     dy: Tensor,
     z: Tensor | None,

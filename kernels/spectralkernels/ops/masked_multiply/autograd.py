@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from spectralkernels.operators import Operator
 from spectralkernels.ops.masked_multiply.baselines import Compute
 
 _SCHEMA = "(Tensor x_hat, Tensor w_hat, Tensor? mask, int groups, bool conjugate) -> Tensor"
@@ -28,9 +28,7 @@ def operator(name: str, compute: Compute) -> Compute:
     compute: (x_hat, w_hat, mask, groups, conjugate) -> y, a fresh contiguous tensor; y = mask sum_c x conj(w), or
     mask sum_c x w where conjugate is False.
     """
-    registered = torch.library.custom_op(
-        f"spectralkernels::masked_multiply_{name}", compute, mutates_args=(), schema=_SCHEMA
-    )
+    registered = Operator(f"masked_multiply_{name}", compute, _SCHEMA)
 
     @registered.register_fake
     def shape_rule(x_hat: Tensor, w_hat: Tensor, mask: Tensor | None, groups: int, conjugate: bool) -> Tensor:

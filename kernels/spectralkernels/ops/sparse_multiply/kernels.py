@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from spectralkernels.aot import NamedLaunch
+from spectralkernels.operators import operator
 from spectralkernels.sparse.bitmap import BLOCK, WORD, blocks_of, collect, expand
 from spectralkernels.sparse.kernels import (
     as_coefficient,
@@ -122,7 +123,7 @@ def sparse_multiply_kernel(
     tl.store(out_ptr + offs_out, as_coefficient(acc_re, acc_im), mask=inside)
 
 
-@torch.library.custom_op("spectralkernels::sparse_multiply_bitmap", mutates_args=())
+@operator("sparse_multiply_bitmap")
 def sparse_multiply_bitmap(
     values: Tensor, words: Tensor, offsets: Tensor | None, w_hat: Tensor, shape: Sequence[int]
 ) -> Tensor:

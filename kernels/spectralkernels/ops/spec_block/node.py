@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectralkernels.operators import operator
 from spectralkernels.ops.masked_multiply import masked_multiply
 from spectralkernels.ops.sparse_multiply import sparse_multiply
 from spectralkernels.ops.spec_block.packing import length, trimmed
@@ -31,7 +32,7 @@ CHOICES = {
 }
 
 
-@torch.library.custom_op("spectralkernels::spec_block", mutates_args=())
+@operator("spec_block")
 def spec_block(
     values: Tensor,
     words: Tensor | None,

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from spectralkernels.aot import NamedLaunch
 from spectralkernels.launch import interpreted
+from spectralkernels.operators import operator
 from spectralkernels.ops.threshold_spectrum.activation import divided, spectral_tanh
 from spectralkernels.sparse.bitmap import BLOCK, WORD, blocks_of, collect
 from spectralkernels.sparse.kernels import (
@@ -122,7 +123,7 @@ def threshold_kernel(
     tl.store(tl.max_contiguous(values_ptr + start + slots, (1, 2)), y, mask=kept)
 
 
-@torch.library.custom_op("spectralkernels::threshold_bitmap", mutates_args=())
+@operator("threshold_bitmap")
 def threshold_bitmap(y_hat: Tensor, beta: float, rms: Tensor | None, tanh: bool, n: int) -> tuple[Tensor, Tensor]:
     """Threshold, activate and pack in one launch, without waiting for the device.
 
@@ -178,7 +179,7 @@ def _backward(ctx: Any, grad: Tensor, grad_words: Tensor | None) -> tuple[Tensor
     return flat.reshape(ctx.shape), None, None, None, None
 
 
-@torch.library.custom_op("spectralkernels::threshold_backward", mutates_args=())
+@operator("threshold_backward")
 def threshold_backward(grad: Tensor, values: Tensor | None, words: Tensor, numel: int) -> Tensor:
     """Unpack the gradient of packed values in one launch, times the derivative of tanh at its outputs `values`.
 

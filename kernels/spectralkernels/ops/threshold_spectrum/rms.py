@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from spectralkernels.aot import NamedLaunch
+from spectralkernels.operators import operator
 from spectralkernels.sparse.bitmap import BLOCK
 from spectralkernels.sparse.kernels import as_int64, imaginary, on_device_of, real
 
@@ -42,7 +43,7 @@ def rms_kernel(
     tl.store(rms_ptr + plane, tl.sqrt_rn(tl.sum(power, axis=0) * (1.0 / CELLS)))
 
 
-@torch.library.custom_op("spectralkernels::map_rms", mutates_args=())
+@operator("map_rms")
 def map_rms(y_hat: Tensor, n: int) -> Tensor:
     """Root mean square of each map in one launch, from its ortho-normalised half spectrum.
 

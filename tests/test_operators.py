@@ -1,0 +1,101 @@
+"""Operators: which of its two forms a call takes, that both are well-formed, and that a missing derivative is an error."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from spectralkernels.operators import Operator, operator
+
+calls: list[str] = []
+
+
+@operator("test_scaled")
+def scaled(x: Tensor, factor: float) -> Tensor:
+    """factor x"""
+    calls.append("scaled")
+    return factor * x
+
+
+@scaled.register_fake
+def _(x: Tensor, factor: float) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _save(ctx, inputs, output) -> None:
+    calls.append("save")
+    ctx.factor = inputs[1]
+
+
+scaled.register_autograd(lambda ctx, dy: (doubled(dy) * (ctx.factor / 2), None), setup_context=_save)
+
+
+@operator("test_doubled")
+def doubled(x: Tensor) -> Tensor:
+    """2 x, once differentiable: it is the derivative of `scaled`"""
+    return 2 * x
+
+
+@doubled.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def called(x: Tensor) -> list[str]:
+    calls.clear()
+    y = scaled(x, 3.0)
+    torch.testing.assert_close(y.detach(), 3.0 * x.detach())
+    return list(calls)
+
+
+def test_only_a_gradient_takes_the_way_through_autograd(seed: int):
+    x = torch.randn(4)
+    assert called(x) == ["scaled"]
+    assert called(x.clone().requires_grad_()) == ["scaled", "save"]
+    with torch.no_grad():
+        assert called(x.clone().requires_grad_()) == ["scaled"]
+    with torch.inference_mode():
+        assert called(torch.randn(4)) == ["scaled"]
+
+
+def test_the_derivative(seed: int):
+    x = torch.randn(4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: scaled(x, 3.0), x)
+
+
+def test_a_missing_derivative_is_an_error_when_it_is_asked_for(seed: int):
+    x = torch.randn(4, requires_grad=True)
+    y = doubled(x)
+    with pytest.raises(RuntimeError, match="spectralkernels::test_doubled has no derivative"):
+        y.sum().backward()
+    dy = torch.randn(4, requires_grad=True)
+    (dx,) = torch.autograd.grad(scaled(x, 3.0), x, dy, create_graph=True)
+    with pytest.raises(RuntimeError, match="spectralkernels::test_doubled has no derivative"):
+        dx.sum().backward()
+
+
+@pytest.mark.parametrize("differentiated", [True, False])
+def test_both_forms_are_well_formed_and_trace_whole(differentiated: bool, seed: int):
+    x = torch.randn(4, requires_grad=differentiated)
+    for form in (scaled.differentiable, scaled.plain):
+        tests = torch.library.opcheck(form, (x.detach() if form is scaled.plain else x, 3.0))
+        assert set(tests.values()) == {"SUCCESS"}
+    compiled = torch.compile(lambda x: scaled(x, 3.0) + 1, fullgraph=True, backend="aot_eager")
+    y = compiled(x)
+    torch.testing.assert_close(y, 3 * x + 1)
+    assert y.requires_grad == differentiated
+    if differentiated:
+        torch.testing.assert_close(torch.autograd.grad(y.sum(), x)[0], torch.full((4,), 3.0))
+
+
+def test_an_operator_under_vmap(seed: int):
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(torch.vmap(lambda row: scaled(row, 3.0))(x), 3 * x)
+
+
+def test_a_schema_may_be_given():
+    added = Operator("test_added", lambda x, y: x + (1 if y is None else y), "(Tensor x, Tensor? y) -> Tensor")
+    x = torch.full((2,), 3.0)
+    torch.testing.assert_close(added(x, x), 2 * x)
+    torch.testing.assert_close(added(x, None), x + 1)
