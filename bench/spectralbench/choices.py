@@ -102,7 +102,7 @@ def as_markdown(machine: str, found: Sequence[Verdict]) -> str:
         "|---|---:|---:|---:|---:|",
     ]
     by_operation: dict[str, list[Verdict]] = {}
-    for verdict in found:
+    for verdict in sorted(found, key=lambda verdict: verdict.operation):
         by_operation.setdefault(verdict.operation, []).append(verdict)
     for name, own in by_operation.items():
         best = sum(verdict.chosen == verdict.fastest for verdict in own)
