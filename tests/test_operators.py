@@ -1,4 +1,4 @@
-"""Operators: which of its two forms a call takes, that both are well-formed, and that a missing derivative is an error."""
+"""Operators: which of its two forms a call takes, that both are well-formed, that a missing derivative is an error."""
 
 from __future__ import annotations
 
