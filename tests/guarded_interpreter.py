@@ -25,7 +25,7 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 interpreter = pytest.mark.skipif(not (HAS_TRITON and interpreted()), reason="run by test_under_the_interpreter")
 compiler = pytest.mark.skipif(not HAS_TRITON or interpreted(), reason="needs triton's compiler, not its interpreter")
 
-CANARY, UNWRITTEN, MARGIN = 77, -77, 2048
+CANARY, UNWRITTEN, MARGIN = 77, -77, 8192
 
 
 def relative_error(y: Tensor, expected: Tensor) -> float:
@@ -78,12 +78,29 @@ def run_marked(file: str) -> None:
     passed(python_interpreting("-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(file))))
 
 
+def within(content: Tensor, margin: complex) -> tuple[Tensor, Tensor]:
+    """A copy of `content` inside a longer buffer of `margin`, and that buffer."""
+    buffer = torch.full((content.numel() + 2 * MARGIN,), margin, dtype=content.dtype)
+    inside = buffer[MARGIN : MARGIN + content.numel()].view(content.shape)
+    inside.copy_(content)
+    return inside, buffer
+
+
 def in_poison(tensor: Tensor) -> Tensor:
-    """The same complex numbers in the middle of a buffer of NaN, so that a read outside is seen."""
-    buffer = torch.full((tensor.numel() + 2 * MARGIN,), complex(float("nan"), float("nan")), dtype=tensor.dtype)
-    inner = buffer[MARGIN : MARGIN + tensor.numel()].view(tensor.shape)
-    inner.copy_(tensor)
-    return inner
+    """The same numbers in the middle of a buffer of NaN, so that a read outside is seen."""
+    nan = float("nan")
+    return within(tensor, complex(nan, nan) if tensor.is_complex() else nan)[0]
+
+
+def nan_inside(*shape: int) -> tuple[Tensor, Tensor]:
+    """An output that begins as NaN between canaries, and their buffer, to be judged by `alive`."""
+    return within(torch.full(shape, float("nan")), CANARY)
+
+
+def alive(buffer: Tensor) -> bool:
+    """Whether nothing wrote outside the output in the middle of a buffer."""
+    margins = torch.cat([buffer[:MARGIN], buffer[-MARGIN:]])
+    return bool((margins == margins.new_full((), CANARY)).all())
 
 
 @contextmanager
@@ -109,8 +126,7 @@ def canaries() -> Iterator[None]:
         yield
     assert buffers, "the code under test allocates its outputs with torch.empty"
     for buffer in buffers:
-        margins = torch.cat([buffer[:MARGIN], buffer[-MARGIN:]])
-        assert (margins == margins.new_full((), CANARY)).all(), "wrote outside an output"
+        assert alive(buffer), "wrote outside an output"
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from guarded_interpreter import MARGIN, canaries, in_poison
+from guarded_interpreter import MARGIN, alive, canaries, in_poison, nan_inside
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.int32, torch.int64)
 
@@ -44,6 +44,16 @@ def test_outputs_made_otherwise_are_noticed_and_torch_is_put_back():
     with pytest.raises(AssertionError, match=r"allocates its outputs with torch\.empty"), canaries():
         torch.zeros(3)
     assert (torch.empty, torch.empty_like) == before
+
+
+@pytest.mark.parametrize("cell", [-MARGIN, -1, 12, 11 + MARGIN])
+def test_an_output_that_a_kernel_is_given_has_canaries_too(cell: int):
+    output, around = nan_inside(3, 4)
+    assert output.isnan().all()
+    output.fill_(3)
+    assert alive(around)
+    write(output, cell)
+    assert not alive(around)
 
 
 @pytest.mark.parametrize("cell", [-MARGIN, -1, 12, 11 + MARGIN])
