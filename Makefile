@@ -27,7 +27,7 @@ study: .venv/ready
 	$(BIN)/spectralbench plot
 	$(BIN)/spectralbench report
 
-# The long form of `make test`: eight times the random shapes, every kernel compiled for every architecture. An hour.
+# The long form of `make test`: eight times the random shapes, every kernel compiled for every architecture. Half an hour.
 full: .venv/ready
 	SPECTRAL_EFFORT=8 $(PYTEST)
 	$(BIN)/spectralbench fingerprint --check

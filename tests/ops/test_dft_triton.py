@@ -112,14 +112,14 @@ class Interpreted:
         name = ("tf32x3", "fp32", "tf32", "fp16", "bf16", "bf16x6")[number % 6]
         relu = number % 5 == 2
         y = dft_triton(x, weight, bias, band, groups, precision=name, activation="relu" if relu else "none")
-        exact = reference(x, weight, bias, band, groups)
-        if relu:
-            # The derivative is that of the branch that was taken.
-            exact = exact * (y.detach() > 0)
+        sums = reference(x, weight, bias, band, groups)
+        # The derivative of ReLU is that of the branch that was taken.
+        exact = sums * (y.detach() > 0) if relu else sums
         cotangent = torch.randn_like(y)
         found = (y, *torch.autograd.grad(y, (x, weight, bias), cotangent))
         wanted = (exact, *torch.autograd.grad(exact, (x, weight, bias), cotangent.double()))
-        # A sum that happens to cancel is no measure of its own error: so is what such a sum usually comes to.
+        # A sum that happens to cancel is no measure of its own error: so is what such a sum usually comes to. Nor is
+        # what a ReLU leaves of a sum.
         taps, pixels, share = weight[0, 0].numel(), y[0, 0].numel(), 1 - band.achieved_compression
         terms = (
             share * weight[0].numel(),
@@ -129,8 +129,11 @@ class Interpreted:
         )
         where = f"{name} {sizes} {band} relu={relu}"
         assert y.is_contiguous(), where
-        for what, got, want, count in zip(("y", "dx", "dw", "db"), found, wanted, terms, strict=True):
-            scale = float(want.detach().norm()) + 0.3 * (want.numel() * count) ** 0.5
+        measures = (sums, *wanted[1:])
+        for what, got, want, measure, count in zip(
+            ("y", "dx", "dw", "db"), found, wanted, measures, terms, strict=True
+        ):
+            scale = float(measure.detach().norm()) + 0.3 * (want.numel() * count) ** 0.5
             error = float((got.detach().double() - want.detach()).norm())
             assert error <= PRECISIONS[name].error * scale, f"{what} {where}"
 
