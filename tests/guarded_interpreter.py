@@ -80,7 +80,7 @@ def run_marked(file: str) -> None:
 
 def within(content: Tensor, margin: complex) -> tuple[Tensor, Tensor]:
     """A copy of `content` inside a longer buffer of `margin`, and that buffer."""
-    buffer = torch.full((content.numel() + 2 * MARGIN,), margin, dtype=content.dtype)
+    buffer = torch.full((content.numel() + 2 * MARGIN,), margin, dtype=content.dtype, device=content.device)
     inside = buffer[MARGIN : MARGIN + content.numel()].view(content.shape)
     inside.copy_(content)
     return inside, buffer
@@ -111,14 +111,13 @@ def canaries() -> Iterator[None]:
 
     def empty(*size: Any, dtype: torch.dtype | None = None, device: Any = None) -> Tensor:
         shape = torch.Size(size[0] if len(size) == 1 and not isinstance(size[0], int) else size)
-        dtype, count = dtype or torch.float32, shape.numel()
+        dtype = dtype or torch.float32
         if str(device) == "meta":
             return original(shape, dtype=dtype, device=device)
-        buffer = original(count + 2 * MARGIN, dtype=dtype, device=device).fill_(CANARY)
+        unwritten = float("nan") if dtype.is_floating_point or dtype.is_complex else UNWRITTEN
+        inside, buffer = within(torch.full(shape, unwritten, dtype=dtype, device=device), CANARY)
         buffers.append(buffer)
-        inside = buffer[MARGIN : MARGIN + count]
-        inside.fill_(float("nan") if dtype.is_floating_point or dtype.is_complex else UNWRITTEN)
-        return inside.view(shape)
+        return inside
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "empty", empty)
