@@ -223,8 +223,10 @@ def _product(
 
 def _values(mask: Tensor, modes: ModeList, like: Tensor) -> Tensor:
     """The mask at the listed modes, to broadcast over [F, 2, B, O]."""
-    values = mask.reshape(-1, mask.shape[-2] * mask.shape[-1])[:, flat_indices(modes, mask.device)]  # [1 or B, F]
-    return values.t().to(like.dtype)[:, None, :, None]
+    where = flat_indices(modes, mask.device)
+    if mask.dim() == 2:
+        return mask.take(where).to(like.dtype).view(-1, 1, 1, 1)
+    return mask.flatten(1)[:, where].t().to(like.dtype)[:, None, :, None]  # mask [B, 1, ...]
 
 
 def _mask_gradient(g: Tensor, y: Tensor, mask: Tensor, modes: ModeList) -> Tensor:
