@@ -90,19 +90,20 @@ class SteppedDFT:
     def stream(self, planes: Tensor, most: int) -> Iterator[tuple[slice, Tensor]]:
         """The modes of `analyse` piece by piece: where they lie, and [modes, 2, planes], overwritten by the next piece.
 
-        most: modes per piece; one column at least.
+        most: modes per piece, about: up to half as many more if that saves a piece, and one column at least.
         """
         count = planes.shape[0]
         by_column = self._over_width(planes)
-        buffer = planes.new_empty(0)
+        buffer = piece = planes.new_empty(0)
         for columns, where, rows in self._pieces(most):
             if rows is None:
                 continue
             rows_hp, _ = rows
             modes = where.stop - where.start
-            if buffer.numel() < modes * 2 * count:
-                buffer = planes.new_empty(modes * 2 * count)
-            piece = buffer[: modes * 2 * count].view(modes, 2, count)
+            if len(piece) != modes:
+                if buffer.numel() < modes * 2 * count:
+                    buffer = planes.new_empty(modes * 2 * count)
+                piece = buffer[: modes * 2 * count].view(modes, 2, count)
             torch.bmm(rows_hp, by_column[columns], out=piece.view(*rows_hp.shape[:2], count))
             yield where, piece
 
@@ -133,11 +134,12 @@ class SteppedDFT:
         return partial.view(height * 2, doubled // 2, count).transpose(0, 1)
 
     def _pieces(self, most: int) -> Iterator[tuple[slice, slice, tuple[Tensor, Tensor] | None]]:
-        """(columns, modes, rows_hp and rows_ph) of runs of columns, each of one block and of at most `most` modes."""
+        """(columns, modes, rows_hp and rows_ph) of runs of columns, each of one block and of about `most` modes."""
         column = mode = 0
         for width, rows in self.blocks:
             height = rows[0].shape[1] // 2 if rows is not None else 0
-            step = max(1, most // height) if height else width
+            step = -(-width // _parts(width * height, most))
+            step += step % 2  # of an odd batch, a core multiplies the last alone: 3 columns take as long as 4
             for start in range(0, width, step):
                 size = min(step, width - start)
                 some = rows if rows is None or size == width else (rows[0][:size], rows[1][:size])
@@ -166,20 +168,23 @@ class ListedDFT:
         return (self.matrix @ planes.flatten(1).t()).unflatten(0, (-1, 2))
 
     def stream(self, planes: Tensor, most: int) -> Iterator[tuple[slice, Tensor]]:
-        """As in SteppedDFT."""
-        count = planes.shape[0]
+        """As in SteppedDFT, but all pieces are of one size: the last begins within the one before."""
+        size = -(-self.modes // _parts(self.modes, most))
+        size = min(size + -size % (FEW_TERM_ROWS // 2), self.modes)  # rows in whole batches
+        batches, done = self._batches(2 * size)
         pixels = planes.flatten(1).t()
-        buffer = planes.new_empty(2 * min(most, self.modes), count)
-        for where in self._pieces(most):
-            rows = self.matrix[2 * where.start : 2 * where.stop]
-            piece = buffer[: rows.shape[0]]
-            batches, done = self._batches(rows.shape[0])
+        count, copies = planes.shape[0], pixels.expand(batches, -1, -1)
+        modes = planes.new_empty(size, 2, count)
+        piece = modes.view(2 * size, count)
+        in_batches = piece[:done].view(batches, FEW_TERM_ROWS, count)
+        for start in range(0, self.modes, size):
+            start = min(start, self.modes - size)
+            rows = self.matrix[2 * start : 2 * (start + size)]
             if batches:
-                several = (batches, FEW_TERM_ROWS, -1)
-                torch.bmm(rows[:done].view(several), pixels.expand(batches, -1, -1), out=piece[:done].view(several))
-            if done < rows.shape[0]:
+                torch.bmm(rows[:done].view(batches, FEW_TERM_ROWS, -1), copies, out=in_batches)
+            if done < 2 * size:
                 torch.mm(rows[done:], pixels, out=piece[done:])
-            yield where, piece.view(rows.shape[0] // 2, 2, count)
+            yield slice(start, start + size), modes
 
     def synthesise(self, modes: Tensor) -> Tensor:
         """The transpose: [F, 2, planes] -> Real [planes, height, width]."""
@@ -207,8 +212,14 @@ class ListedDFT:
 
     def _pieces(self, most: int) -> Iterator[slice]:
         modes = self.modes
-        for start in range(0, modes, most):
-            yield slice(start, min(start + most, modes))
+        size = -(-modes // _parts(modes, most))
+        for start in range(0, modes, size):
+            yield slice(start, min(start + size, modes))
+
+
+def _parts(modes: int, most: int) -> int:
+    """How many pieces of about `most` modes."""
+    return max(1, round(modes / most))
 
 
 def _cos_sin(frequencies: Sequence[int], positions: Sequence[int], n: int) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from spectralkernels import masks
 from spectralkernels.convolution import linear_maps
 from spectralkernels.convolution.geometry import conv_band
 from spectralkernels.convolution.modal import correlate, multiply, multiply_transposed
-from spectralkernels.dft import FEW_PIXELS, ListedDFT, SteppedDFT, listed_dft, stepped_dft
+from spectralkernels.dft import FEW_PIXELS, FEW_TERM_ROWS, ListedDFT, SteppedDFT, listed_dft, stepped_dft
 from spectralkernels.ops.masked_conv2d.profiles import make_mask
 from spectralkernels.spectra import step_cells
 
@@ -48,27 +48,28 @@ def test_pieces_are_the_whole(lengths: tuple[int, int], most: int, poisoned: Non
     other = torch.randn_like(want)
     for transform in (stepped, listed):
         torch.testing.assert_close(transform.analyse(planes), want)
-        found, ends = [], [0]
+        found = torch.full_like(want, float("nan"))  # pieces may overlap
         for where, piece in transform.stream(planes, most):
-            assert where.start == ends[-1] and where.stop - where.start <= max(most, 7)
-            ends.append(where.stop)
-            found.append(piece.clone())
-        assert ends[-1] == len(want) == transform.modes
-        torch.testing.assert_close(torch.cat(found), want)
+            assert 0 <= where.start < where.stop <= transform.modes == len(want)
+            assert len(piece) <= max(1.5 * most, 14, FEW_TERM_ROWS // 2)  # a pair of columns of 7 modes, a batch
+            found[where] = piece
+        torch.testing.assert_close(found, want)
         whole = transform.synthesise(other)
         torch.testing.assert_close((whole * planes).sum(), (want * other).sum())
         torch.testing.assert_close(transform.gather(lambda where: other[where], 6, most), whole)
 
 
 def test_a_few_pixels_keep_the_accuracy_of_one_rounding(seed: int):
-    """Batches of 16 rows and what is left of them, in float32 against float64, at every number of modes modulo 8."""
+    """Batches of rows and what is left of them, in float32 against float64, at every number of modes modulo 8."""
     for modes in range(1, 20):
         cells = tuple((i % 9, i % 6) for i in range(modes))
         where = ((-1, -1), (3, 3), False)
         planes = torch.randn(50, 3, 3, dtype=torch.float64)
         exact = listed_dft((9, 10), cells, *where, torch.float64, torch.device("cpu")).analyse(planes)
         single = listed_dft((9, 10), cells, *where, torch.float32, torch.device("cpu"))
-        got = torch.cat([piece.clone() for _, piece in single.stream(planes.float(), 13)])
+        got = torch.full_like(exact, float("nan"))
+        for where, piece in single.stream(planes.float(), 5):
+            got[where] = piece.double()
         assert float((got - exact).norm() / exact.norm()) < 2e-7
 
 
@@ -88,11 +89,12 @@ def test_products_are_complex_products(groups: int, per_group: int, out_per_grou
 
     z_groups = whole(z).unflatten(2, (groups, -1))
     w_groups, g_groups = whole(w).unflatten(1, (groups, -1)), whole(g).unflatten(2, (groups, -1))
+    pieces = [(where, w[where].flatten(2)) for where in (slice(0, 2), slice(2, 3), slice(1, 4))]
     out = torch.empty(modes, 2, batch, out_channels, dtype=torch.float64)
-    multiply(z, w, groups, out)
+    multiply(z, pieces, groups, out)
     torch.testing.assert_close(out, parts(torch.einsum("fbgc,fgoc->fbgo", z_groups, w_groups.conj()).flatten(2)))
     out = torch.empty_like(z)
-    multiply_transposed(g, w, groups, out)
+    multiply_transposed(g, pieces, groups, out)
     torch.testing.assert_close(out, parts(torch.einsum("fbgo,fgoc->fbgc", g_groups, w_groups).flatten(2)))
     out = torch.empty_like(w)
     correlate(g, z, groups, out)
@@ -140,7 +142,7 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("kernel", [3, 5])
 def test_the_spectrum_of_a_weight_is_never_whole(kernel: int, seed: int):
-    """128 x 128 channels on 16 x 16: 20 to 24 MB of modes forward and backward, pieces of 3 MB at most."""
+    """128 x 128 channels on 16 x 16: 20 to 24 MB of modes forward and backward, in pieces of about 3 MB."""
     x, weight = torch.randn(1, 128, 16, 16), torch.randn(128, 128, kernel, kernel)
     band = conv_band((16, 16), (kernel, kernel), compression=0.0)
     whole = 2 * 4 * band.modes * 128 * 128
@@ -155,6 +157,6 @@ def test_the_spectrum_of_a_weight_is_never_whole(kernel: int, seed: int):
         linear_maps.weight_product_transposed(y, weight, of_weight, 1)
         linear_maps.weight_gradient(y, z, weight, of_weight, 1)
     # A separable transform holds the kernel's rows of every kept column.
-    assert largest.nbytes <= max(linear_maps.PIECE_BYTES, 2 * 4 * band.kept[1] * kernel * 128 * 128)
+    assert largest.nbytes <= max(1.5 * linear_maps.PIECE_BYTES, 2 * 4 * band.kept[1] * kernel * 128 * 128)
     assert largest.nbytes < whole / 2
     assert of_weight.modes == band.modes

@@ -18,8 +18,8 @@ from spectralkernels.dft import ListedDFT, SteppedDFT
 
 Transform = SteppedDFT | ListedDFT
 
-# Bytes of the weight's spectrum at a time on a CPU. Of 0.5, 1, 2, 3, 5 MB and all of it (9 MB), 3 MB was the fastest or
-# within 3 % of it: a piece costs some 50 us in Python, and more than L2 holds costs memory traffic.
+# About how many bytes of the weight's spectrum to hold at a time on a CPU. From 1 to 5 MB the time of K3 to K31 is the
+# same within 5 %; with all of it at once (9 MB at K3) it is 12 to 15 % longer.
 PIECE_BYTES = 3 << 20
 
 
@@ -41,27 +41,25 @@ def synthesise(modes: Tensor, transform: Transform, lengths: Sequence[int], bias
 def product(z: Tensor, w: Tensor, out_channels: int, batch: int, groups: int) -> Tensor:
     """Z [F, 2, B * C] conj(W [F, 2, O * C / groups]) -> [F, 2, B, O]."""
     y = z.new_empty(len(z), 2, batch, out_channels)
-    w = w.unflatten(2, (out_channels, -1))
-    multiply(z.unflatten(2, (batch, w.shape[3] * groups)), w, groups, y)
+    channels = w.shape[2] // out_channels * groups
+    multiply(z.view(len(z), 2, batch, channels), [(slice(len(w)), w)], groups, y)
     return y
 
 
 def weight_product(z: Tensor, weight: Tensor, transform: Transform, batch: int, groups: int) -> Tensor:
     """Z [F, 2, B * C] conj(D weight [O, C / groups, *kernel]) -> [F, 2, B, O]."""
     out_channels, channels = weight.shape[:2]
-    z = z.view(z.shape[0], 2, batch, channels * groups)
-    y = z.new_empty(z.shape[0], 2, batch, out_channels)
+    z = z.view(len(z), 2, batch, channels * groups)
+    y = z.new_empty(len(z), 2, batch, out_channels)
     planes = _planes(weight)
-    for where, w in transform.stream(planes, _piece(transform, z, planes.shape[0])):
-        multiply(z[where], w.view(w.shape[0], 2, out_channels, channels), groups, y[where])
+    multiply(z, transform.stream(planes, _piece(transform, z, len(planes))), groups, y)
     return y
 
 
 def product_transposed(g: Tensor, w: Tensor, groups: int) -> Tensor:
     """dZ = G [F, 2, B, O] W [F, 2, O * C / groups]: [F, 2, B, C]."""
-    w = w.unflatten(2, (g.shape[3], -1))
-    dz = g.new_empty(*g.shape[:3], w.shape[3] * groups)
-    multiply_transposed(g, w, groups, dz)
+    dz = g.new_empty(*g.shape[:3], w.shape[2] // g.shape[3] * groups)
+    multiply_transposed(g, [(slice(len(w)), w)], groups, dz)
     return dz
 
 
@@ -69,8 +67,7 @@ def weight_product_transposed(g: Tensor, weight: Tensor, transform: Transform, g
     """dZ = G [F, 2, B, O] (D weight): [F, 2, B, C]."""
     dz = g.new_empty(*g.shape[:3], weight.shape[1] * groups)
     planes = _planes(weight)
-    for where, w in transform.stream(planes, _piece(transform, g, len(planes))):
-        multiply_transposed(g[where], w.unflatten(2, weight.shape[:2]), groups, dz[where])
+    multiply_transposed(g, transform.stream(planes, _piece(transform, g, len(planes))), groups, dz)
     return dz
 
 

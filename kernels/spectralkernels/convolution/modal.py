@@ -1,50 +1,78 @@
 """Products over channels, one per kept mode, on planar spectra: real and imaginary parts are two real matrices.
 
-    z  Real [F, 2, B, C]      spectrum of the input
-    w  Real [F, 2, O, C / g]  spectrum of the weight
-    y  Real [F, 2, B, O]      product
+    z  Real [F, 2, B, C]        spectrum of the input
+    w  Real [F, 2, O * C / g]   spectrum of the weight, which comes piece by piece
+    y  Real [F, 2, B, O]        product
 
 Each is 8 B O C / g FLOPs in one or two real matrix products per mode and group. With one channel per group (depthwise,
-any multiplier) they are element-wise. All write into `out`.
+any multiplier) they are element-wise. All write into `out`. Pieces of one size share their temporaries and views:
+between cold caches every allocation and call costs microseconds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
+# Where the modes of a piece lie, and the weight there [modes, 2, O * C / g].
+Pieces = Iterable[tuple[slice, Tensor]]
 
-def multiply(z: Tensor, w: Tensor, groups: int, out: Tensor) -> None:
+
+def multiply(z: Tensor, pieces: Pieces, groups: int, out: Tensor) -> None:
     """y = sum_c z conj(w): [2 B, C] x [C, 2 O] per mode."""
-    modes, _, batch, _ = z.shape
-    if w.shape[3] == 1:
-        z, w, out = z.unsqueeze(-1), _per_channel(w, groups), out.unflatten(-1, (groups, -1))
-        torch.mul(z[:, 0], w[:, 0], out=out[:, 0]).addcmul_(z[:, 1], w[:, 1])
-        torch.mul(z[:, 1], w[:, 0], out=out[:, 1]).addcmul_(z[:, 0], w[:, 1], value=-1)
+    modes, _, batch, channels = z.shape
+    out_channels = out.shape[3]
+    if channels == groups:
+        z, out = z.unsqueeze(-1), out.unflatten(-1, (groups, -1))
+        for where, piece in pieces:
+            w = _per_channel(piece, groups)
+            torch.mul(z[where, 0], w[:, 0], out=out[where, 0]).addcmul_(z[where, 1], w[:, 1])
+            torch.mul(z[where, 1], w[:, 0], out=out[where, 1]).addcmul_(z[where, 0], w[:, 1], value=-1)
         return
-    for z_g, w_g, out_g in zip(_split(z, groups, 3), _split(w, groups, 2), _split(out, groups, 3), strict=True):
-        rows = z_g.reshape(modes, 2 * batch, w_g.shape[3])
-        columns = w_g.reshape(modes, 2 * w_g.shape[2], w_g.shape[3])
-        parts = torch.bmm(rows, columns.transpose(1, 2)).view(modes, 2, batch, 2, w_g.shape[2])
-        (re_re, re_im), (im_re, im_im) = (part.unbind(2) for part in parts.unbind(1))
-        out_re, out_im = out_g.unbind(1)
-        torch.add(re_re, im_im, out=out_re)
-        torch.sub(im_re, re_im, out=out_im)
+    rows = [z_g.reshape(modes, 2 * batch, channels // groups) for z_g in _split(z, groups, 3)]
+    sums = [out_g.unbind(1) for out_g in _split(out, groups, 3)]
+    products = z.new_empty(0)
+    for where, piece in pieces:
+        if len(products) != len(piece):
+            products = z.new_empty(len(piece), 2 * batch, 2 * out_channels // groups)
+            parts = products.view(len(piece), 2, batch, 2, out_channels // groups)
+            (re_re, re_im), (im_re, im_im) = (part.unbind(2) for part in parts.unbind(1))
+        for z_g, w_g, (out_re, out_im) in zip(rows, _columns(piece, groups, out_channels), sums, strict=True):
+            torch.bmm(z_g[where], w_g, out=products)
+            torch.add(re_re, im_im, out=out_re[where])
+            torch.sub(im_re, re_im, out=out_im[where])
 
 
-def multiply_transposed(g: Tensor, w: Tensor, groups: int, out: Tensor) -> None:
+def multiply_transposed(g: Tensor, pieces: Pieces, groups: int, out: Tensor) -> None:
     """dz = sum_o g w, the gradient of `multiply` in z: [2 B, O] x [O, C] per mode for each part of w."""
-    modes, _, batch, _ = g.shape
-    if w.shape[3] == 1:
-        g, w = g.unflatten(-1, (groups, -1)), _per_channel(w, groups)
-        torch.sum(g[:, 0] * w[:, 0] - g[:, 1] * w[:, 1], dim=-1, out=out[:, 0])
-        torch.sum(g[:, 0] * w[:, 1] + g[:, 1] * w[:, 0], dim=-1, out=out[:, 1])
+    modes, _, batch, out_channels = g.shape
+    channels = out.shape[3]
+    if channels == groups:
+        g = g.unflatten(-1, (groups, -1))
+        for where, piece in pieces:
+            w, (re, im) = _per_channel(piece, groups), g[where].unbind(1)
+            torch.sum(re * w[:, 0] - im * w[:, 1], dim=-1, out=out[where, 0])
+            torch.sum(re * w[:, 1] + im * w[:, 0], dim=-1, out=out[where, 1])
         return
-    for g_g, w_g, out_g in zip(_split(g, groups, 3), _split(w, groups, 2), _split(out, groups, 3), strict=True):
-        rows, parts = g_g.reshape(modes, 2 * batch, g_g.shape[3]), (modes, 2, batch, w_g.shape[3])
-        with_real, with_imag = (torch.bmm(rows, w_g[:, part]).view(parts) for part in (0, 1))
-        torch.sub(with_real[:, 0], with_imag[:, 1], out=out_g[:, 0])
-        torch.add(with_real[:, 1], with_imag[:, 0], out=out_g[:, 1])
+    rows = [g_g.reshape(modes, 2 * batch, out_channels // groups) for g_g in _split(g, groups, 3)]
+    sums = [out_g.unbind(1) for out_g in _split(out, groups, 3)]
+    products = g.new_empty(2, 0)
+    for where, piece in pieces:
+        if products.shape[1] != len(piece):
+            products = g.new_empty(2, len(piece), 2 * batch, channels // groups)
+            with_real, with_imag = products.unbind(0)
+            (re_re, im_re), (re_im, im_im) = (
+                part.unflatten(1, (2, batch)).unbind(1) for part in (with_real, with_imag)
+            )
+        w = piece.view(len(piece), 2, out_channels, channels // groups)
+        for g_g, w_g, (out_re, out_im) in zip(rows, _split(w, groups, 2), sums, strict=True):
+            w_re, w_im = w_g.unbind(1)
+            torch.bmm(g_g[where], w_re, out=with_real)
+            torch.bmm(g_g[where], w_im, out=with_imag)
+            torch.sub(re_re, im_im, out=out_re[where])
+            torch.add(im_re, re_im, out=out_im[where])
 
 
 def correlate(g: Tensor, z: Tensor, groups: int, out: Tensor) -> None:
@@ -63,6 +91,15 @@ def correlate(g: Tensor, z: Tensor, groups: int, out: Tensor) -> None:
             out_g.copy_(torch.bmm(left, right).view(out_g.shape))
 
 
+def _columns(w: Tensor, groups: int, out_channels: int) -> list[Tensor]:
+    """Real parts, then imaginary parts, of each group: [F, C / g, 2 O / g]."""
+    channels = w.shape[2] // out_channels
+    if groups == 1:
+        return [w.view(len(w), 2 * out_channels, channels).transpose(1, 2)]
+    w = w.view(len(w), 2, out_channels, channels)
+    return [w_g.reshape(len(w), -1, channels).transpose(1, 2) for w_g in w.chunk(groups, 2)]
+
+
 def _split(spectra: Tensor, groups: int, axis: int) -> tuple[Tensor, ...]:
     """The groups, without a call where there is one: between cold caches a call costs microseconds."""
     return spectra.chunk(groups, axis) if groups > 1 else (spectra,)
@@ -79,5 +116,5 @@ def _embedded(g: Tensor) -> Tensor:
 
 
 def _per_channel(w: Tensor, groups: int) -> Tensor:
-    """Depthwise weight [F, 2, O, 1] -> [F, 2, 1, channel, multiplier], to broadcast over the batch."""
-    return w.squeeze(-1).unflatten(-1, (groups, -1)).unsqueeze(2)
+    """Depthwise weight [F, 2, O] -> [F, 2, 1, channel, multiplier], to broadcast over the batch."""
+    return w.unflatten(-1, (groups, -1)).unsqueeze(2)
