@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectralkernels.autocast import as_written
+
 NAMESPACE = "spectralkernels"
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 
@@ -29,6 +31,8 @@ class Operator:
         for each in self._names:
             _LIBRARY.define(each + schema, tags=(torch.Tag.pt2_compliant_tag,))
             _LIBRARY.impl(each, compute, "CompositeExplicitAutograd")
+            for device in ("cpu", "cuda"):
+                _LIBRARY.impl(each, _as_written(each, device), f"Autocast{device.upper()}")
         self.differentiable, self.plain = (getattr(getattr(torch.ops, NAMESPACE), each).default for each in self._names)
         self._backward: Callable[..., Any] = self._no_backward
         self._setup_context: Callable[..., None] | None = None
@@ -61,6 +65,16 @@ class Operator:
 
     def _no_backward(self, ctx: Any, *gradients: Tensor) -> Any:
         raise RuntimeError(f"{NAMESPACE}::{self._names[0]} has no derivative")
+
+
+def _as_written(name: str, device: str) -> Callable[..., Any]:
+    """The operator within torch.autocast: as without it."""
+
+    def run(*arguments: Any) -> Any:
+        with as_written(device):
+            return getattr(getattr(torch.ops, NAMESPACE), name).default(*arguments)
+
+    return run
 
 
 def operator(name: str) -> Callable[[Callable[..., Any]], Operator]:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectralkernels.autocast import as_written
 from spectralkernels.convolution.geometry import WeightSpectrum, compute_dtype
 from spectralkernels.convolution.linear_maps import (
     Transform,
@@ -46,7 +47,7 @@ def dft_gemm(x: Tensor, weight: Tensor | WeightSpectrum, bias: Tensor | None, ba
 def freeze_weight(weight: Tensor, band: Band, groups: int) -> WeightSpectrum:
     """Transform a weight [O, C / groups, *kernel] for repeated use with frozen values."""
     starts = [-before for before, _ in band.pad]
-    with torch.no_grad():
+    with torch.no_grad(), as_written(weight.device.type):
         modes = analyse(weight, _transform(weight, starts, weight.shape[2:], band.n, band.kept))
     return WeightSpectrum(modes, band, weight.shape[0], weight.shape[1], groups)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectralkernels.autocast import cast
 from spectralkernels.checks import check_dims
 from spectralkernels.convolution import baselines, dft_triton, fused_depthwise, fused_series
 from spectralkernels.convolution.cost import dft_gemm_flops, direct_flops
@@ -43,6 +44,8 @@ def call(
 ) -> Tensor:
     """Check the arguments of a public call, work out its geometry and run it."""
     check_dims("x", x, f"[batch, channel, {spatial}]")
+    device = x.device.type
+    x, weight, bias = cast(x, device), cast(weight, device), cast(bias, device)
     geometry: dict[str, Any] = {"compression": compression, "padding": padding, "grid": grid}
     if isinstance(weight, WeightSpectrum):
         band = conv_band(tuple(x.shape[2:]), weight.band.kernel, **geometry)
@@ -51,7 +54,7 @@ def call(
         check_arguments(x, weight, bias, groups, stride, spatial)
         band = conv_band(tuple(x.shape[2:]), tuple(weight.shape[2:]), **geometry)
     inputs = {"x": x, "weight": weight, "bias": bias, "band": band, "groups": groups}
-    return dispatch(operation, impl, x.device.type, inputs)
+    return dispatch(operation, impl, device, inputs)
 
 
 # Where the ways cross on a two-core CPU, from the study under results/records: what a product of dft_gemm costs against

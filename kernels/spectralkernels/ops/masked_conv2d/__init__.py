@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectralkernels.autocast import cast
 from spectralkernels.checks import REAL_DTYPES, check_channels, check_dims, check_dtype
 from spectralkernels.convolution.geometry import (
     GridChoice,
@@ -59,7 +60,8 @@ def masked_conv2d(
 ) -> Tensor:
     """Convolve maps under a mask of their half spectrum.
 
-    x: Real [batch, channel, height, width], any strides; float32, float64, or half (computed in float32).
+    x: Real [batch, channel, height, width], any strides; float32, float64, or half (computed in float32). Within
+        torch.autocast x, weight and bias are cast as by torch.nn.functional.conv2d.
     weight: Real [out_channel, channel / groups, kernel_height, kernel_width], may be larger than the map; or a frozen
         `WeightSpectrum` made by `masked_weight_spectrum` for the same geometry and modes.
     mask: Bool or Float [N_h, N_w // 2 + 1], or [batch, 1, N_h, N_w // 2 + 1] with one mask per sample, on the grid
@@ -74,6 +76,8 @@ def masked_conv2d(
     Raises: ShapeError, DtypeError, RangeError on arguments that do not fit; Unsupported if `impl` cannot run here.
     """
     check_dims("x", x, "[batch, channel, height, width]")
+    device = x.device.type
+    x, weight, bias = cast(x, device), cast(weight, device), cast(bias, device)
     if isinstance(weight, WeightSpectrum):
         kernel, modes = weight.band.kernel, weight.mode_list if modes is None else modes
     else:
@@ -91,7 +95,7 @@ def masked_conv2d(
     if modes.n != n:
         raise ShapeError(f"modes must be listed on the grid {n} of this call, got {modes.n}; see masks.mode_list")
     inputs: dict[str, Any] = {"x": x, "weight": weight, "mask": mask, "bias": bias}
-    return dispatch(OPERATION, impl, x.device.type, {**inputs, "band": band, "modes": modes, "groups": groups})
+    return dispatch(OPERATION, impl, device, {**inputs, "band": band, "modes": modes, "groups": groups})
 
 
 def masked_weight_spectrum(

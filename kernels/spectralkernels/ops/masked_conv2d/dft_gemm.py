@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectralkernels.autocast import as_written
 from spectralkernels.convolution.geometry import WeightSpectrum, compute_dtype
 from spectralkernels.convolution.linear_maps import (
     Transform,
@@ -60,7 +61,7 @@ def dft_gemm(
 def freeze_weight(weight: Tensor, band: Band, modes: ModeList, groups: int) -> WeightSpectrum:
     """Transform a weight [O, C / groups, K_h, K_w] at the listed modes for repeated use with frozen values."""
     starts = [-before for before, _ in band.pad]
-    with torch.no_grad():
+    with torch.no_grad(), as_written(weight.device.type):
         w = analyse(weight, _transform(weight, modes, starts, weight.shape[2:]))
     return WeightSpectrum(w, band, weight.shape[0], weight.shape[1], groups, modes)
 
