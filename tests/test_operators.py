@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from spectralkernels.operators import Operator, operator
 
@@ -73,6 +74,24 @@ def test_a_missing_derivative_is_an_error_when_it_is_asked_for(seed: int):
     (dx,) = torch.autograd.grad(scaled(x, 3.0), x, dy, create_graph=True)
     with pytest.raises(RuntimeError, match="spectralkernels::test_doubled has no derivative"):
         dx.sum().backward()
+
+
+def test_forward_mode_is_an_error_and_no_tangent_of_zero(seed: int):
+    x, tangent = torch.randn(4), torch.randn(4)
+
+    def through(x: Tensor) -> Tensor:
+        return scaled(x.sin(), 3.0)
+
+    with pytest.raises(
+        NotImplementedError, match="test_scaled has no forward-mode derivative; differentiate in reverse"
+    ):
+        torch.func.jvp(through, (x,), (tangent,))
+    with pytest.raises(NotImplementedError, match="test_scaled has no forward-mode derivative"):
+        torch.func.jacfwd(through)(x)
+    with forward_ad.dual_level():
+        with pytest.raises(NotImplementedError, match="test_scaled has no forward-mode derivative"):
+            through(forward_ad.make_dual(x, tangent))
+        assert called(x) == ["scaled"]  # what carries no tangent passes
 
 
 @pytest.mark.parametrize("differentiated", [True, False])

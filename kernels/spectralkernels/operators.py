@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from spectralkernels.autocast import as_written
 
@@ -44,9 +45,11 @@ class Operator:
         )
 
     def __call__(self, *arguments: Any) -> Any:
-        needs_gradient = torch.is_grad_enabled() and any(
-            isinstance(argument, Tensor) and argument.requires_grad for argument in arguments
-        )
+        tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+        # torch.func.jvp takes the tangent of an operator without a rule for zero, and says nothing.
+        if not torch.compiler.is_compiling() and any(unpack_dual(tensor).tangent is not None for tensor in tensors):
+            raise NotImplementedError(f"{self._names[0]} has no forward-mode derivative; differentiate in reverse mode")
+        needs_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
         return (self.differentiable if needs_gradient else self.plain)(*arguments)
 
     def register_fake(self, rule: Callable[..., Any]) -> Callable[..., Any]:
