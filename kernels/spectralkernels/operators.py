@@ -32,9 +32,10 @@ class Operator:
         for each in self._names:
             _LIBRARY.define(each + schema, tags=(torch.Tag.pt2_compliant_tag,))
             _LIBRARY.impl(each, compute, "CompositeExplicitAutograd")
-            for device in ("cpu", "cuda"):
-                _LIBRARY.impl(each, _as_written(each, device), f"Autocast{device.upper()}")
         self.differentiable, self.plain = (getattr(getattr(torch.ops, NAMESPACE), each).default for each in self._names)
+        for device in ("cpu", "cuda"):
+            for each, form in zip(self._names, (self.differentiable, self.plain), strict=True):
+                _LIBRARY.impl(each, _as_written(form, device), f"Autocast{device.upper()}")
         self._backward: Callable[..., Any] = self._no_backward
         self._setup_context: Callable[..., None] | None = None
         torch.library.register_autograd(
@@ -70,12 +71,12 @@ class Operator:
         raise RuntimeError(f"{NAMESPACE}::{self._names[0]} has no derivative")
 
 
-def _as_written(name: str, device: str) -> Callable[..., Any]:
-    """The operator within torch.autocast: as without it."""
+def _as_written(form: Callable[..., Any], device: str) -> Callable[..., Any]:
+    """A form of an operator within torch.autocast: as without it."""
 
     def run(*arguments: Any) -> Any:
         with as_written(device):
-            return getattr(getattr(torch.ops, NAMESPACE), name).default(*arguments)
+            return form(*arguments)
 
     return run
 
