@@ -25,12 +25,11 @@ def within(dtype: torch.dtype = torch.bfloat16) -> torch.autocast:
     return torch.autocast("cpu", dtype)
 
 
-def drawn(name: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+def drawn(name: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """x, weight and bias with gradients."""
     size = CONVOLUTIONS[name][1]
-    shapes = ((2, 4, *size), (6, 4, *(3 for _ in size)), (6,))
-    x, weight, bias = (torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes)
-    return x, weight, bias
+    shapes = {"x": (2, 4, *size), "weight": (6, 4, *(3 for _ in size)), "bias": (6,)}
+    return {what: torch.randn(shape, dtype=dtype, requires_grad=True) for what, shape in shapes.items()}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -38,14 +37,15 @@ def drawn(name: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_a_convolution_casts_as_conv2d_does(name: str, impl: str, dtype: torch.dtype, seed: int):
     convolve, _, options = CONVOLUTIONS[name]
-    x, weight, bias = drawn(name)
+    inputs = drawn(name)
     with within(dtype):
-        got = convolve(x, weight, bias=bias, **options, impl=impl)
-    want = convolve(x.to(dtype), weight.to(dtype), bias=bias.to(dtype), **options, impl=impl)
+        got = convolve(**inputs, **options, impl=impl)
+    want = convolve(**{what: value.to(dtype) for what, value in inputs.items()}, **options, impl=impl)
     assert got.dtype == dtype and torch.equal(got, want)
     dy = torch.randn_like(want)
-    gradients = torch.autograd.grad(got, (x, weight, bias), dy)
-    for found, expected in zip(gradients, torch.autograd.grad(want, (x, weight, bias), dy), strict=True):
+    leaves = tuple(inputs.values())
+    gradients = torch.autograd.grad(got, leaves, dy)
+    for found, expected in zip(gradients, torch.autograd.grad(want, leaves, dy), strict=True):
         assert found.dtype == torch.float32
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
@@ -55,12 +55,11 @@ def test_backward_within_the_region_casts_nothing(name: str, seed: int):
     """A habit that torch advises against and everybody has."""
     convolve, _, options = CONVOLUTIONS[name]
     inputs = drawn(name)
+    leaves = tuple(inputs.values())
     with within():
-        inside = torch.autograd.grad(
-            convolve(*inputs[:2], bias=inputs[2], **options, impl="dft_gemm").float().square().sum(), inputs
-        )
-        y = convolve(*inputs[:2], bias=inputs[2], **options, impl="dft_gemm").float().square().sum()
-    for found, expected in zip(inside, torch.autograd.grad(y, inputs), strict=True):
+        inside = torch.autograd.grad(convolve(**inputs, **options, impl="dft_gemm").float().square().sum(), leaves)
+        y = convolve(**inputs, **options, impl="dft_gemm").float().square().sum()
+    for found, expected in zip(inside, torch.autograd.grad(y, leaves), strict=True):
         assert torch.equal(found, expected)
 
 
@@ -70,12 +69,12 @@ def test_float64_and_an_inner_region_that_is_off_are_left_alone(name: str, seed:
     for dtype in (torch.float64, torch.float32):
         inputs = drawn(name, dtype)
         with within(), torch.autocast("cpu", enabled=dtype == torch.float64):
-            got = convolve(*inputs[:2], bias=inputs[2], **options)
-        assert got.dtype == dtype and torch.equal(got, convolve(*inputs[:2], bias=inputs[2], **options))
+            got = convolve(**inputs, **options)
+        assert got.dtype == dtype and torch.equal(got, convolve(**inputs, **options))
 
 
 def test_a_weight_frozen_within_the_region_is_the_one_frozen_outside(seed: int):
-    x, weight, bias = drawn("masked_conv2d")
+    x, weight, bias = drawn("masked_conv2d").values()
     modes = masks.mode_list(masks.radial(N, 0.4), N)
     outside = sk.masked_weight_spectrum(weight, modes, (7, 9)), sk.weight_spectrum(weight, (7, 9), compression=0.4)
     with within():
@@ -99,7 +98,7 @@ def test_products_of_spectra_keep_their_precision(impl: str, seed: int):
 
 
 def test_a_compiled_convolution_casts_too(seed: int):
-    x, weight, bias = drawn("band_limited_conv2d")
+    x, weight, bias = drawn("band_limited_conv2d").values()
 
     def layer(x: Tensor) -> Tensor:
         return sk.band_limited_conv2d(x, weight, bias, compression=0.4, impl="dft_gemm")
