@@ -22,7 +22,7 @@ Pieces = Iterable[tuple[slice, Tensor]]
 
 def multiply(z: Tensor, pieces: Pieces, groups: int, out: Tensor) -> None:
     """y = sum_c z conj(w): [2 B, C] x [C, 2 O] per mode."""
-    modes, _, batch, channels = z.shape
+    _, _, batch, channels = z.shape
     out_channels = out.shape[3]
     if channels == groups:
         z, out = z.unsqueeze(-1), out.unflatten(-1, (groups, -1))
@@ -31,7 +31,7 @@ def multiply(z: Tensor, pieces: Pieces, groups: int, out: Tensor) -> None:
             torch.mul(z[where, 0], w[:, 0], out=out[where, 0]).addcmul_(z[where, 1], w[:, 1])
             torch.mul(z[where, 1], w[:, 0], out=out[where, 1]).addcmul_(z[where, 0], w[:, 1], value=-1)
         return
-    rows = [z_g.reshape(modes, 2 * batch, channels // groups) for z_g in _split(z, groups, 3)]
+    rows = _rows(z, groups)
     sums = [out_g.unbind(1) for out_g in _split(out, groups, 3)]
     products = z.new_empty(0)
     for where, piece in pieces:
@@ -39,15 +39,17 @@ def multiply(z: Tensor, pieces: Pieces, groups: int, out: Tensor) -> None:
             products = z.new_empty(len(piece), 2 * batch, 2 * out_channels // groups)
             parts = products.view(len(piece), 2, batch, 2, out_channels // groups)
             (re_re, re_im), (im_re, im_im) = (part.unbind(2) for part in parts.unbind(1))
-        for z_g, w_g, (out_re, out_im) in zip(rows, _columns(piece, groups, out_channels), sums, strict=True):
-            torch.bmm(z_g[where], w_g, out=products)
+        w = piece.view(len(piece), 2, out_channels, channels // groups)
+        for z_g, w_g, (out_re, out_im) in zip(rows, _split(w, groups, 2), sums, strict=True):
+            columns = w_g.reshape(len(w), 2 * w_g.shape[2], w_g.shape[3])
+            torch.bmm(z_g[where], columns.transpose(1, 2), out=products)
             torch.add(re_re, im_im, out=out_re[where])
             torch.sub(im_re, re_im, out=out_im[where])
 
 
 def multiply_transposed(g: Tensor, pieces: Pieces, groups: int, out: Tensor) -> None:
     """dz = sum_o g w, the gradient of `multiply` in z: [2 B, O] x [O, C] per mode for each part of w."""
-    modes, _, batch, out_channels = g.shape
+    _, _, batch, out_channels = g.shape
     channels = out.shape[3]
     if channels == groups:
         g = g.unflatten(-1, (groups, -1))
@@ -56,48 +58,42 @@ def multiply_transposed(g: Tensor, pieces: Pieces, groups: int, out: Tensor) -> 
             torch.sum(re * w[:, 0] - im * w[:, 1], dim=-1, out=out[where, 0])
             torch.sum(re * w[:, 1] + im * w[:, 0], dim=-1, out=out[where, 1])
         return
-    rows = [g_g.reshape(modes, 2 * batch, out_channels // groups) for g_g in _split(g, groups, 3)]
+    rows = _rows(g, groups)
     sums = [out_g.unbind(1) for out_g in _split(out, groups, 3)]
-    products = g.new_empty(2, 0)
+    with_re = g.new_empty(0)
     for where, piece in pieces:
-        if products.shape[1] != len(piece):
-            products = g.new_empty(2, len(piece), 2 * batch, channels // groups)
-            with_real, with_imag = products.unbind(0)
-            (re_re, im_re), (re_im, im_im) = (
-                part.unflatten(1, (2, batch)).unbind(1) for part in (with_real, with_imag)
-            )
+        if len(with_re) != len(piece):
+            with_re, with_im = (g.new_empty(len(piece), 2 * batch, channels // groups) for _ in range(2))
+            parts = (len(piece), 2, batch, channels // groups)
+            (re_re, im_re), (re_im, im_im) = (products.view(parts).unbind(1) for products in (with_re, with_im))
         w = piece.view(len(piece), 2, out_channels, channels // groups)
         for g_g, w_g, (out_re, out_im) in zip(rows, _split(w, groups, 2), sums, strict=True):
             w_re, w_im = w_g.unbind(1)
-            torch.bmm(g_g[where], w_re, out=with_real)
-            torch.bmm(g_g[where], w_im, out=with_imag)
+            torch.bmm(g_g[where], w_re, out=with_re)
+            torch.bmm(g_g[where], w_im, out=with_im)
             torch.sub(re_re, im_im, out=out_re[where])
             torch.add(im_re, re_im, out=out_im[where])
 
 
 def correlate(g: Tensor, z: Tensor, groups: int, out: Tensor) -> None:
     """dw = sum_b conj(g) z, the gradient of `multiply` in w: [2 O, 2 B] x [2 B, C] per mode."""
-    modes, _, batch, channels = z.shape
-    if channels == groups:
+    if z.shape[3] == groups:
         g, z = g.unflatten(-1, (groups, -1)), z.unsqueeze(-1)
         out[:, 0] = (g[:, 0] * z[:, 0] + g[:, 1] * z[:, 1]).sum(1).flatten(1).unsqueeze(-1)
         out[:, 1] = (g[:, 0] * z[:, 1] - g[:, 1] * z[:, 0]).sum(1).flatten(1).unsqueeze(-1)
         return
-    for g_g, z_g, out_g in zip(_split(g, groups, 3), _split(z, groups, 3), _split(out, groups, 2), strict=True):
-        left, right = _embedded(g_g).transpose(1, 2), z_g.reshape(modes, 2 * batch, z_g.shape[3])
+    for g_g, right, out_g in zip(_split(g, groups, 3), _rows(z, groups), _split(out, groups, 2), strict=True):
+        left = _embedded(g_g).transpose(1, 2)
         if groups == 1:
-            torch.bmm(left, right, out=out.view(modes, left.shape[1], right.shape[2]))
+            torch.bmm(left, right, out=out.view(len(z), left.shape[1], right.shape[2]))
         else:
             out_g.copy_(torch.bmm(left, right).view(out_g.shape))
 
 
-def _columns(w: Tensor, groups: int, out_channels: int) -> list[Tensor]:
-    """Real parts, then imaginary parts, of each group: [F, C / g, 2 O / g]."""
-    channels = w.shape[2] // out_channels
-    if groups == 1:
-        return [w.view(len(w), 2 * out_channels, channels).transpose(1, 2)]
-    w = w.view(len(w), 2, out_channels, channels)
-    return [w_g.reshape(len(w), -1, channels).transpose(1, 2) for w_g in w.chunk(groups, 2)]
+def _rows(spectra: Tensor, groups: int) -> list[Tensor]:
+    """Real parts, then imaginary parts, of each group: [F, 2, B, C] -> [F, 2 B, C / g]."""
+    modes, _, batch, channels = spectra.shape
+    return [part.reshape(modes, 2 * batch, channels // groups) for part in _split(spectra, groups, 3)]
 
 
 def _split(spectra: Tensor, groups: int, axis: int) -> tuple[Tensor, ...]:
