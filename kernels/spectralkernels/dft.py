@@ -90,7 +90,8 @@ class SteppedDFT:
     def stream(self, planes: Tensor, most: int) -> Iterator[tuple[slice, Tensor]]:
         """The modes of `analyse` piece by piece: where they lie, and [modes, 2, planes], overwritten by the next piece.
 
-        most: modes per piece, about: up to half as many more if that saves a piece, and one column at least.
+        most: modes per piece, about: up to half as many more if that saves a piece, besides a column more where their
+            number would be odd, and one column at least.
         """
         count = planes.shape[0]
         by_column = self._over_width(planes)
@@ -138,8 +139,9 @@ class SteppedDFT:
         column = mode = 0
         for width, rows in self.blocks:
             height = rows[0].shape[1] // 2 if rows is not None else 0
-            step = -(-width // _parts(width * height, most))
-            step += step % 2  # of an odd batch, a core multiplies the last alone: 3 columns take as long as 4
+            step = _even_share(width, width * height, most)
+            if step > 1:
+                step += step % 2  # of an odd batch, a core multiplies the last alone: 3 columns take as long as 4
             for start in range(0, width, step):
                 size = min(step, width - start)
                 some = rows if rows is None or size == width else (rows[0][:size], rows[1][:size])
@@ -169,7 +171,7 @@ class ListedDFT:
 
     def stream(self, planes: Tensor, most: int) -> Iterator[tuple[slice, Tensor]]:
         """As in SteppedDFT, but all pieces are of one size: the last begins within the one before."""
-        size = -(-self.modes // _parts(self.modes, most))
+        size = _even_share(self.modes, self.modes, most)
         size = min(size + -size % (FEW_TERM_ROWS // 2), self.modes)  # rows in whole batches
         batches, done = self._batches(2 * size)
         pixels = planes.flatten(1).t()
@@ -193,7 +195,9 @@ class ListedDFT:
     def gather(self, part: Callable[[slice], Tensor], count: int, most: int) -> Tensor:
         """As in SteppedDFT."""
         pixels = self.matrix.new_zeros(self.matrix.shape[1], count)
-        for where in self._pieces(most):
+        size = _even_share(self.modes, self.modes, most)
+        for start in range(0, self.modes, size):
+            where = slice(start, min(start + size, self.modes))
             rows, modes = self.matrix[2 * where.start : 2 * where.stop], part(where).flatten(0, 1)
             batches, done = self._batches(len(rows))
             if batches:
@@ -210,16 +214,10 @@ class ListedDFT:
         batches = rows // FEW_TERM_ROWS if few else 0
         return batches, batches * FEW_TERM_ROWS
 
-    def _pieces(self, most: int) -> Iterator[slice]:
-        modes = self.modes
-        size = -(-modes // _parts(modes, most))
-        for start in range(0, modes, size):
-            yield slice(start, min(start + size, modes))
 
-
-def _parts(modes: int, most: int) -> int:
-    """How many pieces of about `most` modes."""
-    return max(1, round(modes / most))
+def _even_share(count: int, modes: int, most: int) -> int:
+    """How many of `count` (columns, or the modes themselves) make a piece, in even pieces of about `most` modes."""
+    return -(-count // max(1, round(modes / most)))
 
 
 def _cos_sin(frequencies: Sequence[int], positions: Sequence[int], n: int) -> tuple[Tensor, Tensor]:

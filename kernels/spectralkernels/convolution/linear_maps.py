@@ -18,8 +18,8 @@ from spectralkernels.dft import ListedDFT, SteppedDFT
 
 Transform = SteppedDFT | ListedDFT
 
-# About how many bytes of the weight's spectrum to hold at a time on a CPU. From 1 to 5 MB the time of K3 to K31 is the
-# same within 5 %; with all of it at once (9 MB at K3) it is 12 to 15 % longer.
+# About how many bytes of the weight's spectrum to hold at a time on a CPU. Between 2.5 and 5 MB the times of K3 to K31
+# differ by at most 7 %, either way; with all of it at once (9 MB) K3 takes 12 to 15 % longer.
 PIECE_BYTES = 3 << 20
 
 
