@@ -11,7 +11,6 @@ A module with kernels names the launches that are worth watching in a constant `
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import re
 import subprocess
 import tempfile
@@ -27,7 +26,7 @@ from typing import Any
 import torch
 
 from spectralkernels.errors import RangeError, Unsupported
-from spectralkernels.launch import interpreted
+from spectralkernels.launch import HAS_TRITON, interpreted
 
 SHARED_LIMITS = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 """Largest shared memory of one block in bytes, per compute capability (CUDA C++ programming guide, 20.2)."""
@@ -199,7 +198,7 @@ def need_the_compiler() -> None:
         raise Unsupported(
             "kernels compile only outside the interpreter; unset TRITON_INTERPRET and start a new process"
         )
-    if importlib.util.find_spec("triton") is None:
+    if not HAS_TRITON:
         raise Unsupported("compiling a kernel needs triton (pip install triton)")
 
 

@@ -11,6 +11,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+# Named because torch.compile of torch 2.9 cannot ask torch.amp.is_autocast_available.
+DEVICES = ("cpu", "cuda")
+
 _Argument = TypeVar("_Argument")
 
 
@@ -28,9 +31,9 @@ def cast(argument: _Argument, device: str) -> _Argument:
 
 
 def as_written(device: str) -> AbstractContextManager[object]:
-    """Inside, autocast casts nothing on the device ("cpu", "cuda", ...)."""
+    """Inside, autocast casts nothing on the device."""
     return torch.autocast(device, enabled=False) if _active(device) else nullcontext()
 
 
 def _active(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return device in DEVICES and torch.is_autocast_enabled(device)

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from spectralkernels.errors import Unsupported
 
+# Asked once: torch.compile of torch 2.9 cannot trace the question.
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+
 
 def interpreted() -> bool:
     """Whether Triton kernels run under the interpreter: checked for correctness, never timed."""
@@ -23,7 +26,7 @@ def interpreted() -> bool:
 
 def triton_unavailable(device: str) -> str | None:
     """The reason why no Triton kernel can run on `device` ("cpu" or "cuda"), or None."""
-    if importlib.util.find_spec("triton") is None:
+    if not HAS_TRITON:
         return "triton is not installed (pip install triton)"
     if device == "cpu" and not interpreted():
         return "Triton kernels need a CUDA device (on a CPU they run under TRITON_INTERPRET=1, for checking only)"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
-from spectralkernels.autocast import as_written
+from spectralkernels.autocast import DEVICES, as_written
 
 NAMESPACE = "spectralkernels"
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -33,7 +33,7 @@ class Operator:
             _LIBRARY.define(each + schema, tags=(torch.Tag.pt2_compliant_tag,))
             _LIBRARY.impl(each, compute, "CompositeExplicitAutograd")
         self.differentiable, self.plain = (getattr(getattr(torch.ops, NAMESPACE), each).default for each in self._names)
-        for device in ("cpu", "cuda"):
+        for device in DEVICES:
             for each, form in zip(self._names, (self.differentiable, self.plain), strict=True):
                 _LIBRARY.impl(each, _as_written(form, device), f"Autocast{device.upper()}")
         self._backward: Callable[..., Any] = self._no_backward

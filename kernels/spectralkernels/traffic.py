@@ -8,7 +8,6 @@ functions of Triton's `interpreter` module, and those are counted.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from spectralkernels.errors import Unsupported
-from spectralkernels.launch import interpreted
+from spectralkernels.launch import HAS_TRITON, interpreted
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +82,7 @@ def counted_traffic() -> Iterator[list[LaunchTraffic]]:
         raise Unsupported(
             "traffic is counted under Triton's interpreter only; start a new process with TRITON_INTERPRET=1"
         )
-    if importlib.util.find_spec("triton") is None:
+    if not HAS_TRITON:
         raise Unsupported("counting traffic needs triton (pip install triton)")
     from triton.runtime import interpreter
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -12,20 +11,16 @@ from types import ModuleType
 
 import pytest
 import torch
+from guarded_interpreter import compiler
 
 from spectralbench.cli import main
 from spectralbench.fingerprint import collect, stored
 from spectralbench.fingerprint.compare import compare
 from spectralkernels import aot
 from spectralkernels.errors import RangeError, Unsupported
-from spectralkernels.launch import interpreted
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "results" / "fingerprints"
-
-compiler = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None or interpreted(), reason="needs triton's compiler, not its interpreter"
-)
 
 KERNELS = """
 import torch
@@ -183,7 +178,7 @@ def test_bad_input(plant: Plant, cli: Cli, tmp_path: Path, monkeypatch: pytest.M
     folder.write_text("a file where the folder should be")
     code, _, err = cli("--arch", "90")
     assert code == 1 and "cannot write the fingerprints to results/fingerprints" in err
-    monkeypatch.setattr(aot.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(aot, "HAS_TRITON", False)
     code, _, err = cli("--check")
     assert code == 1 and err == "error: compiling a kernel needs triton (pip install triton)"
 

@@ -16,6 +16,8 @@ from torch import Tensor
 from spectralkernels.masks.modes import ModeList
 from spectralkernels.spectra import full_frequencies, half
 
+Pairs = tuple[tuple[int, int], ...]
+
 DENSE_PIXELS = 256
 """Planes of up to 16 x 16 pixels are transformed by one matrix: more arithmetic, but one perfect product."""
 
@@ -82,11 +84,16 @@ def _layout_for(modes: ModeList, size: tuple[int, ...]) -> str:
     return _written("cells" if modes.cells else "steps", modes.n, tuple(number for pair in pairs for number in pair))
 
 
-# torch.compile may see symbols in the place of these numbers; a layout is a constant of the graph, under their guards.
-@torch.compiler.assume_constant_result
 def layout_for(modes: ModeList, size: tuple[int, ...]) -> str:
     """The layout, in the words of `layout_of`, by which the modes of a mask are computed for maps of `size`."""
-    return _layout_for(modes, tuple(size))
+    return _constant_layout(modes.n, modes.steps, modes.cells, tuple(size))
+
+
+# torch.compile may see symbols in the place of these numbers; a layout is a constant of the graph, under their guards.
+# It rebuilds the arguments: torch 2.9 can do so with tuples, not with a ModeList.
+@torch.compiler.assume_constant_result
+def _constant_layout(n: tuple[int, int], steps: Pairs, cells: Pairs, size: tuple[int, ...]) -> str:
+    return _layout_for(ModeList(n, steps, cells), size)
 
 
 @torch.compiler.assume_constant_result

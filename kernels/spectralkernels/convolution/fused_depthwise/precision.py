@@ -43,7 +43,8 @@ class Precision:
 
     def kept(self, maps: torch.dtype) -> torch.dtype:
         """The dtype in which the spectrum of such maps is saved for backward: no wider than map or operand."""
-        return min(maps, PRECISIONS[self.name].operand, key=lambda dtype: dtype.itemsize)
+        operand = PRECISIONS[self.name].operand
+        return operand if operand.itemsize < maps.itemsize else maps  # torch.compile of torch 2.9 knows no min(key=)
 
 
 _ROUNDED = "and matrices rounded to {} bits, summed in fp32: {} when emulated, about three times that allowed"
