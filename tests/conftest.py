@@ -7,11 +7,16 @@ import random
 
 import pytest
 import torch
+from guarded_interpreter import repair_interpreter
+
+from spectralkernels.launch import HAS_TRITON, interpreted
 
 
 def pytest_configure() -> None:
     """A pytest that a test starts is no worker of this one: pytest-benchmark would measure nothing in it."""
     os.environ.pop("PYTEST_XDIST_WORKER", None)
+    if HAS_TRITON and interpreted():
+        repair_interpreter()
 
 
 @pytest.fixture
