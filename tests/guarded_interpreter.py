@@ -6,6 +6,7 @@ they stand, and tests marked `interpreter` are skipped: one test of their file r
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -22,6 +23,13 @@ from spectralkernels.launch import HAS_TRITON, interpreted
 
 interpreter = pytest.mark.skipif(not (HAS_TRITON and interpreted()), reason="run by test_under_the_interpreter")
 compiler = pytest.mark.skipif(not HAS_TRITON or interpreted(), reason="needs triton's compiler, not its interpreter")
+
+# The compilers for which the expectations on machine code are written; what others make, `fingerprint` shows.
+TRITON = importlib.import_module("triton").__version__ if HAS_TRITON else "none"
+judged_compiler = pytest.mark.skipif(
+    interpreted() or not TRITON.startswith(("3.6.", "3.7.")),
+    reason=f"for the compiler of triton 3.6 and 3.7, not {TRITON}",
+)
 
 CANARY, UNWRITTEN, MARGIN = 77, -77, 8192
 

@@ -7,19 +7,18 @@ from unittest import mock
 
 import pytest
 import torch
+from guarded_interpreter import judged_compiler
 from torch import Tensor
 
-from spectralkernels.launch import interpreted
-
 pytest.importorskip("triton")
-if interpreted():
-    pytest.skip("ahead-of-time compilation needs the real compiler: unset TRITON_INTERPRET", allow_module_level=True)
 
 from spectralkernels.aot import MachineCode, NotedLaunch, compile_kernel, noted_launches
 from spectralkernels.convolution.dft_triton import chain
 from spectralkernels.convolution.dft_triton.layout import Layout
 from spectralkernels.convolution.dft_triton.watched import FINGERPRINTS
 from spectralkernels.convolution.geometry import conv_band
+
+pytestmark = judged_compiler
 
 LAYERS = {
     # batch, channels, outputs, map, kernel: two ResNet-18 stages, a large kernel, a series

@@ -11,18 +11,17 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-
-from spectralkernels.launch import interpreted
+from guarded_interpreter import judged_compiler
 
 pytest.importorskip("triton")
-if interpreted():
-    pytest.skip("ahead-of-time compilation needs the real compiler: unset TRITON_INTERPRET", allow_module_level=True)
 
 from spectralkernels.aot import MachineCode, compile_kernel
 from spectralkernels.convolution.fused_depthwise.precision import PRECISIONS
 from spectralkernels.convolution.fused_series import geometry_of, launches
 from spectralkernels.convolution.fused_series.geometry import Digits, Form, Geometry, chosen_form, whole
 from spectralkernels.convolution.geometry import conv_band
+
+pytestmark = judged_compiler
 
 MAPS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -13,18 +13,17 @@ from functools import cache
 import pytest
 import torch
 from depthwise_geometry import geometry_of
-
-from spectralkernels.launch import interpreted
+from guarded_interpreter import judged_compiler
 
 pytest.importorskip("triton")
-if interpreted():
-    pytest.skip("ahead-of-time compilation needs the real compiler: unset TRITON_INTERPRET", allow_module_level=True)
 
 from spectralkernels.aot import MachineCode, NotedLaunch, compile_kernel, noted_launches
 from spectralkernels.convolution.fused_depthwise import launches, shared_memory
 from spectralkernels.convolution.fused_depthwise.operators import Geometry
 from spectralkernels.convolution.fused_depthwise.precision import PRECISIONS
 from spectralkernels.convolution.geometry import conv_band
+
+pytestmark = judged_compiler
 
 MAPS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from guarded_interpreter import judged_compiler
 
 from spectralkernels.aot import compile_kernel
-from spectralkernels.launch import interpreted
 from spectralkernels.sparse import bitmap
 
 pytest.importorskip("triton")
-if interpreted():
-    pytest.skip("ahead-of-time compilation needs the real compiler: unset TRITON_INTERPRET", allow_module_level=True)
+
+pytestmark = judged_compiler
 
 
 @dataclass(frozen=True)
