@@ -57,10 +57,12 @@ def call(
     return dispatch(operation, impl, device, inputs)
 
 
-# Where the ways cross on a two-core CPU, from the study under results/records: what a product of dft_gemm costs against
-# one of oneDNN (K = 5 to 7 at 64 channels of 32x32), the depthwise side from which oneDNN falls a hundredfold, and the
-# depthwise length from which an FFT beats a matrix.
-DENSE_FLOP_RATIO = 5.0
+# Where the ways cross on a two-core CPU, from the study under results/records. What a product of dft_gemm costs against
+# one of oneDNN: of maps (K = 5 to 7 at 64 channels of 32x32), of series (K = 20 to 24 of 270 samples), and of series with
+# so many taps that oneDNN slows down. The depthwise side from which it falls a hundredfold, and the depthwise length from
+# which an FFT beats a matrix.
+MAP_FLOP_RATIO, SERIES_FLOP_RATIO, SLOW_SERIES_FLOP_RATIO = 5.0, 3.0, 1.0
+SLOW_SERIES_TAPS = 31
 SLOW_DEPTHWISE_SIDE = 15
 LONG_DEPTHWISE_SERIES = 1024
 
@@ -85,10 +87,12 @@ def _direct_is_faster(x: Tensor, weight: Tensor, band: Band, groups: int, depthw
     if depthwise:
         small = min(band.kernel) < SLOW_DEPTHWISE_SIDE
         return f"oneDNN's depthwise kernel is fast below {SLOW_DEPTHWISE_SIDE} taps a side" if small else None
+    most = MAP_FLOP_RATIO
+    if len(band.n) == 1:
+        most = SERIES_FLOP_RATIO if band.kernel[0] < SLOW_SERIES_TAPS else SLOW_SERIES_FLOP_RATIO
     sizes = (len(x), x.shape[1], len(weight), groups, band)
     ratio = direct_flops(*sizes) / dft_gemm_flops(*sizes)
-    few = ratio <= DENSE_FLOP_RATIO
-    return f"the direct sum needs {ratio:.1f} times our arithmetic, below {DENSE_FLOP_RATIO:g}" if few else None
+    return f"the direct sum needs {ratio:.1f} times our arithmetic, below {most:g}" if ratio <= most else None
 
 
 def _tensor_weight(supports: Callable[..., str | None] | None = None) -> Callable[..., str | None]:
