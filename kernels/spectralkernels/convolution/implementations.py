@@ -57,11 +57,11 @@ def call(
     return dispatch(operation, impl, device, inputs)
 
 
-# Where the ways cross on a two-core CPU, from the study under results/records. What a product of dft_gemm costs against
-# one of oneDNN: of maps (K = 5 to 7 at 64 channels of 32x32), of series (K = 20 to 24 of 270 samples), and of series
-# with so many taps that oneDNN slows down. The depthwise side from which it falls a hundredfold, and the depthwise length
-# from which an FFT beats a matrix.
-MAP_FLOP_RATIO, SERIES_FLOP_RATIO, SLOW_SERIES_FLOP_RATIO = 5.0, 3.0, 1.0
+# Where the ways cross on a two-core CPU, from the study under results/records. What a product of dft_gemm costs
+# against one of oneDNN: of maps (K = 5 to 7 at 64 channels of 32x32), of series (K = 20 to 24 of 270 samples), and of
+# series with so many taps that oneDNN slows down. The depthwise side from which it falls a hundredfold, and the
+# depthwise length from which an FFT beats a matrix.
+MAP_FLOP_RATIO, SERIES_FLOP_RATIO, SLOW_SERIES_FLOP_RATIO = 5.0, 2.8, 0.8
 SLOW_SERIES_TAPS = 31
 SLOW_DEPTHWISE_SIDE = 15
 LONG_DEPTHWISE_SERIES = 1024
