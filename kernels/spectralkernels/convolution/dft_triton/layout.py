@@ -13,10 +13,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from spectralkernels.dft import Steps
 from spectralkernels.masks.modes import ModeList
 from spectralkernels.spectra import full_frequencies, half
-
-Pairs = tuple[tuple[int, int], ...]
 
 DENSE_PIXELS = 256
 """Planes of up to 16 x 16 pixels are transformed by one matrix: more arithmetic, but one perfect product."""
@@ -92,7 +91,7 @@ def layout_for(modes: ModeList, size: tuple[int, ...]) -> str:
 # torch.compile may see symbols in the place of these numbers; a layout is a constant of the graph, under their guards.
 # It rebuilds the arguments: torch 2.9 can do so with tuples, not with a ModeList.
 @torch.compiler.assume_constant_result
-def _constant_layout(n: tuple[int, int], steps: Pairs, cells: Pairs, size: tuple[int, ...]) -> str:
+def _constant_layout(n: tuple[int, int], steps: Steps, cells: Steps, size: tuple[int, ...]) -> str:
     return _layout_for(ModeList(n, steps, cells), size)
 
 
