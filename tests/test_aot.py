@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from guarded_interpreter import compiler
 
 from spectralkernels import aot
 from spectralkernels.aot import compile_kernel
 from spectralkernels.errors import RangeError, Unsupported
-from spectralkernels.launch import interpreted
 
 tl = pytest.importorskip("triton.language")
 triton = pytest.importorskip("triton")
-if interpreted():
-    pytest.skip("ahead-of-time compilation needs the real compiler: unset TRITON_INTERPRET", allow_module_level=True)
+
+pytestmark = compiler
 
 
 @triton.jit
