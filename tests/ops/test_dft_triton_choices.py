@@ -21,8 +21,9 @@ from spectralkernels.spectra import Band
 
 __all__ = ["guarded"]
 
-SAVED_BF16 = 2e-3
-"""Error of the gradient of the weight when it meets a spectrum rounded to 8 bits, as the docstring says."""
+SAVED_BF16 = 3e-3
+"""Most error of the gradient of the weight when it meets a spectrum rounded to 8 bits, as the docstring says: about
+1.6e-3, as each of its terms has; 4500 draws of few terms, some of which cancel, gave 1.0e-3 to 2.4e-3."""
 
 
 def tensors(batch: int, channels: int, outputs: int, groups: int, band: Band) -> tuple[Tensor, Tensor, Tensor]:
@@ -190,7 +191,7 @@ class Interpreted:
             bound = PRECISIONS[name].error
             check_gradients((y, dx, db), (exact, wanted[0], wanted[2]), bound, f"{name} {band}")
             # The interpreter cuts bits off where the GPU rounds: twice the error, all of one sign.
-            coarse = 8 * SAVED_BF16 if choice.get("saved_map") == "bf16" and name != "fp16" else 0.0
+            coarse = 4 * SAVED_BF16 if choice.get("saved_map") == "bf16" and name != "fp16" else 0.0
             check_gradients((dw,), (wanted[1],), bound + coarse, f"{name} {band}")
 
     def test_what_no_gradient_needs_is_not_saved(self, seed: int) -> None:
