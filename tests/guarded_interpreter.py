@@ -55,12 +55,18 @@ def relative_error(y: Tensor, expected: Tensor) -> float:
     return float((y - expected).norm() / expected.norm().clamp_min(1e-30))
 
 
-def check_gradients(found: tuple[Tensor, ...], wanted: tuple[Tensor, ...], bound: float, where: str) -> None:
+def check_gradients(
+    found: tuple[Tensor, ...], wanted: tuple[Tensor, ...], bound: float, where: str, terms: tuple[float, ...] = ()
+) -> None:
     """Each within `bound` of the exact one, relative to it or to what it usually is: the first tensor is y, and a sum
-    of n of its normal numbers, such as a bias's gradient, is about sqrt(n), give or take 1, and may be near zero."""
+    of n of its normal numbers, such as a bias's gradient, is about sqrt(n), give or take 1, and may be near zero.
+
+    terms: products of normal numbers that a number of the first outputs sums, where more than its own number cancel.
+    """
     for index, (got, want) in enumerate(zip(found, wanted, strict=True)):
         error = float((got.detach().double() - want.detach()).norm())
-        scale = float(want.detach().norm()) + 0.3 * (max(want.numel(), wanted[0].numel()) ** 0.5 + 1)
+        count = want.numel() * (terms[index] if index < len(terms) else 1)
+        scale = float(want.detach().norm()) + 0.3 * (max(count, wanted[0].numel()) ** 0.5 + 1)
         assert error <= bound * scale, f"output {index}: {error / scale:.3g} > {bound:.3g}, {where}"
 
 

@@ -21,7 +21,7 @@ from spectralkernels.ops.masked_conv2d import OPERATION
 from spectralkernels.ops.masked_conv2d.baselines import reference
 from spectralkernels.ops.masked_conv2d.dft_triton import dft_triton
 from spectralkernels.ops.masked_conv2d.profiles import KINDS, make_mask
-from spectralkernels.spectra import Band
+from spectralkernels.spectra import Band, half
 
 __all__ = ["guarded"]
 
@@ -89,7 +89,11 @@ def check(
     wanted = (*inputs, mask) if mask.requires_grad else inputs
     found = (y, *torch.autograd.grad(y, wanted, cotangent))
     true = (exact, *torch.autograd.grad(exact, wanted, cotangent.double()))
-    check_gradients(found, true, PRECISIONS[name].error, f"{name} {band} {len(modes)} modes, groups={groups}")
+    # A map of one pixel sums every tap, folded on its circle, where the mask lets all frequencies pass.
+    share = len(modes) / (band.n[0] * half(band.n[1]))
+    terms = (share * weight[0].numel(), share * weight[:, 0].numel() / groups)
+    where = f"{name} {band} {len(modes)} modes, groups={groups}"
+    check_gradients(found, true, PRECISIONS[name].error, where, terms)
 
 
 class Interpreted:
