@@ -104,6 +104,20 @@ def test_undominated_points() -> None:
     assert pareto.undominated(points, ["time", "bytes"]).tolist() == [True, True, False, True]
 
 
+def test_files_of_an_earlier_drawing_are_removed(study: history.History, tmp_path: Path) -> None:
+    folder = tmp_path / "cpu-test-2c"
+    folder.mkdir()
+    mine = [folder / "pareto-gone.png", folder / "pareto.png"]
+    others = [folder / "pareto.txt", folder / "kernel_size_sweep-old.png", tmp_path / "pareto-gone.png"]
+    for path in (*mine, *others):
+        path.write_text("old")
+    gallery = draw_all(study, tmp_path, only=("pareto",))
+    assert set(gallery.removed) == set(mine) - set(gallery.paths)
+    assert mine[0] in gallery.removed
+    assert all(path.read_text() == "old" for path in others)
+    assert set(folder.glob("pareto*.png")) == set(gallery.paths)
+
+
 def test_figures_without_data_say_so(tmp_path: Path) -> None:
     synthetic.write(tmp_path, "a", synthetic.environment(), [synthetic.record({"device_time": 1.0})])
     gallery = draw_all(tmp_path, tmp_path / "figures")

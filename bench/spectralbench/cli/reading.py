@@ -33,6 +33,8 @@ def plot(
         raise terminal.fail(str(error), 1) from None
     for name, figure, reason in gallery.skipped:
         terminal.say(f"not drawn: {figure} of {name}: {reason}")
+    for path in gallery.removed:
+        terminal.say(f"removed, the results no longer give it: {path}")
     for path in gallery:
         typer.echo(json.dumps({"path": str(path)}) if as_json else str(path))
     if not len(gallery):

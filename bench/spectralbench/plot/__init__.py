@@ -23,10 +23,12 @@ FIGURES = (
 
 @dataclass(frozen=True, slots=True)
 class Gallery:
-    """The files drawn, and (machine, figure, reason) for each figure, or part of one, that was not drawn."""
+    """The files drawn, (machine, figure, reason) for each figure, or part of one, that was not drawn, and the files of
+    earlier drawings of the same figures that the results do not give any more, which were removed."""
 
     paths: tuple[Path, ...]
     skipped: tuple[tuple[str, str, str], ...]
+    removed: tuple[Path, ...]
 
     def __iter__(self) -> Iterator[Path]:
         return iter(self.paths)
@@ -40,7 +42,8 @@ def draw_all(
 ) -> Gallery:
     """Write `out/<machine>/<figure>[-<what>].png` for one machine or all, from the newest point of every series.
 
-    results: the results folder, or a history that is loaded already.
+    Of the figures in `only`, no other file is left there: what an earlier drawing showed and the results no longer
+    give is removed. results: the results folder, or a history that is loaded already.
 
     Raises: ValueError if the machine or a figure in `only` is unknown; ModuleNotFoundError, saying what to install, if
     the drawing libraries are missing.
@@ -66,9 +69,11 @@ def draw_all(
     }
     paths: list[Path] = []
     skipped: list[tuple[str, str, str]] = []
+    before: set[Path] = set()
     for name in history.machines:
         frame = measurements(only_machine(history, name))
         for figure in only:
+            before |= {*(out / name).glob(f"{figure}.png"), *(out / name).glob(f"{figure}-*.png")}
             with styled():
                 for page in families[figure](frame, name):
                     if isinstance(page, NotDrawn):
@@ -76,4 +81,7 @@ def draw_all(
                         continue
                     stem = f"{figure}-{page.suffix}" if page.suffix else figure
                     paths.append(save(page.figure, out / name / f"{stem}.png"))
-    return Gallery(tuple(paths), tuple(skipped))
+    removed = sorted(before - set(paths))
+    for path in removed:
+        path.unlink()
+    return Gallery(tuple(paths), tuple(skipped), tuple(removed))
