@@ -154,14 +154,14 @@ class InterpretedProducts:
 
     def test_sparse_multiply_reads_an_operand_once_per_tile_of_the_other(self, seed: int):
         """Values and slots once per tile of outputs, bits twice, weights once per tile of maps."""
-        from spectralkernels.ops.sparse_multiply import kernels
         from spectralkernels.ops.threshold_spectrum.kernels import threshold_bitmap
+        from spectralkernels.sparse import multiply as kernels
 
         y_hat, w_hat = complex_randn(9, 3, 8, 16), complex_randn(33, 3, 8, 16)
         values, words = threshold_bitmap(y_hat, 1.0, None, False, 31)
         kept = 8 * sum(word.bit_count() for word in (words.long() & 0xFFFFFFFF).tolist())
         with counted_traffic() as launches:
-            out = kernels._launch(values, words, None, w_hat, y_hat.shape)
+            out = kernels._launch(values, words, None, w_hat, y_hat.shape, False)
         moved = launches[1]
         tiles = ceil(33, kernels.tile_out(33))
         assert tiles == 2
@@ -169,17 +169,33 @@ class InterpretedProducts:
         assert moved.arguments["values_ptr"].loaded == kept * tiles
         # Rows of 128 cells are whole words; their bits are read to find the filled tiles, here all, and then again.
         assert moved.arguments["words_ptr"].loaded == 2 * y_hat.numel() // 8 * tiles
-        assert moved.arguments["w_ptr"].loaded == w_hat.nbytes * ceil(9, kernels.TILE_BATCH)
+        assert moved.arguments["w_ptr"].loaded == w_hat.nbytes * ceil(9, kernels.TILE_ROW)
+        assert ratio(moved, out_ptr=torch.view_as_real(out)) == 1.0
+
+    def test_the_gradient_of_its_weights_does_too(self, seed: int):
+        """Values once per tile of outputs, the gradient of the product once per tile of channels."""
+        from spectralkernels.ops.threshold_spectrum.kernels import threshold_bitmap
+        from spectralkernels.sparse import multiply as kernels
+
+        y_hat, grad = complex_randn(3, 9, 8, 16), complex_randn(3, 33, 8, 16)
+        values, words = threshold_bitmap(y_hat, 1.0, None, False, 31)
+        kept = 8 * sum(word.bit_count() for word in (words.long() & 0xFFFFFFFF).tolist())
+        with counted_traffic() as launches:
+            out = kernels._launch(values, words, None, grad, y_hat.shape, True)
+        moved = launches[1]
+        assert out.shape == (33, 9, 8, 16) and moved.outside == 0
+        assert moved.arguments["values_ptr"].loaded == kept * ceil(33, kernels.tile_out(33))
+        assert moved.arguments["w_ptr"].loaded == grad.nbytes * ceil(9, kernels.TILE_ROW)
         assert ratio(moved, out_ptr=torch.view_as_real(out)) == 1.0
 
     def test_empty_tiles_of_a_sparse_multiply_read_bits_only(self, seed: int):
-        from spectralkernels.ops.sparse_multiply import kernels
         from spectralkernels.ops.threshold_spectrum.kernels import threshold_bitmap
+        from spectralkernels.sparse import multiply as kernels
 
         y_hat, w_hat = complex_randn(8, 2, 8, 16), complex_randn(8, 2, 8, 16)
         values, words = threshold_bitmap(y_hat, 1e9, None, False, 31)
         with counted_traffic() as launches:
-            kernels._launch(values, words, None, w_hat, y_hat.shape)
+            kernels._launch(values, words, None, w_hat, y_hat.shape, False)
         moved = launches[1].arguments
         assert moved["words_ptr"].loaded == y_hat.numel() // 8
         assert not any(moved[name].loaded for name in ("values_ptr", "slots_ptr", "w_ptr"))

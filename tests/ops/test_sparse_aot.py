@@ -36,7 +36,10 @@ THRESHOLD = {("LDG", "64"): 16, ("STG", "64"): 8, ("REDUX",): 8, ("SHFL",): 5, (
 counts alone. No 128-bit load: a lane holds one coefficient, so that its bits are a word without a shuffle."""
 
 
-VARIANTS = ("odd sizes", "no activation", "an extreme beta", "17 columns", "compact", "compact, derivative of tanh")
+VARIANTS = (
+    *("odd sizes", "no activation", "an extreme beta", "17 columns", "compact", "compact, derivative of tanh"),
+    "16 outputs, weight gradient",
+)
 """Launches that differ little from another: compiled for sm_90 only, to save time."""
 
 
@@ -48,10 +51,10 @@ def launches(variants: bool) -> list[tuple[str, Any, dict[str, Any], dict[str, i
     coefficient of the threshold (10 bytes), and for 90 if it is to reach 75 % of a copy; an instruction that works on
     a coefficient stands for 8 of 1024 in 128 threads.
     """
-    from spectralkernels.ops.sparse_multiply.kernels import sparse_multiply_kernel
     from spectralkernels.ops.threshold_spectrum.kernels import threshold_kernel
     from spectralkernels.ops.threshold_spectrum.rms import rms_kernel
     from spectralkernels.sparse import kernels
+    from spectralkernels.sparse.multiply import sparse_multiply_kernel
 
     c, f, i = torch.int64, torch.float32, torch.int32
     found = []
@@ -97,14 +100,20 @@ def launches(variants: bool) -> list[tuple[str, Any, dict[str, Any], dict[str, i
         found.append((layout, kernels.word_slots_kernel, slots, one, Expected(40, 70, 1, DENSE)))
 
     pointers = {"values_ptr": c, "words_ptr": i, "slots_ptr": i, "w_ptr": c, "out_ptr": c}
-    sizes = {"batch": 128, "channels": 64, "frequencies": 34 * 18, "TILE_BATCH": 8, "TILE_FREQUENCY": 32}
-    for outputs, tile, warps, loads in ((64, 32, eight, 5), (16, 16, four, 6)):
-        arguments = {**pointers, **sizes, "out_channels": outputs, "TILE_OUT": tile}
+    sizes = {"frequencies": 34 * 18, "TILE_ROW": 8, "TILE_FREQUENCY": 32}
+    for name, rows, terms, outputs, tile, warps, loads in (
+        ("64 outputs", 128, 64, 64, 32, eight, 5),
+        ("64 outputs, weight gradient", 64, 128, 64, 32, eight, 5),
+        ("16 outputs", 128, 64, 16, 16, four, 6),
+        ("16 outputs, weight gradient", 64, 128, 16, 16, four, 6),
+    ):
+        counts = {"rows": rows, "terms": terms, "outputs": outputs, "TRANSPOSED": "gradient" in name}
         # Four weights and one packed value a lane (two where four warps expand the map), and no narrower ones.
         opcodes = {("LDG", "64"): loads, ("STG", "64"): 32, **DENSE}
-        # 128 registers on sm_90 let two programs share an SM; 144 on sm_80 do not, and a limit of 128 spills there.
-        expected = Expected(168 if tile == 32 else 184, 1100, 1, opcodes)
-        found.append((f"{outputs} outputs", sparse_multiply_kernel, arguments, warps, expected))
+        # 128 registers let two programs of eight warps, or four of four, share an SM.
+        expected = Expected(128, 825, 1, opcodes)
+        arguments = {**pointers, **sizes, **counts, "TILE_OUT": tile}
+        found.append((name, sparse_multiply_kernel, arguments, warps, expected))
     return [launch for launch in found if variants or launch[0] not in VARIANTS]
 
 

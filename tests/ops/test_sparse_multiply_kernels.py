@@ -7,6 +7,8 @@ Tests marked `interpreter` run in a process of their own (see `guarded_interpret
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -28,6 +30,9 @@ def test_under_the_interpreter():
 
 @interpreter
 def test_sparse_multiply_kernel_is_right(seed: int):
+    """Over the channels, and over the batch, which is the gradient of the weights."""
+    from spectralkernels.sparse.multiply import multiply
+
     draw = random.Random(seed)
     shapes = [(1, 1, 1, 1, 1), (9, 2, 9, 3, 11), (0, 2, 3, 4, 5), (2, 3, 0, 4, 5), (2, 35, 3, 5, 7), (1, 64, 17, 1, 1)]
     shapes += [(8, 33, 16, 4, 8), (3, 5, 33, 6, 11)]
@@ -48,12 +53,19 @@ def test_sparse_multiply_kernel_is_right(seed: int):
         sparse = threshold_spectrum(y, draw.choice((0.0, 0.8, 2.0)), impl="triton")
         if draw.random() < 0.4:
             sparse = sparse.compact()
-        want = multiply_reference(sparse, w)
-        with canaries():
-            got = sparse_multiply(sparse, w, impl="triton")
-        assert got.shape == want.shape
-        torch.testing.assert_close(got.to(torch.complex128), want, atol=3e-6, rtol=1e-5)
-        assert torch.equal(got, sparse_multiply(sparse, w, impl="triton")), "bitwise the same twice"
+        pull = in_poison(torch.randn(batch, outputs, rows, columns, dtype=torch.complex64))
+        gradient = torch.einsum(
+            "bcuv,bouv->ocuv", sparse.to_dense().to(torch.complex128), pull.conj().to(torch.complex128)
+        )
+        for call, other, want in (
+            (partial(sparse_multiply, impl="triton"), w, multiply_reference(sparse, w)),
+            (partial(multiply, over_batch=True), pull, gradient),
+        ):
+            with canaries():
+                got = call(sparse, other)
+            assert got.shape == want.shape
+            torch.testing.assert_close(got.to(torch.complex128), want, atol=3e-6, rtol=1e-5)
+            assert torch.equal(got, call(sparse, other)), "bitwise the same twice"
 
 
 @interpreter
@@ -70,10 +82,36 @@ def test_sparse_multiply_gradients(seed: int):
 
 
 @interpreter
+@pytest.mark.parametrize("over_batch", [False, True])
+def test_the_two_sums_are_each_the_gradient_of_the_other(seed: int, over_batch: bool):
+    """First and second gradients, against those of the dense contraction."""
+    from spectralkernels.sparse.multiply import multiply
+
+    sparse = threshold_spectrum(torch.randn(3, 5, 6, 5, dtype=torch.complex64), 0.7, impl="triton").compact()
+    other = torch.randn(3 if over_batch else 4, 4 if over_batch else 5, 6, 5, dtype=torch.complex64)
+    if over_batch:
+        calls = (
+            partial(multiply, over_batch=True),
+            lambda y, dz: torch.einsum("bcuv,bouv->ocuv", y.to_dense(), dz.conj()),
+        )
+    else:
+        calls = (partial(sparse_multiply, impl=impl) for impl in ("triton", "dense"))
+    found = []
+    for call in calls:
+        leaves = [sparse.values.detach().requires_grad_(), other.detach().requires_grad_()]
+        out = call(replace(sparse, values=leaves[0]), leaves[1])
+        first = torch.autograd.grad(out.abs().square().sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(each.abs().square().sum() for each in first), leaves)
+        found.append((out, *first, *second))
+    for mine, dense in zip(*found, strict=True):
+        assert (mine - dense).norm() <= 1e-5 * dense.norm()
+
+
+@interpreter
 def test_operators_pass_opcheck(seed: int, monkeypatch: pytest.MonkeyPatch):
-    from spectralkernels.ops.sparse_multiply.kernels import sparse_multiply_bitmap
     from spectralkernels.ops.threshold_spectrum.kernels import threshold_backward, threshold_bitmap
     from spectralkernels.ops.threshold_spectrum.rms import map_rms
+    from spectralkernels.sparse.multiply import sparse_multiply_bitmap
 
     # unused slots are undefined, and opcheck compares two runs: give both the same memory
     empty = torch.empty
@@ -88,10 +126,13 @@ def test_operators_pass_opcheck(seed: int, monkeypatch: pytest.MonkeyPatch):
     torch.library.opcheck(threshold_backward.differentiable, (grad, outputs, sparse.index[0], y.numel()))
     torch.library.opcheck(threshold_backward.differentiable, (grad, None, sparse.index[0], y.numel()))
     w = torch.randn(4, 3, 9, 5, dtype=torch.complex64, requires_grad=True)
+    pull = torch.randn(2, 4, 9, 5, dtype=torch.complex64, requires_grad=True)
     for spectrum in (sparse, sparse.compact()):
         words, offsets = spectrum.index[0], spectrum.index[1] if len(spectrum.index) > 1 else None
         values = spectrum.values.clone().requires_grad_()
-        torch.library.opcheck(sparse_multiply_bitmap.differentiable, (values, words, offsets, w, spectrum.shape))
+        for other in (w, pull):
+            arguments = (values, words, offsets, other, spectrum.shape, other is pull)
+            torch.library.opcheck(sparse_multiply_bitmap.differentiable, arguments)
         torch.library.opcheck(bitmap.expand.differentiable, (values, words, offsets, y.numel()))
         torch.library.opcheck(bitmap.collect.differentiable, (y.detach().flatten(), words, offsets, values.shape[0]))
 

@@ -124,12 +124,9 @@ def auto(sparse: SparseSpectrum, **_: Any) -> Decision:
 
 
 def _triton(sparse: SparseSpectrum, w_hat: Tensor) -> Tensor:
-    from spectralkernels.ops.sparse_multiply.kernels import sparse_multiply_bitmap
+    from spectralkernels.sparse.multiply import multiply
 
-    sparse = sparse.to_format("bitmap")
-    words, offsets = sparse.index[0], sparse.index[1] if len(sparse.index) > 1 else None
-    output: Tensor = sparse_multiply_bitmap(sparse.values, words, offsets, w_hat, sparse.shape)
-    return output
+    return multiply(sparse.to_format("bitmap"), w_hat)
 
 
 def _triton_supports(sparse: SparseSpectrum, **_: Any) -> str | None:

@@ -131,13 +131,24 @@ def _backward(ctx: Any, grad: Tensor, grad_words: Tensor | None, grad_offsets: T
         elif ctx.spatial is not None:
             grad_x = half_spectrum_adjoint(grad_x, ctx.spatial, n, "ortho")
     if ctx.needs_input_grad[3]:
-        x = values if words is None else stored(shape, values, words, offsets).to_dense()
-        x = half_spectrum(x, shape, n, "ortho")
-        product = masked_multiply(x.transpose(0, 1), g.to_dense().transpose(0, 1), impl=choice["dense_multiply"])
-        grad_weight = product.transpose(0, 1)  # the sum over the batch, [O, C, U, V]
+        x = half_spectrum(values, shape, n, "ortho") if words is None else stored(shape, values, words, offsets)
+        grad_weight = _weight_gradient(x, g, ctx.impl)
         if ctx.kernel is not None:
             grad_weight = half_spectrum_adjoint(grad_weight, ctx.kernel, n, "backward")
     return grad_x, None, None, grad_weight, None, None, None, None, None, None, None
+
+
+def _weight_gradient(x: SparseSpectrum | Tensor, g: SparseSpectrum, impl: str) -> Tensor:
+    """dW [O, C, U, V], the sum over the batch; Triton reads one of the two maps packed, torch expands both."""
+    if impl == "triton":
+        from spectralkernels.sparse.multiply import multiply
+
+        if isinstance(x, Tensor):
+            return multiply(g, x, over_batch=True).transpose(0, 1).conj_physical()
+        return multiply(x, g.to_dense(), over_batch=True)
+    x = x if isinstance(x, Tensor) else x.to_dense()
+    maps = (x.transpose(0, 1), g.to_dense().transpose(0, 1))
+    return masked_multiply(*maps, impl=CHOICES[impl]["dense_multiply"]).transpose(0, 1)
 
 
 spec_block.register_autograd(_backward, setup_context=_setup_context)
