@@ -93,7 +93,8 @@ def check(
     share = len(modes) / (band.n[0] * half(band.n[1]))
     terms = (share * weight[0].numel(), share * weight[:, 0].numel() / groups)
     where = f"{name} {band} {len(modes)} modes, groups={groups}"
-    check_gradients(found, true, PRECISIONS[name].error, where, terms)
+    # A gradient meets eight roundings where the answer meets five, and with one mode, or four, they do not average.
+    check_gradients(found, true, 2 * PRECISIONS[name].error, where, terms)
 
 
 class Interpreted:
