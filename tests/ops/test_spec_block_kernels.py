@@ -221,6 +221,20 @@ def test_the_operator_passes_opcheck_and_traces(seed: int, monkeypatch: pytest.M
 
 
 @interpreter
+def test_the_backward_pass_expands_the_gradient_of_the_last_map_alone(seed: int, monkeypatch: pytest.MonkeyPatch):
+    """Weights learn from packed values: the first block's from the gradient's, the second's from those of its input."""
+    expanded: list[tuple[int, ...]] = []
+    to_dense = SparseSpectrum.to_dense
+    monkeypatch.setattr(SparseSpectrum, "to_dense", lambda self: expanded.append(self.shape) or to_dense(self))
+    kernels = [torch.randn(4, 3, 3, 3, requires_grad=True), torch.randn(2, 4, 3, 3, requires_grad=True)]
+    x = spec_block(torch.randn(2, 3, 8, 8), kernels[0], 1.0, impl="triton")
+    z = spec_block(x, kernels[1], 1.0, impl="triton")
+    grads = torch.autograd.grad(z.values.abs().sum(), kernels)
+    assert expanded == [z.shape]
+    assert all(grad.any() for grad in grads)
+
+
+@interpreter
 def test_only_packed_maps_and_the_weight_are_saved(seed: int):
     kept: list[Tensor] = []
 
