@@ -152,40 +152,27 @@ class InterpretedProducts:
         assert ratio(moved, w_ptr=w) == 4
         assert ratio(moved, y_ptr=y) == 1
 
-    def test_sparse_multiply_reads_an_operand_once_per_tile_of_the_other(self, seed: int):
-        """Values and slots once per tile of outputs, bits twice, weights once per tile of maps."""
+    @pytest.mark.parametrize("over_batch", [False, True])
+    def test_sparse_multiply_reads_an_operand_once_per_tile_of_the_other(self, seed: int, over_batch: bool):
+        """Values and slots once per tile of outputs, bits twice, weights once per tile of maps; or, over the batch, the
+        gradient of the product once per tile of channels."""
         from spectralkernels.ops.threshold_spectrum.kernels import threshold_bitmap
         from spectralkernels.sparse import multiply as kernels
 
-        y_hat, w_hat = complex_randn(9, 3, 8, 16), complex_randn(33, 3, 8, 16)
+        y_shape, w_shape, out_shape = ((3, 9), (3, 33), (33, 9)) if over_batch else ((9, 3), (33, 3), (9, 33))
+        y_hat, w_hat = complex_randn(*y_shape, 8, 16), complex_randn(*w_shape, 8, 16)
         values, words = threshold_bitmap(y_hat, 1.0, None, False, 31)
         kept = 8 * sum(word.bit_count() for word in (words.long() & 0xFFFFFFFF).tolist())
         with counted_traffic() as launches:
-            out = kernels._launch(values, words, None, w_hat, y_hat.shape, False)
+            out = kernels._launch(values, words, None, w_hat, y_hat.shape, over_batch)
         moved = launches[1]
         tiles = ceil(33, kernels.tile_out(33))
-        assert tiles == 2
+        assert tiles == 2 and out.shape == (*out_shape, 8, 16)
         assert moved.kernel == "sparse_multiply_kernel" and moved.outside == 0
         assert moved.arguments["values_ptr"].loaded == kept * tiles
         # Rows of 128 cells are whole words; their bits are read to find the filled tiles, here all, and then again.
         assert moved.arguments["words_ptr"].loaded == 2 * y_hat.numel() // 8 * tiles
         assert moved.arguments["w_ptr"].loaded == w_hat.nbytes * ceil(9, kernels.TILE_ROW)
-        assert ratio(moved, out_ptr=torch.view_as_real(out)) == 1.0
-
-    def test_the_gradient_of_its_weights_does_too(self, seed: int):
-        """Values once per tile of outputs, the gradient of the product once per tile of channels."""
-        from spectralkernels.ops.threshold_spectrum.kernels import threshold_bitmap
-        from spectralkernels.sparse import multiply as kernels
-
-        y_hat, grad = complex_randn(3, 9, 8, 16), complex_randn(3, 33, 8, 16)
-        values, words = threshold_bitmap(y_hat, 1.0, None, False, 31)
-        kept = 8 * sum(word.bit_count() for word in (words.long() & 0xFFFFFFFF).tolist())
-        with counted_traffic() as launches:
-            out = kernels._launch(values, words, None, grad, y_hat.shape, True)
-        moved = launches[1]
-        assert out.shape == (33, 9, 8, 16) and moved.outside == 0
-        assert moved.arguments["values_ptr"].loaded == kept * ceil(33, kernels.tile_out(33))
-        assert moved.arguments["w_ptr"].loaded == grad.nbytes * ceil(9, kernels.TILE_ROW)
         assert ratio(moved, out_ptr=torch.view_as_real(out)) == 1.0
 
     def test_empty_tiles_of_a_sparse_multiply_read_bits_only(self, seed: int):

@@ -128,7 +128,7 @@ def test_operators_pass_opcheck(seed: int, monkeypatch: pytest.MonkeyPatch):
     w = torch.randn(4, 3, 9, 5, dtype=torch.complex64, requires_grad=True)
     pull = torch.randn(2, 4, 9, 5, dtype=torch.complex64, requires_grad=True)
     for spectrum in (sparse, sparse.compact()):
-        words, offsets = spectrum.index[0], spectrum.index[1] if len(spectrum.index) > 1 else None
+        words, offsets = spectrum.bits()
         values = spectrum.values.clone().requires_grad_()
         for other in (w, pull):
             arguments = (values, words, offsets, other, spectrum.shape, other is pull)

@@ -230,7 +230,7 @@ def test_operators_pass_opcheck(seed: int):
     sparse = pack(flat.detach().reshape(1, 1500), kept.reshape(1, 1500), "bitmap")
     tight = sparse.compact()
     for spectrum in (sparse, tight):
-        words, offsets = spectrum.index[0], spectrum.index[1] if len(spectrum.index) > 1 else None
+        words, offsets = spectrum.bits()
         values = spectrum.values.clone().requires_grad_()
         torch.library.opcheck(bitmap.expand.differentiable, (values, words, offsets, 1500))
         torch.library.opcheck(bitmap.collect.differentiable, (flat, words, offsets, values.shape[0]))

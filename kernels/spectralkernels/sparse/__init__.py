@@ -102,10 +102,13 @@ class SparseSpectrum:
         if self.format == "dense":
             return self.values
         if self.format == "bitmap":
-            words, offsets = self.index[0], self.index[1] if len(self.index) > 1 else None
-            return bitmap.expand(self.values, words, offsets, self.numel).reshape(self.shape)
+            return bitmap.expand(self.values, *self.bits(), self.numel).reshape(self.shape)
         flat = self.values.new_zeros(self.numel)
         return flat.index_copy(0, self.flat_index(), self.values).reshape(self.shape)
+
+    def bits(self) -> tuple[Tensor, Tensor | None]:
+        """Words and, where the values are packed without gaps, offsets of a bitmap, as its operators take them."""
+        return self.index[0], self.index[1] if len(self.index) > 1 else None
 
     def flat_index(self) -> Tensor:
         """Position of every kept value in the flattened spectrum. Returns: Int64 [nnz], ascending."""

@@ -148,8 +148,7 @@ def multiply(sparse: SparseSpectrum, dense: Tensor, *, over_batch: bool = False)
     sparse: a bitmap, Complex64 [B, C, U, V]. dense: Complex64 [O, C, U, V], or, over the batch, [B, O, U, V].
     Returns: Complex64 [B, O, U, V], or, over the batch, [O, C, U, V]; differentiable.
     """
-    words, offsets = sparse.index[0], sparse.index[1] if len(sparse.index) > 1 else None
-    output: Tensor = sparse_multiply_bitmap(sparse.values, words, offsets, dense, sparse.shape, over_batch)
+    output: Tensor = sparse_multiply_bitmap(sparse.values, *sparse.bits(), dense, sparse.shape, over_batch)
     return output
 
 

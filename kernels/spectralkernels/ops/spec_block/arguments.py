@@ -26,7 +26,7 @@ def flat_input(x: SparseSpectrum | Tensor) -> tuple[Tensor, Tensor | None, Tenso
         if x.format == "dense":
             return x.values, None, None
         x = x if x.format == "bitmap" else x.to_format("bitmap").compact()
-        return x.values, x.index[0], x.index[1] if len(x.index) > 1 else None
+        return x.values, *x.bits()
     if not isinstance(x, Tensor) or x.dtype not in PRECISION:
         got = str(x.dtype).removeprefix("torch.") if isinstance(x, Tensor) else type(x).__name__
         raise DtypeError(
