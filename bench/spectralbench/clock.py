@@ -14,6 +14,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
@@ -95,15 +96,17 @@ class CpuClock:
 class CudaClock:
     """CUDA events around work that was queued before the device could start it.
 
-    Every sample first puts a kernel on the stream that only spins; the host queues flushes, events and calls behind it,
-    so neither Python nor launches fall between two events. The sample is trusted if the first event had still not
-    happened when the host was done; else the spin is doubled and the sample taken again. A call that waits for the
-    device itself (`nonzero`, `item`) can never be queued ahead: once the spin reaches `MAX_SPIN` its samples are taken
-    as they are, because every user pays for those gaps, and `exposed` says so.
+    Every eager sample first puts a kernel on the stream that only spins; the host queues flushes, events and calls
+    behind it, so neither Python nor launches fall between two events. The sample is trusted if the first event had
+    still not happened when the host was done; else the spin is doubled and the sample taken again. A call that waits
+    for the device itself (`nonzero`, `item`) can never be queued ahead: once the spin reaches `MAX_SPIN` its samples
+    are taken as they are, because every user pays for those gaps, and `exposed` says so.
 
     cache: "warm" times `number` calls between one pair of events; "cold" overwrites a buffer of twice the L2 cache
     before every call and gives each call its own pair.
-    launch: "eager", or "graph": the calls are captured once in a CUDA graph and replayed; Unsupported if they cannot.
+    launch: "eager", or "graph": all calls of a sample are captured once in a CUDA graph and replayed, and where the
+    cache is cold the flushes and events with them, so that no sample contains the launch of a graph; Unsupported if
+    they cannot be captured. `damaged` says that a capture broke off: torch's allocator is then not fit for another.
 
     The spin is `torch.cuda._sleep`, PyTorch's own test kernel: private, but present in every release, and the only one
     that needs no compiler; its argument is in device cycles, which the doubling makes irrelevant.
@@ -126,19 +129,26 @@ class CudaClock:
         self._flush: torch.Tensor | None = None
         self._spins: weakref.WeakKeyDictionary[Run, int] = weakref.WeakKeyDictionary()
         self._exposed: weakref.WeakSet[Run] = weakref.WeakSet()
-        self._graphs: weakref.WeakKeyDictionary[Run, dict[int, Any]] = weakref.WeakKeyDictionary()
+        self._graphs: weakref.WeakKeyDictionary[Run, dict[int, _Captured]] = weakref.WeakKeyDictionary()
         self._side: torch.cuda.Stream | None = None
+        self.damaged = False
 
     def time(self, run: Run, number: int) -> float:
-        launch = self._launcher(run, number)
+        if self.launch == "graph":
+            captured = self._captured(run, number)
+            captured.graph.replay()
+            torch.cuda.synchronize()
+            return _seconds(captured.pairs) / number
         while True:
             spin = 0 if run in self._exposed else self._spins.get(run, self.FIRST_SPIN)
-            pairs = self._queue(launch, number, spin)
+            if spin:
+                torch.cuda._sleep(spin)
+            pairs = self._queue(run, number)
             queued_in_time = not pairs[0][0].query()
             # The whole device, not one stream: work on another stream must end before the next sample starts.
             torch.cuda.synchronize()
             if queued_in_time or spin == 0:
-                return sum(start.elapsed_time(end) for start, end in pairs) * 1e-3 / number
+                return _seconds(pairs) / number
             self._spins[run] = 2 * spin
             if 2 * spin > self.MAX_SPIN:
                 self._exposed.add(run)
@@ -154,37 +164,38 @@ class CudaClock:
     def exposed(self, run: Run) -> bool:
         return run in self._exposed
 
-    def _queue(self, launch: Run, number: int, spin: int) -> list[tuple[Any, Any]]:
-        pairs = [(_event(), _event()) for _ in range(number if self.cache == "cold" else 1)]
+    def _queue(self, run: Run, number: int, external: bool = False) -> list[Pair]:
+        """Queue a sample's calls with their events and flushes. external: the events are nodes of a graph."""
+        pairs = [(_event(external), _event(external)) for _ in range(number if self.cache == "cold" else 1)]
         flush = self._flush_buffer() if self.cache == "cold" else None
-        if spin:
-            torch.cuda._sleep(spin)
         if flush is None:
             start, end = pairs[0]
             start.record()
-            for _ in range(1 if self.launch == "graph" else number):
-                launch()
+            for _ in range(number):
+                run()
             end.record()
         else:
             for start, end in pairs:
                 flush.zero_()
                 start.record()
-                launch()
+                run()
                 end.record()
         return pairs
 
-    def _launcher(self, run: Run, number: int) -> Run:
-        """`run` itself, or the replay of its graph: all calls of a warm sample in one, a single call of a cold one."""
-        if self.launch == "eager":
-            return run
-        captured = number if self.cache == "warm" else 1
+    def _captured(self, run: Run, number: int) -> _Captured:
         graphs = self._graphs.setdefault(run, {})
-        if captured not in graphs:
+        if number not in graphs:
             # One stream for every capture: libraries keep a workspace for each stream they have seen.
             self._side = self._side or torch.cuda.Stream()
-            graphs[captured] = capture(run, captured, self._side)
-        replay: Run = graphs[captured].replay
-        return replay
+            self._flush_buffer()
+            pairs: list[Pair] = []
+            try:
+                graph = capture(run, lambda: pairs.extend(self._queue(run, number, external=True)), self._side)
+            except CaptureBroken:
+                self.damaged = True
+                raise
+            graphs[number] = _Captured(graph, pairs)
+        return graphs[number]
 
     def _flush_buffer(self) -> torch.Tensor:
         if self._flush is None:
@@ -238,42 +249,81 @@ class FakeClock:
         return False
 
 
-def _event() -> Any:
-    return torch.cuda.Event(enable_timing=True)
+Pair = tuple[Any, Any]
+"""The events before and after what is timed."""
+
+
+class CaptureBroken(Unsupported):
+    """Work could not be captured, and was found out only inside the capture."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Captured:
+    """A graph of a whole sample, and its events."""
+
+    graph: Any
+    pairs: list[Pair]
+
+
+def _seconds(pairs: Sequence[Pair]) -> float:
+    return sum(start.elapsed_time(end) for start, end in pairs) * 1e-3
+
+
+def _event(external: bool) -> Any:
+    return torch.cuda.Event(enable_timing=True, external=external)
 
 
 WARM_UP_CALLS = 3
 """What torch documents for a graph with a backward pass: after three calls every lazy allocation has been made."""
 
 
-def capture(run: Run, calls: int, side: torch.cuda.Stream) -> Any:
-    """A CUDA graph of `calls` calls of `run`, as torch documents the capture of a whole training step.
+def capture(run: Run, sample: Run, side: torch.cuda.Stream) -> Any:
+    """A CUDA graph of `sample`, some calls of `run`, as torch documents the capture of a whole training step.
 
+    Work that waits for the device breaks a capture and leaves torch's allocator damaged, so the last call of the
+    warm-up refuses to wait.
     Warm-up and capture share the stream `side`, so that workspaces of libraries exist before the capture and backward
     nodes belong to the captured stream. Gradients must come from `torch.autograd.grad` or start as None, so that they
     are allocated inside and every replay writes them anew. A replay overwrites the answer of the last captured call.
-    Raises: Unsupported with the first reason if the work cannot be captured; torch.OutOfMemoryError as it is.
+    Raises: Unsupported with the first reason if the work cannot be captured, CaptureBroken if only the capture showed
+    it; torch.OutOfMemoryError as it is.
     """
     before = torch.cuda.current_stream()
     side.wait_stream(before)
     with torch.cuda.stream(side):
-        for _ in range(WARM_UP_CALLS):
+        for _ in range(WARM_UP_CALLS - 1):
+            run()
+        with _no_waiting():
             run()
     before.wait_stream(side)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     try:
         with no_garbage_collection(), torch.cuda.graph(graph, stream=side):
-            for _ in range(calls):
-                run()
+            sample()
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise Unsupported(f"cannot be captured in a CUDA graph: {_first_cause(error)}") from error
+        raise CaptureBroken(f"cannot be captured in a CUDA graph: {_first_cause(error)}") from error
     finally:
         # A capture that was broken off raises at its end, before torch has put the stream back.
         torch.cuda.set_stream(before)
     return graph
+
+
+@contextmanager
+def _no_waiting() -> Iterator[None]:
+    """Refuse what waits for the device: Unsupported with torch's reason."""
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    except RuntimeError as error:
+        if "synchronizing" not in str(error):
+            raise
+        raise Unsupported(f"cannot be captured in a CUDA graph: {_first_cause(error)}") from error
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
 
 
 @contextmanager

@@ -52,14 +52,39 @@ def measure_case(
     budget: Budget = Budget(),  # noqa: B008 - frozen
     ceilings: Ceilings | None = None,
 ) -> dict[str, Outcome]:
-    """Check, time and weigh implementations of one case on the same inputs.
+    """Check, time and weigh implementations of one case on the same inputs, in one state.
+
+    clock: default is the device's own. ceilings: what the device can do at most; a time below that floor is refused.
+    For the rest see `measure_states`.
+    """
+    timers = [(clock, ceilings)]
+    return measure_states(
+        operation, case, implementations, timers, device=device, pass_=pass_, metrics=metrics, budget=budget
+    )[0]
+
+
+Timer = tuple[Clock | None, Ceilings | None]
+"""A clock, by default the device's own, and what the device can do at most by that clock."""
+
+
+def measure_states(
+    operation: Operation,
+    case: Case,
+    implementations: Sequence[str],
+    timers: Sequence[Timer],
+    *,
+    device: str = "cpu",
+    pass_: Pass = "forward",
+    metrics: Sequence[str] | None = None,
+    budget: Budget = Budget(),  # noqa: B008 - frozen
+) -> list[dict[str, Outcome]]:
+    """Check implementations of one case once, then time and weigh them by each of the clocks.
 
     implementations: names, of rivals too; their order is the order of the result. metrics: names, default all of the
-    device; without `device_time` nothing is timed. clock: default is the device's own. ceilings: what the device can
-    do at most; a time below that floor is refused.
-    Returns: an outcome per name; one implementation that fails loses nothing of the others. `Measured.unavailable`
-    holds the reason of every metric that is missing, "launch_bound" if the time is close to an empty launch, and
-    "launch_gaps" if the device had to wait for the host.
+    device; without `device_time` nothing is timed. budget: of each clock.
+    Returns: by clock, an outcome per name; one implementation that fails loses nothing of the others.
+    `Measured.unavailable` holds the reason of every metric that is missing, "launch_bound" if the time is close to an
+    empty launch, and "launch_gaps" if the device had to wait for the host.
     Raises: RangeError on an unknown implementation, metric, pass or device.
     """
     if pass_ not in get_args(Pass):
@@ -67,17 +92,18 @@ def measure_case(
     wanted = {name: operation.subject(name) for name in implementations}
     chosen = _chosen(metrics, device)
     if device == "cuda" and not torch.cuda.is_available():
-        return {name: Skipped("torch finds no CUDA device") for name in wanted}
+        return [{name: Skipped("torch finds no CUDA device") for name in wanted} for _ in timers]
     forget_compilations()
-    race = _Race(operation, case, device, pass_, chosen, clock or clock_for(device), budget, ceilings)
+    race = _Race(operation, case, device, pass_, chosen, timers, budget)
     with measuring_flags(), torch.set_grad_enabled(pass_ != "forward"), _short_collections():
         try:
             race.measure(wanted)
         except _DeviceLostError as lost:
             left = f"not measured: {lost.culprit} left the CUDA device unusable; measure it again in a new process"
-            for name in wanted:
-                race.outcomes.setdefault(name, Failed("crash", str(lost) if name == lost.culprit else left))
-    return {name: race.outcomes[name] for name in wanted}
+            for outcomes in race.by_timer:
+                for name in wanted:
+                    outcomes.setdefault(name, Failed("crash", str(lost) if name == lost.culprit else left))
+    return [{name: outcomes[name] for name in wanted} for outcomes in race.by_timer]
 
 
 def forget_compilations() -> None:
@@ -115,7 +141,10 @@ class _DeviceLostError(Exception):
 
 
 class _Race:
-    """One case on its way to outcomes; `outcomes` fills as implementations drop out or arrive."""
+    """One case on its way to outcomes: `by_timer` fills as implementations drop out or arrive.
+
+    `outcomes`, `clock` and `ceilings` are those of the timer whose turn it is.
+    """
 
     def __init__(
         self,
@@ -124,25 +153,33 @@ class _Race:
         device: str,
         pass_: Pass,
         metrics: Sequence[Metric],
-        clock: Clock,
+        timers: Sequence[Timer],
         budget: Budget,
-        ceilings: Ceilings | None,
     ) -> None:
         self.operation = operation
         self.case = case
         self.device = device
         self.pass_: Pass = pass_
         self.metrics = metrics
-        self.clock = clock
+        self.timers = [(clock or clock_for(device), ceilings) for clock, ceilings in timers]
+        self.clock, self.ceilings = self.timers[0]
         self.budget = budget
-        self.ceilings = ceilings
         self.outcomes: dict[str, Outcome] = {}
+        self.by_timer: list[dict[str, Outcome]] = [self.outcomes, *({} for _ in timers[1:])]
         self.tiles: dict[str, Mapping[str, Mapping[str, int | str]]] = {}
         self.ideal: Callable[[], torch.Tensor | None] = lambda: None
 
     def measure(self, wanted: Mapping[str, Implementation]) -> None:
         able = [found for name, found in wanted.items() if self._guard(name, partial(self._available, found))]
         racing = list(self._gated(able)) if able else []
+        for outcomes in self.by_timer[1:]:
+            outcomes.update(self.outcomes)
+        for timer, outcomes in zip(self.timers, self.by_timer, strict=True):
+            (self.clock, self.ceilings), self.outcomes = timer, outcomes
+            self._timed([(bound, question) for bound, question in racing if bound.run.name not in self.outcomes])
+
+    def _timed(self, racing: Sequence[tuple[calls.Bound, calls.Question]]) -> None:
+        """Time and weigh what passed the gate, by the timer whose turn it is."""
         times: dict[str, tuple[float, ...]] = {}
         if any(metric.name == TIME for metric in self.metrics):
             runs = [bound.run for bound, _ in racing]

@@ -17,12 +17,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from spectralbench import overrides
 from spectralbench.journal import Journal, Key, record_key, stored
 from spectralbench.outcome import Measured
 from spectralbench.record import Damage, Record, from_outcome
-from spectralbench.worker import Result, Setup, Sources, Task, Worker, resolve
+from spectralbench.worker import Result, Setup, Sources, State, Task, Worker, resolve
 from spectralkernels import declare
-from spectralkernels.declare import PROFILES, Case, Operation, Pass, Scalar, with_seed
+from spectralkernels.declare import PROFILES, Case, Operation, Pass, with_seed
 from spectralkernels.errors import RangeError
 
 PROCESSES: Mapping[str, int] = {"smoke": 1, "quick": 1, "asv": 1, "study": 5, "claims": 3, "gpu": 5}
@@ -49,6 +50,7 @@ class Request:
     """What to sweep; None means "as the profile says".
 
     operations: names, empty for all. overrides: parameter name -> comma-separated values as text.
+    states: how every case is timed, all by one process that checks it once.
     timeout: seconds one case may take. time_budget: seconds after which no case is started. pin: see `worker.Setup`.
     select: from the items of the plan to those that are wanted, in the wanted order; default all as they are.
     """
@@ -61,8 +63,7 @@ class Request:
     seed: int = 0
     processes: int | None = None
     device: str = "cpu"
-    cache: str = "warm"
-    launch: str = "eager"
+    states: tuple[State, ...] = (State(),)
     timeout: float = 300.0
     time_budget: float | None = None
     retry_failed: bool = False
@@ -73,7 +74,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One case in one pass by one process, with the implementations to time interleaved.
+    """One case in one pass by one process, with the implementations to time interleaved, in each of the states.
 
     apart: implementations that an earlier run has stored already, so that these are not interleaved with them.
     """
@@ -85,6 +86,7 @@ class Item:
     replicate: int
     fft_size: tuple[int, ...]
     cost: Mapping[str, int]
+    states: tuple[State, ...]
     apart: tuple[str, ...] = ()
 
     @property
@@ -126,13 +128,14 @@ def plan(request: Request) -> list[Item]:
     operations = resolve(request.sources.operations)()
     chosen = _select(request, operations)
     _check_metrics(request.metrics)
-    resolve(request.sources.clock)(request.device, request.cache, request.launch)  # refuses what it cannot be
+    for state in request.states:
+        resolve(request.sources.clock)(request.device, state.cache, state.launch)  # refuses what it cannot be
     queues: list[list[Item]] = []
     for operation in chosen:
         queues.append([])
-        overrides = parse_overrides(operation, request.profile, request.overrides)
+        chosen_values = overrides.parse(operation, request.profile, request.overrides)
         merged: dict[tuple[Case, Pass], set[str]] = {}
-        for case, block in operation.cases(request.profile, overrides):
+        for case, block in operation.cases(request.profile, chosen_values):
             for pass_ in block.passes:
                 allowed = block.implementations or tuple(known.name for known in operation.subjects)
                 merged.setdefault((with_seed(case, request.seed), pass_), set()).update(allowed)
@@ -146,7 +149,8 @@ def plan(request: Request) -> list[Item]:
             if names:
                 cost = operation.cost(case)
                 floor = {"bytes_read": cost.bytes_read, "bytes_written": cost.bytes_written, "flops": cost.flops}
-                queues[-1].append(Item(operation, case, pass_, names, 0, tuple(operation.fft_size(case)), floor))
+                size = tuple(operation.fft_size(case))
+                queues[-1].append(Item(operation, case, pass_, names, 0, size, floor, request.states))
     items = [item for turn in itertools.zip_longest(*queues) for item in turn if item is not None]
     if not items:
         raise RangeError(
@@ -198,41 +202,25 @@ def choose_operations(names: Sequence[str], operations: Mapping[str, Operation])
     return [operations[name] for name in dict.fromkeys(names)] or list(operations.values())
 
 
-def parameters(operation: Operation, profile: str) -> dict[str, list[Scalar]]:
-    """The values that a profile declares for each parameter, in declared order."""
-    declared: dict[str, list[Scalar]] = {}
-    for block in operation.profiles.get(profile, ()):
-        for name, values in block.axes.items():
-            declared.setdefault(name, []).extend(values)
-    return declared
-
-
-def parse_overrides(operation: Operation, profile: str, texts: Mapping[str, str]) -> dict[str, tuple[Scalar, ...]]:
-    """The values of `--set name=v1,v2`, each of the type that the operation declares for that parameter.
-
-    Raises: RangeError on an unknown parameter (with the known ones) or a value of another type.
-    """
-    declared = parameters(operation, profile)
-    parsed = {}
-    for name, text in texts.items():
-        if name not in declared:
-            raise RangeError(f"{operation.name} has no parameter {name!r}; it has {', '.join(declared)}")
-        parsed[name] = tuple(_parse(name, part.strip(), declared[name]) for part in text.split(","))
-    return parsed
-
-
 def pending(items: Sequence[Item], known: Mapping[Key, Record], request: Request) -> tuple[list[Item], list[Record]]:
     """What is still to be measured, and the stored records that the rest of the plan is served from."""
     todo: list[Item] = []
     reused: list[Record] = []
     for item in items:
-        found = {name: known.get(_key(item, name, request)) for name in item.implementations}
-        serving = {name: record for name, record in found.items() if record is not None and _serves(record, request)}
-        missing = tuple(name for name in item.implementations if name not in serving)
-        reused.extend(serving.values())
-        if missing:
+        # States that lack the same implementations are measured together.
+        together: dict[tuple[tuple[str, ...], tuple[str, ...]], list[State]] = {}
+        for state in item.states:
+            found = {name: known.get(_key(item, name, state, request)) for name in item.implementations}
+            serving = {
+                name: record for name, record in found.items() if record is not None and _serves(record, request)
+            }
+            missing = tuple(name for name in item.implementations if name not in serving)
             measured = tuple(name for name, record in serving.items() if record.status == "measured")
-            todo.append(replace(item, implementations=missing, apart=measured))
+            reused.extend(serving.values())
+            if missing:
+                together.setdefault((missing, measured), []).append(state)
+        for (missing, measured), states in together.items():
+            todo.append(replace(item, implementations=missing, apart=measured, states=tuple(states)))
     return todo, reused
 
 
@@ -267,9 +255,8 @@ def run(request: Request, results: Path, environment: Mapping[str, Any], progres
                             break
                         if progress:
                             progress.start(item, len(done), len(todo))
-                        task = Task(item.operation.name, item.case, item.pass_, item.implementations)
-                        results_by_name = worker.measure(task, request.timeout)
-                        records = _records(item, results_by_name, request)
+                        task = Task(item.operation.name, item.case, item.pass_, item.implementations, item.states)
+                        records = _records(item, worker.measure(task, request.timeout), request)
                         journal.append(records)
                         sweep.records.extend(records)
                         done.append(item)
@@ -292,13 +279,17 @@ def _select(request: Request, operations: Mapping[str, Operation]) -> list[Opera
     for name in request.implementations or ():
         if name not in offered:
             raise RangeError(f"unknown implementation {name!r}; known: {', '.join(offered)}")
-    settable = dict.fromkeys(name for operation in candidates for name in parameters(operation, request.profile))
+    settable = dict.fromkeys(
+        name for operation in candidates for name in overrides.parameters(operation, request.profile)
+    )
     for name in request.overrides:
         if name not in settable:
             raise RangeError(f"unknown parameter {name!r} in profile {request.profile!r}; known: {', '.join(settable)}")
     if request.operations:
         return candidates
-    return [found for found in candidates if set(request.overrides) <= parameters(found, request.profile).keys()]
+    return [
+        found for found in candidates if set(request.overrides) <= overrides.parameters(found, request.profile).keys()
+    ]
 
 
 def _check_metrics(names: Sequence[str] | None) -> None:
@@ -310,24 +301,6 @@ def _check_metrics(names: Sequence[str] | None) -> None:
     for name in names:
         if name not in known:
             raise RangeError(f"unknown metric {name!r}; known: {', '.join(known)}")
-
-
-def _parse(name: str, text: str, declared: Sequence[Scalar]) -> Scalar:
-    """`text` as a value of the type that the declared values have."""
-    if all(isinstance(value, bool) for value in declared):
-        if text.lower() not in ("true", "false"):
-            raise RangeError(f"{name} takes true or false, got {text!r}")
-        return text.lower() == "true"
-    if all(isinstance(value, str) for value in declared):
-        return text
-    kind = int if all(isinstance(value, int) for value in declared) else float
-    try:
-        number = kind(text)
-    except ValueError:
-        wanted = "integers" if kind is int else "numbers"
-        raise RangeError(f"{name} takes {wanted}, such as {declared[0]}, got {text!r}") from None
-    # A declared value is taken as it is written there, so that the case has the same id (0, not 0.0).
-    return next((value for value in declared if value == number), number)
 
 
 def _serves(record: Record, request: Request) -> bool:
@@ -349,10 +322,10 @@ def _setup(request: Request) -> Setup:
     from spectralbench.measure import Budget
 
     budget = Budget(**BUDGETS[request.profile])  # type: ignore[arg-type]
-    return Setup(request.sources, request.device, request.cache, request.launch, request.metrics, budget, request.pin)
+    return Setup(request.sources, request.device, request.metrics, budget, request.pin)
 
 
-def _identity(item: Item, name: str, request: Request) -> dict[str, Any]:
+def _identity(item: Item, name: str, state: State, request: Request) -> dict[str, Any]:
     return {
         "operation": item.operation.name,
         "operation_version": item.operation.version,
@@ -362,28 +335,29 @@ def _identity(item: Item, name: str, request: Request) -> dict[str, Any]:
         "dtype": item.case.dtype,
         "pass_": item.pass_,
         "fft_size": item.fft_size,
-        "cache": request.cache,
-        "launch": request.launch,
+        "cache": state.cache,
+        "launch": state.launch,
         "seed": item.case.seed,
         "replicate": item.replicate,
         "profile": request.profile,
     }
 
 
-def _key(item: Item, name: str, request: Request) -> Key:
-    return record_key(Record(status="", recorded_at="", **_identity(item, name, request)))
+def _key(item: Item, name: str, state: State, request: Request) -> Key:
+    return record_key(Record(status="", recorded_at="", **_identity(item, name, state, request)))
 
 
-def _records(item: Item, results: Mapping[str, Result], request: Request) -> list[Record]:
+def _records(item: Item, results: Sequence[Mapping[str, Result]], request: Request) -> list[Record]:
     moment = datetime.now(UTC).isoformat(timespec="milliseconds")
     apart = f"not interleaved with {', '.join(item.apart)}, stored by an earlier run" if item.apart else None
     records = []
-    for name, result in results.items():
-        identity = _identity(item, name, request)
-        # A failure says its own reason; on a measurement the note is the reader's warning.
-        if isinstance(result.outcome, Measured):
-            identity["reason"] = result.note or apart
-        records.append(from_outcome(result.outcome, recorded_at=moment, cost=item.cost, **identity))
+    for state, found in zip(item.states, results, strict=True):
+        for name, result in found.items():
+            identity = _identity(item, name, state, request)
+            # A failure says its own reason; on a measurement the note is the reader's warning.
+            if isinstance(result.outcome, Measured):
+                identity["reason"] = result.note or apart
+            records.append(from_outcome(result.outcome, recorded_at=moment, cost=item.cost, **identity))
     return records
 
 

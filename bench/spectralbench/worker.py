@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any, Self
@@ -30,12 +30,20 @@ START_SECONDS = 300.0
 class Sources:
     """Where a worker finds what it runs, as `module:callable`; a spawned process can only be told names.
 
-    operations(): every Operation by name. measure: see `measure.measure_case`. clock: see `clock.clock_for`.
+    operations(): every Operation by name. measure: see `measure.measure_states`. clock: see `clock.clock_for`.
     """
 
     operations: str = "spectralkernels.ops:load_operations"
-    measure: str = "spectralbench.measure:measure_case"
+    measure: str = "spectralbench.measure:measure_states"
     clock: str = "spectralbench.clock:clock_for"
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """How calls are made while they are timed: launch "eager" or "graph", cache "warm" or "cold"."""
+
+    launch: str = "eager"
+    cache: str = "warm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +55,6 @@ class Setup:
 
     sources: Sources
     device: str
-    cache: str
-    launch: str
     metrics: tuple[str, ...] | None
     budget: Any
     pin: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
@@ -56,12 +62,13 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One case, one pass, the implementations to time interleaved."""
+    """One case, one pass, the implementations to time interleaved, in each of the states."""
 
     operation: str
     case: Case
     pass_: Pass
     implementations: tuple[str, ...]
+    states: tuple[State, ...] = (State(),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +81,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class _Reply:
-    outcomes: Mapping[str, Outcome]
+    outcomes: tuple[Mapping[str, Outcome], ...]
     healthy: bool
 
 
@@ -98,8 +105,8 @@ class Worker:
         self._process: multiprocessing.process.BaseProcess | None = None
         self._connection: Connection | None = None
 
-    def measure(self, task: Task, timeout: float) -> dict[str, Result]:
-        """The result of every implementation of `task`, whatever they do to the process.
+    def measure(self, task: Task, timeout: float) -> list[dict[str, Result]]:
+        """The result of every implementation of `task`, by state, whatever they do to the process.
 
         timeout: seconds that one case may take before its process is killed.
         Where a case with several implementations loses the worker, each is run again alone, so that the guilty one is
@@ -110,9 +117,9 @@ class Worker:
             outcomes = self._ask(task, timeout)
         except _Lost as lost:
             if len(task.implementations) == 1:
-                return {task.implementations[0]: Result(lost.failed)}
+                return [{task.implementations[0]: Result(lost.failed)} for _ in task.states]
             return self._one_by_one(task, timeout, lost.failed)
-        return {name: Result(outcome) for name, outcome in outcomes.items()}
+        return [{name: Result(outcome) for name, outcome in found.items()} for found in outcomes]
 
     def stop(self) -> None:
         """End the process and everything it started."""
@@ -132,18 +139,20 @@ class Worker:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _one_by_one(self, task: Task, timeout: float, together: Failed) -> dict[str, Result]:
+    def _one_by_one(self, task: Task, timeout: float, together: Failed) -> list[dict[str, Result]]:
         note = f"timed alone, not interleaved: together with {', '.join(task.implementations)} it ended in "
-        results = {}
+        results: list[dict[str, Result]] = [{} for _ in task.states]
         for name in task.implementations:
             try:
-                outcome = self._ask(replace(task, implementations=(name,)), timeout)[name]
-                results[name] = Result(outcome, f"{note}{together.kind} ({together.error})")
+                alone = self._ask(replace(task, implementations=(name,)), timeout)
+                for found, outcomes in zip(results, alone, strict=True):
+                    found[name] = Result(outcomes[name], f"{note}{together.kind} ({together.error})")
             except _Lost as lost:
-                results[name] = Result(lost.failed)
+                for found in results:
+                    found[name] = Result(lost.failed)
         return results
 
-    def _ask(self, task: Task, timeout: float) -> Mapping[str, Outcome]:
+    def _ask(self, task: Task, timeout: float) -> Sequence[Mapping[str, Outcome]]:
         connection, process = self._started()
         try:
             connection.send(task)
@@ -200,8 +209,7 @@ def serve(connection: Connection, setup: Setup) -> None:
     try:
         operations = resolve(setup.sources.operations)()
         measure = resolve(setup.sources.measure)
-        clock = resolve(setup.sources.clock)(setup.device, setup.cache, setup.launch)
-        ceilings = _ceilings(clock, setup.device)
+        timers = Timers(setup)
     except Exception as error:
         connection.send(f"{type(error).__name__}: {error}")
         return
@@ -217,17 +225,16 @@ def serve(connection: Connection, setup: Setup) -> None:
                     operations[task.operation],
                     task.case,
                     task.implementations,
+                    [timers.of(state) for state in task.states],
                     device=setup.device,
                     pass_=task.pass_,
                     metrics=setup.metrics,
-                    clock=clock,
                     budget=setup.budget,
-                    ceilings=ceilings,
                 )
         except Exception as error:
-            outcomes = dict.fromkeys(task.implementations, failure(error))
-        healthy = _healthy(outcomes, setup.device)
-        connection.send(_Reply(outcomes, healthy))
+            outcomes = [dict.fromkeys(task.implementations, failure(error)) for _ in task.states]
+        healthy = all(_healthy(found, setup.device) for found in outcomes) and not timers.damaged
+        connection.send(_Reply(tuple(outcomes), healthy))
         if not healthy:
             return
 
@@ -238,18 +245,35 @@ def resolve(source: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def _ceilings(clock: Any, device: str) -> Any:
-    """What the device can do at most, or None on a CPU, where warm caches leave no floor under a time.
+class Timers:
+    """A clock per state, with what it says the device can do at most; each is made when a task first asks for it."""
 
-    Tensor cores set the arithmetic ceiling whatever the dtype of a case, because a kernel may use them.
-    """
-    if device != "cuda":
-        return None
-    import torch
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._found: dict[State, tuple[Any, Any]] = {}
 
-    from spectralbench.ceilings import measure_ceilings
+    def of(self, state: State) -> tuple[Any, Any]:
+        """(clock, ceilings); None for the ceilings of a process that times nothing, and on a CPU, where warm caches
+        leave no floor under a time."""
+        if state not in self._found:
+            clock = resolve(self._setup.sources.clock)(self._setup.device, state.cache, state.launch)
+            self._found[state] = clock, self._ceilings(clock)
+        return self._found[state]
 
-    return measure_ceilings(clock, device, torch.float16)
+    @property
+    def damaged(self) -> bool:
+        """Whether a clock has left the process unfit for another case."""
+        return any(getattr(clock, "damaged", False) for clock, _ in self._found.values())
+
+    def _ceilings(self, clock: Any) -> Any:
+        """Tensor cores set the arithmetic ceiling whatever the dtype of a case, because a kernel may use them."""
+        if self._setup.device != "cuda" or not (self._setup.metrics is None or "device_time" in self._setup.metrics):
+            return None
+        import torch
+
+        from spectralbench.ceilings import measure_ceilings
+
+        return measure_ceilings(clock, self._setup.device, torch.float16)
 
 
 def _healthy(outcomes: Mapping[str, Outcome], device: str) -> bool:

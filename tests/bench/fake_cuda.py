@@ -46,19 +46,21 @@ class FakeCuda:
         self.flush = flush
         self.host = host
         self.cycles = cycles
+        self.launch = 2e-6
         self.log: list[str] = []
         self.capturing = False
-        self.captured: list[float] = []
+        self.captured: list[tuple[float, Any]] = []
+        self.sync_mode = 0
         self.broken = False
         self.main: Any = None
         self.current: Any = None
         self.waits: list[tuple[Any, Any]] = []
 
-    def queue(self, kind: str, seconds: float) -> None:
+    def queue(self, kind: str, seconds: float, event: Any = None) -> None:
         self.log.append(kind)
         self.host_now += self.host
         if self.capturing:
-            self.captured.append(seconds)
+            self.captured.append((seconds, event))
         else:
             self.device_free = max(self.device_free, self.host_now) + seconds
 
@@ -66,12 +68,14 @@ class FakeCuda:
         outer = self
 
         class Event:
-            def __init__(self, enable_timing: bool) -> None:
+            def __init__(self, enable_timing: bool, external: bool) -> None:
                 assert enable_timing
                 self.at = 0.0
+                self.external = external
 
             def record(self) -> None:
-                outer.queue("event", 0.0)
+                assert self.external == outer.capturing, "an event inside a graph is a node of it"
+                outer.queue("event", 0.0, self)
                 self.at = outer.device_free
 
             def query(self) -> bool:
@@ -82,10 +86,14 @@ class FakeCuda:
 
         class Graph:
             def __init__(self) -> None:
-                self.work: list[float] = []
+                self.work: list[tuple[float, Any]] = []
 
             def replay(self) -> None:
-                outer.queue("replay", sum(self.work))
+                outer.queue("replay", outer.launch)
+                for seconds, event in self.work:
+                    outer.device_free += seconds
+                    if event is not None:
+                        event.at = outer.device_free
 
         class Stream:
             def wait_stream(self, other: Stream) -> None:
@@ -135,11 +143,25 @@ class FakeCuda:
             "set_stream": set_stream,
             "current_device": lambda: 0,
             "synchronize": self.synchronize,
+            "get_sync_debug_mode": lambda: self.sync_mode,
+            "set_sync_debug_mode": self.set_sync_mode,
             "_sleep": lambda cycles: self.queue("spin", cycles / self.cycles),
             "get_device_properties": lambda device: SimpleNamespace(L2_cache_size=1024),
         }.items():
             monkeypatch.setattr(torch.cuda, name, value)
         return self
+
+    def set_sync_mode(self, mode: int | str) -> None:
+        self.sync_mode = {"error": 2}.get(mode, mode) if isinstance(mode, str) else mode
+
+    def item(self) -> None:
+        """What waits for the device, as torch's `item` does."""
+        if self.sync_mode == 2:
+            raise RuntimeError("called a synchronizing CUDA operation")
+        if self.capturing:
+            self.broken = True
+            raise RuntimeError("operation not permitted when stream is capturing")
+        self.synchronize()
 
     def synchronize(self) -> None:
         self.log.append("synchronize")

@@ -18,7 +18,7 @@ from spectralbench.worker import Sources
 from spectralkernels.declare import Block, Cost, Decision, Implementation, Operation, Tolerance
 from spectralkernels.tuning import Site, noted_choices
 
-SOURCES = Sources("fake_operations:load_operations", "fake_operations:measure_case", "fake_operations:clock_for")
+SOURCES = Sources("fake_operations:load_operations", "fake_operations:measure_states", "fake_operations:clock_for")
 
 
 def _plain(size: int, rate: float) -> float:
@@ -115,20 +115,23 @@ def clock_for(device: str, cache: str, launch: str) -> str:
     return f"{device} {cache} {launch}"
 
 
-def measure_case(
+def measure_states(
     operation: Operation,
     case: Any,
     implementations: tuple[str, ...],
+    timers: Any,
     *,
     device: str,
     pass_: str,
     metrics: Any,
-    clock: Any,
     budget: Any,
-    ceilings: Any,
-) -> dict[str, Outcome]:
-    """One outcome per implementation; the time says how many were measured together."""
-    assert clock == f"{device} warm eager"
+) -> list[dict[str, Outcome]]:
+    """By timer, one outcome per implementation; the time says how many were measured together."""
+    assert all(clock.startswith(device) and ceilings is None for clock, ceilings in timers)
+    return [_measured(operation, case, implementations, device) for _ in timers]
+
+
+def _measured(operation: Operation, case: Any, implementations: tuple[str, ...], device: str) -> dict[str, Outcome]:
     outcomes: dict[str, Outcome] = {}
     for name in implementations:
         implementation = operation.implementation(name)

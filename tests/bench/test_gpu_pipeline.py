@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fake_operations
@@ -19,11 +20,11 @@ import pytest
 from spectralbench.ceilings import Roofs
 from spectralbench.gpu import correctness, native_tests, pipeline
 from spectralbench.gpu.__main__ import main
-from spectralbench.gpu.budget import Budget
+from spectralbench.gpu.budget import ENDS, Budget
 from spectralbench.gpu.correctness import Check, Finding
 from spectralbench.journal import record_key
 from spectralbench.record import read_tree
-from spectralbench.sweep import Request
+from spectralbench.sweep import Item, Request
 from spectralbench.worker import WorkerBroken
 from spectralkernels.errors import RangeError
 
@@ -90,7 +91,7 @@ def test_a_killed_rehearsal_goes_on_where_it_stopped(tmp_path: Path) -> None:
     timed = {record.replicate for file in files for record in file.records if record.metric("device_time")}
     assert (timed, weighed) == ({0}, {5})
     assert f"everything: {out / 'summary.md'}" in text
-    assert "0 failed" in text and "tests marked cuda: not run: they need a CUDA device" in text
+    assert "0 failed" in text and "tests marked cuda: not run: not asked for (--tests)" in text
     assert json.loads((out / "summary.json").read_text())["roofs"]["flops_per_second"]["fp32"] > 0
 
     third = rehearsal(code, out)
@@ -153,16 +154,13 @@ def test_without_a_device_it_says_what_to_do(
 # The stage of correctness
 
 
-def fake_jobs(*operations: str) -> tuple[Request, list[correctness.Job]]:
+def fake_jobs(*operations: str) -> tuple[Request, list[Item]]:
     request = Request(operations, "smoke", sources=fake_operations.SOURCES, processes=1)
-    return request, correctness.plan(request, "cpu")
+    return request, correctness.plan(request)
 
 
-def test_checks_are_in_turns_so_that_everyone_is_seen_early() -> None:
-    _, jobs = fake_jobs("steady", "raising")
-    first = [(check.operation, check.implementation) for check, _ in jobs[:5]]
-    assert len(set(first)) == 5, "three of steady and two of raising before anyone's second case"
-    assert len(jobs) == len({check for check, _ in jobs}) == 3 * 4 + 2 * 2
+def all_checks(jobs: list[Item]) -> list[Check]:
+    return [check for job in jobs for check in correctness.checks(job).values()]
 
 
 def test_findings_name_the_guilty_and_are_stored_one_by_one(tmp_path: Path) -> None:
@@ -180,24 +178,23 @@ def test_findings_name_the_guilty_and_are_stored_one_by_one(tmp_path: Path) -> N
     assert set(correctness.excluded(found, operations)) == {
         ("raising", "raises", pass_) for pass_ in ("forward", "both", "backward")
     } | {("crashing", "segfault", pass_) for pass_ in ("forward", "both", "backward")}
-    facts, text = correctness.report(found, len(jobs) + 3)
+    facts, text = correctness.report(found, len(all_checks(jobs)) + 3)
     assert (facts["failed"], facts["planned"]) == (4, facts["made"] + 3)
     assert "size does not suit me" in text and "SIGSEGV" in text
 
     torn = path.read_text()[:-30]
     path.write_text(torn)
     again = correctness.check_all(jobs, path, budget, setup, 1, quiet)
-    assert {finding.check for finding in again} == {check for check, _ in jobs}
+    assert {finding.check for finding in again} == set(all_checks(jobs))
     assert path.read_text().startswith(torn + "\n"), "the torn line stays alone"
 
 
 def test_the_end_of_the_stage_is_nobodys_failure(tmp_path: Path) -> None:
     request, jobs = fake_jobs("hanging")
-    jobs.sort(key=lambda job: job[0].implementation)
     path = tmp_path / "found.jsonl"
     began = time.monotonic()
-    # The stage's share of 12 seconds is 3.
-    found = correctness.check_all(jobs, path, Budget(12.0), correctness.setup(request), 1, quiet)
+    # The stage's share of 5 seconds is 3.
+    found = correctness.check_all(jobs, path, Budget(5.0), correctness.setup(request), 1, quiet)
     assert time.monotonic() - began < 25
     assert not [finding for finding in found if finding.check.implementation == "hang"]
     assert correctness.read(path) == found
@@ -279,21 +276,21 @@ def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[pipeline.Ru
 
     facts = {"machine": "nvidia-h200", "commit": COMMIT, "dirty": None, "gpu": "NVIDIA H200"}
     monkeypatch.setattr(pipeline.sweep, "surroundings", lambda device: dict(facts))
-    monkeypatch.setattr(pipeline.correctness, "plan", lambda request, device: [None, None, None])
+    monkeypatch.setattr(pipeline.correctness, "plan", lambda request: [SimpleNamespace(implementations="abc")])
     monkeypatch.setattr(pipeline.correctness, "check_all", check_all)
     monkeypatch.setattr(pipeline.correctness, "processes", lambda device: 8)
     monkeypatch.setattr(pipeline.native_tests, "run", native)
     monkeypatch.setattr(pipeline, "roofs_of", roofs_of)
     monkeypatch.setattr(pipeline, "measure_phases", phases)
-    return pipeline.Run(tmp_path / "out", "cuda", Budget(540.0), say=quiet), done
+    return pipeline.Run(tmp_path / "out", "cuda", Budget(540.0), tests=True, say=quiet), done
 
 
 def test_stages_come_in_order_and_leave_their_files(stages: tuple[pipeline.Run, list[str]]) -> None:
     run, done = stages
     text, failed = run.all_stages()
     assert failed
-    assert [line.split()[0] for line in done] == ["correctness", "ceilings", "tests", "timing", "memory"]
-    assert done[3].startswith("timing gpu cuda ")
+    assert [line.split()[0] for line in done] == list(ENDS)
+    assert done[1].startswith("targets gpu cuda ")
     names = {path.name for path in run.out.iterdir()}
     state = next(name for name in names if name.startswith("correctness-nvidia-h200-01234567") and "json" in name)
     assert {state, "ceilings-nvidia-h200.json", "summary.md", "summary.json", ".gitignore"} <= names
@@ -301,15 +298,16 @@ def test_stages_come_in_order_and_leave_their_files(stages: tuple[pipeline.Run, 
         "1 of 3 checks made: 0 right, 1 failed, 0 skipped; tests marked cuda: 4 passed, 1 failed",
         "correctness: 2 checks not reached",
         "failed test: a::b: assert",
-        "timing: something not reached",
+        "targets: something not reached",
         "band_limited_conv2d dft_triton both: failed its check",
         "60 Tflop/s",
     ):
         assert words in text, words
 
     done.clear()
-    pipeline.Run(run.out, "cuda", Budget(540.0), say=quiet).all_stages()
-    assert [line.split()[0] for line in done] == ["correctness", "timing", "memory"], "what has a file is not repeated"
+    pipeline.Run(run.out, "cuda", Budget(540.0), tests=True, say=quiet).all_stages()
+    again = [stage for stage in ENDS if stage not in ("ceilings", "tests")]
+    assert [line.split()[0] for line in done] == again, "what has a file is not repeated"
 
 
 def test_a_process_that_does_not_start_or_a_ceiling_that_cannot_be_measured_ends_its_stage_alone(
@@ -326,7 +324,8 @@ def test_a_process_that_does_not_start_or_a_ceiling_that_cannot_be_measured_ends
     monkeypatch.setattr(pipeline.correctness, "check_all", broken)
     monkeypatch.setattr(pipeline, "roofs_of", too_large)
     text, failed = run.all_stages()
-    assert failed and [line.split()[0] for line in done] == ["tests", "timing", "memory"]
+    assert failed
+    assert [line.split()[0] for line in done] == ["targets", "memory", "replicates", "breadth", "tests"]
     assert "correctness: the measuring process did not start: no driver" in text
     assert "ceilings: RuntimeError: CUDA out of memory" in text
 
@@ -340,7 +339,7 @@ def test_an_interrupt_leaves_a_summary(stages: tuple[pipeline.Run, list[str]], m
     monkeypatch.setattr(pipeline, "measure_phases", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run.all_stages()
-    assert "4 passed" in (run.out / "summary.md").read_text()
+    assert "60 Tflop/s" in (run.out / "summary.md").read_text()
 
 
 def test_what_is_not_installed_is_said(stages: tuple[pipeline.Run, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:

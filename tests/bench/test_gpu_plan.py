@@ -15,7 +15,7 @@ from spectralbench import sweep
 from spectralbench.gpu import correctness, plan
 from spectralbench.gpu.budget import ENDS, Budget, hard_stop
 from spectralbench.gpu.classes import CLASSES, PRODUCTS, accuracy_class, at_least_as_accurate
-from spectralbench.gpu.plan import MEMORY, TIMING, Phase, select
+from spectralbench.gpu.plan import EAGER, GRAPHS, MEMORY_PROCESS, STAGES, Phase, select
 from spectralbench.gpu.sweeping import measure_phases
 from spectralbench.gpu.targets import TARGETS, Saved, SpeedUp, rank
 from spectralbench.sweep import Request, Sweep
@@ -66,35 +66,34 @@ def test_every_promise_has_a_case_in_the_gpu_profile_and_rivals_that_its_block_t
 
 
 def test_the_promises_come_first_and_in_their_order(items: list[sweep.Item]) -> None:
-    chosen = select(Phase("targets", "graph", "warm"), {}, items)
+    chosen = select(Phase("targets", GRAPHS), {}, items)
     ranks = [rank(item.operation.name, item.case, item.pass_) for item in chosen]
     assert ranks == sorted(ranks) and ranks[0] == 0 and max(ranks) < len(TARGETS)
-    others = select(Phase("others", "graph", "warm", 3), {}, items)
+    others = select(Phase("others", GRAPHS, 3), {}, items)
     assert len(chosen) + len(others) == len(items)
     assert {item.replicate for item in others} == {3}
-    assert select(Phase("everything", "eager", "warm"), {}, items)[: len(chosen)] == chosen
+    assert select(Phase("everything", EAGER), {}, items)[: len(chosen)] == chosen
 
 
 def test_phases_put_graphs_before_eager_and_promises_before_breadth() -> None:
-    phases = TIMING["cuda"]
-    assert [(phase.which, phase.launch, phase.cache) for phase in phases[:4]] == [
-        ("targets", "graph", "warm"),
-        ("targets", "graph", "cold"),
-        ("targets", "eager", "warm"),
-        ("targets", "eager", "cold"),
-    ]
-    first_breadth = next(at for at, phase in enumerate(phases) if phase.which == "others")
-    assert {phase.process for phase in phases[:first_breadth]} == {0, 1, 2}, "three processes before breadth"
-    weighing = {phase.process for phase in MEMORY["cuda"]}
-    assert not weighing & {phase.process for phase in phases}, "a record that weighs must not stand for one that times"
-    assert all(
-        len({(p.which, p.process, p.metrics) for p in MEMORY[device]}) == len(MEMORY[device]) for device in MEMORY
-    )
+    phases = [(stage, phase) for stage in ENDS for phase in STAGES["cuda"].get(stage, ())]
+    assert phases[0] == ("targets", Phase("targets", GRAPHS))
+    before_breadth = [phase for stage, phase in phases if stage != "breadth"]
+    assert all(phase.which == "targets" for phase in before_breadth)
+    timed = {phase.process for phase in before_breadth if phase.states == GRAPHS}
+    assert timed == {0, 1, 2}, "three processes before breadth"
+    assert set(STAGES["cuda"]) < set(ENDS), "every stage has a share of the time"
+    weighing = {phase.process for _, phase in phases if "device_time" not in phase.metrics}
+    timing = {phase.process for _, phase in phases if "device_time" in phase.metrics}
+    assert max(timing) < MEMORY_PROCESS and not weighing & timing, "what weighs must not stand for what times"
+    for device, stages in STAGES.items():
+        every = [phase for chosen in stages.values() for phase in chosen]
+        assert len(set(every)) == len(every), device
 
 
 def test_what_compiles_for_seconds_waits_for_a_phase_of_its_own(items: list[sweep.Item]) -> None:
-    plain = select(Phase("targets", "graph", "warm"), {}, items)
-    late = select(Phase("targets", "graph", "warm", compiled=True), {}, items)
+    plain = select(Phase("targets", GRAPHS), {}, items)
+    late = select(Phase("targets", GRAPHS, compiled=True), {}, items)
     assert not any(plan.is_compiled(name) for item in plain for name in item.implementations)
     assert any(plan.is_compiled(name) for item in late for name in item.implementations)
     # It keeps the others in its items, so that records say what was not interleaved.
@@ -103,12 +102,12 @@ def test_what_compiles_for_seconds_waits_for_a_phase_of_its_own(items: list[swee
 
 def test_an_excluded_implementation_is_not_timed_in_that_pass(items: list[sweep.Item]) -> None:
     excluded = {("band_limited_conv2d", "torch_fft", "both"): "wrong"}
-    for item in select(Phase("everything", "graph", "warm"), excluded, items):
+    for item in select(Phase("everything", GRAPHS), excluded, items):
         if item.operation.name == "band_limited_conv2d" and item.pass_ == "both":
             assert "torch_fft" not in item.implementations
     assert any(
         "torch_fft" in item.implementations
-        for item in select(Phase("targets", "graph", "warm"), excluded, items)
+        for item in select(Phase("targets", GRAPHS), excluded, items)
         if item.pass_ == "forward"
     )
 
@@ -116,12 +115,12 @@ def test_an_excluded_implementation_is_not_timed_in_that_pass(items: list[sweep.
 def test_stages_end_in_order_and_leave_their_rest_to_the_next() -> None:
     now = Now()
     budget = Budget(100.0, now)
-    assert list(ENDS.values()) == sorted(ENDS.values()) and ENDS["memory"] == 1.0
-    assert budget.left("correctness") == pytest.approx(26)
-    now.seconds += 30
-    assert budget.left("correctness") == pytest.approx(-4)
-    assert budget.left("timing") == pytest.approx(56)
-    assert budget.elapsed() == 30
+    assert list(ENDS.values()) == sorted(ENDS.values()) and list(ENDS.values())[-1] == 1.0
+    assert budget.left("targets") == pytest.approx(100 * ENDS["targets"])
+    now.seconds += 50
+    assert budget.left("targets") == pytest.approx(100 * ENDS["targets"] - 50) and budget.left("targets") < 0
+    assert budget.left("replicates") == pytest.approx(100 * ENDS["replicates"] - 50)
+    assert budget.elapsed() == 50
     with pytest.raises(Exception, match="must be a number of seconds above 0, got -1"):
         Budget(-1.0)
 
@@ -134,20 +133,20 @@ def test_no_phase_is_begun_without_time(seconds: float, tmp_path: Path) -> None:
 
     def run(request: Request, out: Path, environment: Any, progress: Any) -> Sweep:
         assert request.time_budget is not None and request.time_budget >= 10.0
-        assert request.time_budget <= budget.left("timing") + 1e-9
+        assert request.time_budget <= budget.left("breadth") + 1e-9
         assert request.timeout <= request.time_budget
         asked.append(request)
         now.seconds += min(40.0, request.time_budget)
         return Sweep([], 0, [], [])
 
+    phases = STAGES["cuda"]["breadth"]
     notes = measure_phases(
-        "timing", TIMING["cuda"], REQUEST, budget, tmp_path, ENVIRONMENT, {}, run=run, say=lambda text: None
+        "breadth", phases, REQUEST, budget, tmp_path, ENVIRONMENT, {}, run=run, say=lambda text: None
     )
-    assert budget.elapsed() <= ENDS["timing"] * seconds + 1e-9
-    states = [(request.launch, request.cache) for request in asked]
-    assert states == [(phase.launch, phase.cache) for phase in TIMING["cuda"][: len(states)]]
-    assert len(notes) == len(TIMING["cuda"]), "nothing was stored, so every phase has something left, and says so"
-    assert sum("not begun, no time left" in note for note in notes) == len(TIMING["cuda"]) - len(asked)
+    assert budget.elapsed() <= ENDS["breadth"] * seconds + 1e-9
+    assert [request.states for request in asked] == [phase.states for phase in phases[: len(asked)]]
+    assert len(notes) == len(phases), "nothing was stored, so every phase has something left, and says so"
+    assert sum("not begun, no time left" in note for note in notes) == len(phases) - len(asked)
 
 
 def test_the_hard_stop_ends_work_that_would_not_end() -> None:
@@ -192,16 +191,13 @@ def test_only_as_accurate_or_finer_may_be_compared() -> None:
     assert not at_least_as_accurate(None, "bf16") and not at_least_as_accurate("fp32", None)
 
 
-def test_checks_on_a_device_begin_with_the_kernels_of_the_promises() -> None:
-    jobs = correctness.plan(REQUEST, "cuda")
-    ours = [job[1].operation.subject(job[0].implementation).role == "kernel" for job in jobs]
-    ranks = [rank(job[1].operation.name, job[1].case, job[1].pass_) for job in jobs]
-    promised = sum(place < len(TARGETS) for place in ranks)
-    assert 0 < promised < len(jobs) and max(ranks[:promised]) < len(TARGETS) == min(ranks[promised:])
-    kernels = ours[:promised].index(False)
-    assert kernels > 0 and not any(ours[kernels:promised])
-    assert ranks[:kernels] == sorted(ranks[:kernels])
-    assert len({job[0] for job in jobs}) == len(jobs)
+def test_a_check_is_made_once_and_the_cases_of_every_operation_come_early() -> None:
+    jobs = correctness.plan(REQUEST)
+    checks = [check for job in jobs for check in correctness.checks(job).values()]
+    assert len(set(checks)) == len(checks) > 10 * len(jobs), "a case is drawn and worked out once for all who answer it"
+    operations = load_operations()
+    assert len({job.operation.name for job in jobs[: len(operations)]}) == len(operations)
+    assert not any(plan.is_compiled(check.implementation) for check in checks)
 
 
 @pytest.mark.parametrize(("cores", "gigabytes", "wanted"), [(16, 139, 8), (16, 24, 2), (6, 80, 3), (1, 8, 1)])
@@ -217,6 +213,6 @@ def test_as_many_processes_check_as_cores_and_memory_allow(
 
 
 def test_seeds_and_other_parameters_do_not_hide_a_promise(items: list[sweep.Item]) -> None:
-    item = select(Phase("targets", "graph", "warm"), {}, items)[0]
+    item = select(Phase("targets", GRAPHS), {}, items)[0]
     assert rank(item.operation.name, replace(item.case, seed=7), item.pass_) == 0
     assert rank("threshold_spectrum", item.case, item.pass_) == len(TARGETS)

@@ -260,7 +260,7 @@ def test_an_exception_fails_its_implementation_alone(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_cannot_start_says_why() -> None:
-    setup = Setup(replace(SOURCES, operations="fake_operations:no_such_name"), "cpu", "warm", "eager", None, None)
+    setup = Setup(replace(SOURCES, operations="fake_operations:no_such_name"), "cpu", None, None)
     case = sweep.plan(request("steady"))[0].case
     with Worker(setup) as worker, pytest.raises(WorkerBroken, match=r"did not start: AttributeError.*no_such_name"):
         worker.measure(Task("steady", case, "forward", ("plain",)), 60.0)

@@ -52,6 +52,7 @@ def run(
     """Measure operations and store every case as it is done; running again resumes."""
     with terminal.usage_errors():
         from spectralbench import sweep
+        from spectralbench.worker import State
 
         where = sweep.choose_device(device)
         request = sweep.Request(
@@ -63,8 +64,7 @@ def run(
             seed=seed,
             processes=processes,
             device=where,
-            cache=cache or ("cold" if where == "cuda" else "warm"),
-            launch=launch,
+            states=(State(launch, cache or ("cold" if where == "cuda" else "warm")),),
             timeout=timeout,
             time_budget=time_budget,
             retry_failed=retry_failed,

@@ -1,6 +1,6 @@
 """`python3 -m spectralbench.gpu`: everything that the first minutes on a CUDA machine should tell, in order.
 
-    correctness -> ceilings -> tests marked cuda -> timing -> memory -> summary
+    ceilings -> targets -> memory -> correctness -> replicates -> breadth -> tests marked cuda -> summary
 
 Needs torch; what else cannot be imported is said and left out. Every stage leaves a file the moment it is done and is
 bounded by a share of the time budget; a second run with the same folder goes on where the first one stopped.

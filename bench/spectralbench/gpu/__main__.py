@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+from spectralbench.gpu import packing
+from spectralbench.gpu.talk import say
 
 DESCRIPTION = """\
 Check and measure everything on this machine's CUDA device, without installing anything.
 
-Five stages, in this order:
-  correctness  every implementation against its float64 reference, on the device, several processes at once
-  ceilings     copy and L2 bandwidth, matrix products in bf16, fp16, TF32 and fp32, the empty launch; after it
-               the tests marked cuda, where pytest is installed
-  timing       the gpu profile: the rows with targets first, CUDA graphs before eager launches, warm and cold L2 cache
+Stages, in this order:
+  ceilings     copy and L2 bandwidth, matrix products in bf16, fp16, TF32 and fp32, the empty launch
+  targets      the rows with targets in CUDA graphs, warm and cold L2 cache; each case is checked once and then timed
   memory       saved bytes, peak allocated and reserved, and what the driver sees, in processes of their own
+  correctness  every implementation against its float64 reference on small cases, several processes at once
+  replicates   the targets again, in two more processes
+  breadth      everything else, eager launches, torch.compile, more replicates
+  tests        with --tests: the tests marked cuda, where pytest is installed
   summary      every target: our best in its accuracy class, each rival, ratio, met or not; the rows we lose
 
 Every stage leaves its files in the folder the moment it is done, and none goes beyond its share of the time. Run the
 same command again to go on: what is stored is not measured again. A kernel of ours that gives a wrong answer is
 not timed; the summary says why. Records lie in records/<machine>/ and can be copied to results/records/.
+
+On a rented machine: --kernels takes what `python3 -m spectralbench.gpu.precompile` has compiled elsewhere, --pack
+leaves everything in one file, and --resume-from goes on from it on the next machine.
 """
 
 EPILOG = """\
@@ -46,6 +56,15 @@ def parser() -> argparse.ArgumentParser:
         "--commit", metavar="SHA", help="the commit of this tree, where git is not at hand to say; marked as given"
     )
     made.add_argument("--only", nargs="+", default=(), metavar="OPERATION", help="only these operations (default all)")
+    made.add_argument(
+        "--resume-from", type=Path, metavar="FILE", help="unpack this file of --pack first, if it is there"
+    )
+    made.add_argument(
+        "--kernels", type=Path, metavar="FILE", help="compiled kernels for Triton's cache, if it is there"
+    )
+    made.add_argument("--pack", type=Path, metavar="FILE", help="pack the folder into this file at the end")
+    made.add_argument("--pack-kernels", type=Path, metavar="FILE", help="pack Triton's cache into this file at the end")
+    made.add_argument("--tests", action="store_true", help="run the tests marked cuda, too, last")
     made.add_argument("--processes", type=int, metavar="N", help="how many processes check at once (default by device)")
     return made
 
@@ -53,6 +72,24 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run and print the summary to stdout; talk goes to stderr. Returns: the exit code."""
     given = parser().parse_args(arguments)
+    cache = Path(os.environ.setdefault("TRITON_CACHE_DIR", str(Path(tempfile.gettempdir()) / "spectralbench-kernels")))
+    # Measuring processes share the machine with each other; what they time runs on the device.
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
+    out = given.out.resolve()
+    if given.resume_from and given.resume_from.is_file():
+        packing.unpack(given.resume_from, out)
+    if given.kernels and given.kernels.is_file():
+        say(f"{packing.unpack_kernels(given.kernels, cache)} compiled kernels in {cache}")
+    try:
+        return _measure(given, out)
+    finally:
+        if given.pack:
+            packing.pack(out, given.pack)
+        if given.pack_kernels:
+            say(f"{packing.pack_kernels(cache, given.pack_kernels)} compiled kernels packed")
+
+
+def _measure(given: argparse.Namespace, out: Path) -> int:
     from spectralbench import sweep
     from spectralbench.gpu.budget import Budget
     from spectralbench.gpu.pipeline import Run
@@ -61,12 +98,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         run = Run(
-            out=given.out.resolve(),
+            out=out,
             device=sweep.choose_device(given.device),
             budget=Budget(given.time_budget),
             operations=tuple(given.only),
             commit=given.commit,
             processes=given.processes,
+            tests=given.tests,
         )
         text, failed = run.all_stages()
     except RangeError as error:
@@ -76,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"interrupted; the same command goes on: {given.out}", file=sys.stderr)
+        print(f"interrupted; the same command goes on: {out}", file=sys.stderr)
         return 130
     print(text)
     return 1 if failed else 0

@@ -1,8 +1,7 @@
-"""Stage 1: every implementation against its float64 reference, on the device itself, in several processes at once.
+"""Every implementation against its float64 reference on small cases, on the device itself, by several processes.
 
-A check is one implementation of one case in one pass, through the gate of the measuring core. The cases that promises
-are made about come first, kernels before baselines: their compilation fills Triton's cache, so that the timing stage,
-which runs alone, does not compile. Then every implementation once on a small case, then again on the next, and so on.
+A check is one implementation of one case in one pass, through the gate of the measuring core; all checks of a case and
+pass are one job, so that its inputs and reference are made once. What is timed passes the same gate on its own case.
 """
 
 from __future__ import annotations
@@ -12,15 +11,14 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from spectralbench import sweep
 from spectralbench.gpu.budget import Budget
-from spectralbench.gpu.plan import Excluded
-from spectralbench.gpu.targets import TARGETS, rank
+from spectralbench.gpu.plan import Excluded, is_compiled
 from spectralbench.outcome import Failed, Measured, Outcome, Skipped
 from spectralbench.sweep import Item
 from spectralbench.worker import Setup, Task, Worker, WorkerBroken
@@ -53,33 +51,20 @@ class Finding:
     rounding_error: float | None = None
 
 
-Job = tuple[Check, Item]
+def plan(request: sweep.Request) -> list[Item]:
+    """Every job, the operations in turn, so that each of them is seen early; without what compiles for seconds."""
+    items = sweep.plan(replace(request, profile="smoke", processes=1))
+    plain = (
+        replace(item, implementations=tuple(name for name in item.implementations if not is_compiled(name)))
+        for item in items
+    )
+    return [item for item in plain if item.implementations]
 
 
-def plan(request: sweep.Request, device: str) -> list[Job]:
-    """Every check in order of importance; the promises are only checked where they are timed, on a CUDA device."""
-    jobs: list[Job] = []
-    if device == "cuda":
-        items = sweep.plan(replace(request, profile="gpu", processes=1))
-        promised = [item for item in items if rank(item.operation.name, item.case, item.pass_) < len(TARGETS)]
-        promised.sort(key=lambda item: rank(item.operation.name, item.case, item.pass_))
-        first = [job for item in promised for job in _jobs(item)]
-        # sorted() keeps the order of the promises among the kernels, and among the others
-        jobs.extend(sorted(first, key=lambda job: job[1].operation.subject(job[0].implementation).role != "kernel"))
-    small = [job for item in sweep.plan(replace(request, profile="smoke", processes=1)) for job in _jobs(item)]
-    turns: Counter[tuple[str, str]] = Counter()
-    numbered = []
-    for check, item in small:
-        who = (check.operation, check.implementation)
-        numbered.append((turns[who], check, item))
-        turns[who] += 1
-    jobs.extend((check, item) for _, check, item in sorted(numbered, key=lambda entry: entry[0]))
-    return list(dict(jobs).items())
-
-
-def _jobs(item: Item) -> Iterator[Job]:
-    for name in item.implementations:
-        yield Check(item.operation.name, item.case.id, item.case.dtype, item.pass_, name), item
+def checks(item: Item) -> dict[str, Check]:
+    """The checks of a job by implementation."""
+    fields = (item.operation.name, item.case.id, item.case.dtype, item.pass_)
+    return {name: Check(*fields, name) for name in item.implementations}
 
 
 def processes(device: str) -> int:
@@ -93,7 +78,7 @@ def processes(device: str) -> int:
 
 
 def check_all(
-    jobs: Sequence[Job], path: Path, budget: Budget, setup: Setup, count: int, say: Callable[[str], None]
+    jobs: Sequence[Item], path: Path, budget: Budget, setup: Setup, count: int, say: Callable[[str], None]
 ) -> list[Finding]:
     """Check what `path` does not hold yet, until the stage's time is over; append each finding as it comes.
 
@@ -101,9 +86,10 @@ def check_all(
     Raises: WorkerBroken if no process can be started.
     """
     found = read(path)
-    known = {finding.check for finding in found}
-    waiting = [job for job in jobs if job[0] not in known]
-    say(f"correctness: {len(waiting)} of {len(jobs)} checks, {count} processes, {budget.left('correctness'):.0f} s")
+    known = {finding.check for finding in found if finding.kind != "timeout"}
+    waiting = [job for job in (_without(item, known) for item in jobs) if job.implementations]
+    planned, left = (sum(len(item.implementations) for item in items) for items in (jobs, waiting))
+    say(f"correctness: {left} of {planned} checks, {count} processes, {budget.left('correctness'):.0f} s")
     if not waiting:
         return found
     if path.exists() and not path.read_bytes().endswith(b"\n"):
@@ -119,19 +105,24 @@ def check_all(
                     job = next(queue, None)
                 if job is None:
                     return
+                task = Task(job.operation.name, job.case, job.pass_, job.implementations)
                 try:
-                    outcome = _ask(worker, job, min(LONGEST_CHECK, seconds))
+                    results = worker.measure(task, min(LONGEST_CHECK, seconds))[0]
                 except WorkerBroken as error:
                     trouble.append(error)
                     return
-                if isinstance(outcome, Failed) and outcome.kind == "timeout" and seconds < LONGEST_CHECK:
-                    return  # the stage ended, not the patience with this check
-                finding = _finding(job[0], outcome)
+                ended = seconds < LONGEST_CHECK  # then a timeout is the stage's end, not the patience with a check
+                findings = [
+                    _finding(check, results[name].outcome)
+                    for name, check in checks(job).items()
+                    if not (ended and _timed_out(results[name].outcome))
+                ]
                 with lock:
-                    found.append(finding)
-                    _append(path, finding)
-                    if finding.status == "failed":
-                        say(f"  failed: {describe(finding)}")
+                    found.extend(findings)
+                    _append(path, findings)
+                    for finding in findings:
+                        if finding.status == "failed":
+                            say(f"  failed: {describe(finding)}")
 
     threads = [threading.Thread(target=work, daemon=True) for _ in range(min(count, len(waiting)))]
     for thread in threads:
@@ -143,10 +134,13 @@ def check_all(
     return found
 
 
-def _ask(worker: Worker, job: Job, timeout: float) -> Outcome:
-    check, item = job
-    task = Task(check.operation, item.case, item.pass_, (check.implementation,))
-    return worker.measure(task, timeout)[check.implementation].outcome
+def _without(item: Item, known: Collection[Check]) -> Item:
+    """A job less the checks that were made before; a check that only ran out of time is made again."""
+    return replace(item, implementations=tuple(name for name, check in checks(item).items() if check not in known))
+
+
+def _timed_out(outcome: Outcome) -> bool:
+    return isinstance(outcome, Failed) and outcome.kind == "timeout"
 
 
 def _finding(check: Check, outcome: Outcome) -> Finding:
@@ -159,9 +153,9 @@ def _finding(check: Check, outcome: Outcome) -> Finding:
             return Finding(check, "failed", kind, error)
 
 
-def _append(path: Path, finding: Finding) -> None:
+def _append(path: Path, findings: Sequence[Finding]) -> None:
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(finding)) + "\n")
+        file.write("".join(json.dumps(asdict(finding)) + "\n" for finding in findings))
         file.flush()
         os.fsync(file.fileno())
 
@@ -237,4 +231,4 @@ def report(findings: Sequence[Finding], planned: int) -> tuple[dict[str, Any], s
 
 def setup(request: sweep.Request) -> Setup:
     """Of processes that check and time nothing."""
-    return Setup(request.sources, request.device, "warm", "eager", ("rounding_error",), None)
+    return Setup(request.sources, request.device, ("rounding_error",), None)

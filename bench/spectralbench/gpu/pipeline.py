@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from typing import Any
 from spectralbench import sweep
 from spectralbench.ceilings import Roofs, measure_roofs
 from spectralbench.gpu import correctness, native_tests, summary
-from spectralbench.gpu.budget import Budget, hard_stop
-from spectralbench.gpu.plan import MEMORY, TIMING, Excluded, Phase
-from spectralbench.gpu.sweeping import measure_phases, say
+from spectralbench.gpu.budget import ENDS, Budget, hard_stop
+from spectralbench.gpu.plan import STAGES, Excluded
+from spectralbench.gpu.sweeping import measure_phases
+from spectralbench.gpu.talk import say
 from spectralbench.journal import file_stem, stored
 from spectralbench.worker import WorkerBroken, resolve
 from spectralkernels.errors import RangeError, Unsupported
@@ -33,7 +34,8 @@ OPTIONAL: Mapping[str, str] = {
 
 @dataclass(slots=True)
 class Run:
-    """One run of the stages. notes: what was left out; they end up in the summary."""
+    """One run of the stages. tests: whether the tests marked cuda run, last. notes: what was left out; they end up in
+    the summary."""
 
     out: Path
     device: str
@@ -41,6 +43,7 @@ class Run:
     operations: tuple[str, ...] = ()
     commit: str | None = None
     processes: int | None = None
+    tests: bool = False
     sources: sweep.Sources = sweep.SOURCES
     say: Callable[[str], None] = say
     environment: dict[str, Any] = field(default_factory=dict)
@@ -65,11 +68,8 @@ class Run:
             self.say(note)
         failed = False
         try:
-            failed |= self._stage("correctness", self._correctness)
-            failed |= self._stage("ceilings", self._ceilings)
-            failed |= self._stage("tests", self._tests)
-            failed |= self._stage("timing", lambda: self._phases("timing", TIMING))
-            failed |= self._stage("memory", lambda: self._phases("memory", MEMORY))
+            for stage in ENDS:
+                failed |= self._stage(stage)
         finally:
             text = self.summarise()
         return text, failed
@@ -82,10 +82,11 @@ class Run:
         state = summary.Stored(self.environment, list(found.values()), self.roofs, self.excluded, self.checked, notes)
         return summary.write(state, operations, self.out)
 
-    def _stage(self, name: str, work: Callable[[], bool]) -> bool:
+    def _stage(self, name: str) -> bool:
         """Whether the stage found a failure; a measuring process that does not start ends the stage, not the run."""
+        others = {"ceilings": self._ceilings, "correctness": self._correctness, "tests": self._tests}
         try:
-            failed = work()
+            failed = others[name]() if name in others else self._phases(name)
         except WorkerBroken as error:
             self.notes.append(f"{name}: {error}")
             self.say(self.notes[-1])
@@ -104,17 +105,18 @@ class Run:
 
     def _correctness(self) -> bool:
         request = self._request("smoke")
-        jobs = correctness.plan(request, self.device)
+        jobs = correctness.plan(request)
+        planned = sum(len(job.implementations) for job in jobs)
         path = self._state_file("correctness", "jsonl")
         count = self.processes or correctness.processes(self.device)
         found = correctness.check_all(jobs, path, self.budget, correctness.setup(request), count, self.say)
-        facts, text = correctness.report(found, len(jobs))
+        facts, text = correctness.report(found, planned)
         summary.replace_file(path.with_suffix(".json"), json.dumps(facts, indent=1) + "\n")
         summary.replace_file(path.with_suffix(".txt"), text)
         self.excluded = correctness.excluded(found, resolve(self.sources.operations)())
         self.checked = text.splitlines()[0]
-        if len(found) < len(jobs):
-            self.notes.append(f"correctness: {len(jobs) - len(found)} checks not reached; run again to make them")
+        if len(found) < planned:
+            self.notes.append(f"correctness: {planned - len(found)} checks not reached; run again to make them")
         return bool(facts["failed"])
 
     def _ceilings(self) -> bool:
@@ -124,7 +126,7 @@ class Run:
             return False
         self.say("ceilings: copy, L2, matrix products, empty launch")
         try:
-            with hard_stop(self.budget.left("tests")) as stop:
+            with hard_stop(self.budget.left("ceilings")) as stop:
                 self.roofs = roofs_of(self.device)
                 summary.replace_file(path, json.dumps(asdict(self.roofs), indent=1) + "\n")
         except (Unsupported, RuntimeError) as error:
@@ -140,6 +142,8 @@ class Run:
         path = self._state_file("tests", "json")
         if path.exists():
             return self._tests_said(json.loads(path.read_text(encoding="utf-8")))
+        if not self.tests:
+            return self._tests_said({"ran": False, "reason": "not asked for (--tests)"})
         if self.device != "cuda":
             return self._tests_said({"ran": False, "reason": "they need a CUDA device"})
         seconds = self.budget.left("tests")
@@ -159,11 +163,11 @@ class Run:
         self.notes += [f"failed test: {failure}" for failure in facts["failures"]]
         return bool(facts["failed"])
 
-    def _phases(self, stage: str, phases: Mapping[str, Sequence[Phase]]) -> bool:
+    def _phases(self, stage: str) -> bool:
         profile = "gpu" if self.device == "cuda" else "smoke"
         self.notes += measure_phases(
             stage,
-            phases[self.device],
+            STAGES[self.device].get(stage, ()),
             self._request(profile),
             self.budget,
             self.out,

@@ -8,6 +8,7 @@ from typing import Literal
 
 from spectralbench.gpu.targets import TARGETS, rank
 from spectralbench.sweep import PROCESSES, Item
+from spectralbench.worker import State
 
 Which = Literal["targets", "others", "everything"]
 Excluded = Mapping[tuple[str, str, str], str]
@@ -24,14 +25,13 @@ MEMORY_PROCESS = max(PROCESSES.values())
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """One pass over a part of the plan, in one process.
+    """One pass over a part of the plan, in one process, which checks a case once and times it in every state.
 
     compiled: whether implementations under torch.compile take part, which trace for seconds in every process.
     """
 
     which: Which
-    launch: str
-    cache: str
+    states: tuple[State, ...]
     process: int = 0
     metrics: tuple[str, ...] = TIMED
     compiled: bool = False
@@ -40,32 +40,39 @@ class Phase:
     def name(self) -> str:
         """For people."""
         what = "" if self.metrics == TIMED else f", {', '.join(self.metrics)}"
-        return f"{self.which}, {self.launch}, {self.cache} cache, process {self.process}{what}"
+        states = " and ".join(f"{state.launch} {state.cache}" for state in self.states)
+        return f"{self.which}, {states}, process {self.process}{what}"
 
 
-_STATES = (("graph", "warm"), ("graph", "cold"), ("eager", "warm"), ("eager", "cold"))
+GRAPHS = (State("graph", "warm"), State("graph", "cold"))
+EAGER = (State("eager", "warm"), State("eager", "cold"))
+WARM = (State("eager", "warm"),)
 
-TIMING: Mapping[str, tuple[Phase, ...]] = {
-    "cuda": (
-        *(Phase("targets", *state) for state in _STATES),
-        Phase("targets", "graph", "warm", compiled=True),
-        Phase("targets", "graph", "cold", compiled=True),
-        *(Phase("targets", *state, process=process) for process in (1, 2) for state in _STATES[:2]),
-        *(Phase("others", *state) for state in _STATES),
-        *(Phase("targets", *state, process=process) for process in (3, 4) for state in _STATES[:2]),
-        *(Phase("others", *state, compiled=True) for state in _STATES[:2]),
-    ),
-    "cpu": (Phase("everything", "eager", "warm", compiled=True),),
+STAGES: Mapping[str, Mapping[str, tuple[Phase, ...]]] = {
+    "cuda": {
+        "targets": (Phase("targets", GRAPHS),),
+        "memory": (
+            Phase("targets", WARM, MEMORY_PROCESS, ALLOCATED),
+            Phase("targets", WARM, MEMORY_PROCESS + 1, DRIVER),
+        ),
+        "replicates": (Phase("targets", GRAPHS, 1), Phase("targets", GRAPHS, 2)),
+        "breadth": (
+            Phase("others", GRAPHS),
+            Phase("targets", EAGER),
+            Phase("targets", GRAPHS, compiled=True),
+            Phase("others", WARM, MEMORY_PROCESS, ALLOCATED),
+            Phase("targets", GRAPHS, 3),
+            Phase("targets", GRAPHS, 4),
+            Phase("others", EAGER),
+            Phase("others", GRAPHS, compiled=True),
+        ),
+    },
+    "cpu": {
+        "targets": (Phase("everything", WARM, compiled=True),),
+        "memory": (Phase("everything", WARM, MEMORY_PROCESS, HOST),),
+    },
 }
-
-MEMORY: Mapping[str, tuple[Phase, ...]] = {
-    "cuda": (
-        Phase("targets", "eager", "warm", MEMORY_PROCESS, ALLOCATED),
-        Phase("targets", "eager", "warm", MEMORY_PROCESS + 1, DRIVER),
-        Phase("others", "eager", "warm", MEMORY_PROCESS, ALLOCATED),
-    ),
-    "cpu": (Phase("everything", "eager", "warm", MEMORY_PROCESS, HOST),),
-}
+"""Device -> stage -> its phases in order; the stages that write records."""
 
 
 def select(phase: Phase, excluded: Excluded, items: list[Item]) -> list[Item]:

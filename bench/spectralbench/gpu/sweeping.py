@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,20 +11,16 @@ from typing import Any
 from spectralbench import sweep
 from spectralbench.gpu.budget import Budget, hard_stop
 from spectralbench.gpu.plan import Excluded, Phase, select
+from spectralbench.gpu.talk import say
 from spectralbench.record import Record
 
-LONGEST_CASE = 180.0
-"""Seconds: thirty implementations, compiled here if the checks did not get so far."""
+LONGEST_CASE = 75.0
+"""Seconds: thirty implementations in two states, some of them compiled here. One that hangs must not eat the lease."""
 SHORTEST_PHASE = 10.0
 """Seconds that a phase must have left to be worth the start of a process."""
 
 Run = Callable[..., sweep.Sweep]
 Say = Callable[[str], None]
-
-
-def say(text: str) -> None:
-    """One line of talk."""
-    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
 class Talk:
@@ -68,8 +62,7 @@ def measure_phases(
         wanted = replace(
             request,
             metrics=phase.metrics,
-            launch=phase.launch,
-            cache=phase.cache,
+            states=phase.states,
             processes=1,
             timeout=max(1.0, min(LONGEST_CASE, seconds)),
             time_budget=seconds,

@@ -1,0 +1,49 @@
+"""`--set name=v1,v2`: values of parameters in the place of those that a profile declares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from spectralkernels.declare import Operation, Scalar
+from spectralkernels.errors import RangeError
+
+
+def parameters(operation: Operation, profile: str) -> dict[str, list[Scalar]]:
+    """The values that a profile declares for each parameter, in declared order."""
+    declared: dict[str, list[Scalar]] = {}
+    for block in operation.profiles.get(profile, ()):
+        for name, values in block.axes.items():
+            declared.setdefault(name, []).extend(values)
+    return declared
+
+
+def parse(operation: Operation, profile: str, texts: Mapping[str, str]) -> dict[str, tuple[Scalar, ...]]:
+    """The values of `--set name=v1,v2`, each of the type that the operation declares for that parameter.
+
+    Raises: RangeError on an unknown parameter (with the known ones) or a value of another type.
+    """
+    declared = parameters(operation, profile)
+    parsed = {}
+    for name, text in texts.items():
+        if name not in declared:
+            raise RangeError(f"{operation.name} has no parameter {name!r}; it has {', '.join(declared)}")
+        parsed[name] = tuple(_parse(name, part.strip(), declared[name]) for part in text.split(","))
+    return parsed
+
+
+def _parse(name: str, text: str, declared: Sequence[Scalar]) -> Scalar:
+    """`text` as a value of the type that the declared values have."""
+    if all(isinstance(value, bool) for value in declared):
+        if text.lower() not in ("true", "false"):
+            raise RangeError(f"{name} takes true or false, got {text!r}")
+        return text.lower() == "true"
+    if all(isinstance(value, str) for value in declared):
+        return text
+    kind = int if all(isinstance(value, int) for value in declared) else float
+    try:
+        number = kind(text)
+    except ValueError:
+        wanted = "integers" if kind is int else "numbers"
+        raise RangeError(f"{name} takes {wanted}, such as {declared[0]}, got {text!r}") from None
+    # A declared value is taken as it is written there, so that the case has the same id (0, not 0.0).
+    return next((value for value in declared if value == number), number)
