@@ -187,6 +187,26 @@ def bind(question: Question, implementation: Implementation) -> Bound:
     return Bound(implementation, Run(implementation.name, call), training.forward, keep)
 
 
+def rehearse(
+    operation: Operation, case: Case, implementation: Implementation, inputs: dict[str, Any], pass_: Pass
+) -> None:
+    """Call an implementation once as its timed call does, whatever it answers: what it launches can be noted.
+
+    Raises: Unsupported if it does not serve these inputs.
+    """
+    differentiated = tuple(name for name in operation.gradients if _differentiable(inputs.get(name)))
+    nothing = Expected(torch.empty(0, dtype=torch.float64))
+    question = Question(operation, case, "cpu", pass_, inputs, differentiated, nothing, None)
+    if pass_ == "forward":
+        bind(question, implementation).run()
+        return
+    if not question.names(implementation):
+        raise Unsupported(f"{implementation.name} differentiates nothing here, so it has no {pass_} pass")
+    training = _training(question, implementation)
+    dense = _dense(operation, training.forward())
+    torch.autograd.grad(dense, list(training.leaves.values()), torch.ones_like(dense))
+
+
 def answer(question: Question, bound: Bound) -> Answer:
     """What the latest call of an implementation gave."""
     latest = bound.run.latest

@@ -164,13 +164,9 @@ def compile_kernel(kernel: Any, arguments: Mapping[str, Any], capability: int, *
     need_the_compiler()
     import triton
     from triton.backends.nvidia.compiler import get_ptxas
-    from triton.runtime.jit import JITFunction, MockTensor
 
-    while not isinstance(kernel, JITFunction):
-        kernel = kernel.fn
-    arguments = {name: MockTensor.wrap_dtype(value) for name, value in arguments.items()}
-    with _pretend(capability), _timed() as seconds:
-        compiled = kernel.warmup(**arguments, **options, grid=(1,))
+    with _timed() as seconds:
+        compiled = compiled_kernel(kernel, arguments, capability, **options)
     metadata = compiled.metadata
     usage, instructions = _read_cubin(compiled.asm["cubin"])
     return MachineCode(
@@ -190,6 +186,20 @@ def compile_kernel(kernel: Any, arguments: Mapping[str, Any], capability: int, *
         ptx=_ptx_digest(compiled.asm["ptx"]),
         compile_seconds=seconds[0] if seconds else None,
     )
+
+
+def compiled_kernel(kernel: Any, arguments: Mapping[str, Any], capability: int, **options: Any) -> Any:
+    """Triton's own compiled kernel; it stays in Triton's cache, where a launch on such a GPU finds it.
+
+    For the rest see `compile_kernel`.
+    """
+    from triton.runtime.jit import JITFunction, MockTensor
+
+    while not isinstance(kernel, JITFunction):
+        kernel = kernel.fn
+    arguments = {name: MockTensor.wrap_dtype(value) for name, value in arguments.items()}
+    with _pretend(capability):
+        return kernel.warmup(**arguments, **options, grid=(1,))
 
 
 def need_the_compiler() -> None:
