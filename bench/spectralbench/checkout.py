@@ -22,9 +22,14 @@ class State:
 
 
 def state(root: Path) -> State:
-    """The state of the git checkout around `root`; never an exception, since a benchmark must run without git too."""
+    """The state of the git checkout around `root`; never an exception, since a benchmark must run without git too.
+
+    A repository that tracks no file below `root` says nothing of the code there: a package is installed inside it.
+    """
     try:
         commit = _git(root, "rev-parse", "--verify", "HEAD").decode().strip()
+        if not _git(root, "ls-files", "--", "."):
+            return State(None, why=f"the git repository around {root} tracks no file of it")
         return State(commit, _difference(root))
     except FileNotFoundError:
         return State(None, why="git is not installed" if root.is_dir() else f"{root} is not a folder")

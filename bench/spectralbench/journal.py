@@ -12,7 +12,7 @@ import fcntl
 import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -71,7 +71,14 @@ def file_stem(environment: Mapping[str, Any], day: str | None = None) -> str:
     return "-".join(parts)
 
 
-def stored(folder: Path, environment: Mapping[str, Any]) -> tuple[dict[Key, Record], list[Damage]]:
+def key_on_its_card(record: Record) -> Key:
+    """`record_key` with the GPU that measured: two cards of one model are two processes, never one."""
+    return (record.card or "", *record_key(record))
+
+
+def stored(
+    folder: Path, environment: Mapping[str, Any], key_of: Callable[[Record], Key] = record_key
+) -> tuple[dict[Key, Record], list[Damage]]:
     """The newest record of every key that this machine stored at the same commit and dirty state, and what was damaged.
 
     folder: results/records/<machine>; it may be missing.
@@ -84,7 +91,7 @@ def stored(folder: Path, environment: Mapping[str, Any]) -> tuple[dict[Key, Reco
         if file.environment is None or _state(file.environment) != _state(environment):
             continue
         for record in file.records:
-            key = record_key(record)
+            key = key_of(record)
             if key not in found or found[key].recorded_at <= record.recorded_at:
                 found[key] = record
     return found, damage

@@ -33,7 +33,8 @@ class Record:
 
     operation, operation_version, implementation, role, case (parameters in declared order), dtype, pass_, fft_size,
     cache ("warm" | "cold"), launch ("eager" | "graph"): the identity, together with machine and metric.
-    replicate: index of the process; the unit of replication. profile: the sweep it came from.
+    replicate: index of the process; with `card`, the GPU's identifier, the unit of replication; `card` is read off the
+    file's environment and not written again. profile: the sweep it came from.
     cost: floor of the forward pass {"bytes_read", "bytes_written", "flops"}.
     tiles: what the kernels ran with, label -> fields of the tile and its "source" (pin, table, rule).
     """
@@ -60,6 +61,7 @@ class Record:
     requested_bytes: int | None = None
     cost: Mapping[str, int] | None = None
     tiles: Mapping[str, Mapping[str, int | str]] | None = None
+    card: str | None = None
 
     @property
     def case_id(self) -> str:
@@ -118,6 +120,7 @@ def record_line(record: Record) -> str:
     """One record as one line; NaN and infinity are refused with ValueError."""
     fields = asdict(record)
     fields["pass"] = fields.pop("pass_")
+    del fields["card"]
     fields["measurements"] = {
         found.metric: {"version": found.version, "unit": found.unit, "samples": [_short(x) for x in found.samples]}
         for found in record.measurements
@@ -138,7 +141,7 @@ def read_file(path: Path) -> RecordFile:
             if fields["kind"] == "environment":
                 environment = {k: v for k, v in fields.items() if k not in ("schema", "kind")}
             else:
-                records.append(_record(fields))
+                records.append(_record(fields, environment))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             why = f"missing field {error}" if isinstance(error, KeyError) else str(error)
             damage.append(Damage(path, number, why))
@@ -167,13 +170,16 @@ def _parse(text: str) -> dict[str, Any]:
     return fields
 
 
-def _record(fields: dict[str, Any]) -> Record:
-    rest = {k: v for k, v in fields.items() if k not in ("schema", "kind", "pass", "measurements", "fft_size")}
+def _record(fields: dict[str, Any], environment: Mapping[str, Any] | None) -> Record:
+    known = ("schema", "kind", "pass", "measurements", "fft_size", "card")
+    rest = {k: v for k, v in fields.items() if k not in known}
+    card = environment.get("gpu_uuid") if environment else None
     measurements = tuple(
         Measurement(name, found["version"], found["unit"], _samples(name, found["samples"]))
         for name, found in fields.get("measurements", {}).items()
     )
-    return Record(pass_=fields["pass"], measurements=measurements, fft_size=tuple(fields["fft_size"]), **rest)
+    pass_, size = fields["pass"], tuple(fields["fft_size"])
+    return Record(pass_=pass_, measurements=measurements, fft_size=size, card=card, **rest)
 
 
 def _samples(metric: str, values: list[float]) -> tuple[float, ...]:

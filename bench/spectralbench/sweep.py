@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 
 from spectralbench import overrides
 from spectralbench.journal import Journal, Key, record_key, stored
-from spectralbench.outcome import Measured
+from spectralbench.outcome import FailureKind, Measured
 from spectralbench.record import Damage, Record, from_outcome
 from spectralbench.worker import Result, Setup, Sources, State, Task, Worker, resolve
 from spectralkernels import declare
@@ -35,7 +35,7 @@ BUDGETS: Mapping[str, Mapping[str, float]] = {
     "asv": {"seconds": 1.0},
     "study": {"seconds": 0.5},
     "claims": {"seconds": 2.0},
-    "gpu": {"seconds": 2.0},
+    "gpu": {"seconds": 1.0},
 }
 """Fields of `measure.Budget` per profile; what is left out keeps its default."""
 
@@ -51,6 +51,7 @@ class Request:
 
     operations: names, empty for all. overrides: parameter name -> comma-separated values as text.
     states: how every case is timed, all by one process that checks it once.
+    retry: kinds of stored failures that are measured again.
     timeout: seconds one case may take. time_budget: seconds after which no case is started. pin: see `worker.Setup`.
     select: from the items of the plan to those that are wanted, in the wanted order; default all as they are.
     """
@@ -66,7 +67,7 @@ class Request:
     states: tuple[State, ...] = (State(),)
     timeout: float = 300.0
     time_budget: float | None = None
-    retry_failed: bool = False
+    retry: tuple[FailureKind, ...] = ()
     pin: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     select: Callable[[list[Item]], list[Item]] = list
     sources: Sources = SOURCES
@@ -306,7 +307,7 @@ def _check_metrics(names: Sequence[str] | None) -> None:
 def _serves(record: Record, request: Request) -> bool:
     """Whether a stored record answers the request, so that it need not be measured again."""
     if record.status == "failed":
-        return not request.retry_failed
+        return record.failure not in request.retry
     if record.status == "measured" and request.metrics is not None:
         taken = {found.metric for found in record.measurements} | (record.unavailable or {}).keys()
         return set(request.metrics) <= taken

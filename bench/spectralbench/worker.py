@@ -105,19 +105,19 @@ class Worker:
         self._process: multiprocessing.process.BaseProcess | None = None
         self._connection: Connection | None = None
 
-    def measure(self, task: Task, timeout: float) -> list[dict[str, Result]]:
+    def measure(self, task: Task, timeout: float, *, again: bool = True) -> list[dict[str, Result]]:
         """The result of every implementation of `task`, by state, whatever they do to the process.
 
         timeout: seconds that one case may take before its process is killed.
-        Where a case with several implementations loses the worker, each is run again alone, so that the guilty one is
-        named and the others keep their numbers, with a note that they were not timed interleaved.
+        again: where a case with several implementations loses the worker, each is run again alone, so that the guilty
+        one is named and the others keep their numbers, with a note that they were not timed interleaved.
         Raises: WorkerBroken if no worker can be started.
         """
         try:
             outcomes = self._ask(task, timeout)
         except _Lost as lost:
-            if len(task.implementations) == 1:
-                return [{task.implementations[0]: Result(lost.failed)} for _ in task.states]
+            if not again or len(task.implementations) == 1:
+                return [dict.fromkeys(task.implementations, Result(lost.failed)) for _ in task.states]
             return self._one_by_one(task, timeout, lost.failed)
         return [{name: Result(outcome) for name, outcome in found.items()} for found in outcomes]
 

@@ -104,6 +104,16 @@ def test_without_git_or_commit_there_is_a_reason_and_no_exception(clone: Path, m
     assert checkout.state(clone) == checkout.State(None, why="git is not installed")
 
 
+def test_a_package_installed_inside_somebody_elses_repository_has_no_commit(clone: Path) -> None:
+    installed = clone / "venv" / "site-packages" / "spectralkernels"
+    installed.mkdir(parents=True)
+    (installed / "__init__.py").write_text("")
+    (clone / "venv" / ".gitignore").write_text("*\n")
+    state = checkout.state(installed)
+    assert (state.commit, state.dirty) == (None, None)
+    assert state.why == f"the git repository around {installed} tracks no file of it"
+
+
 def test_the_environment_is_whole_and_can_be_stored(clone: Path) -> None:
     facts = environment.capture(clone)
     assert json.loads(environment_line(facts))["machine"] == facts["machine"] == environment.machine_name()

@@ -70,6 +70,11 @@ def test_the_promises_come_first_and_in_their_order(items: list[sweep.Item]) -> 
     ranks = [rank(item.operation.name, item.case, item.pass_) for item in chosen]
     assert ranks == sorted(ranks) and ranks[0] == 0 and max(ranks) < len(TARGETS)
     others = select(Phase("others", GRAPHS, 3), {}, items)
+    weighed = select(Phase("weighed", GRAPHS), {}, items)
+    assert weighed and all(item in chosen for item in weighed)
+    for target in TARGETS:
+        held = [target.place.holds(i.operation.name, dict(i.case.params), i.case.dtype, i.pass_) for i in weighed]
+        assert any(held) or not isinstance(target, Saved), "what a network saves is weighed early"
     assert len(chosen) + len(others) == len(items)
     assert {item.replicate for item in others} == {3}
     assert select(Phase("everything", EAGER), {}, items)[: len(chosen)] == chosen
@@ -79,7 +84,7 @@ def test_phases_put_graphs_before_eager_and_promises_before_breadth() -> None:
     phases = [(stage, phase) for stage in ENDS for phase in STAGES["cuda"].get(stage, ())]
     assert phases[0] == ("targets", Phase("targets", GRAPHS))
     before_breadth = [phase for stage, phase in phases if stage != "breadth"]
-    assert all(phase.which == "targets" for phase in before_breadth)
+    assert all(phase.which in ("targets", "weighed") for phase in before_breadth)
     timed = {phase.process for phase in before_breadth if phase.states == GRAPHS}
     assert timed == {0, 1, 2}, "three processes before breadth"
     assert set(STAGES["cuda"]) < set(ENDS), "every stage has a share of the time"

@@ -13,8 +13,10 @@ from synthetic_records import environment, record
 
 from spectralbench.ceilings import Roofs
 from spectralbench.gpu.compare import losses, settings
+from spectralbench.gpu.forecast import FORECASTS, PUBLISHED, markdown
 from spectralbench.gpu.judge import Verdict, judge
-from spectralbench.gpu.summary import SHOWN, Stored, table, write
+from spectralbench.gpu.summary import SHOWN, Stored, write
+from spectralbench.gpu.tables import table
 from spectralbench.gpu.targets import TARGETS, Place
 from spectralbench.record import Record
 from spectralkernels.ops import load_operations
@@ -123,8 +125,20 @@ def test_processes_are_reduced_by_their_median_and_a_note_marks_what_was_not_int
     ]
     records += made(promise.place, {"complex_bmm": 3.3e-5}, reason="not interleaved with triton, stored earlier")
     line = verdicts(records)[promise.name].lines[0]
-    assert line.value == pytest.approx(3.0)
+    assert line.value == pytest.approx(3.3), "the ratio within the one process that timed both"
     assert line.state == "graph, cold cache, not interleaved"
+
+
+def test_two_cards_are_two_processes_and_a_ratio_is_taken_within_each() -> None:
+    promise = target("over torch crop")
+    slow = made(promise.place, {"triton": 2e-5, "complex_bmm": 6e-5}, card="GPU-slow")
+    quick = made(promise.place, {"triton": 1e-5, "complex_bmm": 3e-5}, card="GPU-quick")
+    quick_alone = made(promise.place, {"triton": 0.5e-5}, card="GPU-other")
+    found = settings([*slow, *quick, *quick_alone], OPERATIONS, ROOFS)[0]
+    ours, rival = found.subject("triton"), found.subject("complex_bmm")
+    assert ours is not None and rival is not None and len(ours.by_process) == 3
+    assert rival.times(ours) == pytest.approx(3.0)
+    assert verdicts([*slow, *quick, *quick_alone])[promise.name].lines[0].value == pytest.approx(3.0)
 
 
 def test_saved_activations_leave_the_weight_out_and_look_at_one_class() -> None:
@@ -213,6 +227,26 @@ def test_the_files_are_whole_and_say_everything(tmp_path: Path) -> None:
 def test_nothing_measured_is_a_summary_too(tmp_path: Path) -> None:
     write(Stored(environment(), [], None, {}, "not begun", []), OPERATIONS, tmp_path)
     assert (tmp_path / "summary.md").read_text().startswith("# Test CPU: 0 met, 0 not met, 15 not measured")
+
+
+def test_a_forecast_stands_beside_what_was_measured() -> None:
+    assert FORECASTS.keys() <= {found.name for found in TARGETS}
+    promise = target("over torch crop")
+    blank = markdown(list(verdicts([]).values()))
+    row = next(line for line in blank.splitlines() if promise.name in line)
+    assert "50 us to 58 us" in row and [cell.strip() for cell in row.split("|")[4:7]] == ["", "", ""]
+    assert all(kernel in blank for kernel, *_ in PUBLISHED)
+    filled = markdown(list(verdicts(made(promise.place, {"triton": 4.9e-5, "complex_bmm": 14.7e-5})).values()))
+    row = next(line for line in filled.splitlines() if promise.name in line)
+    assert "49 us" in row and "3.00x" in row and "graph, cold cache" in row
+
+
+def test_the_committed_forecast_is_what_the_code_says() -> None:
+    committed = Path(__file__).parents[2] / "results" / "GPU.md"
+    text, blank = committed.read_text(), markdown(list(verdicts([]).values()))
+    for name in FORECASTS:
+        wanted = [line.split("|")[2:4] for line in blank.splitlines() if name in line]
+        assert [line.split("|")[2:4] for line in text.splitlines() if name in line][:1] == wanted, name
 
 
 def test_a_table_lines_up_and_keeps_its_columns() -> None:

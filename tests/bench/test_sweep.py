@@ -20,7 +20,7 @@ from spectralbench.journal import Journal
 from spectralbench.measure import Budget
 from spectralbench.record import Record, RecordFile, read_tree
 from spectralbench.sweep import Item, Request
-from spectralbench.worker import Setup, Task, Worker, WorkerBroken
+from spectralbench.worker import Setup, State, Task, Worker, WorkerBroken
 from spectralkernels.declare import PROFILES
 from spectralkernels.errors import RangeError
 
@@ -145,7 +145,7 @@ def test_a_wrong_name_is_answered_with_the_known_ones(changes: dict[str, Any], m
 def test_a_clock_that_the_device_has_not_is_refused_before_anything_runs() -> None:
     sources = replace(SOURCES, clock="spectralbench.clock:clock_for")
     with pytest.raises(RangeError, match="cold"):
-        sweep.plan(request("steady", sources=sources, cache="cold"))
+        sweep.plan(request("steady", sources=sources, states=(State(cache="cold"),)))
 
 
 def test_an_unknown_or_absent_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +230,7 @@ def test_a_crash_names_the_guilty_one_and_the_others_keep_their_numbers(tmp_path
         assert "timed alone, not interleaved" in str(found[name].reason)
     assert [record.status for record in done.records if record.operation == "steady"].count("measured") == 4
     assert sweep.preview(request("crashing", overrides={"rate": "0"}), tmp_path, ENVIRONMENT).left == []
-    retry = sweep.preview(request("crashing", overrides={"rate": "0"}, retry_failed=True), tmp_path, ENVIRONMENT)
+    retry = sweep.preview(request("crashing", overrides={"rate": "0"}, retry=("crash",)), tmp_path, ENVIRONMENT)
     assert [item.implementations for item in retry.left] == [("segfault",)]
 
 

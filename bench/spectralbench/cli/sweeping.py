@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -52,6 +52,7 @@ def run(
     """Measure operations and store every case as it is done; running again resumes."""
     with terminal.usage_errors():
         from spectralbench import sweep
+        from spectralbench.outcome import FailureKind
         from spectralbench.worker import State
 
         where = sweep.choose_device(device)
@@ -67,7 +68,7 @@ def run(
             states=(State(launch, cache or ("cold" if where == "cuda" else "warm")),),
             timeout=timeout,
             time_budget=time_budget,
-            retry_failed=retry_failed,
+            retry=get_args(FailureKind) if retry_failed else (),
             pin=_pins(pin),
             sources=sweep.SOURCES,
         )

@@ -19,28 +19,46 @@ MARKS = ("launch_bound", "launch_gaps")
 """Remarks of the measuring core on a time that says little about the kernel."""
 
 
+Process = tuple[str | None, int]
+"""A measuring process: the GPU it ran on, and its number there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Subject:
     """One implementation in one setting.
 
-    seconds: the median over processes of each process's median. floor_share: floor over seconds, where there are
-    roofs. alone: whether some process timed it without the others around it. remarks: `launch_bound`, `launch_gaps`.
+    by_process: each process's median, seconds, by card and number. seconds: their median. floor_share: floor over
+    seconds, where there are roofs. alone: whether some process timed it without the others around it. remarks:
+    `launch_bound`, `launch_gaps`.
     """
 
     name: str
     role: str
     accuracy: str | None
-    seconds: float
-    processes: int
+    by_process: Mapping[Process, float]
     error: float | None
     floor_share: float | None
     alone: bool
     remarks: tuple[str, ...]
 
     @property
+    def seconds(self) -> float:
+        return statistics.median(self.by_process.values())
+
+    @property
     def ours(self) -> bool:
         """Whether it is one of this project's kernels that may be compared."""
         return self.role == "kernel" and FROZEN not in self.name
+
+    def times(self, other: Subject) -> float:
+        """How many times as long this one takes: the median over the processes that timed both, on one card.
+
+        Of the medians where no process timed both.
+        """
+        shared = self.by_process.keys() & other.by_process.keys()
+        if not shared:
+            return self.seconds / other.seconds
+        return statistics.median(self.by_process[process] / other.by_process[process] for process in shared)
 
 
 @dataclass(frozen=True)
@@ -112,15 +130,15 @@ def _setting(records: list[Record], operation: Operation, roofs: Roofs | None) -
 
 def _subject(records: list[Record], operation: Operation, cost: Cost | None, roofs: Roofs | None) -> Subject:
     first = records[0]
-    seconds = statistics.median(median(record, "device_time") or 0.0 for record in records)
+    by_process = {(record.card, record.replicate): median(record, "device_time") or 0.0 for record in records}
+    seconds = statistics.median(by_process.values())
     errors = [error for record in records if (error := median(record, "rounding_error")) is not None]
     accuracy = accuracy_class(operation, first.implementation, first.dtype)
     return Subject(
         first.implementation,
         first.role,
         accuracy,
-        seconds,
-        len(records),
+        by_process,
         max(errors, default=None),
         _floor_share(first, seconds, accuracy, cost, roofs),
         any(record.reason for record in records),
@@ -153,7 +171,7 @@ class Loss:
     @property
     def ratio(self) -> float:
         """Their time over ours; below 1."""
-        return self.rival.seconds / self.ours.seconds
+        return self.rival.times(self.ours)
 
 
 def losses(found: Iterable[Setting]) -> list[Loss]:

@@ -107,11 +107,12 @@ def check_all(
                     return
                 task = Task(job.operation.name, job.case, job.pass_, job.implementations)
                 try:
-                    results = worker.measure(task, min(LONGEST_CHECK, seconds))[0]
+                    # Near the end a timeout is the stage's end, not the patience with a check.
+                    ended = seconds < LONGEST_CHECK
+                    results = worker.measure(task, min(LONGEST_CHECK, seconds), again=not ended)[0]
                 except WorkerBroken as error:
                     trouble.append(error)
                     return
-                ended = seconds < LONGEST_CHECK  # then a timeout is the stage's end, not the patience with a check
                 findings = [
                     _finding(check, results[name].outcome)
                     for name, check in checks(job).items()

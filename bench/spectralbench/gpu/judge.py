@@ -20,7 +20,7 @@ Word = Literal["met", "not met", "not measured"]
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One measured state of a promise. value and wanted: a ratio; ours and rival: who gave it."""
+    """One measured state of a promise. value and wanted: a ratio; ours and rival: who gave it; seconds: our time."""
 
     state: str
     ours: str
@@ -28,6 +28,7 @@ class Line:
     value: float
     wanted: float
     met: bool
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +85,9 @@ def _speed_up(target: SpeedUp, setting: Setting) -> tuple[Line | None, str | Non
     ours = setting.best_of_ours(rival.accuracy)
     if ours is None:
         return None, f"none of our kernels of class {rival.accuracy} or finer was timed"
-    ratio = rival.seconds / ours.seconds
-    return Line(_state(setting, ours, rival), ours.name, rival.name, ratio, target.least, ratio >= target.least), None
+    ratio = rival.times(ours)
+    met = ratio >= target.least
+    return Line(_state(setting, ours, rival), ours.name, rival.name, ratio, target.least, met, ours.seconds), None
 
 
 def _bandwidth(
@@ -106,7 +108,8 @@ def _bandwidth(
     if not stored:
         return None, f"the stored bytes of {ours.name} were not measured"
     share = (setting.cost.bytes_read + stored[0]) / ours.seconds / roofs.bytes_per_second["memory"]
-    return Line(_state(setting, ours), ours.name, "copy", share, target.least, share >= target.least), None
+    met = share >= target.least
+    return Line(_state(setting, ours), ours.name, "copy", share, target.least, met, ours.seconds), None
 
 
 def _saved(

@@ -16,7 +16,7 @@ from spectralbench.gpu.budget import ENDS, Budget, hard_stop
 from spectralbench.gpu.plan import STAGES, Excluded
 from spectralbench.gpu.sweeping import measure_phases
 from spectralbench.gpu.talk import say
-from spectralbench.journal import file_stem, stored
+from spectralbench.journal import file_stem, key_on_its_card, stored
 from spectralbench.worker import WorkerBroken, resolve
 from spectralkernels.errors import RangeError, Unsupported
 
@@ -76,7 +76,8 @@ class Run:
 
     def summarise(self) -> str:
         """Write the summary of what is stored so far."""
-        found, damage = stored(self.out / "records" / str(self.environment["machine"]), self.environment)
+        folder = self.out / "records" / str(self.environment["machine"])
+        found, damage = stored(folder, self.environment, key_on_its_card)
         notes = [*self.notes, *(f"damaged record: {harm}" for harm in damage)]
         operations = resolve(self.sources.operations)()
         state = summary.Stored(self.environment, list(found.values()), self.roofs, self.excluded, self.checked, notes)
@@ -139,9 +140,6 @@ class Run:
         return False
 
     def _tests(self) -> bool:
-        path = self._state_file("tests", "json")
-        if path.exists():
-            return self._tests_said(json.loads(path.read_text(encoding="utf-8")))
         if not self.tests:
             return self._tests_said({"ran": False, "reason": "not asked for (--tests)"})
         if self.device != "cuda":
@@ -150,15 +148,14 @@ class Run:
         if seconds <= 0:
             return self._tests_said({"ran": False, "reason": "no time left; run again"})
         self.say(f"tests marked cuda, {seconds:.0f} s")
-        facts = native_tests.run(TESTS, path.with_suffix(".xml"), seconds)
-        if facts["ran"]:
-            summary.replace_file(path, json.dumps(facts, indent=1) + "\n")
-        return self._tests_said(facts)
+        return self._tests_said(native_tests.run(TESTS, self._state_file("tests", "jsonl"), seconds))
 
     def _tests_said(self, facts: Mapping[str, Any]) -> bool:
         if not facts["ran"]:
             self.notes.append(f"tests marked cuda: not run: {facts['reason']}")
             return False
+        if facts["reason"]:
+            self.notes.append(f"tests marked cuda: {facts['reason']}")
         self.checked += f"; tests marked cuda: {facts['passed']} passed, {facts['failed']} failed"
         self.notes += [f"failed test: {failure}" for failure in facts["failures"]]
         return bool(facts["failed"])

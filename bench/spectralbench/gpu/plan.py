@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from spectralbench.gpu.targets import TARGETS, rank
+from spectralbench.gpu.targets import TARGETS, Saved, rank
 from spectralbench.sweep import PROCESSES, Item
 from spectralbench.worker import State
 
-Which = Literal["targets", "others", "everything"]
+Which = Literal["targets", "weighed", "others", "everything"]
+"""Rows with a promise, those whose saved bytes are promised, those without a promise, all."""
 Excluded = Mapping[tuple[str, str, str], str]
 """(operation, implementation, pass) -> why it is not timed."""
 
@@ -51,13 +52,12 @@ WARM = (State("eager", "warm"),)
 STAGES: Mapping[str, Mapping[str, tuple[Phase, ...]]] = {
     "cuda": {
         "targets": (Phase("targets", GRAPHS),),
-        "memory": (
-            Phase("targets", WARM, MEMORY_PROCESS, ALLOCATED),
-            Phase("targets", WARM, MEMORY_PROCESS + 1, DRIVER),
-        ),
+        "memory": (Phase("weighed", WARM, MEMORY_PROCESS, ALLOCATED),),
         "replicates": (Phase("targets", GRAPHS, 1), Phase("targets", GRAPHS, 2)),
         "breadth": (
             Phase("others", GRAPHS),
+            Phase("targets", WARM, MEMORY_PROCESS, ALLOCATED),
+            Phase("targets", WARM, MEMORY_PROCESS + 1, DRIVER),
             Phase("targets", EAGER),
             Phase("targets", GRAPHS, compiled=True),
             Phase("others", WARM, MEMORY_PROCESS, ALLOCATED),
@@ -79,8 +79,7 @@ def select(phase: Phase, excluded: Excluded, items: list[Item]) -> list[Item]:
     """The items of a phase in order of importance, without what is excluded."""
     chosen = []
     for item in sorted(items, key=lambda item: rank(item.operation.name, item.case, item.pass_)):
-        promised = rank(item.operation.name, item.case, item.pass_) < len(TARGETS)
-        if phase.which != "everything" and promised != (phase.which == "targets"):
+        if phase.which not in ("everything", *_kinds(item)):
             continue
         names = tuple(
             name
@@ -90,6 +89,17 @@ def select(phase: Phase, excluded: Excluded, items: list[Item]) -> list[Item]:
         if names:
             chosen.append(replace(item, implementations=names, replicate=phase.process))
     return chosen
+
+
+def _kinds(item: Item) -> tuple[Which, ...]:
+    held = [
+        target
+        for target in TARGETS
+        if target.place.holds(item.operation.name, dict(item.case.params), item.case.dtype, item.pass_)
+    ]
+    if not held:
+        return ("others",)
+    return ("targets", "weighed") if any(isinstance(target, Saved) for target in held) else ("targets",)
 
 
 def is_compiled(implementation: str) -> bool:

@@ -1,4 +1,4 @@
-"""Stage 5: summary.md and summary.json, written anew after every stage from what is stored."""
+"""summary.md, summary.json and forecast.md, written anew after every stage from what is stored."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from spectralbench.ceilings import Roofs
+from spectralbench.gpu import forecast
 from spectralbench.gpu.compare import Loss, Setting, Subject, losses, settings
 from spectralbench.gpu.judge import Verdict, judge
 from spectralbench.gpu.plan import Excluded
+from spectralbench.gpu.tables import microseconds, table
 from spectralbench.gpu.targets import Bandwidth, Saved, SpeedUp
 from spectralbench.record import Record
 from spectralkernels.declare import Operation
@@ -35,7 +37,7 @@ class Stored:
 
 
 def write(stored: Stored, operations: Mapping[str, Operation], out: Path) -> str:
-    """Write both files below `out`, each whole or not at all.
+    """Write the files below `out`, each whole or not at all.
 
     Returns: the short text for a terminal, whose end is what matters most: losses, notes, ceilings, targets, head.
     """
@@ -48,6 +50,7 @@ def write(stored: Stored, operations: Mapping[str, Operation], out: Path) -> str
     everyone = ["## Everyone on the rows of the targets", "", *everyone]
     whole = [head, targets, ceilings, _losses(lost, len(lost)), _notes(notes), everyone]
     replace_file(out / "summary.md", _text(whole))
+    replace_file(out / "forecast.md", forecast.markdown(verdicts))
     replace_file(out / "summary.json", json.dumps(_facts(stored, verdicts, found, lost), indent=1, default=str) + "\n")
     few = [textwrap.shorten(note, 240) for note in notes]
     if len(few) > SHOWN:
@@ -139,8 +142,8 @@ def _losses(lost: Sequence[Loss], shown: int) -> list[str]:
         (
             loss.setting.label,
             f"{loss.setting.launch}, {loss.setting.cache}",
-            f"{loss.ours.name} {_microseconds(loss.ours.seconds)}",
-            f"{loss.rival.name} {_microseconds(loss.rival.seconds)}",
+            f"{loss.ours.name} {microseconds(loss.ours.seconds)}",
+            f"{loss.rival.name} {microseconds(loss.rival.seconds)}",
             f"{loss.ratio:.2f}x",
         )
         for loss in lost[:shown]
@@ -172,17 +175,22 @@ def _setting_lines(setting: Setting) -> list[str]:
     return [f"{setting.label}, {setting.launch}, {setting.cache} cache", "", *table(heads, rows), ""]
 
 
+def _subject_facts(subject: Subject) -> dict[str, Any]:
+    times = {f"{card or 'device'} #{number}": seconds for (card, number), seconds in subject.by_process.items()}
+    return {**asdict(subject), "seconds": subject.seconds, "by_process": times}
+
+
 def _subject_row(setting: Setting, subject: Subject) -> tuple[str, ...]:
     ours = setting.best_of_ours(subject.accuracy)
     return (
         subject.name,
         subject.role,
         subject.accuracy or "",
-        _microseconds(subject.seconds),
-        f"{subject.seconds / ours.seconds:.2f}x" if ours and subject.role != "kernel" else "",
+        microseconds(subject.seconds),
+        f"{subject.times(ours):.2f}x" if ours and subject.role != "kernel" else "",
         "" if subject.floor_share is None else f"{100 * subject.floor_share:.0f}",
         "" if subject.error is None else f"{subject.error:.1e}",
-        str(subject.processes),
+        str(len(subject.by_process)),
         ", ".join([*(["not interleaved"] if subject.alone else []), *subject.remarks]),
     )
 
@@ -192,24 +200,9 @@ def _roof_lines(roofs: Roofs | None) -> list[str]:
         return ["not measured"]
     rows = [(f"{level} bytes", f"{rate / 1e9:.4g} GB/s") for level, rate in roofs.bytes_per_second.items()]
     rows += [(f"{name} product", f"{rate / 1e12:.3g} Tflop/s") for name, rate in roofs.flops_per_second.items()]
-    rows += [(f"empty launch, {mode}", _microseconds(seconds)) for mode, seconds in roofs.launch_seconds.items()]
+    rows += [(f"empty launch, {mode}", microseconds(seconds)) for mode, seconds in roofs.launch_seconds.items()]
     rows += [(name, f"not measured: {why}") for name, why in roofs.missing.items()]
     return table(("ceiling", "measured"), rows)
-
-
-def _microseconds(seconds: float) -> str:
-    return f"{seconds * 1e6:.4g} us"
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table whose columns also line up as plain text."""
-    safe = [[cell.replace("|", "/").replace("\n", " ") for cell in row] for row in rows]
-    widths = [max(len(row[at]) for row in [list(heads), *safe]) for at in range(len(heads))]
-
-    def line(cells: Sequence[str]) -> str:
-        return f"| {' | '.join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))} |"
-
-    return [line(heads), f"|{'|'.join('-' * (width + 2) for width in widths)}|", *map(line, safe)]
 
 
 def _facts(
@@ -246,7 +239,7 @@ def _facts(
                 "pass": setting.pass_,
                 "launch": setting.launch,
                 "cache": setting.cache,
-                "subjects": [asdict(subject) for subject in setting.subjects],
+                "subjects": [_subject_facts(subject) for subject in setting.subjects],
             }
             for setting in found
         ],

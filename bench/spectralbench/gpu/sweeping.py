@@ -64,6 +64,7 @@ def measure_phases(
             metrics=phase.metrics,
             states=phase.states,
             processes=1,
+            retry=("timeout",),  # on the next machine there may be more time for it
             timeout=max(1.0, min(LONGEST_CASE, seconds)),
             time_budget=seconds,
             select=partial(select, phase, excluded),
