@@ -25,9 +25,8 @@ from spectralkernels.errors import RangeError, Unsupported
 class Question:
     """A case with its inputs and its right answer.
 
-    expected: of the operation's reference, or of its ideal where rivals are asked. differentiated: the inputs that
-    passes with gradients differentiate. cotangent: what they multiply the dense answer with, in float64, or None in a
-    forward pass.
+    expected: of `Operation.reference_of` the subjects that are asked. differentiated: the inputs that passes with
+    gradients differentiate. cotangent: what they multiply the dense answer with, in float64, or None in a forward pass.
     """
 
     operation: Operation
@@ -88,27 +87,33 @@ class Bound:
 
 
 def ask(
-    operation: Operation, case: Case, device: str, pass_: Pass, inputs: dict[str, Any], *, rival: bool = False
+    operation: Operation,
+    case: Case,
+    device: str,
+    pass_: Pass,
+    inputs: dict[str, Any],
+    *,
+    reference: Callable[..., Any] | None = None,
 ) -> Question:
     """Work out the right answer to a case, with gradients where the pass has them.
 
-    rival: the right answer is the operation's ideal instead of its reference.
+    reference: computes the right answer; default the operation's (see `Operation.reference_of`).
     Raises: Unsupported if the pass needs gradients and the operation differentiates nothing; RangeError if it declares
-    no tolerance for the case's dtype, or no ideal for its rivals; ValueError if the answer is not finite or not in
-    double precision.
+    no tolerance for the case's dtype; ValueError if the answer is not finite or not in double precision.
     """
     if case.dtype not in operation.tolerance.relative:
         known = ", ".join(operation.tolerance.relative)
         raise RangeError(f"{operation.name} declares no tolerance for {case.dtype}; it has {known}")
     differentiated = tuple(name for name in operation.gradients if _differentiable(inputs.get(name)))
+    reference = reference or operation.reference
     if pass_ == "forward":
-        output = truth(operation, inputs, rival=rival)
+        output = truth(operation, inputs, reference)
         return Question(operation, case, device, pass_, inputs, differentiated, Expected(output), None)
     if not differentiated:
         raise Unsupported(f"{operation.name} has no input to differentiate, so no {pass_} pass")
     leaves = {name: _double(inputs[name]).detach().requires_grad_() for name in differentiated}
     with torch.enable_grad():
-        output = truth(operation, {**inputs, **leaves}, rival=rival)
+        output = truth(operation, {**inputs, **leaves}, reference)
         cotangent = _cotangent(output, case.seed)
         gradients = torch.autograd.grad(output, list(leaves.values()), cotangent)
     expected = Expected(output.detach(), dict(zip(leaves, gradients, strict=True)))
@@ -126,12 +131,10 @@ def marks(inputs: Mapping[str, Any]) -> dict[str, int]:
     }
 
 
-def truth(operation: Operation, inputs: dict[str, Any], *, rival: bool = False) -> Tensor:
-    """The answer of the operation's reference, or of its ideal, as one tensor; exceptions as for `ask`."""
-    source, name = (operation.ideal, "ideal") if rival else (operation.reference, "reference")
-    if source is None:
-        raise RangeError(f"{operation.name} has rivals but no ideal to check them against")
-    output = _dense(operation, source(**inputs))
+def truth(operation: Operation, inputs: dict[str, Any], reference: Callable[..., Any]) -> Tensor:
+    """The answer of a reference (the operation's, its ideal or a rival's) as one tensor; exceptions as for `ask`."""
+    name = "ideal" if reference is operation.ideal else "reference"
+    output = _dense(operation, reference(**inputs))
     if output.dtype not in (torch.float64, torch.complex128):
         raise ValueError(f"the {name} of {operation.name} must compute in double precision, it gave {output.dtype}")
     if not torch.isfinite(output).all():

@@ -207,13 +207,17 @@ class _Race:
             self.outcomes.update({implementation.name: self.outcomes[first] for implementation in able})
             return
         self.ideal = cache(lambda: self._uncompressed(inputs))
-        questions: dict[bool, calls.Question | Outcome] = {}
+        questions: dict[Callable[..., Any], calls.Question | Outcome] = {}
         for implementation in able:
-            name, rival = implementation.name, implementation in self.operation.rivals
-            if rival not in questions:
-                ask = partial(calls.ask, self.operation, self.case, self.device, self.pass_, inputs, rival=rival)
-                questions[rival] = self._guard(name, ask) or self.outcomes[name]
-            question = questions[rival]
+            name = implementation.name
+            reference = self._guard(name, partial(self.operation.reference_of, implementation))
+            if reference is None:
+                continue
+            if reference not in questions:
+                asked = (self.operation, self.case, self.device, self.pass_, inputs)
+                ask = partial(calls.ask, *asked, reference=reference)
+                questions[reference] = self._guard(name, ask) or self.outcomes[name]
+            question = questions[reference]
             if isinstance(question, calls.Question):
                 bound = self._guard(name, partial(self._right, question, implementation))
                 if bound is not None:
@@ -225,7 +229,7 @@ class _Race:
         if self.operation.ideal is None:
             return None
         with torch.no_grad():
-            return calls.truth(self.operation, inputs, rival=True)
+            return calls.truth(self.operation, inputs, self.operation.ideal)
 
     def _guard(self, name: str, step: Callable[[], T]) -> T | None:
         """The value of a step of one implementation; None if the step ended in an outcome, which is then noted."""

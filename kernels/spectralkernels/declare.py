@@ -108,6 +108,8 @@ class Implementation:
     supports: given the same keywords as `call` (after `prepare`), the reason why it cannot serve them, or None.
     gradients: the inputs that it can differentiate; None means all of the operation's.
     tolerance: of its accuracy class, where that is coarser than the operation's (None: the operation's).
+    reference: the float64 answer of a rival that computes neither the operation nor its ideal (None: see
+        `Operation.reference_of`); takes the operation's inputs by keyword.
     source: where the algorithm comes from.
     """
 
@@ -120,6 +122,7 @@ class Implementation:
     prepare: Callable[..., dict[str, Any]] | None = None
     gradients: tuple[str, ...] | None = None
     tolerance: Tolerance | None = None
+    reference: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +144,8 @@ class Operation:
     fft_size(case): the FFT size N of each spatial axis, part of a record's identity.
     auto(**inputs): the implementation that `impl="auto"` takes, and why.
     dense(output): the output as one dense tensor, for comparison.
-    rivals: what a user would call instead (role rival). They compute `ideal`, are gated against it, timed beside the
-        implementations and never dispatched to, because their answer is another one.
+    rivals: what a user would call instead (role rival). They compute `ideal`, or the `reference` they declare, are
+        gated against it, timed beside the implementations and never dispatched to: their answer is another one.
     observe(case, output): facts that are neither times nor errors: achieved_compression, kept_fraction, stored_bytes.
     gradients: the names of the inputs that a backward pass differentiates.
     """
@@ -169,6 +172,13 @@ class Operation:
     def subjects(self) -> tuple[Implementation, ...]:
         """Everything that is timed: implementations, then rivals."""
         return self.implementations + self.rivals
+
+    def reference_of(self, subject: Implementation) -> Callable[..., Any]:
+        """What computes the right float64 answer of a subject; RangeError for a rival without one."""
+        source = subject.reference or (self.ideal if subject in self.rivals else self.reference)
+        if source is None:
+            raise RangeError(f"{self.name} has rivals but no ideal to check them against")
+        return source
 
     def implementation(self, name: str) -> Implementation:
         """The implementation of that name; RangeError lists the known ones."""

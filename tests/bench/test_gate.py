@@ -249,4 +249,35 @@ def test_rivals_are_gated_against_the_ideal_and_timed_in_the_same_race() -> None
     assert values["whole"]["approximation_error"] == 0.0
     whole = outcomes["whole"]
     assert isinstance(whole, Measured)
-    assert dict(whole.unavailable) == {"kept_fraction": "a rival computes the uncompressed answer"}
+    assert dict(whole.unavailable) == {"kept_fraction": "a rival computes another answer"}
+
+
+def test_a_rival_that_declares_its_own_reference_is_gated_against_that_one() -> None:
+    def half(x: Tensor, w: Tensor) -> Tensor:
+        return 0.5 * x.double() * w.double()
+
+    def right(x: Tensor, w: Tensor) -> Tensor:
+        return x * (0.5 * w)
+
+    operation = toy(
+        implementation("keeps", product),
+        rivals=(
+            implementation("halves", right, reference=half),
+            implementation("ideal_but_declared_half", lambda x, w: x * w, reference=half),
+            implementation("halves_undeclared", right),
+        ),
+    )
+    outcomes = measure(operation=operation, pass_="both", metrics=("rounding_error", "approximation_error"))
+    assert failed(outcomes["ideal_but_declared_half"]).kind == failed(outcomes["halves_undeclared"]).kind == "wrong"
+    measured = outcomes["halves"]
+    assert isinstance(measured, Measured)
+    values = {found.metric: found.median for found in measured.measurements}
+    assert values["rounding_error"] < 1e-6
+    assert values["approximation_error"] == pytest.approx(0.5), "of its own answer"
+
+
+def test_a_rival_with_nothing_to_check_it_against_fails_and_loses_nothing_of_the_others() -> None:
+    operation = toy(implementation("keeps", product), ideal=None, rivals=(implementation("lost", product),))
+    outcomes = measure(operation=operation)
+    assert isinstance(outcomes["keeps"], Measured)
+    assert failed(outcomes["lost"]).error == "RangeError: toy has rivals but no ideal to check them against"

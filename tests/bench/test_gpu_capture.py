@@ -44,11 +44,11 @@ def test_a_replay_answers_the_inputs_of_now(
     reason = subject.available("cuda")
     if reason is not None:
         pytest.skip(reason)
-    rival = subject in operation.rivals
+    reference = operation.reference_of(subject)
     inputs = operation.make_inputs(with_seed(case, seed), "cuda")
     with measuring_flags(), torch.set_grad_enabled(pass_ != "forward"):
         try:
-            question = calls.ask(operation, case, "cuda", pass_, inputs, rival=rival)
+            question = calls.ask(operation, case, "cuda", pass_, inputs, reference=reference)
             bound = calls.bind(question, subject)
             assert calls.verify(question, bound) is None
             graph = capture(bound.run, lambda: [bound.run() for _ in range(2)], torch.cuda.Stream())
@@ -59,7 +59,7 @@ def test_a_replay_answers_the_inputs_of_now(
         moved = move(question, bound, operation.make_inputs(with_seed(case, seed + 1), "cuda"))
         graph.replay()
         torch.cuda.synchronize()
-        again = calls.ask(operation, case, "cuda", pass_, {**inputs, **moved}, rival=rival)
+        again = calls.ask(operation, case, "cuda", pass_, {**inputs, **moved}, reference=reference)
         assert calls.fault(again, bound) is None
 
 

@@ -21,7 +21,7 @@ class Trial:
     inputs: the operation's keywords. run: one call of the measured pass, its answer returned and not kept.
     forward: one forward pass that records for a backward pass; None where there is nothing to differentiate.
     output: the answer to the last timed call. dense: the same as one tensor. expected: the right answer in float64, of
-    the same shape; for a rival that is the ideal. ideal: computes the uncompressed float64 answer once per case, or
+    the same shape (see `Operation.reference_of`). ideal: computes the uncompressed float64 answer once per case, or
     None where the operation loses nothing. times: seconds per call, if timed.
     """
 

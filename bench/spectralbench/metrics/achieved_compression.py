@@ -8,7 +8,7 @@ from spectralkernels.errors import Unsupported
 
 def _sample(trial: Trial) -> list[float]:
     if trial.implementation in trial.operation.rivals:
-        raise Unsupported("a rival computes the uncompressed answer")
+        raise Unsupported("a rival computes another answer")
     facts = trial.operation.observe(trial.case, trial.output)
     if "achieved_compression" not in facts:
         raise Unsupported(f"{trial.operation.name} does not report it")

@@ -2,8 +2,8 @@
 
     ||reference - ideal|| / ||ideal||
 
-It is a property of the case, equal for all implementations, and never a failure. For a rival, which computes the
-uncompressed answer, it is 0.
+It is a property of the case, equal for all implementations, and never a failure. For a rival it is that of its own
+answer: 0 where that is the uncompressed one.
 """
 
 from __future__ import annotations

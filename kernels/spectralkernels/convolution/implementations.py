@@ -115,8 +115,13 @@ def _needs_float32(x: Tensor, **rest: Any) -> str | None:
     return None if x.dtype == torch.float32 else f"the Triton multiply takes spectra of float32 maps, got {x.dtype}"
 
 
+def _uncompressed_only(band: Band, **rest: Any) -> str | None:
+    same = band.compression == 0.0
+    return None if same else "above compression 0 another N is another operator; there it is a rival"
+
+
 def _compressed_only(band: Band, **rest: Any) -> str | None:
-    return None if band.compression > 0.0 else "at compression 0 it is the implementation `direct`"
+    return None if band.compression > 0.0 else "at compression 0 it is an implementation, not a rival"
 
 
 def _all_of(*conditions: Callable[..., str | None]) -> Callable[..., str | None]:
@@ -212,6 +217,13 @@ IMPLEMENTATIONS = (
     ),
     Implementation("torch_fft", "baseline", baselines.torch_fft, _PAPER, supports=_tensor_weight()),
     Implementation(
+        "torch_fft_fast",
+        "baseline",
+        baselines.torch_fft_fast,
+        f"{_PAPER}, on the next 7-smooth N",
+        supports=_tensor_weight(_all_of(_uncompressed_only, baselines.fast_grid_differs)),
+    ),
+    Implementation(
         "torch_fft_compile",
         "baseline",
         baselines.torch_fft_compile,
@@ -238,6 +250,14 @@ RIVALS = (
         supports=_compressed_only,
     ),
     *_direct_modes("direct_uncompressed", "rival", "cuDNN / oneDNN without a band limit", _compressed_only),
+    Implementation(
+        "torch_fft_fast_band",
+        "rival",
+        baselines.torch_fft_fast,
+        f"{_PAPER}, with the band of the next 7-smooth N: what a user would take who may choose N",
+        supports=_all_of(_compressed_only, baselines.fast_grid_differs),
+        reference=baselines.fast_reference,
+    ),
 )
 
 # Compiling takes seconds a case, so that the smallest profile leaves it out.

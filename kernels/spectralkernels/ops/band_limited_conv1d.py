@@ -89,7 +89,9 @@ _TINY: _Axes = {
 }
 _LONG: _Axes = {**_SERIES, "in_channels": (128,), "out_channels": (128,), "groups": (128,), "length": (1024,)}
 _WIDE: _Axes = {**_LONG, "batch": (8,), "in_channels": (768,), "out_channels": (768,), "groups": (768,)}
-_SPECTRAL = ("dft_gemm", "dft_gemm_frozen", "cufft_triton", "direct", "torch_fft", "direct_uncompressed")
+# The better of the tight and the fast N is the rival.
+_TORCH_FFT = ("torch_fft", "torch_fft_fast", "torch_fft_fast_band")
+_SPECTRAL = ("dft_gemm", "dft_gemm_frozen", "cufft_triton", "direct", *_TORCH_FFT, "direct_uncompressed")
 
 PROFILES: dict[str, tuple[Block, ...]] = {
     "smoke": (

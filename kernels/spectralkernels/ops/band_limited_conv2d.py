@@ -115,8 +115,10 @@ _TINY: _Axes = {
     "width": (7,),
     "input": ("white",),
 }
-_SPECTRAL = ("dft_gemm", "dft_gemm_frozen", "cufft_triton", "direct", "torch_fft", "direct_uncompressed")
-_CLAIMED = ("dft_gemm", "dft_gemm_frozen", "torch_fft", "direct_uncompressed")
+# The better of the tight and the fast N is the rival.
+_TORCH_FFT = ("torch_fft", "torch_fft_fast", "torch_fft_fast_band")
+_SPECTRAL = ("dft_gemm", "dft_gemm_frozen", "cufft_triton", "direct", *_TORCH_FFT, "direct_uncompressed")
+_CLAIMED = ("dft_gemm", "dft_gemm_frozen", *_TORCH_FFT, "direct_uncompressed")
 
 
 def _depthwise(batch: int, channels: int, side: int, kernel_size: tuple[Scalar, ...]) -> _Axes:
