@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from spectralkernels.convolution import baselines
+from spectralkernels.convolution import baselines, direct
 from spectralkernels.convolution.geometry import conv_band
 from spectralkernels.ops.band_limited_conv2d import OPERATION as CONV
 from spectralkernels.ops.masked_multiply import OPERATION as MULTIPLY
@@ -22,9 +22,9 @@ from spectralkernels.ops.masked_multiply.baselines import COARSE_COMPUTES
 from spectralkernels.tf32 import tf32_allowed, tf32_unavailable
 
 MODES: tuple[Callable[..., Tensor], ...] = (
-    baselines.direct_channels_last,
-    baselines.direct_tf32,
-    baselines.direct_channels_last_tf32,
+    direct.direct_channels_last,
+    direct.direct_tf32,
+    direct.direct_channels_last_tf32,
 )
 
 
@@ -84,7 +84,7 @@ def test_other_modes_of_the_library_convolution_give_its_answer_and_gradients(
         bias = torch.randn(3 * groups, dtype=torch.float64, requires_grad=True) if rng.random() < 0.7 else None
         band = conv_band(size, kernel, compression=0.0)
         leaves = [x, weight] if bias is None else [x, weight, bias]
-        want, got = (route(x, weight, bias, band, groups) for route in (baselines.direct, call))
+        want, got = (route(x, weight, bias, band, groups) for route in (direct.direct, call))
         assert relative(got, want) < 1e-14, (size, kernel, groups)
         dy = torch.randn_like(want)
         for mine, theirs in zip(*(torch.autograd.grad(y, leaves, dy) for y in (got, want)), strict=True):
@@ -118,7 +118,7 @@ def test_tf32_is_allowed_in_the_backward_pass_too(monkeypatch: pytest.MonkeyPatc
 
     x, weight = torch.randn(1, 2, 5, 5, requires_grad=True), torch.randn(3, 2, 3, 3)
     with flags_of("highest", False, tf32=False):
-        y = baselines.direct_tf32(x, weight, None, conv_band((5, 5), (3, 3), compression=0.0), 1)
+        y = direct.direct_tf32(x, weight, None, conv_band((5, 5), (3, 3), compression=0.0), 1)
         monkeypatch.setattr(torch.ops, "aten", Aten)
         y.sum().backward()
         assert flags()[:2] == ("highest", False)
@@ -128,11 +128,11 @@ def test_tf32_is_allowed_in_the_backward_pass_too(monkeypatch: pytest.MonkeyPatc
 def test_channels_last_maps_are_made_outside_the_clock_and_taken_as_they_are() -> None:
     x, weight = torch.randn(2, 4, 6, 5), torch.randn(4, 4, 3, 3)
     band = conv_band((6, 5), (3, 3), compression=0.0)
-    prepared = baselines.prepare_channels_last(x, weight, None, band, 1)
+    prepared = direct.prepare_channels_last(x, weight, None, band, 1)
     assert prepared["x"].is_contiguous(memory_format=torch.channels_last)
-    y = baselines.direct_channels_last(**prepared)
+    y = direct.direct_channels_last(**prepared)
     assert y.is_contiguous(memory_format=torch.channels_last)
-    assert baselines._channels_last(prepared["x"]) is prepared["x"], "nothing is copied inside the clock"
+    assert direct._channels_last(prepared["x"]) is prepared["x"], "nothing is copied inside the clock"
 
 
 @pytest.mark.parametrize("name", ["direct", "direct_uncompressed"])

@@ -7,11 +7,12 @@ import random
 
 import pytest
 import torch
+import torch.nn.functional as F
 from effort import draws
 from torch import Tensor
 
 import spectralkernels as sk
-from spectralkernels.convolution import baselines
+from spectralkernels.convolution import baselines, direct
 from spectralkernels.convolution.geometry import conv_band
 from spectralkernels.ops.band_limited_conv1d import OPERATION as SERIES
 from spectralkernels.ops.band_limited_conv2d import OPERATION as MAPS
@@ -129,3 +130,101 @@ def test_nobody_is_dispatched_to_a_rival_and_its_tensor_weights_only():
     frozen = sk.weight_spectrum(weight, (32, 32))
     with pytest.raises(sk.Unsupported, match="not a WeightSpectrum"):
         sk.band_limited_conv2d(x, frozen, impl="torch_fft_fast")
+
+
+# --- layouts of the library convolution ------------------------------------------------------------------------------
+
+
+def laid_out(draw: random.Random, shape: tuple[int, ...]) -> Tensor:
+    """The same kind of numbers contiguous, channels_last, transposed, cut out of a larger map or expanded."""
+    kind = draw.choice(("contiguous", "channels_last", "transposed", "cut", "expanded"))
+    if kind == "channels_last" and len(shape) == 4:
+        return torch.randn(shape).contiguous(memory_format=torch.channels_last)
+    if kind == "transposed":
+        return torch.randn(*shape[:-2], shape[-1], shape[-2]).mT
+    if kind == "cut":
+        return torch.randn(*shape[:-1], shape[-1] + 3)[..., 1:-2]
+    return torch.randn(1, *shape[1:]).expand(shape) if kind == "expanded" else torch.randn(shape)
+
+
+def test_direct_gives_the_answer_the_layout_and_the_gradients_of_conv2d(seed: int):
+    """Wide kernels of groups take channels_last and come back, whatever the layout of the maps."""
+    draw = random.Random(seed)
+    ways = 0
+    for _ in draws(25):
+        axes, groups, per_group = draw.choice((1, 2, 2)), draw.choice((1, 3, 4)), draw.choice((1, 1, 2))
+        size = tuple(draw.choice((1, 7, 12)) for _ in range(axes))
+        kernel = (*(draw.choice((1, 4)) for _ in range(axes - 1)), draw.choice((3, 9, 10, 11, 13)))
+        x = laid_out(draw, (draw.choice((1, 2)), groups * per_group, *size))
+        weight = laid_out(draw, (groups * 2, per_group, *kernel))
+        bias = draw.choice((None, torch.randn(groups * 2)))
+        band = conv_band(size, kernel, compression=0.0, padding=draw.choice(("same", 13)))
+        if axes == 2 and all(before == after for before, after in band.pad):
+            sides = tuple(before for before, _ in band.pad)
+            plain = F.conv2d(x, weight, bias, padding=sides, groups=groups)
+            got = direct.direct(x, weight, bias, band, groups)
+            for layout in (torch.contiguous_format, torch.channels_last):
+                assert got.is_contiguous(memory_format=layout) == plain.is_contiguous(memory_format=layout)
+        ways += direct.channels_last_pays(x, weight, groups)
+        leaves = [tensor.detach().requires_grad_() for tensor in (x, weight)]
+        exact = [tensor.double().detach().requires_grad_() for tensor in (x, weight)]
+        got = direct.direct(*leaves, bias, band, groups)
+        want = baselines.reference(*exact, bias, band, groups)
+        assert relative(got, want) < 1e-6
+        cotangent = torch.randn_like(got)
+        for left, right in zip(
+            torch.autograd.grad(got, leaves, cotangent),
+            torch.autograd.grad(want, exact, cotangent.double()),
+            strict=True,
+        ):
+            assert relative(left, right) < 4e-6
+    assert ways, "some calls go by way of channels_last"
+
+
+def test_where_the_way_round_pays():
+    def pays(groups: int, width: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> bool:
+        x = torch.empty(1, 12, 8, 8, dtype=dtype, device=device)
+        return direct.channels_last_pays(x, torch.empty(12, 12 // groups, 1, width, dtype=dtype, device=device), groups)
+
+    assert pays(12, 10) and pays(3, 31)
+    assert not any((pays(12, 9), pays(1, 31), pays(12, 31, torch.float64), pays(12, 31, torch.bfloat16)))
+    assert not pays(12, 31, device="meta")
+
+
+@pytest.mark.parametrize("name", ["converted", "bf16"])
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_other_ways_of_the_library_are_right_in_their_class_and_keep_the_dtype(name: str, groups: int, seed: int):
+    subject = MAPS.subject(f"direct_{name}")
+    tolerance = (subject.tolerance or MAPS.tolerance).relative["float32"]
+    x, weight = torch.randn(2, 6, 9, 7), torch.randn(12, 6 // groups, 4, 3)
+    call = {"bias": torch.randn(12), "band": conv_band((9, 7), (4, 3), compression=0.0), "groups": groups}
+    want = baselines.reference(x, weight, **call)
+    got = subject.call(x, weight, **call)
+    assert got.dtype == torch.float32 and got.shape == want.shape
+    assert relative(got, want) < tolerance
+    if subject.prepare:
+        prepared = subject.prepare(x, weight, **call)
+        assert subject.supports(**prepared) is None
+        assert prepared["x"].dtype == subject.call(**prepared).dtype == torch.bfloat16
+        assert relative(subject.call(**prepared), want) < tolerance
+        wide = subject.prepare(x.double(), weight.double(), **call)
+        assert subject.supports(**wide) == "it rounds float32 maps to bfloat16, got float64"
+
+
+def test_where_the_other_ways_run(monkeypatch: pytest.MonkeyPatch):
+    assert MAPS.subject("direct_uncompressed_converted").available("cuda") is not None
+    bf16 = MAPS.subject("direct_uncompressed_bf16")
+    assert bf16.available("cuda") == "on a GPU bfloat16 maps are cases of their own"
+    for amx, avx in ((False, False), (True, False), (False, True)):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx=avx: avx)
+        assert (bf16.available("cpu") is None) == (amx or avx)
+
+
+def test_every_claim_races_every_layout():
+    for profile in ("claims", "study"):
+        for case, block in MAPS.cases(profile):
+            raced = block.implementations or tuple(subject.name for subject in MAPS.subjects)
+            if "direct_uncompressed" in raced:
+                ways = {f"direct_uncompressed_{way}" for way in ("channels_last", "converted", "bf16")}
+                assert ways <= set(raced), case.id

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spectralkernels.convolution.direct import convolve, direct, tf32_convolution
 from spectralkernels.convolution.geometry import compute_dtype
 from spectralkernels.spectra import Band, fft_size, full_frequencies, half, kept_1d, kept_2d
 from spectralkernels.tf32 import tf32_allowed
@@ -67,85 +68,7 @@ def _broadcast(bias: Tensor, axes: tuple[int, ...]) -> Tensor:
     return bias.view(-1, *(1 for _ in axes))
 
 
-# --- cuDNN / oneDNN -------------------------------------------------------------------------------------------------
-
-
-def direct(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> Tensor:
-    """The library convolution, cuDNN on a GPU and oneDNN on a CPU. Only legal at compression 0."""
-    sides = tuple(before for before, _ in band.pad)
-    if all(before == after for before, after in band.pad):
-        return _convolve(x, weight, bias, padding=sides, groups=groups)
-    flat = [zeros for pair in reversed(band.pad) for zeros in pair]
-    return _convolve(F.pad(x, flat), weight, bias, padding=tuple(0 for _ in sides), groups=groups)
-
-
-def direct_supports(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> str | None:
-    """Direct convolution has no band limit."""
-    return None if band.compression == 0.0 else "direct convolution cannot limit the band; it needs compression=0"
-
-
-def direct_channels_last(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> Tensor:
-    """`direct` in the layout that tensor cores like, [batch, height, width, channel] in memory; so is its answer."""
-    return direct(_channels_last(x), _channels_last(weight), bias, band, groups)
-
-
-def prepare_channels_last(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> dict[str, Any]:
-    """Maps and kernel as a channels_last network holds them."""
-    return {"x": _channels_last(x), "weight": _channels_last(weight), "bias": bias, "band": band, "groups": groups}
-
-
-def _channels_last(tensor: Tensor) -> Tensor:
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
-
-
-def channels_last_supports(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> str | None:
-    """Series have no channels_last layout in torch."""
-    return None if len(band.n) == 2 else "torch has no channels_last layout for series"
-
-
-class _Tf32Convolution(torch.autograd.Function):
-    """The library convolution with TF32 allowed, in its backward pass too, which reads the switch again."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, ...], groups: int
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.bias_sizes = None if bias is None else list(bias.shape)
-        ctx.padding, ctx.groups = padding, groups
-        with tf32_allowed():
-            return _convolve(x, weight, bias, padding, groups)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        zeros, ones = [0] * len(ctx.padding), [1] * len(ctx.padding)
-        geometry = (ones, list(ctx.padding), ones, False, zeros, ctx.groups)
-        with tf32_allowed():
-            dx, dw, db = torch.ops.aten.convolution_backward(
-                gradients[0], x, weight, ctx.bias_sizes, *geometry, list(ctx.needs_input_grad[:3])
-            )
-        return dx, dw, db, None, None
-
-
-def direct_tf32(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> Tensor:
-    """`direct` with TF32 allowed in cuDNN, whatever the process-wide flag says."""
-    sides = tuple(before for before, _ in band.pad)
-    if any(before != after for before, after in band.pad):
-        x = F.pad(x, [zeros for pair in reversed(band.pad) for zeros in pair])
-        sides = tuple(0 for _ in sides)
-    y: Tensor = _Tf32Convolution.apply(x, weight, bias, sides, groups)
-    return y
-
-
-def direct_channels_last_tf32(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> Tensor:
-    """`direct_channels_last` with TF32 allowed."""
-    return direct_tf32(_channels_last(x), _channels_last(weight), bias, band, groups)
-
-
-def float32_only(x: Tensor, **rest: Any) -> str | None:
-    """TF32 is a rounding of float32."""
-    return None if x.dtype == torch.float32 else f"TF32 rounds float32 maps, got {str(x.dtype).removeprefix('torch.')}"
+# --- cuDNN / oneDNN with a low-pass ----------------------------------------------------------------------------------
 
 
 class _Tf32Product(torch.autograd.Function):
@@ -166,7 +89,7 @@ class _Tf32Product(torch.autograd.Function):
 
 def direct_lowpass_tf32(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> Tensor:
     """`direct_lowpass` with TF32 allowed in the convolution and in the low-pass."""
-    return _lowpass(x, weight, bias, band, groups, _Tf32Convolution.apply, _Tf32Product.apply)
+    return _lowpass(x, weight, bias, band, groups, tf32_convolution, _Tf32Product.apply)
 
 
 def direct_lowpass(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> Tensor:
@@ -175,7 +98,7 @@ def direct_lowpass(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, g
     The rectangular band is separable, so the low-pass is one real circulant matrix per axis, applied to the rows of the
     output only. FLOPs: those of a direct convolution on N x N plus 2 N^2 (out_h + out_w ...) per plane.
     """
-    return _lowpass(x, weight, bias, band, groups, _convolve, torch.matmul)
+    return _lowpass(x, weight, bias, band, groups, convolve, torch.matmul)
 
 
 def _lowpass(
@@ -209,11 +132,6 @@ def _low_pass_matrix(n: int, kept: int, out: int, dtype: torch.dtype, device: to
     impulse = torch.fft.ifft(spectrum).real
     lag = torch.arange(out).unsqueeze(1) - torch.arange(n).unsqueeze(0)
     return impulse[lag.remainder(n)].to(dtype=dtype, device=device)
-
-
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, ...], groups: int) -> Tensor:
-    convolution: Callable[..., Tensor] = F.conv1d if x.dim() == 3 else F.conv2d
-    return convolution(x, weight, bias, padding=padding, groups=groups)
 
 
 # --- torch.fft ------------------------------------------------------------------------------------------------------

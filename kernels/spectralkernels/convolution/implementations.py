@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spectralkernels.autocast import cast
 from spectralkernels.checks import check_dims
-from spectralkernels.convolution import baselines, dft_triton, fused_depthwise, fused_series
+from spectralkernels.convolution import baselines, dft_triton, direct, fused_depthwise, fused_series
 from spectralkernels.convolution.cost import dft_gemm_flops, direct_flops
 from spectralkernels.convolution.dft_gemm import dft_gemm, prepare_frozen
 from spectralkernels.convolution.geometry import (
@@ -120,6 +120,12 @@ def _uncompressed_only(band: Band, **rest: Any) -> str | None:
     return None if same else "above compression 0 another N is another operator; there it is a rival"
 
 
+def _bf16_only(x: Tensor, **rest: Any) -> str | None:
+    """What `prepare_bf16` makes of float32 maps."""
+    wide = x.dtype in (torch.float32, torch.bfloat16)
+    return None if wide else f"it rounds float32 maps to bfloat16, got {str(x.dtype).removeprefix('torch.')}"
+
+
 def _compressed_only(band: Band, **rest: Any) -> str | None:
     return None if band.compression > 0.0 else "at compression 0 it is an implementation, not a rival"
 
@@ -134,29 +140,50 @@ _TF32 = Tolerance(
     {"float32": 2e-3, "float16": 2e-3, "bfloat16": 1.6e-2},
     because="both operands rounded to 11 bits, summed in float32: 3e-4 to 5e-4 seen, four times that allowed",
 )
+_BF16 = Tolerance(
+    {"float32": 1.6e-2, "bfloat16": 1.6e-2},
+    because="operands and answer rounded to 8 bits, summed in float32: 3e-3 seen, five times that allowed",
+)
 _MODES: tuple[tuple[str, str, dict[str, Any], tuple[Callable[..., str | None], ...]], ...] = (
     (
         "channels_last",
         "in channels_last, converted outside the clock in a forward pass and inside it in the others",
-        {"call": baselines.direct_channels_last, "prepare": baselines.prepare_channels_last},
-        (baselines.channels_last_supports,),
+        {"call": direct.direct_channels_last, "prepare": direct.prepare_channels_last},
+        (direct.channels_last_supports,),
+    ),
+    (
+        "converted",
+        "by way of channels_last, both conversions inside the clock",
+        {"call": direct.direct_converted, "available": direct.on_cpu_only},
+        (direct.channels_last_supports,),
+    ),
+    (
+        "bf16",
+        "in channels_last and bfloat16, converted outside the clock in a forward pass and inside it in the others",
+        {
+            "call": direct.direct_bf16,
+            "prepare": direct.prepare_bf16,
+            "available": direct.bf16_unavailable,
+            "tolerance": _BF16,
+        },
+        (_bf16_only, direct.channels_last_supports),
     ),
     (
         "tf32",
         "with TF32 allowed",
-        {"call": baselines.direct_tf32, "available": tf32_unavailable, "tolerance": _TF32},
-        (baselines.float32_only,),
+        {"call": direct.direct_tf32, "available": tf32_unavailable, "tolerance": _TF32},
+        (direct.float32_only,),
     ),
     (
         "channels_last_tf32",
         "in channels_last with TF32 allowed",
         {
-            "call": baselines.direct_channels_last_tf32,
-            "prepare": baselines.prepare_channels_last,
+            "call": direct.direct_channels_last_tf32,
+            "prepare": direct.prepare_channels_last,
             "available": tf32_unavailable,
             "tolerance": _TF32,
         },
-        (baselines.float32_only, baselines.channels_last_supports),
+        (direct.float32_only, direct.channels_last_supports),
     ),
 )
 
@@ -196,9 +223,9 @@ IMPLEMENTATIONS = (
     *fused_depthwise.IMPLEMENTATIONS,
     *fused_series.IMPLEMENTATIONS,
     Implementation(
-        "direct", "baseline", baselines.direct, "cuDNN / oneDNN", supports=_tensor_weight(baselines.direct_supports)
+        "direct", "baseline", direct.direct, "cuDNN / oneDNN", supports=_tensor_weight(direct.direct_supports)
     ),
-    *_direct_modes("direct", "baseline", "cuDNN / oneDNN", _tensor_weight(baselines.direct_supports)),
+    *_direct_modes("direct", "baseline", "cuDNN / oneDNN", _tensor_weight(direct.direct_supports)),
     Implementation(
         "direct_lowpass",
         "baseline",
@@ -212,7 +239,7 @@ IMPLEMENTATIONS = (
         baselines.direct_lowpass_tf32,
         "circular cuDNN, then a low-pass, with TF32 allowed",
         available=tf32_unavailable,
-        supports=_tensor_weight(baselines.float32_only),
+        supports=_tensor_weight(direct.float32_only),
         tolerance=_TF32,
     ),
     Implementation("torch_fft", "baseline", baselines.torch_fft, _PAPER, supports=_tensor_weight()),
@@ -245,7 +272,7 @@ RIVALS = (
     Implementation(
         "direct_uncompressed",
         "rival",
-        baselines.direct,
+        direct.direct,
         "cuDNN / oneDNN without a band limit: what the layer would replace",
         supports=_compressed_only,
     ),

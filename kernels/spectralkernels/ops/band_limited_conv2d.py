@@ -117,8 +117,11 @@ _TINY: _Axes = {
 }
 # The better of the tight and the fast N is the rival.
 _TORCH_FFT = ("torch_fft", "torch_fft_fast", "torch_fft_fast_band")
-_SPECTRAL = ("dft_gemm", "dft_gemm_frozen", "cufft_triton", "direct", *_TORCH_FFT, "direct_uncompressed")
-_CLAIMED = ("dft_gemm", "dft_gemm_frozen", *_TORCH_FFT, "direct_uncompressed")
+# So is the better layout of the library convolution; in bfloat16 it is a class of its own.
+_LAYOUTS = ("", "_channels_last", "_converted", "_bf16")
+_DIRECT, _UNCOMPRESSED = (tuple(f"{name}{layout}" for layout in _LAYOUTS) for name in ("direct", "direct_uncompressed"))
+_SPECTRAL = ("dft_gemm", "dft_gemm_frozen", "cufft_triton", *_DIRECT, *_TORCH_FFT, *_UNCOMPRESSED)
+_CLAIMED = ("dft_gemm", "dft_gemm_frozen", *_TORCH_FFT, *_UNCOMPRESSED)
 
 
 def _depthwise(batch: int, channels: int, side: int, kernel_size: tuple[Scalar, ...]) -> _Axes:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectralkernels.convolution.baselines import direct
+from spectralkernels.convolution.direct import direct
 from spectralkernels.convolution.geometry import conv_band
 from spectralkernels.declare import Block, Case, Cost, Decision, Implementation, Operation, Scalar, Tolerance
 from spectralkernels.errors import RangeError

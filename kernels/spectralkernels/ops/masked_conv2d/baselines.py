@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spectralkernels.convolution import baselines
+from spectralkernels.convolution import direct as convolution
 from spectralkernels.convolution.geometry import compute_dtype
 from spectralkernels.masks.modes import ModeList
 from spectralkernels.ops.masked_conv2d.dft_gemm import flat_indices
@@ -21,7 +22,7 @@ def torch_fft(
 ) -> Tensor:
     """rfft2 of map and kernel, complex einsum at the listed modes, times the mask, zeros elsewhere, irfft2."""
     if len(x) == 0:  # an FFT library refuses an empty batch; the answer is as empty by any route
-        return baselines.direct(x, weight, bias, band, groups)
+        return convolution.direct(x, weight, bias, band, groups)
     dtype = compute_dtype(x.dtype)
     (top, _), (left, _) = band.pad
     # Zeros before the map, as many as the padding asks for, make output i come out at position i.
@@ -43,7 +44,7 @@ def direct(
 ) -> Tensor:
     """The library convolution, cuDNN on a GPU and oneDNN on a CPU: the answer where the mask is 1 everywhere, without a
     gradient of the mask; the rival `direct_uncompressed` elsewhere."""
-    return baselines.direct(x, weight, bias, band, groups)
+    return convolution.direct(x, weight, bias, band, groups)
 
 
 def direct_supports(mask: Tensor, **rest: Any) -> str | None:
