@@ -203,7 +203,7 @@ def test_the_files_are_whole_and_say_everything(tmp_path: Path) -> None:
     text = (tmp_path / "summary.md").read_text()
     assert len(brief) < len(text) and brief.endswith(f"everything: {tmp_path / 'summary.md'}\n")
     assert text.split("## Targets")[1].split("##")[0].strip() in brief
-    assert text.startswith("# NVIDIA H200: 1 met, 1 not met, 13 not measured\n")
+    assert text.startswith("# NVIDIA H200: 1 met, 1 not met, 14 not measured\n")
     for words in (
         "dirty (as given by --commit)",
         "correctness: 7 of 9 checks made",
@@ -226,7 +226,7 @@ def test_the_files_are_whole_and_say_everything(tmp_path: Path) -> None:
 
 def test_nothing_measured_is_a_summary_too(tmp_path: Path) -> None:
     write(Stored(environment(), [], None, {}, "not begun", []), OPERATIONS, tmp_path)
-    assert (tmp_path / "summary.md").read_text().startswith("# Test CPU: 0 met, 0 not met, 15 not measured")
+    assert (tmp_path / "summary.md").read_text().startswith("# Test CPU: 0 met, 0 not met, 16 not measured")
 
 
 def test_a_forecast_stands_beside_what_was_measured() -> None:

@@ -68,6 +68,7 @@ Target = SpeedUp | Saved | Bandwidth
 _CUDNN = ("direct_uncompressed", "direct_uncompressed_channels_last")
 _CUDNN_TF32 = ("direct_uncompressed_tf32", "direct_uncompressed_channels_last_tf32")
 _TORCH_FFT = ("torch_fft", "torch_fft_fast_band")
+_IMPLICIT_GEMM = ("implicit_gemm_triton_uncompressed",)
 _PACKING = ("bitmap", "index", "csr", "coo")
 
 
@@ -118,6 +119,7 @@ TARGETS: tuple[Target, ...] = (
         "depthwise 32x32 K31 bf16, full band, over torch.fft", _FULL_BAND, ("torch_fft", "torch_fft_fast"), "bf16", 5.0
     ),
     SpeedUp("depthwise 28x28 K29 bf16 over cuDNN", _LARGE_KERNEL, _CUDNN, "bf16", 8.0),
+    SpeedUp("depthwise 28x28 K29 bf16 over an implicit GEMM", _LARGE_KERNEL, _IMPLICIT_GEMM, "bf16", 1.0),
     SpeedUp("dense 7x7 56x56 over cuDNN TF32", _DENSE_7, _CUDNN_TF32, "tf32", 2.0),
     SpeedUp("dense 7x7 56x56 bf16 over cuDNN channels_last", _DENSE_7_HALF, _CUDNN[1:], "bf16", 1.3),
     SpeedUp("dense 3x3 ResNet-18 layer 3 over cuDNN TF32", _LAYER_3, _CUDNN_TF32, "tf32", 1.3),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spectralkernels.autocast import cast
 from spectralkernels.checks import check_dims
-from spectralkernels.convolution import baselines, dft_triton, direct, fused_depthwise, fused_series
+from spectralkernels.convolution import baselines, dft_triton, direct, fused_depthwise, fused_series, implicit_gemm
 from spectralkernels.convolution.cost import dft_gemm_flops, direct_flops
 from spectralkernels.convolution.dft_gemm import dft_gemm, prepare_frozen
 from spectralkernels.convolution.geometry import (
@@ -198,6 +198,7 @@ def _direct_modes(name: str, role: Role, source: str, legal: Callable[..., str |
     )
 
 
+_IMPLICIT_GEMM = "depthwise implicit GEMM after Ding et al. 2022, in Triton"
 _PAPER = "Dziedzic et al. 2019, sections 3.2-3.3"
 
 IMPLEMENTATIONS = (
@@ -259,6 +260,15 @@ IMPLEMENTATIONS = (
         supports=_tensor_weight(),
     ),
     Implementation(
+        "implicit_gemm_triton",
+        "baseline",
+        implicit_gemm.implicit_gemm,
+        _IMPLICIT_GEMM,
+        available=triton_unavailable,
+        supports=_all_of(_tensor_weight(direct.direct_supports), implicit_gemm.supports),
+        tolerance=implicit_gemm.TOLERANCE,
+    ),
+    Implementation(
         "fft_conv_pytorch",
         "baseline",
         baselines.fft_conv_pytorch,
@@ -277,6 +287,15 @@ RIVALS = (
         supports=_compressed_only,
     ),
     *_direct_modes("direct_uncompressed", "rival", "cuDNN / oneDNN without a band limit", _compressed_only),
+    Implementation(
+        "implicit_gemm_triton_uncompressed",
+        "rival",
+        implicit_gemm.implicit_gemm,
+        f"{_IMPLICIT_GEMM}, without a band limit",
+        available=triton_unavailable,
+        supports=_all_of(_compressed_only, implicit_gemm.supports),
+        tolerance=implicit_gemm.TOLERANCE,
+    ),
     Implementation(
         "torch_fft_fast_band",
         "rival",
