@@ -30,7 +30,7 @@ ALONG = ("implementation", "kernel_size", "compression", "grid", "fft_size")
 
 def is_direct(name: str) -> bool:
     """Whether an implementation is the plain spatial convolution, which users have today."""
-    return "direct" in name and "low" not in name
+    return name in ("direct", "direct_uncompressed")
 
 
 def draw(frame: pd.DataFrame, machine: str) -> Iterator[Page | NotDrawn]:
