@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import typer
 
-from spectralbench.cli import choosing, fingerprinting, listing, machine, reading, sweeping, tuning
+from spectralbench.cli import choosing, comparing, fingerprinting, listing, machine, reading, sweeping, tuning
 
 app = typer.Typer(
     name="spectralbench",
@@ -23,6 +23,7 @@ app.command("run")(sweeping.run)
 app.command("plot")(reading.plot)
 app.command("report")(reading.report)
 app.command("alert")(reading.alert)
+app.command("compare")(comparing.compare)
 app.command("fingerprint")(fingerprinting.fingerprint)
 app.command("choices")(choosing.choices)
 app.command("tune")(tuning.tune)
