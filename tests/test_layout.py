@@ -111,3 +111,12 @@ def test_the_library_imports_without(missing: tuple[str, ...]):
 def _environment() -> dict[str, str]:
     paths = f"{ROOT / 'kernels'}:{ROOT / 'bench'}"
     return {**{k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}, "PYTHONPATH": paths}
+
+
+def test_an_import_takes_neither_a_compiler_nor_triton():
+    """torch._dynamo alone takes as long as torch: every command and every worker would pay for it."""
+    code = "import sys, torch; before = set(sys.modules); import spectralkernels; print(*set(sys.modules) - before)"
+    found = subprocess.run([sys.executable, "-c", code], env=_environment(), check=True, capture_output=True, text=True)
+    modules = found.stdout.split()
+    assert "spectralkernels" in modules
+    assert not starts(set(modules), "torch._dynamo", "torch._inductor", "torch.export", "triton", "sympy")

@@ -6,7 +6,7 @@ A box of modes |u| < k_h, v < k_w has separable transforms. A list that fills a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -88,14 +88,23 @@ def layout_for(modes: ModeList, size: tuple[int, ...]) -> str:
     return _constant_layout(modes.n, modes.steps, modes.cells, tuple(size))
 
 
+def _constant(function: Callable[..., str]) -> Callable[..., str]:
+    """Decorator: torch.compile calls the function while it traces, and takes its result for a constant of the graph.
+
+    The mark of `torch.compiler.assume_constant_result`, without its import of torch._dynamo: 2 s in every process.
+    """
+    setattr(function, "_dynamo_marked_constant", True)  # noqa: B010
+    return function
+
+
 # torch.compile may see symbols in the place of these numbers; a layout is a constant of the graph, under their guards.
 # It rebuilds the arguments: torch 2.9 can do so with tuples, not with a ModeList.
-@torch.compiler.assume_constant_result
+@_constant
 def _constant_layout(n: tuple[int, int], steps: Steps, cells: Steps, size: tuple[int, ...]) -> str:
     return _layout_for(ModeList(n, steps, cells), size)
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def box_layout(n: tuple[int, ...], kept: tuple[int, ...]) -> str:
     """The layout, in the words of `layout_of`, of the box |u| < k_h, v < k_w."""
     return _written("box", tuple(n), tuple(kept))
