@@ -23,11 +23,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from spectralkernels.constants import constant
 from spectralkernels.spectra import full_frequencies, hermitian_weights, step_cells
 
 # Planes of so few pixels have a dense transform: it writes its modes once, a separable one twice.
@@ -227,7 +227,6 @@ def _cos_sin(frequencies: Sequence[int], positions: Sequence[int], n: int) -> tu
     return angle.cos(), angle.sin()
 
 
-@lru_cache(maxsize=256)
 def truncated_dft(
     n: tuple[int, ...],
     kept: tuple[int, ...],
@@ -270,7 +269,7 @@ def truncated_dft(
 Steps = tuple[tuple[int, int], ...]
 
 
-@lru_cache(maxsize=256)
+@constant
 def stepped_dft(
     n: tuple[int, ...],
     steps: Steps,
@@ -305,7 +304,7 @@ def stepped_dft(
     return SteppedDFT(of_width, of_width_vp, tuple((width, rows(width, k)) for width, k in steps))
 
 
-@lru_cache(maxsize=64)
+@constant
 def listed_dft(
     n: tuple[int, ...],
     cells: Steps,

@@ -79,10 +79,9 @@ def mode_list(mask: Tensor, n: tuple[int, int], *, form: Literal["auto", "steps"
     return ModeList((n[0], n[1]), cells=tuple((u, v) for u, v in kept.nonzero().tolist()))
 
 
-@lru_cache(maxsize=64)
 def _row_reach(n: int) -> Tensor:
-    """The smallest k with |u| < k for every row, Int64 [n, 1]."""
-    rows = torch.arange(n)
+    """The smallest k with |u| < k for every row, Int64 [n, 1], on the host."""
+    rows = torch.arange(n, device="cpu")
     return torch.minimum(rows, n - rows).add(1).unsqueeze(1)
 
 

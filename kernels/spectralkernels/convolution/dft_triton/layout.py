@@ -13,6 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from spectralkernels.constants import constant
 from spectralkernels.dft import Steps
 from spectralkernels.masks.modes import ModeList
 from spectralkernels.spectra import full_frequencies, half
@@ -110,7 +111,7 @@ def box_layout(n: tuple[int, ...], kept: tuple[int, ...]) -> str:
     return _written("box", tuple(n), tuple(kept))
 
 
-@lru_cache(maxsize=64)
+@constant
 def cells_of(layout: Layout, device: torch.device) -> Tensor:
     """Int32 [modes]: where each mode lies in a flattened half spectrum; -1 for a cell of the box that is not listed."""
     columns = half(layout.n[1])

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from spectralkernels.constants import constant
 from spectralkernels.convolution.dft_triton.layout import DENSE_PIXELS, Layout
 from spectralkernels.dft import listed_dft, truncated_dft
 
@@ -112,7 +112,7 @@ def _up(size: int, block: int) -> int:
     return -(-size // block) * block
 
 
-@lru_cache(maxsize=256)
+@constant
 def dense_matrix(
     transform: Transform,
     block_modes: int,
@@ -129,7 +129,7 @@ def dense_matrix(
     return _rounded(padded.t() if pixels_first else padded, dtype, tf32, device)
 
 
-@lru_cache(maxsize=256)
+@constant
 def separable_matrices(
     transform: Transform,
     blocks: tuple[int, int, int, int],

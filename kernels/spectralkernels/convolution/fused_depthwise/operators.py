@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from spectralkernels.constants import constant
 from spectralkernels.convolution.fused_depthwise.precision import Precision, round_to_tf32
 from spectralkernels.spectra import hermitian_weights, next_pow2
 
@@ -95,7 +95,7 @@ class Operators:
     synthesise_taps: Pair
 
 
-@lru_cache(maxsize=64)
+@constant
 def operators(geometry: Geometry, precision: Precision, device: torch.device) -> Operators:
     """The matrices of a geometry on `device`, in the operand dtype of an accuracy class."""
     tile, (n_h, n_w), (kept_h, kept_w) = tiles(geometry), geometry.n, geometry.kept

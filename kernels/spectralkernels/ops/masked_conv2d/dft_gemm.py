@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from spectralkernels.autocast import as_written
+from spectralkernels.constants import constant
 from spectralkernels.convolution.geometry import WeightSpectrum, compute_dtype
 from spectralkernels.convolution.linear_maps import (
     Transform,
@@ -74,7 +75,7 @@ def prepare_frozen(
     return {"x": x, "weight": frozen, "mask": mask, "bias": bias, "band": band, "modes": modes, "groups": groups}
 
 
-@lru_cache(maxsize=64)
+@constant
 def flat_indices(modes: ModeList, device: torch.device) -> Tensor:
     """Where the listed modes lie in a flattened half spectrum, Int64 [F]."""
     columns = modes.n[1] // 2 + 1

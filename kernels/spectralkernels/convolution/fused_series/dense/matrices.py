@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from spectralkernels.constants import constant
 from spectralkernels.convolution.fused_depthwise.precision import Precision, round_to_tf32
 from spectralkernels.convolution.fused_series.geometry import Geometry, Whole
 from spectralkernels.spectra import hermitian_weights
@@ -33,7 +33,7 @@ class Matrices:
     synthesise_taps: Tensor
 
 
-@lru_cache(maxsize=64)
+@constant
 def matrices(geometry: Geometry, tile: Whole, precision: Precision, device: torch.device) -> Matrices:
     """The matrices of a geometry on `device`, in the operand dtype of an accuracy class."""
     weights = hermitian_weights(geometry.n, geometry.kept).unsqueeze(1)

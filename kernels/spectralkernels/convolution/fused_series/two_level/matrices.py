@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from spectralkernels.constants import constant
 from spectralkernels.convolution.fused_depthwise.precision import Precision, round_to_tf32
 from spectralkernels.convolution.fused_series.geometry import Digits, Geometry
 
@@ -44,7 +44,7 @@ class Matrices:
     turn_taps: Tensor
 
 
-@lru_cache(maxsize=64)
+@constant
 def matrices(geometry: Geometry, split: Digits, precision: Precision, device: torch.device) -> Matrices:
     """The matrices of a geometry on `device`, in the operand dtype of an accuracy class."""
     n1, n2 = split.n1, split.n2

@@ -1,0 +1,131 @@
+"""Tensors that follow from a geometry alone, such as DFT matrices: made once, in no mode, bounded in bytes.
+
+A tensor that is made while the caller is in inference mode, under a default device, in FakeTensorMode, in a transform
+of torch.func or in an export belongs to that mode, and would break every later call that meets it. All of these belong
+to a thread, so that a thread of its own is in none of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+MOST_BYTES = 128 << 20
+"""Of all constants together: the transforms of a ResNet on maps of 224 x 224 take 3 MB."""
+ALWAYS_KEPT = 8
+"""The newest constants, whatever their size: as many as one call needs."""
+
+_Arguments = ParamSpec("_Arguments")
+_Made = TypeVar("_Made")
+
+
+@dataclass(slots=True)
+class _Entry:
+    value: Any
+    size: int
+    used: int
+
+
+_entries: dict[Any, _Entry] = {}
+_clock = itertools.count()
+_in_builder = threading.local()
+
+
+def constant(make: Callable[_Arguments, _Made]) -> Callable[_Arguments, _Made]:
+    """Decorator: remember what a function makes of hashable arguments; the least recently used is forgotten first.
+
+    What torch.compile or torch.export traces is made in the graph. Outside of an operator, pass tensors to `entered`.
+    """
+
+    @wraps(make)
+    def remembered(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Made:
+        if torch.compiler.is_compiling() or getattr(_in_builder, "active", False):
+            return make(*args, **kwargs)
+        key = (make, args, *kwargs.items())
+        entry = _entries.get(key)
+        if entry is None:
+            value = _outside_every_mode(lambda: make(*args, **kwargs), _stream((*args, *kwargs.values())))
+            entry = _entries[key] = _Entry(value, _bytes(value), next(_clock))
+            _forget()
+        entry.used = next(_clock)
+        found: _Made = entry.value
+        return found
+
+    return remembered
+
+
+def entered(tensor: Tensor) -> Tensor:
+    """A constant as an operand of torch's operations in whatever mode the caller is: what torch.tensor does to data."""
+    lifted: Tensor = torch.ops.aten.lift_fresh.default(tensor)
+    return lifted
+
+
+def kept_bytes() -> int:
+    """Bytes of all constants that are remembered."""
+    return sum(entry.size for entry in list(_entries.values()))
+
+
+def forget() -> None:
+    """Forget all constants."""
+    _entries.clear()
+
+
+def _forget() -> None:
+    by_age = sorted(list(_entries.items()), key=lambda item: item[1].used)
+    spare = sum(entry.size for _, entry in by_age) - MOST_BYTES
+    for key, entry in by_age[:-ALWAYS_KEPT]:
+        if spare <= 0:
+            return
+        _entries.pop(key, None)
+        spare -= entry.size
+
+
+def _outside_every_mode(make: Callable[[], _Made], stream: torch.cuda.Stream | None) -> _Made:
+    made: list[_Made] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        _in_builder.active = True
+        try:
+            with torch.no_grad(), torch.cuda.stream(stream):
+                made.append(make())
+        except BaseException as error:  # raised again in the thread that waits
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="spectralkernels constant")
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return made[0]
+
+
+def _stream(arguments: tuple[Any, ...]) -> torch.cuda.Stream | None:
+    """The stream on which the caller will use the constant: a new thread has another."""
+    cuda = [each for each in arguments if isinstance(each, torch.device) and each.type == "cuda"]
+    return torch.cuda.current_stream(cuda[0]) if cuda else None
+
+
+def _bytes(value: Any) -> int:
+    """Of the distinct memory of every tensor in a constant."""
+    storages = {tensor.untyped_storage()._cdata: tensor for tensor in _tensors(value)}
+    return sum(tensor.untyped_storage().nbytes() for tensor in storages.values() if tensor.device.type != "meta")
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple):
+        for each in value:
+            yield from _tensors(each)
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from _tensors(getattr(value, field.name))
