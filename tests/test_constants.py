@@ -87,6 +87,16 @@ def test_a_first_call_in_an_export_harms_no_later_one(name: str, impl: str, seed
     check_as_if_first(CALLS[name], impl)
 
 
+@pytest.mark.parametrize(("name", "impl"), RUNS)
+def test_a_first_call_in_a_transform_harms_no_later_one(name: str, impl: str, seed: int):
+    x, w = inputs()
+    torch.func.grad(lambda x: CALLS[name](x, w, impl).square().sum())(x)
+    check_as_if_first(CALLS[name], impl)
+    constants.forget()
+    torch.vmap(lambda x: CALLS[name](x, w, impl))(x.unsqueeze(0))
+    check_as_if_first(CALLS[name], impl)
+
+
 # --- the memory -----------------------------------------------------------------------------------------------------
 
 

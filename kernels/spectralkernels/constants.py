@@ -42,12 +42,12 @@ _in_builder = threading.local()
 def constant(make: Callable[_Arguments, _Made]) -> Callable[_Arguments, _Made]:
     """Decorator: remember what a function makes of hashable arguments; the least recently used is forgotten first.
 
-    What torch.compile or torch.export traces is made in the graph. Outside of an operator, pass tensors to `entered`.
+    What torch.compile or torch.export traces is made in the graph, what meets fake tensors is fake: neither is kept.
     """
 
     @wraps(make)
     def remembered(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Made:
-        if torch.compiler.is_compiling() or getattr(_in_builder, "active", False):
+        if torch.compiler.is_compiling() or _faked() or getattr(_in_builder, "active", False):
             return make(*args, **kwargs)
         key = (make, args, *kwargs.items())
         entry = _entries.get(key)
@@ -62,12 +62,6 @@ def constant(make: Callable[_Arguments, _Made]) -> Callable[_Arguments, _Made]:
     return remembered
 
 
-def entered(tensor: Tensor) -> Tensor:
-    """A constant as an operand of torch's operations in whatever mode the caller is: what torch.tensor does to data."""
-    lifted: Tensor = torch.ops.aten.lift_fresh.default(tensor)
-    return lifted
-
-
 def kept_bytes() -> int:
     """Bytes of all constants that are remembered."""
     return sum(entry.size for entry in list(_entries.values()))
@@ -76,6 +70,10 @@ def kept_bytes() -> int:
 def forget() -> None:
     """Forget all constants."""
     _entries.clear()
+
+
+def _faked() -> bool:
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
 
 
 def _forget() -> None:

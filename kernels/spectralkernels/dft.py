@@ -108,6 +108,31 @@ class SteppedDFT:
             torch.bmm(rows_hp, by_column[columns], out=piece.view(*rows_hp.shape[:2], count))
             yield where, piece
 
+    def composed_analyse(self, planes: Tensor) -> Tensor:
+        """`analyse` in operations that torch can differentiate any number of times."""
+        count, by_column = planes.shape[0], self._over_width(planes)
+        return torch.cat(
+            [
+                torch.bmm(rows[0], by_column[columns]).reshape(-1, 2, count)
+                for columns, _, rows in self._pieces(self.modes)
+                if rows is not None
+            ]
+        )
+
+    def composed_synthesise(self, modes: Tensor) -> Tensor:
+        """`synthesise` in operations that torch can differentiate any number of times."""
+        count, (height, doubled, _) = modes.shape[2], self.columns.shape
+        partial = torch.cat(
+            [
+                modes.new_zeros(columns.stop - columns.start, 2 * height, count)
+                if rows is None
+                else torch.bmm(rows[1], modes[where].reshape(rows[1].shape[0], rows[1].shape[2], count))
+                for columns, where, rows in self._pieces(self.modes)
+            ]
+        )
+        by_height = partial.view(doubled, height, count).permute(1, 2, 0)
+        return torch.bmm(by_height, self.columns_vp).permute(1, 0, 2)
+
     def synthesise(self, modes: Tensor) -> Tensor:
         """The transpose: [F, 2, planes] -> Real [planes, height, width], a view of [height, planes, width]."""
         return self.gather(lambda where: modes[where], modes.shape[2], self.modes)
@@ -191,6 +216,9 @@ class ListedDFT:
     def synthesise(self, modes: Tensor) -> Tensor:
         """The transpose: [F, 2, planes] -> Real [planes, height, width]."""
         return (modes.flatten(0, 1).t() @ self.matrix).unflatten(1, (self.height, -1))
+
+    # Either is one product, which torch can differentiate any number of times.
+    composed_analyse, composed_synthesise = analyse, synthesise
 
     def gather(self, part: Callable[[slice], Tensor], count: int, most: int) -> Tensor:
         """As in SteppedDFT."""

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spectralkernels.constants import constant, entered
+from spectralkernels.constants import constant
 from spectralkernels.convolution.direct import convolve, direct, tf32_convolution
 from spectralkernels.convolution.geometry import compute_dtype
 from spectralkernels.spectra import Band, fft_size, full_frequencies, half, kept_1d, kept_2d
@@ -120,7 +120,7 @@ def _lowpass(
         circle = circle.index_select(axis, positions.remainder(circle.shape[axis]))
     y = convolve(circle, weight, None, tuple(0 for _ in band.n), groups)
     for axis, (n, kept, out) in enumerate(zip(band.n, band.kept, band.out, strict=True), start=2):
-        low_pass = entered(_low_pass_matrix(n, kept, out, y.dtype, y.device))
+        low_pass = _low_pass_matrix(n, kept, out, y.dtype, y.device)
         y = torch.movedim(product(torch.movedim(y, axis, -1), low_pass.t()), -1, axis)
     y = y.contiguous()
     return y if bias is None else y + _broadcast(bias, tuple(range(2, x.dim())))
@@ -181,7 +181,7 @@ def cufft_triton(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, gro
     x_hat, w_hat = _x_hat(x, band), _w_hat(weight, band)
     if len(band.n) == 1:
         x_hat, w_hat = x_hat.unsqueeze(-2), w_hat.unsqueeze(-2)
-    y_hat = masked_multiply(x_hat, w_hat, entered(band_mask(band, x.device)), groups=groups, impl="triton")
+    y_hat = masked_multiply(x_hat, w_hat, band_mask(band, x.device), groups=groups, impl="triton")
     return _inverse(y_hat if len(band.n) == 2 else y_hat.squeeze(-2), x.dtype, bias, band)
 
 

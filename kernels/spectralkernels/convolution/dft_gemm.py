@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from spectralkernels.autocast import as_written
+from spectralkernels.convolution import composed
 from spectralkernels.convolution.geometry import WeightSpectrum, compute_dtype
 from spectralkernels.convolution.linear_maps import (
     Transform,
@@ -123,18 +124,53 @@ def _(
     return dy.new_empty(dx_shape), weight.new_empty(weight.shape if need_weight else (0,))
 
 
+@_conv.register_composed
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor | None, starts: Ints, groups: int, n: Ints, kept: Ints, out: Ints
+) -> tuple[Tensor, Tensor]:
+    z = composed.modes_of(x, _transform(x, _origin(n), x.shape[2:], n, kept))
+    w = composed.modes_of(weight, _transform(x, starts, weight.shape[2:], n, kept))
+    return _composed_inverse(composed.product(z, w, len(x), len(weight), groups), out, n, kept, bias, x.dtype), z
+
+
 def _save_conv(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, weight, _, starts, groups, n, kept, _ = inputs
-    ctx.mark_non_differentiable(output[1])
+    # Z is a second output, so that a second derivative finds its way from Z to x.
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[1], weight)
     ctx.geometry = (starts, groups, n, kept, list(x.shape[2:]))
 
 
-def _differentiate_conv(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate_conv(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tensor | None, ...]:
     need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
+    if dy is None or dz is not None or torch.is_grad_enabled():
+        return *_composed_backward(ctx, dy, dz), *(None,) * 5
     dx, dw = _conv_backward(dy, *ctx.saved_tensors, *ctx.geometry, need_x, need_weight)
     gradients = (dx if need_x else None, dw if need_weight else None, _bias_gradient(dy) if need_bias else None)
     return (*gradients, None, None, None, None, None)
+
+
+def _composed_backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tensor | None, ...]:
+    """(dx, dw, db) as torch's own operations, which can be differentiated again; dz: the gradient of Z."""
+    (z, weight), (starts, groups, n, kept, size) = ctx.saved_tensors, ctx.geometry
+    need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
+    of_x = _transform(z, _origin(n), size, n, kept)
+    dx = dw = db = None
+    batch = z.shape[2] // (weight.shape[1] * groups)
+    dz_sum = None if dz is None else dz.unflatten(2, (batch, -1))
+    if dy is not None:
+        of_weight = _transform(z, starts, weight.shape[2:], n, kept)
+        inverse = _transform(z, _origin(n), dy.shape[2:], n, kept, inverse=True)
+        g = composed.modes_of(dy, inverse).unflatten(2, dy.shape[:2])
+        if need_x:
+            through_y = composed.product_transposed(g, composed.modes_of(weight, of_weight), groups)
+            dz_sum = through_y if dz_sum is None else dz_sum + through_y
+        if need_weight:
+            dw = composed.maps_of(composed.weight_product(g, z, groups), of_weight, weight.shape[2:]).to(weight.dtype)
+        db = _bias_gradient(dy) if need_bias else None
+    if need_x and dz_sum is not None:
+        dx = composed.maps_of(dz_sum, of_x, size).to(weight.dtype)
+    return dx, dw, db
 
 
 _conv.register_autograd(_differentiate_conv, setup_context=_save_conv)
@@ -167,6 +203,14 @@ def _(dy: Tensor, w: Tensor, channels: int, groups: int, n: Ints, kept: Ints, si
     return dy.new_empty((dy.shape[0], channels, *size))
 
 
+@_apply.register_composed
+def _(
+    x: Tensor, w: Tensor, bias: Tensor | None, out_channels: int, groups: int, n: Ints, kept: Ints, out: Ints
+) -> Tensor:
+    z = composed.modes_of(x, _transform(x, _origin(n), x.shape[2:], n, kept))
+    return _composed_inverse(composed.product(z, w, len(x), out_channels, groups), out, n, kept, bias, x.dtype)
+
+
 def _save_apply(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, w, _, _, groups, n, kept, _ = inputs
     ctx.save_for_backward(w)
@@ -174,7 +218,20 @@ def _save_apply(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate_apply(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled():
+        return _composed_apply_backward(ctx, dy)
     dx = _apply_backward(dy, *ctx.saved_tensors, *ctx.geometry) if ctx.needs_input_grad[0] else None
+    return dx, None, _bias_gradient(dy) if ctx.needs_input_grad[2] else None, None, None, None, None, None
+
+
+def _composed_apply_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients as torch's own operations, which can be differentiated again."""
+    (w,), (_, groups, n, kept, size) = ctx.saved_tensors, ctx.geometry
+    dx = None
+    if ctx.needs_input_grad[0]:
+        g = composed.modes_of(dy, _transform(dy, _origin(n), dy.shape[2:], n, kept, inverse=True))
+        dz = composed.product_transposed(g.unflatten(2, dy.shape[:2]), w, groups)
+        dx = composed.maps_of(dz, _transform(dy, _origin(n), size, n, kept), size).to(dy.dtype)
     return dx, None, _bias_gradient(dy) if ctx.needs_input_grad[2] else None, None, None, None, None, None
 
 
@@ -187,6 +244,11 @@ _apply.register_autograd(_differentiate_apply, setup_context=_save_apply)
 def _inverse(modes: Tensor, out: Ints, n: Ints, kept: Ints, bias: Tensor | None) -> Tensor:
     """y = E modes + b."""
     return synthesise(modes, _transform(modes, _origin(n), out, n, kept, inverse=True), out, bias)
+
+
+def _composed_inverse(modes: Tensor, out: Ints, n: Ints, kept: Ints, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    y = composed.maps_of(modes, _transform(modes, _origin(n), out, n, kept, inverse=True), out)
+    return composed.with_bias(y, bias).to(dtype)
 
 
 def _gradient_modes(dy: Tensor, n: Ints, kept: Ints) -> Tensor:

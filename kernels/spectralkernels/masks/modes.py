@@ -8,7 +8,7 @@ Cells that the list holds and the mask drops have weight zero; cells that it doe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -37,7 +37,7 @@ class ModeList:
     steps: tuple[tuple[int, int], ...] = ()
     cells: tuple[tuple[int, int], ...] = ()
 
-    @cached_property
+    @property
     def indices(self) -> tuple[tuple[int, int], ...]:
         """(row, column) of every mode, in the order in which the transform holds them."""
         return self.cells or step_cells(self.n[0], self.steps)

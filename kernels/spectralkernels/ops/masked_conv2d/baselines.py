@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spectralkernels.constants import entered
 from spectralkernels.convolution import baselines
 from spectralkernels.convolution import direct as convolution
 from spectralkernels.convolution.geometry import compute_dtype
@@ -29,7 +28,7 @@ def torch_fft(
     # Zeros before the map, as many as the padding asks for, make output i come out at position i.
     x_hat = torch.fft.rfft2(F.pad(x.to(dtype), (left, 0, top, 0)), s=band.n).flatten(2)
     w_hat = torch.fft.rfft2(_wrapped(weight.to(dtype), band), s=band.n).flatten(2)
-    flat = entered(flat_indices(modes, x.device))
+    flat = flat_indices(modes, x.device)
     x_kept = x_hat.index_select(2, flat).unflatten(1, (groups, -1))
     w_kept = w_hat.index_select(2, flat).unflatten(0, (groups, -1))
     product = torch.einsum("bgcf,gocf->bgof", x_kept, w_kept.conj()).flatten(1, 2)

@@ -12,7 +12,6 @@ weight, and P where the mask has a gradient. A frozen weight comes as W.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from spectralkernels.autocast import as_written
 from spectralkernels.constants import constant
+from spectralkernels.convolution import composed
 from spectralkernels.convolution.geometry import WeightSpectrum, compute_dtype
 from spectralkernels.convolution.linear_maps import (
     Transform,
@@ -186,20 +186,78 @@ def _(
     return dx, dw, mask.new_empty(mask.shape if need[2] else (0,))
 
 
+@_conv.register_composed
+def _(
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    bias: Tensor | None,
+    starts: Ints,
+    out_channels: int,
+    groups: int,
+    n: Ints,
+    layout: Ints,
+    listed: bool,
+    out: Ints,
+) -> tuple[Tensor, Tensor]:
+    modes = _mode_list(tuple(n), tuple(layout), listed)
+    z = composed.modes_of(x, _transform(x, modes, (0, 0), x.shape[2:]))
+    product = composed.product(z, _composed_weight(z, weight, starts, modes), len(x), out_channels, groups)
+    inverse = _transform(z, modes, (0, 0), out, inverse=True)
+    y = composed.maps_of(product * _values(mask, modes, z), inverse, out)
+    return composed.with_bias(y, bias).to(x.dtype), z
+
+
+def _composed_weight(like: Tensor, weight: Tensor, starts: Ints, modes: ModeList) -> Tensor:
+    if weight.dim() == 3:
+        return weight
+    return composed.modes_of(weight, _transform(like, modes, starts, weight.shape[2:]))
+
+
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, weight, mask, _, starts, _, groups, n, layout, listed, _ = inputs
-    ctx.mark_non_differentiable(output[1])
+    # Z is a second output, so that a second derivative finds its way from Z to x.
+    ctx.set_materialize_grads(False)
     z = output[1] if ctx.needs_input_grad[1] or ctx.needs_input_grad[2] else None
     ctx.save_for_backward(z, weight, mask)
     ctx.geometry = (starts, groups, n, layout, listed, list(x.shape[1:]))
 
 
-def _differentiate(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tensor | None, ...]:
+    if dy is None or dz is not None or torch.is_grad_enabled():
+        return *_composed_backward(ctx, dy, dz), *(None,) * 7
     need = [int(each) for each in ctx.needs_input_grad[:3]]
     dx, dw, dmask = _conv_backward(dy, *ctx.saved_tensors, *ctx.geometry, need)
     db = dy.sum((0, 2, 3)) if ctx.needs_input_grad[3] else None
     gradients = (dx if need[0] else None, dw if need[1] else None, dmask if need[2] else None, db)
     return *gradients, None, None, None, None, None, None, None
+
+
+def _composed_backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tensor | None, ...]:
+    """(dx, dw, dmask, db) as torch's own operations, which can be differentiated again; dz: the gradient of Z."""
+    (z, weight, mask), (starts, groups, n, layout, listed, shape) = ctx.saved_tensors, ctx.geometry
+    need_x, need_weight, need_mask, need_bias = ctx.needs_input_grad[:4]
+    modes, size = _mode_list(tuple(n), tuple(layout), listed), shape[1:]
+    dx = dw = dmask = db = None
+    sum_for_x = None if dz is None else dz.unflatten(2, (-1, shape[0]))
+    if dy is not None:
+        g = composed.modes_of(dy, _transform(dy, modes, (0, 0), dy.shape[2:], inverse=True))
+        g = g.unflatten(2, dy.shape[:2])
+        w, masked = _composed_weight(g, weight, starts, modes), g * _values(mask, modes, g)
+        if need_x:
+            through_y = composed.product_transposed(masked, w, groups)
+            sum_for_x = through_y if sum_for_x is None else sum_for_x + through_y
+        if need_weight:
+            of_weight = _transform(g, modes, starts, weight.shape[2:])
+            dw = composed.weight_product(masked, z, groups)
+            dw = composed.maps_of(dw, of_weight, weight.shape[2:]).to(weight.dtype)
+        if need_mask:
+            cells = (composed.product(z, w, len(dy), dy.shape[1], groups) * g).sum((1, 3)).t()
+            dmask = _at_modes(cells, mask, modes)
+        db = dy.sum((0, 2, 3)) if need_bias else None
+    if need_x and sum_for_x is not None:
+        dx = composed.maps_of(sum_for_x, _transform(sum_for_x, modes, (0, 0), size), size).to(weight.dtype)
+    return dx, dw, dmask, db
 
 
 _conv.register_autograd(_differentiate, setup_context=_save)
@@ -208,7 +266,6 @@ _conv.register_autograd(_differentiate, setup_context=_save)
 # --- masks and transforms -------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=64)
 def _mode_list(n: tuple[int, ...], layout: tuple[int, ...], listed: bool) -> ModeList:
     pairs = tuple(zip(layout[::2], layout[1::2], strict=True))
     return ModeList((n[0], n[1]), cells=pairs) if listed else ModeList((n[0], n[1]), steps=pairs)
@@ -227,18 +284,21 @@ def _values(mask: Tensor, modes: ModeList, like: Tensor) -> Tensor:
     """The mask at the listed modes, to broadcast over [F, 2, B, O]."""
     where = flat_indices(modes, mask.device)
     if mask.dim() == 2:
-        return mask.take(where).to(like.dtype).view(-1, 1, 1, 1)
+        return mask.flatten()[where].to(like.dtype).view(-1, 1, 1, 1)
     return mask.flatten(1)[:, where].t().to(like.dtype)[:, None, :, None]  # mask [B, 1, ...]
 
 
 def _mask_gradient(g: Tensor, y: Tensor, mask: Tensor, modes: ModeList) -> Tensor:
     """sum Re(conj(g) y) at the listed modes, in the shape of the mask, zero elsewhere; overwrites y."""
-    cells = y.mul_(g).sum(dim=(1, 3)).t()  # [B, F]
+    return _at_modes(y.mul_(g).sum(dim=(1, 3)).t(), mask, modes)
+
+
+def _at_modes(cells: Tensor, mask: Tensor, modes: ModeList) -> Tensor:
+    """Values [B, F] of the listed modes in the shape of the mask, summed over the batch if it has one for all."""
     if mask.dim() == 2:
         cells = cells.sum(0, keepdim=True)
     flat = mask.new_zeros(cells.shape[0], mask.shape[-2] * mask.shape[-1])
-    flat[:, flat_indices(modes, mask.device)] = cells.to(mask.dtype)
-    return flat.view(mask.shape)
+    return flat.index_copy(1, flat_indices(modes, mask.device), cells.to(mask.dtype)).view(mask.shape)
 
 
 def _transform(like: Tensor, modes: ModeList, starts: Ints, lengths: Ints, inverse: bool = False) -> Transform:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from spectralkernels.operators import Operator
@@ -33,6 +34,8 @@ def operator(name: str, compute: Compute) -> Compute:
     @registered.register_fake
     def shape_rule(x_hat: Tensor, w_hat: Tensor, mask: Tensor | None, groups: int, conjugate: bool) -> Tensor:
         return x_hat.new_empty(x_hat.shape[0], w_hat.shape[0], *x_hat.shape[2:])
+
+    registered.register_composed(_composed)
 
     def remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x_hat, w_hat, mask, ctx.groups, ctx.conjugate = inputs
@@ -61,3 +64,13 @@ def operator(name: str, compute: Compute) -> Compute:
 
     registered.register_autograd(gradients, setup_context=remember)
     return registered
+
+
+def _composed(x_hat: Tensor, w_hat: Tensor, mask: Tensor | None, groups: int, conjugate: bool) -> Tensor:
+    """What every `compute` computes, as torch's own operations."""
+    if mask is not None:
+        # NaN may lie where the mask drops; what is finite there counts in the derivative of a float mask.
+        x_hat, w_hat = (torch.where((mask != 0) | each.isfinite(), each, 0.0) for each in (x_hat, w_hat))
+    x, w = x_hat.unflatten(1, (groups, -1)), w_hat.unflatten(0, (groups, -1))
+    y = torch.einsum("bgcuv,gocuv->bgouv", x, w.conj() if conjugate else w).flatten(1, 2)
+    return y if mask is None else y * mask

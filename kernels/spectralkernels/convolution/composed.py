@@ -1,0 +1,62 @@
+"""A convolution by truncated DFT as a chain of torch's own operations, which torch can differentiate again and again.
+
+The operators of `dft_gemm` are faster, but opaque: under a transform of torch.func (grad, vjp, jvp, vmap and what is
+built of them), in forward mode, and in a backward pass that is differentiated again, this chain takes their place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from spectralkernels.convolution.geometry import compute_dtype
+from spectralkernels.convolution.linear_maps import Transform
+
+
+def modes_of(maps: Tensor, transform: Transform) -> Tensor:
+    """Maps [A, B, *size] -> modes [F, 2, A * B], in the dtype of the computation."""
+    height = maps.shape[2] if maps.dim() == 4 else 1
+    planes = maps.to(compute_dtype(maps.dtype)).reshape(maps.shape[0] * maps.shape[1], height, maps.shape[-1])
+    return transform.composed_analyse(planes)
+
+
+def maps_of(modes: Tensor, transform: Transform, lengths: Sequence[int]) -> Tensor:
+    """Modes [F, 2, A, B] -> maps [A, B, *lengths]: the transpose of `modes_of`."""
+    return transform.composed_synthesise(modes.flatten(2)).reshape(*modes.shape[2:], *lengths)
+
+
+def product(z: Tensor, w: Tensor, batch: int, out_channels: int, groups: int) -> Tensor:
+    """Z [F, 2, B * C] conj(W [F, 2, O * C / groups]) -> [F, 2, B, O]."""
+    z_re, z_im = z.unflatten(2, (batch, groups, -1)).unbind(1)
+    w_re, w_im = w.unflatten(2, (groups, out_channels // groups, -1)).unbind(1)
+    return _parts("fbgc,fgoc->fbgo", (z_re, z_im), (w_re, -w_im)).flatten(3)
+
+
+def product_transposed(g: Tensor, w: Tensor, groups: int) -> Tensor:
+    """dZ = G [F, 2, B, O] W [F, 2, O * C / groups]: [F, 2, B, C]."""
+    out_channels = g.shape[3]
+    g_re, g_im = g.unflatten(3, (groups, -1)).unbind(1)
+    w_re, w_im = w.unflatten(2, (groups, out_channels // groups, -1)).unbind(1)
+    return _parts("fbgo,fgoc->fbgc", (g_re, g_im), (w_re, w_im)).flatten(3)
+
+
+def weight_product(g: Tensor, z: Tensor, groups: int) -> Tensor:
+    """dW = conj(G [F, 2, B, O]) Z [F, 2, B * C]: [F, 2, O, C / groups]."""
+    g_re, g_im = g.unflatten(3, (groups, -1)).unbind(1)
+    z_re, z_im = z.unflatten(2, (g.shape[2], groups, -1)).unbind(1)
+    return _parts("fbgo,fbgc->fgoc", (g_re, -g_im), (z_re, z_im)).flatten(2, 3)
+
+
+def _parts(sum_of: str, a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
+    """Sums of products of complex numbers in parts: [F, 2, ...]."""
+    (a_re, a_im), (b_re, b_im) = a, b
+    re = torch.einsum(sum_of, a_re, b_re) - torch.einsum(sum_of, a_im, b_im)
+    im = torch.einsum(sum_of, a_re, b_im) + torch.einsum(sum_of, a_im, b_re)
+    return torch.stack([re, im], dim=1)
+
+
+def with_bias(y: Tensor, bias: Tensor | None) -> Tensor:
+    """y [B, O, *out] + bias [O]."""
+    return y if bias is None else y + bias.to(y.dtype).view(-1, *(1 for _ in y.shape[2:]))
