@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +17,53 @@ REAL_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 def _names(dtypes: tuple[torch.dtype, ...]) -> str:
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
+def check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise DtypeError(f"{name} must be a tensor, got {kind(value)}")
+
+
+def kind(value: object) -> str:
+    """A wrong argument in words: itself where that is short, else its type."""
+    written = repr(value) if isinstance(value, (str, Real, type(None))) else ""
+    return written if 0 < len(written) <= 40 else type(value).__name__
+
+
+def as_number(name: str, value: Any) -> float:
+    """A number of Python, of numpy or of a tensor without dimensions; DtypeError on anything else."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return value
+    scalar = isinstance(value, Tensor) and value.dim() == 0 and not value.is_complex() and value.dtype != torch.bool
+    if scalar or (isinstance(value, Real) and not isinstance(value, bool)):
+        return float(value)
+    raise DtypeError(f"{name} must be a number, got {kind(value)}")
+
+
+def as_integer(name: str, value: Any) -> int:
+    """An integer of Python, of numpy or of a tensor without dimensions; DtypeError on anything else."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    whole = isinstance(value, Tensor) and value.dim() == 0 and value.dtype in _INTEGERS
+    if whole or (isinstance(value, Integral) and not isinstance(value, bool)):
+        return int(value)
+    raise DtypeError(f"{name} must be an integer, got {kind(value)}")
+
+
+_INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
+
+
+def as_integers(name: str, value: Any, counts: tuple[int, ...]) -> tuple[int, ...]:
+    """Integers, one per axis, as a tuple; `counts` are the numbers of them that are legal."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise DtypeError(f"{name} must be {_count(counts)} integers, got {kind(value)}")
+    if len(value) not in counts:
+        raise ShapeError(f"{name} must be {_count(counts)} integers, got {tuple(value)}")
+    return tuple(as_integer(f"each of {name}", each) for each in value)
+
+
+def _count(counts: tuple[int, ...]) -> str:
+    return " or ".join(map(str, counts))
 
 
 def check_dims(name: str, tensor: Tensor, dims: str) -> None:
@@ -40,10 +90,14 @@ def check_like(name: str, tensor: Tensor, like_name: str, like: Tensor) -> None:
         raise DtypeError(f"{name} must have the dtype of {like_name} ({wanted}), got {got}; convert one of them")
 
 
-def check_channels(channels: int, weight: Tensor, groups: int, x_name: str = "x", weight_name: str = "weight") -> None:
-    """Channels of the input against a weight [out_channel, in_channel / groups, ...]."""
+def check_groups(groups: int) -> None:
     if groups < 1:
         raise RangeError(f"groups must be at least 1, got {groups}")
+
+
+def check_channels(channels: int, weight: Tensor, groups: int, x_name: str = "x", weight_name: str = "weight") -> None:
+    """Channels of the input against a weight [out_channel, in_channel / groups, ...]."""
+    check_groups(groups)
     if channels % groups or weight.shape[0] % groups:
         raise ShapeError(
             f"groups={groups} must divide the {channels} channels of {x_name} "
@@ -64,9 +118,28 @@ def check_compression(compression: float) -> None:
         )
 
 
+def checked_beta(beta: Any) -> float:
+    """A threshold as a float; RangeError on what is none."""
+    refusal = f"beta must be a number >= 0, got {kind(beta)}; 0 keeps every coefficient that is not zero"
+    try:
+        value = float(as_number("beta", beta))
+    except DtypeError as error:
+        raise RangeError(refusal) from error
+    if not value >= 0.0:
+        raise RangeError(refusal)
+    return value
+
+
+def check_choice(name: str, value: object, known: Sequence[str]) -> None:
+    if not isinstance(value, str) or value not in known:
+        words = " or ".join(", ".join(map(repr, some)) for some in (known[:-1], known[-1:]))
+        raise RangeError(f"{name} must be {words}, got {kind(value)}")
+
+
 def check_bias(bias: Tensor | None, weight_channels: int, x: Tensor) -> None:
     if bias is None:
         return
+    check_tensor("bias", bias)
     if list(bias.shape) != [weight_channels]:
         raise ShapeError(
             f"bias must have shape [{weight_channels}], one value per output channel, got {list(bias.shape)}"

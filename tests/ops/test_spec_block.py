@@ -12,6 +12,7 @@ from plain_spec_block import IMPLS, plain_block, product, shapes
 from thresholds import clear_of
 from torch import Tensor
 
+from spectralkernels.errors import RangeError, ShapeError
 from spectralkernels.ops.spec_block import OPERATION, spec_block
 from spectralkernels.ops.threshold_spectrum import threshold_spectrum
 from spectralkernels.sparse import FORMATS, SparseSpectrum
@@ -181,3 +182,30 @@ def test_inputs_stay_away_from_the_threshold(seed: int):
         ]
         assert torch.equal(*outputs)
         assert outputs[0].any()
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("width", [6, 7])
+def test_a_chain_needs_no_size_after_a_map(impl: str, width: int, seed: int):
+    """A block of width 7 was read as one of 6 unless told; a spectrum carries its size through every format."""
+    x = torch.randn(2, 3, 5, width, dtype=torch.float64)
+    first, second = torch.randn(4, 3, 3, 3, dtype=torch.float64), torch.randn(2, 4, 3, 3, dtype=torch.float64)
+    n = width + 2
+    z = spec_block(x, first, 0.3, impl=impl)
+    assert z.n == n
+    want = spec_block(z.to_dense(), second, 0.3, n=n, impl="dense").to_dense()
+    for each in (z, z.compact(), *(z.to_format(format) for format in FORMATS)):
+        assert each.n == n
+        after = spec_block(each, second, 0.3, impl=impl)
+        assert after.n == n
+        torch.testing.assert_close(after.to_dense(), want, rtol=1e-12, atol=1e-12)
+    assert threshold_spectrum(z.to_dense(), 0.1, n=n).n == n
+    assert threshold_spectrum(z.to_dense(), 0.1).n is None  # nobody said it
+    assert spec_block(z.to_dense(), second, 0.3, impl=impl).n is None
+    with pytest.raises(ShapeError, match=f"n must be {n}, the signal length that x carries, got {n - 1}"):
+        spec_block(z, second, 0.3, n=n - 1, impl=impl)
+
+
+def test_a_sparse_spectrum_of_an_unknown_format_is_refused_when_it_is_made():
+    with pytest.raises(RangeError, match="unknown sparse format 'foo'; known: dense, coo, csr, index, bitmap"):
+        SparseSpectrum((1, 1, 2, 2), "foo", torch.zeros(1, 1, 2, 2, dtype=torch.complex64))  # type: ignore[arg-type]

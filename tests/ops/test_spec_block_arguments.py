@@ -84,7 +84,7 @@ def test_bad_arguments(x: Any, weight: Any, error: type[Exception], message: str
             "capacity must be the fraction of coefficients to reserve room for, in (0, 1",
         ),
         (X, {"capacity": 50}, RangeError, "in (0, 1], got 50; None reserves what is kept"),
-        (X, {"capacity": True}, RangeError, "in (0, 1], got True"),
+        (X, {"capacity": True}, DtypeError, "capacity must be a number, got True"),
         (X, {"impl": "fast"}, RangeError, "spec_block has no implementation 'fast'; known: dense, bitmap, triton"),
         (X, {"impl": "triton"}, Unsupported, "spec_block with impl='triton': Triton kernels need a CUDA device"),
     ],

@@ -39,6 +39,7 @@ class SparseSpectrum:
     index: what says where they belong. dense: (). coo: (int64 [axes, nnz],). csr: (int32 [rows + 1], int32 [nnz]) with
         every axis but the last flattened into rows. index: (int32 [nnz],). bitmap: (int32 words [blocks * 32],), and
         after `compact()` also int32 offsets [blocks] of each block's first value.
+    n: signal length of the last axis, 2 (V - 1) or 2 (V - 1) + 1; None where whoever made the spectrum did not say.
 
     Gradients flow through `values`.
     """
@@ -47,6 +48,10 @@ class SparseSpectrum:
     format: Format
     values: Tensor
     index: tuple[Tensor, ...] = ()
+    n: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_format(self.format)
 
     def __repr__(self) -> str:
         shape = list(self.shape)
@@ -136,7 +141,7 @@ class SparseSpectrum:
 
     def to_format(self, format: Format) -> SparseSpectrum:
         """The same coefficients in another format; differentiable. RangeError on an unknown format."""
-        return self if format == self.format else pack(self.to_dense(), self.kept(), format)
+        return self if format == self.format else replace(pack(self.to_dense(), self.kept(), format), n=self.n)
 
     def compact(self) -> SparseSpectrum:
         """The same spectrum in tensors no larger than `nbytes`; waits for the device. Other formats: itself."""
@@ -158,8 +163,7 @@ def pack(spectrum: Tensor, kept: Tensor, format: Format) -> SparseSpectrum:
     Formats coo, csr and index have a size that depends on the data, so they wait for the device.
     """
     shape = tuple(spectrum.shape)
-    if format not in FORMATS:
-        raise RangeError(f"unknown sparse format {format!r}; known: {', '.join(FORMATS)}")
+    _check_format(format)
     if (reason := too_large(spectrum, format)) is not None:
         raise Unsupported(reason)
     if format == "dense":
@@ -177,6 +181,11 @@ def pack(spectrum: Tensor, kept: Tensor, format: Format) -> SparseSpectrum:
     per_row = kept.reshape(-1, shape[-1]).sum(1).cumsum(0)
     pointers = torch.nn.functional.pad(per_row, (1, 0)).to(torch.int32)
     return SparseSpectrum(shape, format, values, (pointers, (flat % shape[-1]).to(torch.int32)))
+
+
+def _check_format(format: str) -> None:
+    if format not in FORMATS:
+        raise RangeError(f"unknown sparse format {format!r}; known: {', '.join(FORMATS)}")
 
 
 def too_large(spectrum: Tensor, format: Format) -> str | None:

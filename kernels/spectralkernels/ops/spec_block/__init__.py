@@ -11,11 +11,13 @@ Source: Guan et al., "SpecNet: Spectral Domain Convolutional Neural Network", 20
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from spectralkernels.checks import checked_beta
 from spectralkernels.declare import Decision, Implementation, Operation, Tolerance
 from spectralkernels.dispatch import dispatch
 from spectralkernels.errors import RangeError
@@ -53,8 +55,8 @@ def spec_block(
         writes a true convolution: that is weight=torch.fft.rfft2(kernel, s=(U, n)).conj().
     beta, relative, activation: as in `threshold_spectrum`; conjugate pairs are kept or dropped together. tanh of a
         spectrum is not the spectrum of a map's tanh. There is no bias; one would be added at frequency 0 alone.
-    n: signal length of the last axis of a spectrum, 2 (V - 1) or 2 (V - 1) + 1; default 2 (V - 1). Pass it to every
-        block of an odd width. A real map with a real kernel has n = W + K_w - 1.
+    n: signal length of the last axis of a spectrum, 2 (V - 1) or 2 (V - 1) + 1; default: what x carries, as
+        the result of a block does, else 2 (V - 1). A real map with a real kernel has n = W + K_w - 1.
     capacity: fraction of Z's coefficients for which memory is reserved, in (0, 1]. None: for what is kept, no more;
         then the host waits once for the count. A number never waits; if more are kept than fit, all values are NaN.
         Not used by "dense".
@@ -71,10 +73,12 @@ def spec_block(
     Source: SpecNet (2021), Algorithm 1, equations 2 to 4.
     """
     values, words, offsets = arguments.flat_input(x)
+    n = arguments.carried_length(x, n)
     shape, length = arguments.spectrum_grid(x, weight, n)
-    beta = arguments.checked_beta(beta)
+    known = n is not None or not (values.is_complex() or weight.is_complex())
+    beta = checked_beta(beta)
     name = "none" if activation is None else activation
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise RangeError(f"unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
     arguments.reserved_slots(capacity, 0)
     inputs = {
@@ -90,7 +94,7 @@ def spec_block(
         "capacity": capacity,
     }
     output: SparseSpectrum = dispatch(OPERATION, impl, values.device.type, inputs)
-    return output
+    return replace(output, n=length if known else None)
 
 
 def auto(values: Tensor, weight: Tensor, **_: Any) -> Decision:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from spectralkernels.checks import as_integer, as_number
 from spectralkernels.errors import DtypeError, RangeError, ShapeError
 from spectralkernels.sparse import SparseSpectrum
 from spectralkernels.spectra import half
@@ -34,6 +35,16 @@ def flat_input(x: SparseSpectrum | Tensor) -> tuple[Tensor, Tensor | None, Tenso
             f"got {got}; convert it"
         )
     return x, None, None
+
+
+def carried_length(x: SparseSpectrum | Tensor, n: int | None) -> int | None:
+    """The signal length that is asked for or that x carries; None where neither says. ShapeError if they differ."""
+    n = None if n is None else as_integer("n", n)
+    if not isinstance(x, SparseSpectrum) or x.n is None:
+        return n
+    if n not in (None, x.n):
+        raise ShapeError(f"n must be {x.n}, the signal length that x carries, got {n}; leave it out")
+    return x.n
 
 
 def spectrum_grid(x: SparseSpectrum | Tensor, weight: Tensor, n: int | None) -> tuple[tuple[int, ...], int]:
@@ -76,19 +87,12 @@ def reserved_slots(capacity: float | None, numel: int) -> int | None:
     """Kept coefficients to make room for, of `numel`; None: as many as there are. RangeError on a bad capacity."""
     if capacity is None:
         return None
-    if isinstance(capacity, bool) or not isinstance(capacity, (int, float)) or not 0.0 < capacity <= 1.0:
+    if not 0.0 < (capacity := as_number("capacity", capacity)) <= 1.0:
         raise RangeError(
             f"capacity must be the fraction of coefficients to reserve room for, in (0, 1], got {capacity!r}; "
             "None reserves what is kept"
         )
     return math.ceil(capacity * numel)
-
-
-def checked_beta(beta: float) -> float:
-    """beta as a float; RangeError on what is no threshold."""
-    if isinstance(beta, bool) or not isinstance(beta, (int, float)) or not beta >= 0.0:
-        raise RangeError(f"beta must be a number >= 0, got {beta!r}; 0 keeps every coefficient that is not zero")
-    return float(beta)
 
 
 def _check_weight(weight: Tensor, values: Tensor) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from spectralkernels.checks import as_integer, checked_beta
 from spectralkernels.declare import Block, Case, Cost, Decision, Implementation, Operation, Tolerance
 from spectralkernels.dispatch import dispatch
 from spectralkernels.errors import DtypeError, RangeError, ShapeError
@@ -46,7 +48,8 @@ def threshold_spectrum(
     y_hat: Complex64 or Complex128 [..., U, V], the rfft2 of real maps, any strides.
     beta: >= 0, rounded to y_hat's precision; `relative` multiplies it by the root mean square of each map [U, V].
     activation: "tanh", or None (also "none") to store Y itself.
-    n: signal length of the last axis, 2 (V - 1) or 2 (V - 1) + 1; default 2 (V - 1), like torch.fft.irfft2.
+    n: signal length of the last axis, 2 (V - 1) or 2 (V - 1) + 1; default 2 (V - 1), like torch.fft.irfft2. The result
+        carries what was passed, so that a `spec_block` need not be told again.
     impl: names the format too (dense, coo, csr, index, bitmap); "triton" writes a bitmap. coo, csr and index have a
         size that depends on the data, so they wait for the device.
     Returns: SparseSpectrum of y_hat's shape, device and dtype. Gradients reach the kept coefficients only. A magnitude
@@ -64,7 +67,8 @@ def threshold_spectrum(
         )
     if y_hat.dim() < 2 or 0 in y_hat.shape[-2:]:
         raise ShapeError(f"y_hat must have shape [..., U, V] with U, V >= 1, got {list(y_hat.shape)}; add the axes")
-    columns = y_hat.shape[-1]
+    columns, asked = y_hat.shape[-1], n
+    n = None if n is None else as_integer("n", n)
     if n is None:
         n = max(1, 2 * (columns - 1))
     if n < 1 or half(n) != columns:
@@ -72,20 +76,19 @@ def threshold_spectrum(
             f"n must be a signal length with {columns} half-spectrum columns "
             f"({max(1, 2 * columns - 2)} or {2 * columns - 1}), got {n}; pass the last axis of the map"
         )
-    if isinstance(beta, bool) or not isinstance(beta, (int, float)) or not beta >= 0.0:
-        raise RangeError(f"beta must be a number >= 0, got {beta!r}; 0 keeps every coefficient that is not zero")
+    beta = checked_beta(beta)
     name = "none" if activation is None else activation
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise RangeError(f"unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
     inputs = {
         "y_hat": y_hat,
-        "beta": _rounded(float(beta), y_hat.dtype),
+        "beta": _rounded(beta, y_hat.dtype),
         "activation": name,
         "relative": bool(relative),
         "n": n,
     }
     output: SparseSpectrum = dispatch(OPERATION, impl, y_hat.device.type, inputs)
-    return output
+    return replace(output, n=asked)
 
 
 def make_inputs(case: Case, device: str) -> dict[str, Any]:
