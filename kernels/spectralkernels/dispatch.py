@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from spectralkernels.checks import check_choice, kind
 from spectralkernels.declare import Decision, Implementation, Operation, Role
-from spectralkernels.errors import Unsupported
+from spectralkernels.errors import RangeError, Unsupported
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,8 @@ def dispatch(operation: Operation, impl: str, device: str, inputs: dict[str, Any
 
     A named implementation never falls back: it runs, or Unsupported says why. RangeError on an unknown name.
     """
+    if not isinstance(impl, str):
+        raise RangeError(f"impl must be 'auto' or the name of an implementation, got {kind(impl)}")
     decision = operation.auto(**inputs) if impl == "auto" else Decision(str(impl), "it was asked for by name")
     implementation = operation.implementation(decision.name)
     reason = why_not(implementation, device, inputs)
@@ -90,7 +93,8 @@ def implementations(name: str, device: str | None = None) -> tuple[Availability,
     """
     from spectralkernels.ops import load_operation
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device is None else device
+    check_choice("device", device, ("cpu", "cuda"))
     return tuple(
         Availability(found.name, found.role, found.available(device)) for found in load_operation(name).implementations
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -11,12 +11,17 @@ from torch import Tensor
 
 from spectralkernels.checks import (
     REAL_DTYPES,
+    as_integer,
+    as_integers,
+    as_number,
     check_bias,
     check_channels,
     check_compression,
     check_dims,
     check_dtype,
+    check_groups,
     check_like,
+    check_tensor,
 )
 from spectralkernels.errors import DtypeError, RangeError, ShapeError
 from spectralkernels.spectra import GRIDS, Band, fft_size, kept_1d, kept_2d
@@ -48,8 +53,8 @@ def needs_tensor(weight: Tensor | WeightSpectrum, **rest: object) -> str | None:
     return "it takes a weight tensor, not a WeightSpectrum" if isinstance(weight, WeightSpectrum) else None
 
 
-Padding = Literal["same", "valid"] | int | tuple[int, ...]
-GridChoice = str | int | tuple[int, ...]
+Padding = Literal["same", "valid"] | int | Sequence[int]
+GridChoice = str | int | Sequence[int]
 
 
 def check_arguments(
@@ -57,12 +62,23 @@ def check_arguments(
 ) -> None:
     """Raise what is wrong with the tensors of a convolution; `spatial` is "length" or "height, width"."""
     kernel = ", ".join(f"kernel {axis}" for axis in spatial.split(", "))
+    check_tensor("weight", weight)
     check_dims("weight", weight, f"[out_channel, in_channel / groups, {kernel}]")
     check_dtype("x", x, REAL_DTYPES)
     check_like("weight", weight, "x", x)
     check_channels(x.shape[1], weight, groups)
     check_bias(bias, weight.shape[0], x)
     check_stride(stride)
+
+
+def check_frozen_weight(weight: Tensor, axes: int, groups: int) -> None:
+    """Raise what is wrong with a weight that is to be frozen for series (1 axis) or maps (2)."""
+    check_tensor("weight", weight)
+    kernel = "kernel length" if axes == 1 else "kernel height, kernel width"
+    check_dims("weight", weight, f"[out_channel, in_channel / groups, {kernel}]")
+    check_dtype("weight", weight, REAL_DTYPES)
+    check_groups(groups)
+    check_channels(weight.shape[1] * groups, weight, groups)
 
 
 def check_spectrum_arguments(
@@ -106,8 +122,9 @@ def _origin(modes: ModeList | None) -> str:
     return "a whole band" if modes is None else f"a mask ({len(modes)} of them)"
 
 
-def check_stride(stride: int | tuple[int, ...]) -> None:
-    if any(step != 1 for step in (stride if isinstance(stride, tuple) else (stride,))):
+def check_stride(stride: int | Sequence[int]) -> None:
+    steps = stride if isinstance(stride, (tuple, list)) else (stride,)
+    if any(as_integer("stride", step) != 1 for step in steps):
         raise RangeError(f"stride must be 1, got {stride}; subsample the output, y[..., ::2, ::2], for a stride of 2")
 
 
@@ -123,8 +140,9 @@ def conv_band(
 
     padding: "same" (output size = input size; an even kernel has the extra zero after, as torch has), "valid", or zeros
     on both sides. grid: a policy of `spectra.fft_size`, or the FFT size itself.
-    Raises: ShapeError where no output is left; RangeError on a bad compression, padding or grid.
+    Raises: ShapeError where no output is left; DtypeError or RangeError on a bad compression, padding or grid.
     """
+    compression = as_number("compression", compression)
     check_compression(compression)
     axes = len(size)
     if min(*size, *kernel) < 1:
@@ -141,13 +159,15 @@ def conv_band(
 
 
 def _per_axis_padding(padding: Padding, kernel: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-    if padding == "same":
+    if isinstance(padding, str) and padding == "same":
         return tuple(((k - 1) // 2, k // 2) for k in kernel)
-    if padding == "valid":
+    if isinstance(padding, str) and padding == "valid":
         return tuple((0, 0) for _ in kernel)
     if isinstance(padding, str):
         raise RangeError(f"padding must be 'same', 'valid' or a number of zeros per side, got {padding!r}")
-    sides = padding if isinstance(padding, tuple) else (padding,) * len(kernel)
+    if not isinstance(padding, (tuple, list)):
+        padding = (as_integer("padding", padding),) * len(kernel)
+    sides = tuple(as_integer("padding", side) for side in padding)
     if len(sides) != len(kernel) or min(sides) < 0:
         raise RangeError(f"padding must be one number >= 0, or one for each of {len(kernel)} axes, got {padding}")
     return tuple((side, side) for side in sides)
@@ -165,7 +185,8 @@ def _grid_sizes(
         if grid not in GRIDS:
             raise RangeError(f"grid must be one of {', '.join(GRIDS)} or an FFT size, got {grid!r}")
         return tuple(fft_size(h, k, p, o, grid) for h, k, p, o in sides)
-    n = grid if isinstance(grid, tuple) else (grid,) * len(size)
+    n = as_integers("grid", grid, (len(size),)) if isinstance(grid, (tuple, list)) else (as_integer("grid", grid),)
+    n = n * (len(size) // len(n))
     least = tuple(fft_size(h, k, p, o, "tight") for h, k, p, o in sides)
     if len(n) != len(size) or any(have < need for have, need in zip(n, least, strict=True)):
         raise RangeError(f"grid {n} wraps around into the output: the smallest FFT size here is {least}")

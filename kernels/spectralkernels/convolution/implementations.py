@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spectralkernels.autocast import cast
-from spectralkernels.checks import check_dims
+from spectralkernels.checks import as_integer, check_dims, check_tensor
 from spectralkernels.convolution import baselines, dft_triton, direct, fused_depthwise, fused_series, implicit_gemm
 from spectralkernels.convolution.cost import dft_gemm_flops, direct_flops
 from spectralkernels.convolution.dft_gemm import dft_gemm, prepare_frozen
@@ -43,7 +43,9 @@ def call(
     impl: str,
 ) -> Tensor:
     """Check the arguments of a public call, work out its geometry and run it."""
+    check_tensor("x", x)
     check_dims("x", x, f"[batch, channel, {spatial}]")
+    groups = as_integer("groups", groups)
     device = x.device.type
     x, weight, bias = cast(x, device), cast(weight, device), cast(bias, device)
     geometry: dict[str, Any] = {"compression": compression, "padding": padding, "grid": grid}

@@ -8,7 +8,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from spectralkernels.checks import REAL_DTYPES, check_compression, check_dims, check_dtype
+from spectralkernels.checks import (
+    REAL_DTYPES,
+    as_integer,
+    as_number,
+    check_choice,
+    check_compression,
+    check_dims,
+    check_dtype,
+    check_tensor,
+)
 from spectralkernels.convolution.geometry import compute_dtype
 from spectralkernels.errors import RangeError, ShapeError
 from spectralkernels.masks.geometry import Device, Grid, check_grid, frequencies, rings
@@ -24,6 +33,7 @@ def rectangular(n: Grid, compression: float, *, device: Device = "cpu") -> Tenso
     Source: Dziedzic et al. 2019, their code; the band of `band_limited_conv2d`.
     """
     check_grid(n)
+    compression = as_number("compression", compression)
     check_compression(compression)
     return low_pass_mask((n[0], n[1]), compression, device)
 
@@ -36,7 +46,10 @@ def ring(n: Grid, index: int | Tensor, *, device: Device = "cpu") -> Tensor:
     """
     check_grid(n)
     if isinstance(index, Tensor):
+        if index.dim() or index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
+            raise ShapeError(f"index must be an integer tensor of no dimensions, got {index.dtype} {list(index.shape)}")
         return rings(n, index.device) < index
+    index = as_integer("index", index)
     if index < 1:
         raise RangeError(f"index must be at least 1, which keeps the mean alone, got {index}")
     return rings(n, torch.device(device)) < index
@@ -55,10 +68,12 @@ def radial(n: Grid, fraction: float | None = None, *, radius: float | None = Non
     rows, columns = frequencies(n, torch.device(device))
     squared = rows.square().unsqueeze(1) + columns.square()
     if radius is not None:
+        radius = as_number("radius", radius)
         if not radius >= 0.0:
             raise RangeError(f"radius must be at least 0, got {radius}")
         return squared <= radius * radius
     assert fraction is not None
+    fraction = as_number("fraction", fraction)
     if not 0.0 < fraction <= 1.0:
         raise RangeError(f"fraction must lie in (0, 1], the share of cells to keep, got {fraction}")
     cells = min(squared.numel(), max(1, math.ceil(fraction * squared.numel())))
@@ -79,16 +94,17 @@ def energy_index(x: Tensor, n: Grid, keep: float, *, mode: EnergyMode = "code") 
     Source: Dziedzic et al. 2019, and their code.
     """
     check_grid(n)
+    check_tensor("x", x)
     check_dims("x", x, "[batch, channel, height, width]")
     check_dtype("x", x, REAL_DTYPES)
     if x.shape[2] > n[0] or x.shape[3] > n[1]:
         raise ShapeError(f"maps of {tuple(x.shape[2:])} do not fit on the grid {tuple(n)}; take n from masks.fft_grid")
+    keep = as_number("keep", keep)
     if not 0.0 < keep <= 1.0:
         raise RangeError(
             f"keep must lie in (0, 1], the share of energy to keep, got {keep}; divide a percentage by 100"
         )
-    if mode not in ("code", "parseval"):
-        raise RangeError(f"mode must be 'code' or 'parseval', got {mode!r}")
+    check_choice("mode", mode, ("code", "parseval"))
     ring_of = rings(n, x.device)
     if x.numel() == 0:
         return ring_of.new_ones(())

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectralkernels.errors import RangeError
+from spectralkernels.checks import as_integer, as_number, kind
+from spectralkernels.errors import DtypeError, RangeError
 from spectralkernels.masks.geometry import Device, Grid, check_grid, frequencies, self_conjugate
 from spectralkernels.spectra import half
 
@@ -26,6 +27,7 @@ def frequency_dropout(
     Source: Rippel, Snoek and Adams, "Spectral Representations for Convolutional Neural Networks" (2015).
     """
     check_grid(n)
+    lowest = as_number("lowest", lowest)
     if not 0.0 <= lowest <= 1.0:
         raise RangeError(f"lowest must lie in [0, 1], a share of the band, got {lowest}")
     rows, columns = frequencies(n, torch.device(device))
@@ -35,6 +37,8 @@ def frequency_dropout(
 
 def dropout_floor(layer: int, layers: int, first: float = 0.3, last: float = 0.15) -> float:
     """The `lowest` of `frequency_dropout` in a network: first + (layer / layers) (last - first), layer 1 .. layers."""
+    layer, layers = as_integer("layer", layer), as_integer("layers", layers)
+    first, last = as_number("first", first), as_number("last", last)
     if not 1 <= layer <= layers:
         raise RangeError(f"layer must lie in 1 .. {layers}, got {layer}")
     return first + layer / layers * (last - first)
@@ -54,6 +58,7 @@ def cell_dropout(
     Returns: Float32 [N_h, N_w // 2 + 1], or [samples, 1, N_h, N_w // 2 + 1].
     """
     check_grid(n)
+    p = as_number("p", p)
     if not 0.0 <= p < 1.0:
         raise RangeError(f"p must lie in [0, 1), the probability to drop a coefficient, got {p}")
     leading = () if samples is None else (_count(samples), 1)
@@ -64,11 +69,14 @@ def cell_dropout(
 
 
 def _draw(shape: tuple[int, ...], generator: torch.Generator | None, device: Device) -> Tensor:
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise DtypeError(f"generator must be a torch.Generator, got {kind(generator)}")
     where = generator.device if generator is not None else device
     return torch.rand(shape, generator=generator, device=where).to(device)
 
 
 def _count(samples: int) -> int:
+    samples = as_integer("samples", samples)
     if samples < 0:
         raise RangeError(f"samples must be at least 0, got {samples}")
     return samples

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from spectralkernels.checks import as_integer, as_integers, check_tensor
 from spectralkernels.convolution.geometry import GridChoice, Padding, conv_band
-from spectralkernels.errors import RangeError, ShapeError
+from spectralkernels.errors import DtypeError, RangeError, ShapeError
 from spectralkernels.spectra import half
 
 Grid = tuple[int, int]
 Device = torch.device | str
 
 
-def fft_grid(size: Grid, kernel: Grid, *, padding: Padding = "same", grid: GridChoice = "tight") -> Grid:
+def fft_grid(
+    size: Sequence[int], kernel: Sequence[int], *, padding: Padding = "same", grid: GridChoice = "tight"
+) -> Grid:
     """The grid (N_h, N_w) on which maps of `size` meet a `kernel`; the arguments of `masked_conv2d`."""
-    n = conv_band(tuple(size), tuple(kernel), compression=0.0, padding=padding, grid=grid).n
+    size, kernel = as_integers("size", size, (2,)), as_integers("kernel", kernel, (2,))
+    n = conv_band(size, kernel, compression=0.0, padding=padding, grid=grid).n
     return n[0], n[1]
 
 
@@ -25,6 +31,7 @@ def hermitian(mask: Tensor, n: Grid) -> Tensor:
     mask: Bool or Float [..., N_h, N_w // 2 + 1]. Returns: the same shape and dtype. Differentiable.
     """
     check_grid(n)
+    check_mask(mask)
     if mask.shape[-2:] != (n[0], half(n[1])):
         raise ShapeError(
             f"mask must end in [{n[0]}, {half(n[1])}], the half spectrum of the grid {tuple(n)}, got "
@@ -37,6 +44,12 @@ def hermitian(mask: Tensor, n: Grid) -> Tensor:
     if even:
         return torch.cat([both[..., :1], mask[..., 1:-1], both[..., 1:]], dim=-1)
     return torch.cat([both, mask[..., 1:]], dim=-1)
+
+
+def check_mask(mask: Tensor) -> None:
+    check_tensor("mask", mask)
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise DtypeError(f"mask must be bool or floating point, got {mask.dtype}; convert it with mask.bool()")
 
 
 def frequencies(n: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -56,5 +69,5 @@ def self_conjugate(n: int, device: torch.device) -> Tensor:
 
 
 def check_grid(n: Grid) -> None:
-    if len(n) != 2 or min(n) < 1:
-        raise RangeError(f"n must be two FFT sizes (N_h, N_w) of at least 1, got {tuple(n)}")
+    if not isinstance(n, (tuple, list)) or len(n) != 2 or min(as_integer("each of n", side) for side in n) < 1:
+        raise RangeError(f"n must be two FFT sizes (N_h, N_w) of at least 1, got {n!r}")

@@ -14,7 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from spectralkernels.errors import RangeError, ShapeError
+from spectralkernels.checks import check_choice
+from spectralkernels.errors import ShapeError
+from spectralkernels.masks.geometry import check_grid, check_mask
 from spectralkernels.spectra import half, step_cells
 
 # A block more costs a launch and a small matrix product in each of three transforms.
@@ -65,8 +67,9 @@ def mode_list(mask: Tensor, n: tuple[int, int], *, form: Literal["auto", "steps"
     form: "steps", "cells", or "auto": by the arithmetic of a map as large as the grid. A mask of zeros lists the mean.
     Raises: ShapeError if the mask does not fit the grid; RangeError on another form.
     """
-    if form not in ("auto", "steps", "cells"):
-        raise RangeError(f"form must be 'auto', 'steps' or 'cells', got {form!r}")
+    check_choice("form", form, ("auto", "steps", "cells"))
+    check_grid(n)
+    check_mask(mask)
     if mask.dim() < 2 or mask.shape[-2:] != (n[0], half(n[1])):
         raise ShapeError(f"mask must end in [{n[0]}, {half(n[1])}] on the grid {tuple(n)}, got {list(mask.shape)}")
     kept = mask.detach() if mask.dtype == torch.bool else mask.detach() != 0

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from spectralkernels.errors import RangeError, ShapeError
+from spectralkernels.checks import as_integer, as_number, kind
+from spectralkernels.errors import DtypeError, RangeError, ShapeError
 from spectralkernels.masks.geometry import Device, Grid, check_grid, frequencies
 
 
@@ -30,11 +31,15 @@ def soft_window(
     every row and the same threshold N / (2 S) on both axes.
     """
     check_grid(n)
+    smoothness = as_number("smoothness", smoothness)
     if not smoothness > 0.0:
         raise RangeError(f"smoothness must be above 0, got {smoothness}; masks.rectangular has a hard edge")
     if min(n) <= smoothness:
         raise RangeError(f"each axis of n={tuple(n)} must be longer than smoothness={smoothness}; lower the smoothness")
     if not isinstance(strides, Tensor):
+        if not isinstance(strides, (tuple, list)):
+            raise DtypeError(f"strides must be two numbers or a tensor of two, got {kind(strides)}")
+        strides = [as_number("each of strides", s) for s in strides]
         if len(strides) != 2 or not all(1.0 <= s < size for s, size in zip(strides, n, strict=True)):
             raise RangeError(f"strides must be two numbers with 1 <= S < N for n={tuple(n)}, got {tuple(strides)}")
         strides = torch.tensor(strides, dtype=torch.float32, device=device)
@@ -48,6 +53,11 @@ def soft_window(
 
 def soft_window_side(n: int, stride: float, smoothness: float = 4.0) -> int:
     """The even side of the crop that holds a soft window: N / S + 2 R rounded up to even, at most N."""
+    n, stride, smoothness = as_integer("n", n), as_number("stride", stride), as_number("smoothness", smoothness)
+    if n < 1 or not 1.0 <= stride < math.inf or not 0.0 <= smoothness < math.inf:
+        raise RangeError(
+            f"n must be at least 1, stride at least 1 and smoothness at least 0, got {n}, {stride} and {smoothness}"
+        )
     return min(n, 2 * math.ceil((n / stride + 2.0 * smoothness) / 2.0))
 
 

@@ -24,6 +24,6 @@ def load_operations() -> dict[str, Operation]:
 def load_operation(name: str) -> Operation:
     """The operation of that name; RangeError lists the known ones."""
     operations = load_operations()
-    if name not in operations:
+    if not isinstance(name, str) or name not in operations:
         raise RangeError(f"unknown operation {name!r}; known: {', '.join(operations)}")
     return operations[name]

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from spectralkernels.checks import as_integer, as_integers
 from spectralkernels.convolution.baselines import ideal, reference
 from spectralkernels.convolution.cases import case_cost, case_inputs, observed
 from spectralkernels.convolution.dft_gemm import freeze_weight
-from spectralkernels.convolution.geometry import GridChoice, Padding, WeightSpectrum, conv_band
+from spectralkernels.convolution.geometry import GridChoice, Padding, WeightSpectrum, check_frozen_weight, conv_band
 from spectralkernels.convolution.implementations import CHECKED, IMPLEMENTATIONS, RIVALS, TOLERANCE, auto, call
 from spectralkernels.declare import Block, Case, Operation, Scalar
 from spectralkernels.spectra import Band
@@ -75,9 +76,13 @@ def weight_spectrum(
     """Transform a frozen weight once, to be passed as `weight` to `band_limited_conv2d` (or `...1d`).
 
     weight: Real [out_channel, channel / groups, *kernel]. size: (height, width) or (length,) of the maps it will meet.
-    The spectrum is a snapshot: it carries no gradient and does not follow later changes of the weight.
+    padding, groups, grid, compression: as in the call that it is made for.
+    Returns: a snapshot: it carries no gradient and does not follow later changes of the weight.
+    Raises: ShapeError, DtypeError, RangeError on arguments that do not fit.
     """
-    band = conv_band(tuple(size), tuple(weight.shape[2:]), compression=compression, padding=padding, grid=grid)
+    size, groups = as_integers("size", size, (1, 2)), as_integer("groups", groups)
+    check_frozen_weight(weight, len(size), groups)
+    band = conv_band(size, tuple(weight.shape[2:]), compression=compression, padding=padding, grid=grid)
     return freeze_weight(weight, band, groups)
 
 

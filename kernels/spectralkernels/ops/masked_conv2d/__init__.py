@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from spectralkernels.autocast import cast
-from spectralkernels.checks import REAL_DTYPES, check_channels, check_dims, check_dtype
+from spectralkernels.checks import as_integer, as_integers, check_dims, check_tensor, kind
 from spectralkernels.convolution.geometry import (
     GridChoice,
     Padding,
     WeightSpectrum,
     check_arguments,
+    check_frozen_weight,
     check_spectrum_arguments,
     conv_band,
     needs_tensor,
@@ -32,6 +33,7 @@ from spectralkernels.declare import Implementation, Operation, Tolerance
 from spectralkernels.dispatch import dispatch
 from spectralkernels.errors import DtypeError, ShapeError
 from spectralkernels.masks import hermitian, mode_list
+from spectralkernels.masks.geometry import check_mask
 from spectralkernels.masks.modes import ModeList, every_mode
 from spectralkernels.ops.masked_conv2d import dft_triton
 from spectralkernels.ops.masked_conv2d.baselines import (
@@ -75,7 +77,10 @@ def masked_conv2d(
         and a float mask.
     Raises: ShapeError, DtypeError, RangeError on arguments that do not fit; Unsupported if `impl` cannot run here.
     """
+    check_tensor("x", x)
     check_dims("x", x, "[batch, channel, height, width]")
+    groups = as_integer("groups", groups)
+    _check_modes(modes, (type(None),))
     device = x.device.type
     x, weight, bias = cast(x, device), cast(weight, device), cast(bias, device)
     if isinstance(weight, WeightSpectrum):
@@ -115,10 +120,11 @@ def masked_weight_spectrum(
     Returns: a snapshot: it carries no gradient and does not follow later changes of the weight.
     Raises: ShapeError, DtypeError, RangeError on arguments that do not fit.
     """
-    check_dims("weight", weight, "[out_channel, in_channel / groups, kernel_height, kernel_width]")
-    check_dtype("weight", weight, REAL_DTYPES)
-    check_channels(weight.shape[1] * groups, weight, groups)
-    band = conv_band(tuple(size), tuple(weight.shape[2:]), compression=0.0, padding=padding, grid=grid)
+    height, width = as_integers("size", size, (2,))
+    groups = as_integer("groups", groups)
+    check_frozen_weight(weight, 2, groups)
+    _check_modes(modes, (Tensor,))
+    band = conv_band((height, width), tuple(weight.shape[2:]), compression=0.0, padding=padding, grid=grid)
     n = (band.n[0], band.n[1])
     if isinstance(modes, Tensor):
         modes = mode_list(hermitian(modes, n), n)
@@ -128,8 +134,7 @@ def masked_weight_spectrum(
 
 
 def _check_mask(mask: Tensor, x: Tensor) -> None:
-    if mask.dtype != torch.bool and not mask.is_floating_point():
-        raise DtypeError(f"mask must be bool or floating point, got {mask.dtype}; convert it with mask.bool()")
+    check_mask(mask)
     if mask.device != x.device:
         raise DtypeError(f"mask must be on the device of x ({x.device}), got {mask.device}; move one of them")
     if mask.dim() != 2 and (mask.dim() != 4 or mask.shape[:2] != (x.shape[0], 1)):
@@ -137,6 +142,11 @@ def _check_mask(mask: Tensor, x: Tensor) -> None:
             f"mask must be [N_h, N_w // 2 + 1] or [{x.shape[0]}, 1, N_h, N_w // 2 + 1], one per sample, "
             f"got {list(mask.shape)}"
         )
+
+
+def _check_modes(modes: object, others: tuple[type, ...]) -> None:
+    if not isinstance(modes, (ModeList, *others)):
+        raise DtypeError(f"modes must be a masks.ModeList, made by masks.mode_list(mask, n), got {kind(modes)}")
 
 
 def _needs_spectrum(weight: Tensor | WeightSpectrum, **rest: Any) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from spectralkernels.checks import as_integer, check_tensor
 from spectralkernels.errors import DtypeError, RangeError, ShapeError
 
 _REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
@@ -16,6 +17,9 @@ def checked(x_hat: Tensor, w_hat: Tensor, mask: Tensor | None, groups: int) -> T
     Returns: the mask, Bool or the real dtype of the spectra, contiguous; None stays None.
     Raises: DtypeError on a wrong dtype or device; ShapeError on sizes that do not fit; RangeError on groups < 1.
     """
+    check_tensor("x_hat", x_hat)
+    check_tensor("w_hat", w_hat)
+    groups = as_integer("groups", groups)
     if x_hat.dtype not in _REAL:
         raise DtypeError(f"x_hat must be complex64 or complex128, got {_short(x_hat.dtype)}; pass a spectrum (rfft2)")
     if w_hat.dtype != x_hat.dtype:
@@ -52,6 +56,7 @@ def checked(x_hat: Tensor, w_hat: Tensor, mask: Tensor | None, groups: int) -> T
 
 
 def _checked_mask(mask: Tensor, x_hat: Tensor, plane: list[int]) -> Tensor:
+    check_tensor("mask", mask)
     _same_device("mask", mask, x_hat)
     if mask.dtype != torch.bool and not mask.is_floating_point():
         raise DtypeError(f"mask must be bool or floating point, got {_short(mask.dtype)}; pass mask.bool()")

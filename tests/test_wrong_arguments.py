@@ -1,0 +1,163 @@
+"""Wrong kinds of arguments: what comes out of every public function is one of our errors, with the argument's name.
+
+Legal calls are drawn first, then one argument at a time is replaced by everything that it should not be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import spectralkernels as sk
+
+N = sk.masks.fft_grid((6, 5), (3, 3))
+X, W, B = torch.randn(2, 4, 6, 5), torch.randn(6, 4, 3, 3), torch.randn(6)
+X_HAT, W_HAT = torch.fft.rfft2(X, norm="ortho"), torch.fft.rfft2(W, s=(6, 5))
+MASK = sk.masks.radial(N, 0.5)
+SPARSE = sk.threshold_spectrum(X_HAT, 0.1, n=5)
+CONVOLUTION = {"compression": 0.5, "padding": "same", "groups": 1, "grid": "tight", "stride": 1, "impl": "auto"}
+FREEZING = {"compression": 0.5, "padding": "same", "groups": 1, "grid": "tight"}
+UNMASKED = {name: value for name, value in CONVOLUTION.items() if name not in ("compression", "stride")}
+
+CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "band_limited_conv2d": (sk.band_limited_conv2d, {"x": X, "weight": W, "bias": B, **CONVOLUTION}),
+    "band_limited_conv1d": (sk.band_limited_conv1d, {"x": X[..., 0], "weight": W[..., 0], "bias": B, **CONVOLUTION}),
+    "weight_spectrum": (sk.weight_spectrum, {"weight": W, "size": (6, 5), **FREEZING}),
+    "masked_conv2d": (sk.masked_conv2d, {"x": X, "weight": W, "mask": MASK, "bias": B, "modes": None, **UNMASKED}),
+    "masked_weight_spectrum": (
+        sk.masked_weight_spectrum,
+        {"weight": W, "modes": MASK, "size": (6, 5), "padding": "same", "groups": 1, "grid": "tight"},
+    ),
+    "masked_multiply": (
+        sk.masked_multiply,
+        {"x_hat": X_HAT, "w_hat": W_HAT, "mask": torch.ones(6, 3), "groups": 1, "impl": "auto"},
+    ),
+    "threshold_spectrum": (
+        sk.threshold_spectrum,
+        {"y_hat": X_HAT, "beta": 0.1, "activation": "tanh", "n": 5, "impl": "auto"},
+    ),
+    "sparse_multiply": (sk.sparse_multiply, {"sparse": SPARSE, "w_hat": W_HAT, "impl": "auto"}),
+    "spec_block": (
+        sk.spec_block,
+        {"x": X, "weight": W, "beta": 0.1, "activation": "tanh", "n": 7, "capacity": 0.5, "impl": "auto"},
+    ),
+    "implementations": (sk.implementations, {"name": "spec_block", "device": "cpu"}),
+    "masks.fft_grid": (sk.masks.fft_grid, {"size": (6, 5), "kernel": (3, 3), "padding": "same", "grid": "tight"}),
+    "masks.rectangular": (sk.masks.rectangular, {"n": N, "compression": 0.5}),
+    "masks.ring": (sk.masks.ring, {"n": N, "index": 2}),
+    "masks.radial": (sk.masks.radial, {"n": N, "fraction": 0.5}),
+    "masks.energy": (sk.masks.energy, {"x": X, "n": N, "keep": 0.5, "mode": "code"}),
+    "masks.frequency_dropout": (
+        sk.masks.frequency_dropout,
+        {"n": N, "lowest": 0.3, "samples": 2, "generator": torch.Generator()},
+    ),
+    "masks.cell_dropout": (sk.masks.cell_dropout, {"n": N, "p": 0.3, "samples": 2, "generator": torch.Generator()}),
+    "masks.dropout_floor": (sk.masks.dropout_floor, {"layer": 1, "layers": 2, "first": 0.3, "last": 0.1}),
+    "masks.hermitian": (sk.masks.hermitian, {"mask": MASK, "n": N}),
+    "masks.mode_list": (sk.masks.mode_list, {"mask": MASK, "n": N, "form": "auto"}),
+    "masks.soft_window": (sk.masks.soft_window, {"n": N, "strides": (1.5, 2.0), "smoothness": 2.0}),
+    "masks.soft_window_side": (sk.masks.soft_window_side, {"n": 8, "stride": 2.0, "smoothness": 2.0}),
+}
+WRONG: tuple[Any, ...] = (
+    *(
+        "3",
+        "nothing",
+        b"3",
+        None,
+        [],
+        {},
+        object(),
+        [1, 2, 3],
+        (1.5, 2.5),
+        ["a", "b"],
+        float("nan"),
+        float("inf"),
+        -1.5,
+    ),
+    *(0, -7, True, 1j, np.float32("nan"), np.array([1.0, 2.0]), torch.ones(2, 3), torch.ones(()), X.int(), X.half()),
+    *(X.to("meta"), X[:, :3], W[:5], X_HAT, X_HAT.to(torch.cdouble), SPARSE, N, lambda: 3, torch.empty(0)),
+)
+
+
+def test_the_calls_are_legal_and_complete():
+    for function, arguments in CALLS.values():
+        function(**arguments)
+    public = {name for name in sk.__all__ if callable(getattr(sk, name)) and name[0].islower()}
+    assert public - {"explain"} <= set(CALLS)  # explain raises what the call raises
+    masks = {f"masks.{name}" for name in sk.masks.__all__ if name[0].islower()}
+    assert masks - {"masks.energy_index"} <= set(CALLS)  # all of energy
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_nothing_but_our_own_errors_comes_out(name: str):
+    function, legal = CALLS[name]
+    refused = 0
+    for argument in legal:
+        for wrong in WRONG:
+            try:
+                function(**{**legal, argument: wrong})
+            except sk.SpectralKernelsError as error:
+                refused += 1
+                assert str(error)
+            except Exception as error:
+                pytest.fail(f"{name}({argument}={wrong!r:.80}) raised {type(error).__name__}: {error}")
+    assert refused >= len(WRONG) * len(legal) / 3
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "message"),
+    [
+        ("band_limited_conv2d", {"compression": "0.5"}, "compression must be a number, got '0.5'"),
+        ("band_limited_conv2d", {"groups": 1.0}, "groups must be an integer, got 1.0"),
+        ("band_limited_conv2d", {"padding": [1, "a"]}, "padding must be an integer, got 'a'"),
+        ("band_limited_conv2d", {"grid": 8.5}, "grid must be an integer, got 8.5"),
+        ("band_limited_conv2d", {"x": [1.0]}, "x must be a tensor, got list"),
+        ("band_limited_conv2d", {"bias": 3}, "bias must be a tensor, got 3"),
+        ("band_limited_conv2d", {"impl": None}, "impl must be 'auto' or the name of an implementation, got None"),
+        (
+            "weight_spectrum",
+            {"weight": W.int()},
+            "weight must be one of float32, float64, .*, got int32",
+        ),
+        ("weight_spectrum", {"groups": 0}, "groups must be at least 1, got 0"),
+        ("weight_spectrum", {"groups": -7}, "groups must be at least 1, got -7"),
+        ("weight_spectrum", {"groups": 4}, "groups=4 must divide the 16 channels of x and the 6 output channels"),
+        (
+            "weight_spectrum",
+            {"size": (6,)},
+            r"weight must have 3 dimensions \[out_channel, in_channel / groups",
+        ),
+        ("weight_spectrum", {"size": 6}, "size must be 1 or 2 integers, got 6"),
+        ("masked_conv2d", {"modes": MASK}, "modes must be a masks.ModeList, made by masks.mode_list"),
+        ("masked_multiply", {"mask": [1]}, "mask must be a tensor, got list"),
+        ("spec_block", {"beta": "a"}, "beta must be a number >= 0, got 'a'; 0 keeps every coefficient"),
+        ("masks.soft_window_side", {"stride": 0}, "stride at least 1 and smoothness at least 0, got 8, 0 and 2.0"),
+        ("implementations", {"device": "mps"}, "device must be 'cpu' or 'cuda', got 'mps'"),
+    ],
+)
+def test_messages_name_the_argument_and_what_was_given(name: str, changed: dict[str, Any], message: str):
+    function, legal = CALLS[name]
+    with pytest.raises(sk.SpectralKernelsError, match=message):
+        function(**{**legal, **changed})
+
+
+def test_numbers_of_numpy_and_torch_are_numbers():
+    plain = sk.band_limited_conv2d(X, W, compression=0.5, padding=(1, 1), groups=1, grid=(9, 9))
+    rate, ints = (np.float64(0.5), torch.tensor(0.5)), (np.int64, torch.tensor, np.int32)
+    for compression in rate:
+        for integer in ints:
+            same = sk.band_limited_conv2d(
+                X, W, compression=compression, padding=[integer(1)] * 2, groups=integer(1), grid=[integer(9)] * 2
+            )
+            torch.testing.assert_close(same, plain, rtol=0, atol=0)
+            one = sk.band_limited_conv2d(X, W, compression=0.5, padding=integer(1), grid=integer(9))
+            torch.testing.assert_close(one, plain, rtol=0, atol=0)
+    for beta in (np.float32(0.5), torch.tensor(0.5), torch.tensor(0.5, dtype=torch.float64)):
+        found, want = sk.threshold_spectrum(X_HAT, beta), sk.threshold_spectrum(X_HAT, 0.5)
+        torch.testing.assert_close(found.to_dense(), want.to_dense(), rtol=0, atol=0)
+        found, want = sk.spec_block(X, W, beta), sk.spec_block(X, W, 0.5)
+        torch.testing.assert_close(found.to_dense(), want.to_dense(), rtol=0, atol=0)
