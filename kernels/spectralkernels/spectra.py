@@ -32,7 +32,8 @@ def kept_2d(n: int, compression: float) -> int:
     """Frequencies kept on the non-negative side of one axis of a map, 1 <= k <= n // 2 + 1."""
     if compression == 0.0:
         return half(n)
-    return max(1, math.floor(half(n) * math.sqrt(1.0 - compression)))
+    # A rate such as 0.91 is a little above its decimal: sqrt(0.09) must be 0.3, not 0.2999.
+    return max(1, math.floor(half(n) * math.sqrt(1.0 - compression + 2.0**-52)))
 
 
 def kept_1d(n: int, compression: float) -> int:
