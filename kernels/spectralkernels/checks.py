@@ -98,6 +98,8 @@ def check_groups(groups: int) -> None:
 def check_channels(channels: int, weight: Tensor, groups: int, x_name: str = "x", weight_name: str = "weight") -> None:
     """Channels of the input against a weight [out_channel, in_channel / groups, ...]."""
     check_groups(groups)
+    if channels < 1:
+        raise ShapeError(f"{x_name} must have at least one channel, got none: a sum over nothing needs no convolution")
     if channels % groups or weight.shape[0] % groups:
         raise ShapeError(
             f"groups={groups} must divide the {channels} channels of {x_name} "

@@ -111,6 +111,8 @@ def _lowpass(
     convolve: Callable[..., Tensor],
     product: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
+    dtype = x.dtype
+    x, weight = (each.to(compute_dtype(dtype)) for each in (x, weight))
     circle = F.pad(
         x, [zeros for n, size in zip(reversed(band.n), reversed(band.size), strict=True) for zeros in (0, n - size)]
     )
@@ -122,8 +124,9 @@ def _lowpass(
     for axis, (n, kept, out) in enumerate(zip(band.n, band.kept, band.out, strict=True), start=2):
         low_pass = _low_pass_matrix(n, kept, out, y.dtype, y.device)
         y = torch.movedim(product(torch.movedim(y, axis, -1), low_pass.t()), -1, axis)
-    y = y.contiguous()
-    return y if bias is None else y + _broadcast(bias, tuple(range(2, x.dim())))
+    if bias is not None:
+        y = y + _broadcast(bias.to(y.dtype), tuple(range(2, x.dim())))
+    return y.to(dtype).contiguous()
 
 
 @constant
@@ -244,8 +247,8 @@ def _einsum(x_hat: Tensor, w_hat: Tensor, groups: int) -> Tensor:
 
 def _inverse(y_hat: Tensor, dtype: torch.dtype, bias: Tensor | None, band: Band) -> Tensor:
     axes = _axes(y_hat)
-    y = torch.fft.irfftn(y_hat, s=band.n, dim=axes)[_leading(band.out)].to(dtype)
-    return y.contiguous() if bias is None else y + _broadcast(bias, axes)
+    y = torch.fft.irfftn(y_hat, s=band.n, dim=axes)[_leading(band.out)]
+    return (y if bias is None else y + _broadcast(bias.to(y.dtype), axes)).to(dtype).contiguous()
 
 
 # --- the same under torch.compile, and a peer -----------------------------------------------------------------------

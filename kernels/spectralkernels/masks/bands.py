@@ -115,7 +115,8 @@ def energy_index(x: Tensor, n: Grid, keep: float, *, mode: EnergyMode = "code") 
     bins = max(half(n[0]), half(n[1]))
     histogram = power.new_zeros(bins).index_add(0, ring_of.flatten(), power.flatten())
     held = histogram.cumsum(0)
-    return (held < keep * held[-1]).sum() + 1
+    # A NaN reaches nothing, so that all of its map is kept.
+    return (~(held >= keep * held[-1])).sum().clamp(max=bins - 1) + 1
 
 
 def energy(x: Tensor, n: Grid, keep: float, *, mode: EnergyMode = "code") -> Tensor:

@@ -26,6 +26,7 @@ from spectralkernels.convolution.geometry import (
     check_arguments,
     check_frozen_weight,
     check_spectrum_arguments,
+    compute_dtype,
     conv_band,
     needs_tensor,
 )
@@ -91,6 +92,8 @@ def masked_conv2d(
     band = conv_band(tuple(x.shape[2:]), kernel, compression=0.0, padding=padding, grid=grid)
     n = (band.n[0], band.n[1])
     _check_mask(mask, x)
+    if mask.is_floating_point():  # a pair of cells gets its mean in the precision of the computation
+        mask = mask.to(torch.promote_types(mask.dtype, compute_dtype(x.dtype)))
     mask = hermitian(mask, n)
     if modes is None:
         whole = mask.requires_grad or torch.compiler.is_compiling()

@@ -35,8 +35,8 @@ def torch_fft(
     y_kept = product * mask.flatten(-2)[..., flat].to(dtype)
     y_hat = y_kept.new_zeros(*y_kept.shape[:2], band.n[0] * half(band.n[1])).index_copy(2, flat, y_kept)
     y = torch.fft.irfft2(y_hat.unflatten(2, (band.n[0], -1)), s=band.n)
-    y = y[..., : band.out[0], : band.out[1]].to(x.dtype)
-    return y.contiguous() if bias is None else y + bias.view(-1, 1, 1)
+    y = y[..., : band.out[0], : band.out[1]]
+    return (y if bias is None else y + bias.to(dtype).view(-1, 1, 1)).to(x.dtype).contiguous()
 
 
 def direct(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Literal
 
@@ -27,7 +28,7 @@ def decide(y_hat: Tensor, beta: float, rms: Tensor | None, n: int) -> Tensor:
 
     y_hat: Complex [..., U, V]. rms: Real [planes] or None. Returns: Bool [..., U, V].
     """
-    limit = beta if rms is None else (beta * rms).reshape(*y_hat.shape[:-2], 1, 1)
+    limit = beta if rms is None or math.isinf(beta) else (beta * rms).reshape(*y_hat.shape[:-2], 1, 1)
     kept = ~(y_hat.abs() <= limit)
     columns = kept[..., :: y_hat.shape[-1] - 1] if n % 2 == 0 else kept[..., :1]
     columns |= columns.flip(-2).roll(1, -2)  # row u beside row -u mod U
@@ -40,7 +41,9 @@ def map_rms(y_hat: Tensor, n: int) -> Tensor:
     Columns other than the self-conjugate ones stand for two coefficients of the full spectrum.
     Returns: Real [planes], in y_hat's precision.
     """
-    power = torch.view_as_real(y_hat.resolve_conj()).square().sum((-3, -1), dtype=torch.float64)  # [..., V]
+    pairs = torch.view_as_real(y_hat.resolve_conj())
+    # Squared in float64: a square of float32 is 0 below 1e-23 and infinite above 1e19.
+    power = torch.linalg.vector_norm(pairs, dim=(-3, -1), dtype=torch.float64).square()  # [..., V]
     alone = power[..., 0] + (power[..., -1] if n % 2 == 0 else 0.0)
     mean_square = (2.0 * power.sum(-1) - alone) / (y_hat.shape[-2] * n)
     return mean_square.sqrt().to(y_hat.real.dtype).reshape(-1)
