@@ -129,7 +129,7 @@ def _gpu_facts() -> dict[str, object]:
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     facts: dict[str, object] = {
         "gpu": properties.name,
-        "gpu_uuid": f"GPU-{properties.uuid}",
+        "gpu_uuid": f"GPU-{properties.uuid}" if hasattr(properties, "uuid") else None,
         "gpu_capability": f"{properties.major}.{properties.minor}",
         "gpu_memory_bytes": properties.total_memory,
         "gpu_l2_bytes": properties.L2_cache_size,

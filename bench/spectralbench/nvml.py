@@ -1,6 +1,7 @@
 """NVML: the GPU as the driver sees it, matched to torch's device by UUID, and a thread that samples it.
 
-Indices of NVML and CUDA differ under CUDA_VISIBLE_DEVICES, so nothing here goes by index.
+Indices of NVML and CUDA differ under CUDA_VISIBLE_DEVICES, so nothing here goes by index. Bindings differ by age: old
+ones take and give bytes, or lack a function. Whatever one of them raises is a reason, never the end of a run.
 """
 
 from __future__ import annotations
@@ -34,13 +35,21 @@ class Device:
 
     @classmethod
     def current(cls) -> Device:
-        """torch's current CUDA device; Unsupported says why there is no NVML, or no such device in it."""
+        """torch's current CUDA device, a whole GPU or an instance of a divided one (MIG); Unsupported says why there is
+        no NVML, or no such device in it."""
         library = load()
-        uuid = f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
-        try:
-            return cls(library, library.nvmlDeviceGetHandleByUUID(uuid))
-        except library.NVMLError as error:
-            raise Unsupported(f"no NVML: it does not know torch's device {uuid} ({error})") from error
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        uuid = getattr(properties, "uuid", None)
+        if uuid is None:
+            raise Unsupported(f"no NVML: torch {torch.__version__} does not tell the UUID of its device")
+        names, reasons = (f"GPU-{uuid}", f"MIG-{uuid}"), []
+        for name in (*names, *(name.encode() for name in names)):
+            try:
+                return cls(library, ask(library, "nvmlDeviceGetHandleByUUID", name))
+            except Unsupported as error:
+                reasons.append(str(error))
+        why = "; ".join(dict.fromkeys(reasons))
+        raise Unsupported(f"no NVML: it does not know torch's device as {' or '.join(names)} ({why})")
 
     def used_bytes(self) -> int:
         return int(self._read("nvmlDeviceGetMemoryInfo").used)
@@ -55,28 +64,37 @@ class Device:
         return float(self._read("nvmlDeviceGetTotalEnergyConsumption")) * 1e-3
 
     def facts(self) -> dict[str, object]:
-        """Driver and clocks for an environment; what this driver does not tell is None."""
-        clock_mhz = {"sm": self.library.NVML_CLOCK_SM, "memory": self.library.NVML_CLOCK_MEM}
-        facts: dict[str, object] = {"driver": self._tell(self.library.nvmlSystemGetDriverVersion)}
-        for name, kind in clock_mhz.items():
-            facts[f"gpu_{name}_clock_mhz"] = self._tell(self.library.nvmlDeviceGetClockInfo, self.handle, kind)
-            facts[f"gpu_{name}_clock_max_mhz"] = self._tell(self.library.nvmlDeviceGetMaxClockInfo, self.handle, kind)
-        facts["gpu_power_limit_mw"] = self._tell(self.library.nvmlDeviceGetEnforcedPowerLimit, self.handle)
-        facts["gpu_temperature_c"] = self._tell(self.library.nvmlDeviceGetTemperature, self.handle, 0)
-        facts["gpu_throttle_reasons"] = self._tell(self.library.nvmlDeviceGetCurrentClocksThrottleReasons, self.handle)
+        """Driver and clocks for an environment, fit for JSON; what this driver does not tell is None."""
+        facts: dict[str, object] = {"driver": self._tell("nvmlSystemGetDriverVersion")}
+        for name, kind in {"sm": SM_CLOCK, "memory": MEMORY_CLOCK}.items():
+            facts[f"gpu_{name}_clock_mhz"] = self._tell("nvmlDeviceGetClockInfo", self.handle, kind)
+            facts[f"gpu_{name}_clock_max_mhz"] = self._tell("nvmlDeviceGetMaxClockInfo", self.handle, kind)
+        facts["gpu_power_limit_mw"] = self._tell("nvmlDeviceGetEnforcedPowerLimit", self.handle)
+        facts["gpu_temperature_c"] = self._tell("nvmlDeviceGetTemperature", self.handle, 0)
+        facts["gpu_throttle_reasons"] = self._tell("nvmlDeviceGetCurrentClocksThrottleReasons", self.handle)
         return facts
 
-    def _tell(self, question: Callable[..., Any], *arguments: Any) -> Any:
+    def _tell(self, name: str, *arguments: Any) -> object:
         try:
-            return question(*arguments)
-        except self.library.NVMLError:
+            found = ask(self.library, name, *arguments)
+        except Unsupported:
             return None
+        return found.decode(errors="replace") if isinstance(found, bytes) else found
 
     def _read(self, name: str) -> Any:
-        try:
-            return getattr(self.library, name)(self.handle)
-        except self.library.NVMLError as error:
-            raise Unsupported(f"NVML: {name}: {error}") from error
+        return ask(self.library, name, self.handle)
+
+
+SM_CLOCK, MEMORY_CLOCK = 1, 2
+"""nvmlClockType_t of nvml.h."""
+
+
+def ask(library: Any, name: str, *arguments: Any) -> Any:
+    """The binding's answer to one question; Unsupported with the question and what was raised instead of an answer."""
+    try:
+        return getattr(library, name)(*arguments)
+    except Exception as error:  # each age of the binding has its own: NVMLError, TypeError of bytes, AttributeError
+        raise Unsupported(f"NVML: {name}: {str(error) or type(error).__name__}") from error
 
 
 def load() -> Any:
@@ -86,9 +104,9 @@ def load() -> Any:
     except ImportError as error:
         raise Unsupported("no NVML: nvidia-ml-py is not installed (pip install 'spectralbench[gpu]')") from error
     try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        raise Unsupported(f"no NVML: {error}") from error
+        ask(pynvml, "nvmlInit")
+    except Unsupported as error:
+        raise Unsupported(f"no {error}") from error
     return pynvml
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import builtins
+import json
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -57,13 +59,57 @@ def test_nvml_is_matched_by_uuid(gpu: None, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "pynvml", library)
     assert nvml.Device.current().handle == "the handle"
     library.answers["nvmlDeviceGetHandleByUUID"] = lambda uuid: handle("another")
-    with pytest.raises(Unsupported, match=r"no NVML: it does not know torch's device GPU-11111111-2222 \(Not Found\)"):
+    why = "as GPU-11111111-2222 or MIG-11111111-2222 (NVML: nvmlDeviceGetHandleByUUID: Not Found)"
+    with pytest.raises(Unsupported, match=re.escape(f"no NVML: it does not know torch's device {why}")):
         nvml.Device.current()
+
+
+@pytest.mark.parametrize("prefix", ["GPU", "MIG"])
+@pytest.mark.parametrize("takes", [str, bytes])
+def test_a_device_is_found_whole_or_divided_by_bindings_of_any_age(
+    gpu: None, monkeypatch: pytest.MonkeyPatch, prefix: str, takes: type
+) -> None:
+    """Old bindings pass their argument on to C as it is, which refuses a str with a TypeError."""
+
+    def handle(uuid: str | bytes) -> str:
+        if not isinstance(uuid, takes):
+            raise TypeError("bytes or integer address expected instead of str instance")
+        if uuid not in (f"{prefix}-11111111-2222", f"{prefix}-11111111-2222".encode()):
+            raise FakeNvml.NVMLError("Not Found")
+        return "the handle"
+
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(nvmlInit=None, nvmlDeviceGetHandleByUUID=handle))
+    assert nvml.Device.current().handle == "the handle"
+
+
+def test_a_torch_that_tells_no_uuid_is_a_clean_reason(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(nvmlInit=None))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(name="a GPU"))
+    with pytest.raises(Unsupported, match=r"no NVML: torch .* does not tell the UUID"):
+        nvml.Device.current()
+
+
+@pytest.mark.parametrize("error", [TypeError("bytes expected"), AttributeError(), ValueError("a struct"), OSError(1)])
+def test_whatever_a_binding_raises_is_a_reason(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        NVMLError = FakeNvml.NVMLError
+
+        def __getattr__(self, name: str) -> Any:
+            raise error
+
+    device = nvml.Device(Broken(), "handle")
+    for read in (device.used_bytes, device.process_bytes, device.joules):
+        with pytest.raises(Unsupported, match=f"^NVML: nvmlDevice.*: {re.escape(str(error)) or 'AttributeError'}$"):
+            read()
+    assert set(device.facts().values()) == {None}
+    monkeypatch.setitem(sys.modules, "pynvml", Broken())
+    with pytest.raises(Unsupported, match=r"^no NVML: nvmlInit: "):
+        nvml.load()
 
 
 def test_missing_nvml_is_a_clean_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml())
-    with pytest.raises(Unsupported, match=r"^no NVML: Not Supported$"):
+    with pytest.raises(Unsupported, match=r"^no NVML: nvmlInit: Not Supported$"):
         nvml.load()
     real = builtins.__import__
 
@@ -96,9 +142,11 @@ def test_readings_of_nvml_are_bytes_and_joules_or_reasons() -> None:
         nvml.Device(FakeNvml(), "handle").used_bytes()
 
 
-def test_what_the_driver_does_not_tell_is_none() -> None:
-    facts = nvml.Device(FakeNvml(nvmlSystemGetDriverVersion="580.1", nvmlDeviceGetClockInfo=1980), "handle").facts()
+@pytest.mark.parametrize("version", ["580.1", b"580.1"], ids=["str", "bytes"])
+def test_what_the_driver_does_not_tell_is_none(version: str | bytes) -> None:
+    facts = nvml.Device(FakeNvml(nvmlSystemGetDriverVersion=version, nvmlDeviceGetClockInfo=1980), "handle").facts()
     assert facts["driver"] == "580.1"
+    assert json.loads(json.dumps(facts)) == facts
     assert facts["gpu_sm_clock_mhz"] == facts["gpu_memory_clock_mhz"] == 1980
     assert facts["gpu_power_limit_mw"] is None
 
