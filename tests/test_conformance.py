@@ -49,7 +49,7 @@ def test_implementation_agrees_with_the_reference(
     precise = torch.complex128 if want.is_complex() else torch.float64
     error = float((got.to(precise) - want).norm() / want.norm())
     tolerance = subject.tolerance or operation.tolerance
-    assert error <= tolerance.relative[case.dtype], tolerance.because
+    assert error <= tolerance.at(case), tolerance.because
 
 
 @pytest.mark.parametrize("operation", load_operations().values(), ids=lambda operation: operation.name)

@@ -40,7 +40,7 @@ class Question:
 
     def tolerance(self, implementation: Implementation) -> float:
         """The largest relative L2 rounding error that counts as right; an accuracy class may have its own."""
-        return (implementation.tolerance or self.operation.tolerance).relative[self.case.dtype]
+        return (implementation.tolerance or self.operation.tolerance).at(self.case)
 
     def names(self, implementation: Implementation) -> tuple[str, ...]:
         """The inputs that `implementation` differentiates here."""

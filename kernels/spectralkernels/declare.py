@@ -82,10 +82,19 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """Largest relative L2 rounding error that counts as correct, per dtype, and the reason for it."""
+    """Largest relative L2 rounding error that counts as correct, and the reason for it.
+
+    relative: per dtype; it says how accurate an implementation is, and so with which others it is compared.
+    needs: what a case needs where that is more, for sums whose error grows with their length.
+    """
 
     relative: Mapping[str, float]
     because: str
+    needs: Callable[[Case], float] = lambda case: 0.0
+
+    def at(self, case: Case) -> float:
+        """The largest error that counts as correct in a case. KeyError on a dtype that is not declared."""
+        return max(self.relative[case.dtype], self.needs(case))
 
 
 def anywhere(device: str) -> str | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from spectralkernels.autocast import cast
 from spectralkernels.checks import as_integer, check_dims, check_tensor
 from spectralkernels.convolution import baselines, dft_triton, direct, fused_depthwise, fused_series, implicit_gemm
+from spectralkernels.convolution.cases import sum_error
 from spectralkernels.convolution.cost import dft_gemm_flops, direct_flops
 from spectralkernels.convolution.dft_gemm import dft_gemm, prepare_frozen
 from spectralkernels.convolution.geometry import (
@@ -137,6 +138,18 @@ def _all_of(*conditions: Callable[..., str | None]) -> Callable[..., str | None]
     return lambda **inputs: next((reason for check in conditions if (reason := check(**inputs))), None)
 
 
+TOLERANCE = Tolerance(
+    {"float32": 3e-6, "float64": 1e-13, "float16": 1e-3, "bfloat16": 8e-3},
+    because="matrix products and FFTs sum thousands of terms in fp32, growing like the root of it times 2^-24: "
+    "3e-7 to 7e-7 seen, four times that allowed; half types are computed in fp32 and rounded once on the way out",
+)
+DIRECT = Tolerance(
+    TOLERANCE.relative,
+    because="a library may add the products of an output one after another, or take Winograd's way: up to "
+    "1.6 sqrt(terms) 2^-24 seen where both were emulated in float32, twice that allowed",
+    needs=sum_error,
+)
+
 # How a network may hold its maps and what cuDNN may round them to; `direct` itself rounds nothing.
 _TF32 = Tolerance(
     {"float32": 2e-3, "float16": 2e-3, "bfloat16": 1.6e-2},
@@ -194,7 +207,11 @@ def _direct_modes(name: str, role: Role, source: str, legal: Callable[..., str |
     """The library convolution in the layouts and roundings that a user can choose, as subjects of their own."""
     return tuple(
         Implementation(
-            f"{name}_{mode}", role, source=f"{source}, {how}", supports=_all_of(legal, *conditions), **fields
+            f"{name}_{mode}",
+            role,
+            source=f"{source}, {how}",
+            supports=_all_of(legal, *conditions),
+            **{"tolerance": DIRECT, **fields},
         )
         for mode, how, fields, conditions in _MODES
     )
@@ -226,7 +243,12 @@ IMPLEMENTATIONS = (
     *fused_depthwise.IMPLEMENTATIONS,
     *fused_series.IMPLEMENTATIONS,
     Implementation(
-        "direct", "baseline", direct.direct, "cuDNN / oneDNN", supports=_tensor_weight(direct.direct_supports)
+        "direct",
+        "baseline",
+        direct.direct,
+        "cuDNN / oneDNN",
+        supports=_tensor_weight(direct.direct_supports),
+        tolerance=DIRECT,
     ),
     *_direct_modes("direct", "baseline", "cuDNN / oneDNN", _tensor_weight(direct.direct_supports)),
     Implementation(
@@ -235,6 +257,7 @@ IMPLEMENTATIONS = (
         baselines.direct_lowpass,
         "circular cuDNN / oneDNN, then a low-pass",
         supports=_tensor_weight(),
+        tolerance=DIRECT,
     ),
     Implementation(
         "direct_lowpass_tf32",
@@ -287,6 +310,7 @@ RIVALS = (
         direct.direct,
         "cuDNN / oneDNN without a band limit: what the layer would replace",
         supports=_compressed_only,
+        tolerance=DIRECT,
     ),
     *_direct_modes("direct_uncompressed", "rival", "cuDNN / oneDNN without a band limit", _compressed_only),
     Implementation(
@@ -310,9 +334,3 @@ RIVALS = (
 
 # Compiling takes seconds a case, so that the smallest profile leaves it out.
 CHECKED = tuple(found.name for found in (*IMPLEMENTATIONS, *RIVALS) if found.name != "torch_fft_compile")
-
-TOLERANCE = Tolerance(
-    {"float32": 3e-6, "float64": 1e-13, "float16": 1e-3, "bfloat16": 8e-3},
-    because="matrix products and FFTs sum thousands of terms in fp32, growing like the root of it times 2^-24: "
-    "3e-7 to 7e-7 seen, four times that allowed; half types are computed in fp32 and rounded once on the way out",
-)

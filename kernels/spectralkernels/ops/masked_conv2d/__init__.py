@@ -30,6 +30,7 @@ from spectralkernels.convolution.geometry import (
     conv_band,
     needs_tensor,
 )
+from spectralkernels.convolution.implementations import DIRECT
 from spectralkernels.declare import Implementation, Operation, Tolerance
 from spectralkernels.dispatch import dispatch
 from spectralkernels.errors import DtypeError, ShapeError
@@ -202,7 +203,14 @@ OPERATION = Operation(
             "torch.fft, the product at the kept cells only",
             supports=needs_tensor,
         ),
-        Implementation("direct", "baseline", direct, "cuDNN / oneDNN, for a mask of ones", supports=_direct_supports),
+        Implementation(
+            "direct",
+            "baseline",
+            direct,
+            "cuDNN / oneDNN, for a mask of ones",
+            supports=_direct_supports,
+            tolerance=DIRECT,
+        ),
         *dft_triton.IMPLEMENTATIONS,
     ),
     rivals=(
@@ -211,6 +219,7 @@ OPERATION = Operation(
             "rival",
             direct,
             "cuDNN / oneDNN without a mask: what the layer would replace",
+            tolerance=DIRECT,
         ),
     ),
     auto=auto,
