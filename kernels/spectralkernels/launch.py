@@ -1,4 +1,4 @@
-"""Shared Triton plumbing: why a kernel cannot run here, names of dtypes, complex tensors as real pairs, a launch.
+"""Shared Triton plumbing: why a kernel cannot run here, names of dtypes, dense operands, the one way to launch.
 
 Imports triton only when asked for its name of a dtype.
 """
@@ -42,25 +42,61 @@ def triton_dtype(dtype: torch.dtype) -> Any:
     return getattr(tl, str(dtype).removeprefix("torch."))
 
 
+def dense(tensor: Tensor) -> Tensor:
+    """The tensor as a kernel that is told no strides reads it: contiguous, nothing left to conjugate or to negate.
+
+    Itself where it already is; else a copy. `operators.operator(..., dense=True)` does this for a whole operator.
+    """
+    return tensor.resolve_conj().resolve_neg().contiguous()
+
+
 def as_real_pairs(spectrum: Tensor) -> Tensor:
-    """Complex64 [...] -> Float32 [..., 2], contiguous, sharing memory where `spectrum` is contiguous.
+    """Complex64 [...] -> Float32 [..., 2], dense, sharing memory where `spectrum` is dense.
 
     Triton has no complex type, so kernels address real and imaginary parts as neighbouring floats.
     """
     if spectrum.dtype != torch.complex64:
         raise Unsupported(f"Triton kernels take complex64 spectra, got {spectrum.dtype}")
-    return torch.view_as_real(spectrum.resolve_conj().contiguous())
+    return torch.view_as_real(dense(spectrum))
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One launch, not yet made: compile it ahead of time from `kernel`, `arguments` and `options`, or `run` it."""
+    """One launch, not yet made: compile it ahead of time from `kernel`, `arguments` and `options`, or `run` it.
+
+    grid: programs, on the first axis alone, which holds 2^31 - 1 of them (the others hold 65535).
+    strided: the arguments whose strides the kernel is told; every other tensor must be dense.
+    """
 
     kernel: Any
     grid: tuple[int]
     arguments: dict[str, Any]
     options: dict[str, Any]
+    strided: tuple[str, ...] = ()
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: value for name, value in self.arguments.items() if isinstance(value, Tensor)}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return next(iter(self.tensors.values())).device
 
     def run(self) -> None:
-        if self.grid[0] > 0:
-            self.kernel[self.grid](**self.arguments, **self.options)
+        """Launch on the device of the tensors, whichever device is current; a grid without programs does nothing."""
+        if self.grid[0] == 0:
+            return
+        for name, tensor in self.tensors.items():
+            assert name in self.strided or tensor.is_contiguous(), f"{name} is not contiguous; pass launch.dense of it"
+            assert not tensor.is_neg(), f"{name} is yet to be negated; pass launch.dense of it"
+        device = self.device
+        # Triton launches on the current device.
+        if device.type == "cuda" and device.index != torch.cuda.current_device():
+            with torch.cuda.device(device):
+                self._launch()
+        else:
+            self._launch()
+
+    def _launch(self) -> None:
+        self.kernel[self.grid](**self.arguments, **self.options)

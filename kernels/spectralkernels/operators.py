@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
 from spectralkernels.autocast import DEVICES, as_written
+from spectralkernels.launch import dense as made_dense
 
 NAMESPACE = "spectralkernels"
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -26,11 +27,10 @@ _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 class Operator:
     """torch.ops.spectralkernels.<name>, and <name>_plain without a derivative; a call takes the right one.
 
-    compute: mutates no input, and returns no view of one. schema: default is what the annotations of `compute` say.
+    compute: mutates no input, and returns no view of one. schema: types of arguments and results.
     """
 
-    def __init__(self, name: str, compute: Callable[..., Any], schema: str | None = None) -> None:
-        schema = schema or torch.library.infer_schema(compute, mutates_args=())
+    def __init__(self, name: str, compute: Callable[..., Any], schema: str) -> None:
         self._names = (name, f"{name}_plain")
         for each in self._names:
             _LIBRARY.define(each + schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -93,6 +93,21 @@ def _as_written(form: Callable[..., Any], device: str) -> Callable[..., Any]:
     return run
 
 
-def operator(name: str) -> Callable[[Callable[..., Any]], Operator]:
-    """Decorator: the function as an `Operator`."""
-    return lambda compute: Operator(name, compute)
+def operator(name: str, *, dense: bool = False) -> Callable[[Callable[..., Any]], Operator]:
+    """Decorator: the function as an `Operator`.
+
+    dense: its tensors reach kernels that are told no strides, so `compute` gets each one as `launch.dense` makes it.
+    """
+
+    def register(compute: Callable[..., Any]) -> Operator:
+        schema = torch.library.infer_schema(compute, mutates_args=())
+        return Operator(name, _given_dense(compute) if dense else compute, schema)
+
+    return register
+
+
+def _given_dense(compute: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*arguments: Any) -> Any:
+        return compute(*(made_dense(each) if isinstance(each, Tensor) else each for each in arguments))
+
+    return run

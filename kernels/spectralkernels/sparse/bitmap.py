@@ -52,7 +52,7 @@ def _(flat: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
     return flat.new_empty(blocks * BLOCK), kept.new_empty(blocks * (BLOCK // WORD), dtype=torch.int32)
 
 
-@operator("bitmap_expand")
+@operator("bitmap_expand", dense=True)
 def expand(values: Tensor, words: Tensor, offsets: Tensor | None, numel: int) -> Tensor:
     """Unpack to the flat spectrum, zero where dropped.
 
@@ -75,7 +75,7 @@ def _(values: Tensor, words: Tensor, offsets: Tensor | None, numel: int) -> Tens
     return values.new_empty(numel)
 
 
-@operator("bitmap_collect")
+@operator("bitmap_collect", dense=True)
 def collect(flat: Tensor, words: Tensor, offsets: Tensor | None, capacity: int) -> Tensor:
     """Gather the coefficients that the words mark, in the order and place of `expand`'s values.
 

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from spectralkernels.aot import NamedLaunch
-from spectralkernels.launch import as_real_pairs
+from spectralkernels.launch import Launch, as_real_pairs
 from spectralkernels.sparse.bitmap import BLOCK, WORD, blocks_of
 
 NUM_WARPS = 4
@@ -119,11 +119,6 @@ def word_slots_kernel(words_ptr, offsets_ptr, slots_ptr, COMPACT: tl.constexpr, 
     tl.store(slots_ptr + block * (BLOCK // 32) + offs, base + tl.cumsum(counts, 0) - counts)
 
 
-def on_device_of(tensor: Tensor) -> torch.cuda.device:
-    """Triton launches on the current device; make it the tensor's (a CPU tensor changes nothing)."""
-    return torch.cuda.device(tensor.device if tensor.is_cuda else -1)
-
-
 def as_int64(spectrum: Tensor) -> Tensor:
     """Complex64 [...] as Int64, one per coefficient; shares memory where `spectrum` is contiguous."""
     return as_real_pairs(spectrum).view(torch.int64)
@@ -134,54 +129,60 @@ def expand(
 ) -> Tensor:
     """See `bitmap.expand`; Complex64 only. With packed `outputs` of tanh, `values` are gradients that pass through."""
     flat = torch.empty(numel, dtype=torch.complex64, device=values.device)
-    if numel:
-        with on_device_of(values):
-            expand_kernel[(blocks_of(numel),)](
-                as_int64(values),
-                as_int64(values if outputs is None else outputs),
-                words,
-                words if offsets is None else offsets,
-                as_int64(flat),
-                numel,
-                COMPACT=offsets is not None,
-                TANH=outputs is not None,
-                BLOCK=BLOCK,
-                num_warps=NUM_WARPS,
-            )
+    Launch(
+        kernel=expand_kernel,
+        grid=(blocks_of(numel),),
+        arguments={
+            "values_ptr": as_int64(values),
+            "outputs_ptr": as_int64(values if outputs is None else outputs),
+            "words_ptr": words,
+            "offsets_ptr": words if offsets is None else offsets,
+            "flat_ptr": as_int64(flat),
+            "n_coefficients": numel,
+            "COMPACT": offsets is not None,
+            "TANH": outputs is not None,
+            "BLOCK": BLOCK,
+        },
+        options={"num_warps": NUM_WARPS},
+    ).run()
     return flat
 
 
 def collect(flat: Tensor, words: Tensor, offsets: Tensor | None, capacity: int) -> Tensor:
     """See `bitmap.collect`; Complex64 only."""
     values = torch.zeros(capacity, dtype=torch.complex64, device=flat.device)
-    if flat.numel():
-        with on_device_of(flat):
-            collect_kernel[(blocks_of(flat.numel()),)](
-                as_int64(flat),
-                words,
-                words if offsets is None else offsets,
-                as_int64(values),
-                flat.numel(),
-                COMPACT=offsets is not None,
-                BLOCK=BLOCK,
-                num_warps=NUM_WARPS,
-            )
+    Launch(
+        kernel=collect_kernel,
+        grid=(blocks_of(flat.numel()),),
+        arguments={
+            "flat_ptr": as_int64(flat),
+            "words_ptr": words,
+            "offsets_ptr": words if offsets is None else offsets,
+            "values_ptr": as_int64(values),
+            "n_coefficients": flat.numel(),
+            "COMPACT": offsets is not None,
+            "BLOCK": BLOCK,
+        },
+        options={"num_warps": NUM_WARPS},
+    ).run()
     return values
 
 
 def word_slots(words: Tensor, offsets: Tensor | None) -> Tensor:
     """Slot of the first kept coefficient of each word. Returns: Int32, as long as `words`."""
     slots = torch.empty_like(words)
-    if words.numel():
-        with on_device_of(words):
-            word_slots_kernel[(words.numel() * WORD // BLOCK,)](
-                words,
-                words if offsets is None else offsets,
-                slots,
-                COMPACT=offsets is not None,
-                BLOCK=BLOCK,
-                num_warps=1,
-            )
+    Launch(
+        kernel=word_slots_kernel,
+        grid=(words.numel() * WORD // BLOCK,),
+        arguments={
+            "words_ptr": words,
+            "offsets_ptr": words if offsets is None else offsets,
+            "slots_ptr": slots,
+            "COMPACT": offsets is not None,
+            "BLOCK": BLOCK,
+        },
+        options={"num_warps": 1},
+    ).run()
     return slots
 
 

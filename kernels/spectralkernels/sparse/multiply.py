@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from spectralkernels.aot import NamedLaunch
+from spectralkernels.launch import Launch
 from spectralkernels.operators import operator
 from spectralkernels.sparse import SparseSpectrum
 from spectralkernels.sparse.bitmap import BLOCK, WORD, blocks_of, collect
@@ -27,7 +28,6 @@ from spectralkernels.sparse.kernels import (
     as_coefficient,
     as_int64,
     imaginary,
-    on_device_of,
     popcount,
     real,
     word_slots,
@@ -94,12 +94,18 @@ def sparse_multiply_kernel(
     visits, in ascending order, only terms that keep anything there. Per visit it reads bits and slots again, the kept
     values (8 bytes each) and the weights (8 bytes each), and multiplies (8 flops per output).
     """
+    n_f, n_o, n_r = tl.cdiv(frequencies, TILE_FREQUENCY), tl.cdiv(outputs, TILE_OUT), tl.cdiv(rows, TILE_ROW)
+    pid = tl.program_id(0)
     # Transposed, W is as large as a batch of maps: programs that read the same part of it run side by side.
-    first_f = tl.program_id(2 if TRANSPOSED else 0) * TILE_FREQUENCY
+    if TRANSPOSED:
+        block_r, block_o, block_f = pid % n_r, pid // n_r % n_o, pid // n_r // n_o
+    else:
+        block_f, block_o, block_r = pid % n_f, pid // n_f % n_o, pid // n_f // n_o
+    first_f = block_f * TILE_FREQUENCY
     # beginning anywhere keeps a lane at one frequency; else the compiler gives it two and moves them by shared memory
     offs_f = tl.multiple_of(first_f + tl.arange(0, TILE_FREQUENCY), 1)
-    offs_o = tl.program_id(1) * TILE_OUT + tl.arange(0, TILE_OUT)
-    offs_r = tl.program_id(0 if TRANSPOSED else 2) * TILE_ROW + tl.arange(0, TILE_ROW)
+    offs_o = block_o * TILE_OUT + tl.arange(0, TILE_OUT)
+    offs_r = block_r * TILE_ROW + tl.arange(0, TILE_ROW)
     inside_y = (offs_r < rows)[:, None] & (offs_f < frequencies)[None, :]
     inside_w = (offs_o < outputs)[:, None] & (offs_f < frequencies)[None, :]
     w_output = (1 if TRANSPOSED else terms) * frequencies
@@ -152,7 +158,7 @@ def multiply(sparse: SparseSpectrum, dense: Tensor, *, over_batch: bool = False)
     return output
 
 
-@operator("sparse_multiply_bitmap")
+@operator("sparse_multiply_bitmap", dense=True)
 def sparse_multiply_bitmap(
     values: Tensor, words: Tensor, offsets: Tensor | None, w_hat: Tensor, shape: Sequence[int], over_batch: bool
 ) -> Tensor:
@@ -166,26 +172,27 @@ def _launch(
     batch, channels, height, columns = shape
     out = torch.empty(_output_shape(w_hat, shape, over_batch), dtype=torch.complex64, device=w_hat.device)
     rows, terms, outputs = (channels, batch, out.shape[0]) if over_batch else (batch, channels, out.shape[1])
-    if out.numel():
-        width = tile_out(outputs)
-        grid = (triton.cdiv(height * columns, TILE_FREQUENCY), triton.cdiv(outputs, width), triton.cdiv(rows, TILE_ROW))
-        with on_device_of(w_hat):
-            sparse_multiply_kernel[grid[::-1] if over_batch else grid](
-                as_int64(values),
-                words,
-                word_slots(words, offsets),
-                as_int64(w_hat),
-                as_int64(out),
-                rows,
-                terms,
-                outputs,
-                height * columns,
-                TILE_ROW=TILE_ROW,
-                TILE_OUT=width,
-                TILE_FREQUENCY=TILE_FREQUENCY,
-                TRANSPOSED=over_batch,
-                num_warps=width // OUTPUTS_PER_WARP,
-            )
+    width, plane = tile_out(outputs), height * columns
+    Launch(
+        kernel=sparse_multiply_kernel,
+        grid=(triton.cdiv(plane, TILE_FREQUENCY) * triton.cdiv(outputs, width) * triton.cdiv(rows, TILE_ROW),),
+        arguments={
+            "values_ptr": as_int64(values),
+            "words_ptr": words,
+            "slots_ptr": word_slots(words, offsets),
+            "w_ptr": as_int64(w_hat),
+            "out_ptr": as_int64(out),
+            "rows": rows,
+            "terms": terms,
+            "outputs": outputs,
+            "frequencies": plane,
+            "TILE_ROW": TILE_ROW,
+            "TILE_OUT": width,
+            "TILE_FREQUENCY": TILE_FREQUENCY,
+            "TRANSPOSED": over_batch,
+        },
+        options={"num_warps": width // OUTPUTS_PER_WARP},
+    ).run()
     return out
 
 

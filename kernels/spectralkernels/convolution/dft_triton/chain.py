@@ -44,7 +44,7 @@ class Geometry:
         """A mask with the places of the modes in it."""
         if values is None:
             return None
-        return products.Mask(values.contiguous(), cells_of(self.layout, values.device))
+        return products.Mask(values, cells_of(self.layout, values.device))
 
 
 class Needs(NamedTuple):
@@ -71,7 +71,7 @@ def forward(
     w: Tensor | None = None,
     frozen: bool = False,
 ) -> Tensor:
-    """y [B, O, *out] from a contiguous x and a contiguous weight, or (weight None) from the spectrum w of one.
+    """y [B, O, *out] from x and a weight, or (weight None) from the spectrum w of one.
 
     z, w: spectra [V, U, 2, planes] of x and of the weight that are to be filled; None leaves them in the workspace.
     kept: a spectrum like z in another dtype, which is filled, too. frozen: see `products.Sizes`.

@@ -30,7 +30,7 @@ def saved_dtype(precision: str, saved_map: str) -> torch.dtype:
     return torch.bfloat16 if saved_map == "bf16" and storage == torch.float32 else storage
 
 
-@operator("dft_triton_conv")
+@operator("dft_triton_conv", dense=True)
 def convolve(
     x: Tensor,
     weight: Tensor,
@@ -58,7 +58,7 @@ def convolve(
     z, kept = (saved, None) if dtype == geometry.numbers.storage else (None, saved)
     w = chain.spectrum(weight.shape[0] * weight.shape[1], geometry, x.device) if saved_weight == "spectrum" else None
     where = (mask, weight.shape[0], geometry, tuple(out), relu)
-    y = chain.forward(x.contiguous(), weight.contiguous(), bias, *where, z=z, kept=kept, w=w)
+    y = chain.forward(x, weight, bias, *where, z=z, kept=kept, w=w)
     return y, saved, saved.new_empty(0, dtype=geometry.numbers.storage) if w is None else w
 
 
@@ -85,7 +85,7 @@ def _(
     return y, z, x.new_empty(w, dtype=PRECISIONS[precision].storage)
 
 
-@operator("dft_triton_conv_backward")
+@operator("dft_triton_conv_backward", dense=True)
 def convolve_backward(
     dy: Tensor,
     gate: Tensor | None,
@@ -109,7 +109,7 @@ def convolve_backward(
     geometry = chain.Geometry(layout_of(layout), tuple(starts), groups, precision)
     needs = chain.Needs(*map(bool, need))
     kept = w if w.numel() else None
-    found = chain.backward(dy.contiguous(), gate, z, weight.contiguous(), kept, mask, geometry, tuple(size), needs)
+    found = chain.backward(dy, gate, z, weight, kept, mask, geometry, tuple(size), needs)
     return *found[:3], found[3] if mask is None else found[3].to(mask.dtype)
 
 
@@ -156,7 +156,7 @@ convolve.register_autograd(_differentiate, setup_context=_remember)
 # --- frozen weights -------------------------------------------------------------------------------------------------
 
 
-@operator("dft_triton_apply")
+@operator("dft_triton_apply", dense=True)
 def apply(
     x: Tensor,
     w: Tensor,
@@ -173,7 +173,7 @@ def apply(
 
     geometry = chain.Geometry(layout_of(layout), (), groups, precision)
     where = (None, out_channels, geometry, tuple(out), relu)
-    return chain.forward(x.contiguous(), None, bias, *where, w=w.contiguous(), frozen=True)
+    return chain.forward(x, None, bias, *where, w=w, frozen=True)
 
 
 @apply.register_fake
@@ -191,7 +191,7 @@ def _(
     return x.new_empty((x.shape[0], out_channels, *out))
 
 
-@operator("dft_triton_apply_backward")
+@operator("dft_triton_apply_backward", dense=True)
 def apply_backward(
     dy: Tensor,
     gate: Tensor | None,
@@ -209,7 +209,7 @@ def apply_backward(
 
     geometry = chain.Geometry(layout_of(layout), (), groups, precision)
     needs = (need_x, need_bias)
-    return chain.frozen_backward(dy.contiguous(), gate, w.contiguous(), channels, geometry, tuple(size), needs)
+    return chain.frozen_backward(dy, gate, w, channels, geometry, tuple(size), needs)
 
 
 @apply_backward.register_fake

@@ -145,7 +145,7 @@ def _geometry(size: Ints, out: Ints, taps: Ints, starts: Ints, n: Ints, kept: In
 Ints = Sequence[int]
 
 
-@operator("fused_depthwise")
+@operator("fused_depthwise", dense=True)
 def _conv(
     x: Tensor,
     weight: Tensor,
@@ -161,10 +161,9 @@ def _conv(
     from spectralkernels.convolution.fused_depthwise.launches import convolve_launch
 
     geometry, chosen = _geometry(x.shape[2:], out, weight.shape[2:], starts, n, kept), precision(accuracy)
-    x = x.contiguous()
     y = x.new_empty(*x.shape[:2], *out)
     modes = x.new_empty(*x.shape[:2], geometry.kept_reals, dtype=chosen.kept(x.dtype)) if keep else None
-    convolve_launch(x, weight.contiguous(), bias, y, modes, geometry, chosen).run()
+    convolve_launch(x, weight, bias, y, modes, geometry, chosen).run()
     return y, x.new_empty(0) if modes is None else modes
 
 
@@ -187,7 +186,7 @@ def _(
     return y, x.new_empty(*x.shape[:2], reals, dtype=precision(accuracy).kept(x.dtype))
 
 
-@operator("fused_depthwise_backward")
+@operator("fused_depthwise_backward", dense=True)
 def _conv_backward(
     dy: Tensor,
     saved: Tensor,
@@ -209,16 +208,15 @@ def _conv_backward(
     )
 
     geometry, chosen = _geometry(size, dy.shape[2:], weight.shape[2:], starts, n, kept), precision(accuracy)
-    dy = dy.contiguous()
     batch, channels = dy.shape[:2]
     dx, dw = dy.new_empty(0), weight.new_empty(0)
     if need_x:
         dx = dy.new_empty(batch, channels, *size)
-        map_gradient_launch(dy, weight.contiguous(), dx, geometry, chosen).run()
+        map_gradient_launch(dy, weight, dx, geometry, chosen).run()
     if need_weight:
         count = partial_sums(batch, channels, geometry, chosen)
         sums = dy.new_empty(count, channels, *geometry.taps, dtype=torch.float32)
-        x, modes = (None, saved) if kept_modes else (saved.contiguous(), None)
+        x, modes = (None, saved) if kept_modes else (saved, None)
         weight_gradient_launch(dy, x, modes, sums, geometry, chosen).run()
         dw = sums.sum(0).unsqueeze(1).to(weight.dtype)
     return dx, dw

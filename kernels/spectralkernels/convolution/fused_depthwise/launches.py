@@ -243,7 +243,9 @@ def _watched(kind: str, shape: tuple[int, int], geometry: Geometry, name: str, m
         y = torch.empty(*shape, *geometry.out, dtype=maps, device="meta")
         weight = torch.empty(shape[1], 1, *geometry.taps, dtype=maps, device="meta")
         if kind == "forward":
-            convolve_launch(x, weight, weight[:, 0, 0, 0], y, None, geometry, planned).run()
+            convolve_launch(
+                x, weight, torch.empty(shape[1], dtype=maps, device="meta"), y, None, geometry, planned
+            ).run()
         elif kind == "dx":
             map_gradient_launch(y, weight, x, geometry, planned).run()
         else:

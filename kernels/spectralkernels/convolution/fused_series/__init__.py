@@ -127,7 +127,7 @@ def geometry_of(band: Band) -> Geometry:
 # --- the operators --------------------------------------------------------------------------------------------------
 
 
-@operator("fused_series")
+@operator("fused_series", dense=True)
 def _conv(
     x: Tensor,
     weight: Tensor,
@@ -144,11 +144,10 @@ def _conv(
 
     geometry, chosen = Geometry(x.shape[2], out, weight.shape[2], start, n, kept), precision(accuracy)
     found = chosen_form(geometry, chosen)
-    x = x.contiguous()
     y = torch.empty((*x.shape[:2], out), dtype=x.dtype, device=x.device)
     reals = found.kept_reals if keep else 0
     modes = torch.empty((*x.shape[:2], reals), dtype=chosen.kept(x.dtype), device=x.device)
-    convolve_launch(x, weight.contiguous(), bias, y, modes if keep else None, geometry, found, chosen).run()
+    convolve_launch(x, weight, bias, y, modes if keep else None, geometry, found, chosen).run()
     return y, modes
 
 
@@ -173,7 +172,7 @@ def _(
     return x.new_empty(*x.shape[:2], out), modes
 
 
-@operator("fused_series_backward")
+@operator("fused_series_backward", dense=True)
 def _conv_backward(
     dy: Tensor,
     saved: Tensor,
@@ -196,16 +195,15 @@ def _conv_backward(
 
     geometry, chosen = Geometry(size, dy.shape[2], weight.shape[2], start, n, kept), precision(accuracy)
     found = chosen_form(geometry, chosen)
-    dy = dy.contiguous()
     batch, channels = dy.shape[:2]
     dx, dw = dy.new_empty(0), weight.new_empty(0)
     if need_x:
         dx = torch.empty((batch, channels, size), dtype=dy.dtype, device=dy.device)
-        convolve_launch(dy, weight.contiguous(), None, dx, None, geometry, found, chosen, reflected=True).run()
+        convolve_launch(dy, weight, None, dx, None, geometry, found, chosen, reflected=True).run()
     if need_weight:
         shape = (partial_sums(batch, channels, found), channels, geometry.taps)
         sums = torch.empty(shape, dtype=torch.float32, device=dy.device)
-        x, modes = (None, saved) if kept_modes else (saved.contiguous(), None)
+        x, modes = (None, saved) if kept_modes else (saved, None)
         weight_gradient_launch(dy, x, modes, sums, geometry, found, chosen).run()
         dw = sums.sum(0).unsqueeze(1).to(weight.dtype)
     return dx, dw

@@ -70,7 +70,9 @@ def _watched(kind: str, geometry: Geometry, name: str, maps: torch.dtype) -> Nam
         y = torch.empty(8, 768, geometry.out, dtype=maps, device="meta")
         weight = torch.empty(768, 1, geometry.taps, dtype=maps, device="meta")
         if kind == "forward":
-            convolve_launch(x, weight, weight[:, 0, 0], y, None, geometry, form, planned).run()
+            convolve_launch(
+                x, weight, torch.empty(768, dtype=maps, device="meta"), y, None, geometry, form, planned
+            ).run()
         elif kind == "dx":
             convolve_launch(y, weight, None, x, None, geometry, form, planned, reflected=True).run()
         else:

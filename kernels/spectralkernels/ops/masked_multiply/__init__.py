@@ -125,8 +125,7 @@ def _triton_compute(launch_name: str) -> Compute:
         from spectralkernels.ops.masked_multiply import kernels
 
         y = torch.empty(x_hat.shape[0], w_hat.shape[0], *x_hat.shape[2:], dtype=torch.complex64, device=x_hat.device)
-        with torch.cuda.device_of(y):
-            getattr(kernels, launch_name)(x_hat, w_hat, mask, y, groups, conjugate).run()
+        getattr(kernels, launch_name)(x_hat, w_hat, mask, y, groups, conjugate).run()
         return y
 
     return compute

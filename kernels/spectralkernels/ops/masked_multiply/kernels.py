@@ -18,7 +18,7 @@ from torch import Tensor
 
 from spectralkernels.aot import NamedLaunch, target_capability
 from spectralkernels.errors import RangeError
-from spectralkernels.launch import Launch
+from spectralkernels.launch import Launch, dense
 from spectralkernels.tuning import Site, rounded
 
 
@@ -236,7 +236,7 @@ def tiled_launch(x_hat: Tensor, w_hat: Tensor, mask: Tensor | None, y: Tensor, g
     """The launch of the tiled kernel that fills `y`.
 
     x_hat: Complex64 [batch, channel, U, V] and w_hat: Complex64 [output, channel / groups, U, V], any strides.
-    mask: Bool or Float32 [U, V], contiguous, or None. y: Complex64 [batch, output, U, V], contiguous.
+    mask: Bool or Float32 [U, V], any strides, or None. y: Complex64 [batch, output, U, V], contiguous.
     """
     x, w = _planes(x_hat), _planes(w_hat)
     batch, group_outputs = x.shape[0], w.shape[0] // groups
@@ -256,7 +256,7 @@ def tiled_launch(x_hat: Tensor, w_hat: Tensor, mask: Tensor | None, y: Tensor, g
         arguments={
             "x_ptr": x,
             "w_ptr": w,
-            "mask_ptr": mask,
+            "mask_ptr": None if mask is None else dense(mask),
             "y_ptr": torch.view_as_real(y),
             "batch": batch,
             "group_channels": w.shape[1],
@@ -278,6 +278,7 @@ def tiled_launch(x_hat: Tensor, w_hat: Tensor, mask: Tensor | None, y: Tensor, g
             "BLOCK_F": chosen.f,
         },
         options={"num_warps": chosen.warps, "enable_fp_fusion": True},
+        strided=("x_ptr", "w_ptr"),
     )
 
 
@@ -294,7 +295,7 @@ def planewise_launch(
         arguments={
             "x_ptr": x,
             "w_ptr": w,
-            "mask_ptr": mask,
+            "mask_ptr": None if mask is None else dense(mask),
             "y_ptr": torch.view_as_real(y),
             "group_channels": w.shape[1],
             "group_outputs": w.shape[0] // groups,
@@ -308,12 +309,13 @@ def planewise_launch(
             "BLOCK_F": block_f,
         },
         options={"num_warps": block_f // 32, "enable_fp_fusion": True},
+        strided=("x_ptr", "w_ptr"),
     )
 
 
 def _planes(spectrum: Tensor) -> Tensor:
     """Complex64 [A, C, U, V] as Float32 [A, C, U V, 2] with contiguous planes: a view wherever the planes are."""
-    flat = spectrum.resolve_conj().flatten(2)
+    flat = spectrum.resolve_conj().resolve_neg().flatten(2)
     return torch.view_as_real(flat if flat.stride(-1) == 1 else flat.contiguous())
 
 

@@ -8,8 +8,9 @@ import triton.language as tl
 from torch import Tensor
 
 from spectralkernels.aot import NamedLaunch
+from spectralkernels.launch import Launch, as_real_pairs, dense
 from spectralkernels.sparse.bitmap import BLOCK, WORD, blocks_of
-from spectralkernels.sparse.kernels import on_device_of, popcount
+from spectralkernels.sparse.kernels import popcount
 
 NUM_WARPS = 4
 
@@ -54,26 +55,38 @@ def trimmed(values: Tensor, words: Tensor, slots: int | None) -> tuple[Tensor, T
     """See `packing.trimmed`; Complex64 only, at least one block."""
     blocks = words.numel() * WORD // BLOCK
     counts = torch.empty(blocks, dtype=torch.int32, device=words.device)
-    with on_device_of(words):
-        block_counts_kernel[(triton.cdiv(blocks, 32),)](
-            words, counts, blocks, TILE=32, WORDS=BLOCK // WORD, num_warps=NUM_WARPS
-        )
-        ends = counts.cumsum(0, dtype=torch.int32)
-        # the one wait of the block, where the caller wants no slot too many
-        room = int(ends[-1]) if slots is None else slots
-        packed = torch.empty(room + (0 if slots is None else BLOCK), dtype=torch.complex64, device=values.device)
-        starts = torch.empty_like(counts)
-        move_kernel[(blocks,)](
-            torch.view_as_real(values),
-            counts,
-            ends,
-            torch.view_as_real(packed),
-            starts,
-            blocks,
-            room,
-            BLOCK=BLOCK,
-            num_warps=NUM_WARPS,
-        )
+    Launch(
+        kernel=block_counts_kernel,
+        grid=(triton.cdiv(blocks, 32),),
+        arguments={
+            "words_ptr": dense(words),
+            "counts_ptr": counts,
+            "n_blocks": blocks,
+            "TILE": 32,
+            "WORDS": BLOCK // WORD,
+        },
+        options={"num_warps": NUM_WARPS},
+    ).run()
+    ends = counts.cumsum(0, dtype=torch.int32)
+    # the one wait of the block, where the caller wants no slot too many
+    room = int(ends[-1]) if slots is None else slots
+    packed = torch.empty(room + (0 if slots is None else BLOCK), dtype=torch.complex64, device=values.device)
+    starts = torch.empty_like(counts)
+    Launch(
+        kernel=move_kernel,
+        grid=(blocks,),
+        arguments={
+            "values_ptr": as_real_pairs(values),
+            "counts_ptr": counts,
+            "ends_ptr": ends,
+            "packed_ptr": torch.view_as_real(packed),
+            "starts_ptr": starts,
+            "n_blocks": blocks,
+            "room": room,
+            "BLOCK": BLOCK,
+        },
+        options={"num_warps": NUM_WARPS},
+    ).run()
     return packed, starts
 
 

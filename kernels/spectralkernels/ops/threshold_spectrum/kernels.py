@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from spectralkernels.aot import NamedLaunch
-from spectralkernels.launch import interpreted
+from spectralkernels.launch import Launch, interpreted
 from spectralkernels.operators import operator
 from spectralkernels.ops.threshold_spectrum.activation import divided, spectral_tanh
 from spectralkernels.sparse.bitmap import BLOCK, WORD, blocks_of, collect
@@ -26,7 +26,6 @@ from spectralkernels.sparse.kernels import (
     as_int64,
     expand,
     imaginary,
-    on_device_of,
     popcount,
     real,
 )
@@ -123,7 +122,7 @@ def threshold_kernel(
     tl.store(tl.max_contiguous(values_ptr + start + slots, (1, 2)), y, mask=kept)
 
 
-@operator("threshold_bitmap")
+@operator("threshold_bitmap", dense=True)
 def threshold_bitmap(y_hat: Tensor, beta: float, rms: Tensor | None, tanh: bool, n: int) -> tuple[Tensor, Tensor]:
     """Threshold, activate and pack in one launch, without waiting for the device.
 
@@ -137,27 +136,29 @@ def _launch(y_hat: Tensor, beta: float, rms: Tensor | None, tanh: bool, n: int) 
     numel, blocks = y_hat.numel(), blocks_of(y_hat.numel())
     values = torch.empty(blocks * BLOCK, dtype=torch.complex64, device=y_hat.device)
     words = torch.empty(blocks * (BLOCK // WORD), dtype=torch.int32, device=y_hat.device)
-    if numel:
-        low, high = UNSCALED
-        with on_device_of(y_hat):
-            threshold_kernel[(blocks,)](
-                as_int64(y_hat),
-                words if rms is None else rms,
-                as_int64(values),
-                words,
-                numel,
-                beta,
-                ROWS=y_hat.shape[-2],
-                COLUMNS=y_hat.shape[-1],
-                EVEN=n % 2 == 0,
-                RELATIVE=rms is not None,
-                SCALED=rms is not None or not low <= beta <= high,
-                FULL=numel % BLOCK == 0,
-                TANH=tanh,
-                APPROXIMATE=not interpreted(),
-                BLOCK=BLOCK,
-                num_warps=NUM_WARPS,
-            )
+    low, high = UNSCALED
+    Launch(
+        kernel=threshold_kernel,
+        grid=(blocks,),
+        arguments={
+            "y_ptr": as_int64(y_hat),
+            "rms_ptr": words if rms is None else rms,
+            "values_ptr": as_int64(values),
+            "words_ptr": words,
+            "n_coefficients": numel,
+            "beta": beta,
+            "ROWS": y_hat.shape[-2],
+            "COLUMNS": y_hat.shape[-1],
+            "EVEN": n % 2 == 0,
+            "RELATIVE": rms is not None,
+            "SCALED": rms is not None or not low <= beta <= high,
+            "FULL": numel % BLOCK == 0,
+            "TANH": tanh,
+            "APPROXIMATE": not interpreted(),
+            "BLOCK": BLOCK,
+        },
+        options={"num_warps": NUM_WARPS},
+    ).run()
     return values, words
 
 
@@ -179,7 +180,7 @@ def _backward(ctx: Any, grad: Tensor, grad_words: Tensor | None) -> tuple[Tensor
     return flat.reshape(ctx.shape), None, None, None, None
 
 
-@operator("threshold_backward")
+@operator("threshold_backward", dense=True)
 def threshold_backward(grad: Tensor, values: Tensor | None, words: Tensor, numel: int) -> Tensor:
     """Unpack the gradient of packed values in one launch, times the derivative of tanh at its outputs `values`.
 

@@ -8,9 +8,10 @@ import triton.language as tl
 from torch import Tensor
 
 from spectralkernels.aot import NamedLaunch
+from spectralkernels.launch import Launch
 from spectralkernels.operators import operator
 from spectralkernels.sparse.bitmap import BLOCK
-from spectralkernels.sparse.kernels import as_int64, imaginary, on_device_of, real
+from spectralkernels.sparse.kernels import as_int64, imaginary, real
 
 NUM_WARPS = 4
 
@@ -43,7 +44,7 @@ def rms_kernel(
     tl.store(rms_ptr + plane, tl.sqrt_rn(tl.sum(power, axis=0) * (1.0 / CELLS)))
 
 
-@operator("map_rms")
+@operator("map_rms", dense=True)
 def map_rms(y_hat: Tensor, n: int) -> Tensor:
     """Root mean square of each map in one launch, from its ortho-normalised half spectrum.
 
@@ -55,18 +56,20 @@ def map_rms(y_hat: Tensor, n: int) -> Tensor:
 def _launch(y_hat: Tensor, n: int) -> Tensor:
     rows, columns = y_hat.shape[-2:]
     rms = torch.empty(y_hat.numel() // (rows * columns), dtype=torch.float32, device=y_hat.device)
-    if rms.numel():
-        with on_device_of(y_hat):
-            rms_kernel[(rms.numel(),)](
-                as_int64(y_hat),
-                rms,
-                SIZE=rows * columns,
-                COLUMNS=columns,
-                EVEN=n % 2 == 0,
-                CELLS=rows * n,
-                BLOCK=min(triton.next_power_of_2(rows * columns), BLOCK),
-                num_warps=NUM_WARPS,
-            )
+    Launch(
+        kernel=rms_kernel,
+        grid=(rms.numel(),),
+        arguments={
+            "y_ptr": as_int64(y_hat),
+            "rms_ptr": rms,
+            "SIZE": rows * columns,
+            "COLUMNS": columns,
+            "EVEN": n % 2 == 0,
+            "CELLS": rows * n,
+            "BLOCK": min(triton.next_power_of_2(rows * columns), BLOCK),
+        },
+        options={"num_warps": NUM_WARPS},
+    ).run()
     return rms
 
 

@@ -1,0 +1,260 @@
+"""Every Triton kernel reads its operands as they are, wherever and in whichever order they lie in memory.
+
+Each operator is called with all of its tensors in an unusual layout, surrounded by NaN, and again with plain copies of
+the same numbers; both answers are equal bit for bit. That the plain answer is right is shown elsewhere.
+
+Tests marked `interpreter` run in a process of their own (see `guarded_interpreter`);
+`TRITON_INTERPRET=1 pytest tests/ops/test_operand_layouts.py` runs them directly.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from guarded_interpreter import compiler, in_poison, interpreter, run_marked
+from torch import Tensor
+
+import spectralkernels as sk
+from spectralkernels.convolution.dft_triton.layout import box_layout
+from spectralkernels.convolution.fused_depthwise.precision import PRECISIONS
+from spectralkernels.convolution.fused_series.geometry import Digits, Geometry, Whole, chosen_form
+from spectralkernels.launch import Launch, as_real_pairs, dense
+from spectralkernels.operators import NAMESPACE
+from spectralkernels.sparse import bitmap
+
+triton = pytest.importorskip("triton")
+
+
+@compiler
+def test_under_the_interpreter() -> None:
+    """Every test marked `interpreter` below, in a fresh process."""
+    run_marked(__file__)
+
+
+def kernels() -> set[Any]:
+    """The Python functions of every kernel of the library; looking for them registers every operator."""
+    modules = [importlib.import_module(each.name) for each in pkgutil.walk_packages(sk.__path__, f"{sk.__name__}.")]
+    named = [value for module in modules for name, value in vars(module).items() if name.endswith("_kernel")]
+    return {value.fn for value in named if hasattr(value, "fn")}
+
+
+KERNELS = kernels()
+
+# --- layouts --------------------------------------------------------------------------------------------------------
+
+
+def poison(tensor: Tensor, *shape: int) -> Tensor:
+    """A buffer of NaN, of -1 where numbers are whole, for a tensor to lie in."""
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return torch.full(shape, -1, dtype=tensor.dtype)
+    return torch.full(shape, complex(float("nan"), float("nan")) if tensor.is_complex() else float("nan")).to(
+        tensor.dtype
+    )
+
+
+def apart(tensor: Tensor) -> Tensor:
+    """Axes backwards in memory, each twice as far apart as it need be."""
+    backwards = tensor.permute(*range(tensor.dim())[::-1])
+    wide = poison(tensor, *backwards.shape, 2)
+    wide[..., 0] = backwards
+    return wide[..., 0].permute(*range(tensor.dim())[::-1])
+
+
+def expanded(tensor: Tensor) -> Tensor:
+    """The first numbers of the first and the last axis, seen along all of both; words and offsets keep theirs."""
+    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.numel() == 0:
+        return tensor
+    return in_poison(tensor.narrow(0, 0, 1).narrow(-1, 0, 1).contiguous()).expand_as(tensor)
+
+
+def postponed(tensor: Tensor) -> Tensor:
+    """The same numbers one element after an aligned address, where torch has yet to conjugate or to negate them."""
+    kept = tensor.conj_physical() if tensor.is_complex() else -tensor if tensor.is_floating_point() else tensor
+    buffer = poison(tensor, tensor.numel() + 9)
+    buffer[1 : 1 + tensor.numel()] = kept.flatten()
+    inside = buffer[1 : 1 + tensor.numel()].view(tensor.shape)
+    if tensor.is_complex():
+        return inside.conj()
+    return torch._neg_view(inside) if tensor.is_floating_point() else inside
+
+
+LAYOUTS = {"apart": apart, "expanded": expanded, "postponed": postponed}
+
+# --- operators ------------------------------------------------------------------------------------------------------
+
+
+def reals(*shape: int) -> Tensor:
+    return torch.randn(shape)
+
+
+def spectra(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.complex64)
+
+
+def fused_depthwise() -> tuple[Any, ...]:
+    facts = ([-1, -1], [9, 8], [3, 3])
+    y, z = torch.ops.spectralkernels.fused_depthwise_plain(
+        x := reals(2, 2, 8, 7), w := reals(2, 1, 3, 2), b := reals(2), *facts, [8, 7], "tf32x3", True
+    )
+    back = (*facts, [8, 7], "tf32x3")
+    return (
+        ("fused_depthwise", (x, w, b, *facts, [8, 7], "tf32x3", True)),
+        ("fused_depthwise_backward", (y, z, w, *back, True, True, True)),
+        ("fused_depthwise_backward", (y, x, w, *back, False, True, True)),
+    )
+
+
+def fused_series(length: int, n: int, kept: int, form: type) -> tuple[Any, ...]:
+    assert isinstance(chosen_form(Geometry(length, length, 3, -1, n, kept), PRECISIONS["tf32x3"]), form)
+    facts = (-1, n, kept, "tf32x3")
+    x, w, b = reals(2, 2, length), reals(2, 1, 3), reals(2)
+    y, z = torch.ops.spectralkernels.fused_series_plain(x, w, b, length, *facts, True)
+    return (
+        ("fused_series", (x, w, b, length, *facts, True)),
+        ("fused_series_backward", (y, z, w, length, *facts, True, True, True)),
+        ("fused_series_backward", (y, x, w, length, *facts, False, True, True)),
+    )
+
+
+def dft_triton(size: tuple[int, int], n: tuple[int, int], kept: tuple[int, int], groups: int) -> tuple[Any, ...]:
+    """Forward and backward with a mask, a gate and a gradient of everything, and with a frozen weight."""
+    layout, channels, outputs = box_layout(n, kept), 4, 4
+    x, w, b = reals(2, channels, *size), reals(outputs, channels // groups, 2, 3), reals(outputs)
+    mask = torch.rand(n[0], n[1] // 2 + 1) if groups == 1 else torch.rand(2, 1, n[0], n[1] // 2 + 1)
+    facts = ([0, -1], groups, layout)
+    forward = (x, w, b, mask, *facts, list(size), "tf32x3", True, "class", "spectrum")
+    y, z, modes = torch.ops.spectralkernels.dft_triton_conv_plain(*forward)
+    dy = reals(*y.shape)
+    frozen = (outputs, groups, layout, list(size), "tf32x3")
+    back = (channels, groups, layout, list(size), "tf32x3")
+    return (
+        ("dft_triton_conv", forward),
+        ("dft_triton_conv_backward", (dy, y, z, w, modes, mask, *facts, list(size), "tf32x3", [1, 1, 1, 1])),
+        ("dft_triton_apply", (x, modes, b, *frozen, True)),
+        ("dft_triton_apply_backward", (dy, y, modes, *back, True, True)),
+    )
+
+
+def masked_multiply(name: str) -> tuple[Any, ...]:
+    x, w = spectra(3, 4, 5, 4), spectra(6, 2, 5, 4)
+    return tuple(
+        (f"masked_multiply_{name}", (x, w, mask, 2, conjugate))
+        for mask, conjugate in ((None, True), (torch.rand(5, 4), False), (torch.rand(5, 4) < 0.5, True))
+    )
+
+
+def threshold() -> tuple[Any, ...]:
+
+    y, rms = spectra(2, 3, 20, 11), torch.rand(6)
+    values, words = torch.ops.spectralkernels.threshold_bitmap_plain(y, 0.8, None, True, 20)
+    return (
+        ("threshold_bitmap", (y, 0.8, rms, True, 20)),
+        ("map_rms", (y, 20)),
+        ("threshold_backward", (spectra(len(values)), values.nan_to_num(), words, y.numel())),
+    )
+
+
+def sparse() -> tuple[Any, ...]:
+    """A full and a compact bitmap: unpacked, packed, multiplied over channels and over the batch."""
+
+    shape, numel = (3, 9, 6, 8), 3 * 9 * 6 * 8
+    bits = torch.rand(bitmap.blocks_of(numel), bitmap.BLOCK) < 0.4
+    words, counts = bitmap.pack_bits(bits), bits.sum(1)
+    offsets = (counts.cumsum(0) - counts).to(torch.int32)
+    full, compact = spectra(bits.numel()), spectra(int(counts.sum()))
+    w, dz, flat = spectra(4, *shape[1:]), spectra(3, 4, *shape[2:]), spectra(numel)
+    calls: list[tuple[str, tuple[Any, ...]]] = []
+    for values, at in ((full, None), (compact, offsets)):
+        calls += [
+            ("bitmap_expand", (values, words, at, numel)),
+            ("bitmap_collect", (flat, words, at, len(values))),
+            ("sparse_multiply_bitmap", (values, words, at, w, list(shape), False)),
+            ("sparse_multiply_bitmap", (values, words, at, dz, list(shape), True)),
+        ]
+    return tuple(calls)
+
+
+def spec_block() -> tuple[Any, ...]:
+    """A packed map with room for some values less than it has slots, so that blocks move together."""
+    shape = [2, 2, 24, 13]
+    values, words = torch.ops.spectralkernels.threshold_bitmap_plain(spectra(*shape), 0.8, None, True, 24)
+    block = (spectra(3, 2, 24, 13), shape, 24, 2.0, True, False, None, "triton")
+    return (
+        ("spec_block", (values.nan_to_num(), words, None, *block)),
+        ("spec_block", (reals(2, 2, 23, 22), None, None, *block)),
+    )
+
+
+FAMILIES: tuple[Callable[[], tuple[Any, ...]], ...] = (
+    fused_depthwise,
+    lambda: fused_series(19, 20, 7, Whole),
+    lambda: fused_series(270, 272, 20, Digits),
+    # One matrix, two matrices, groups of one channel.
+    lambda: dft_triton((3, 4), (4, 6), (1, 2), 2),
+    lambda: dft_triton((17, 16), (18, 18), (1, 2), 1),
+    lambda: dft_triton((3, 4), (4, 6), (1, 2), 4),
+    lambda: masked_multiply("triton"),
+    lambda: masked_multiply("triton_2019"),
+    threshold,
+    sparse,
+    spec_block,
+)
+
+
+@pytest.fixture
+def zeros_where_undefined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slots of a bitmap that are not used are undefined: they compare equal where all memory begins as zeros."""
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, **keywords: empty(*size, **keywords).zero_())
+
+
+@interpreter
+def test_operands_of_every_kernel_may_lie_anywhere(
+    seed: int, zeros_where_undefined: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched, original = set(), Launch.run
+    monkeypatch.setattr(Launch, "run", lambda launch: launched.add(launch.kernel.fn) or original(launch))
+    for name, arguments in (call for family in FAMILIES for call in family()):
+        answer = run(name, arguments)
+        assert not any(each.isnan().any() for each in answer), name
+        for layout, place in LAYOUTS.items():
+            placed = [place(each) if isinstance(each, Tensor) else each for each in arguments]
+            plain = [dense(each) if isinstance(each, Tensor) else each for each in placed]
+            # Only expanding changes the numbers.
+            wanted = run(name, plain) if layout == "expanded" else answer
+            assert all(map(torch.equal, run(name, placed), wanted)), (name, layout)
+    assert launched == KERNELS, "a kernel of the library that no call reaches"
+
+
+def run(name: str, arguments: Sequence[Any]) -> tuple[Tensor, ...]:
+    found = getattr(getattr(torch.ops, NAMESPACE), f"{name}_plain")(*arguments)
+    return found if isinstance(found, tuple) else (found,)
+
+
+@interpreter
+@pytest.mark.parametrize("layout", ["apart", "postponed"])
+def test_a_launch_refuses_an_operand_that_its_kernel_would_misread(layout: str, seed: int) -> None:
+    """Planted fault: an operator that forgets to make one dense."""
+    from spectralkernels.ops.threshold_spectrum.rms import rms_kernel
+
+    def launch(y: Tensor) -> None:
+        sizes = {"SIZE": 12, "COLUMNS": 4, "EVEN": True, "CELLS": 18, "BLOCK": 16}
+        Launch(rms_kernel, (2,), {"y_ptr": y, "rms_ptr": torch.empty(2), **sizes}, {}).run()
+
+    y = reals(2, 3, 8)
+    launch(as_real_pairs(torch.view_as_complex(y.view(2, 3, 4, 2))).view(torch.int64))
+    with pytest.raises(AssertionError, match=r"y_ptr is (not contiguous|yet to be negated); pass launch\.dense of it"):
+        launch(LAYOUTS[layout](y))
+
+
+def test_dense_copies_nothing_that_is_dense(seed: int) -> None:
+    for tensor in (reals(3, 4), spectra(3, 4), torch.arange(6, dtype=torch.int32)):
+        assert dense(tensor) is tensor
+        for place in LAYOUTS.values():
+            made = dense(placed := place(tensor))
+            assert torch.equal(made, placed) and made.is_contiguous() and not (made.is_conj() or made.is_neg())
