@@ -1,8 +1,9 @@
-"""The one way to launch a kernel: on the device of its tensors, whichever is current, on one axis of a grid."""
+"""The one way to launch a kernel: on the device of its tensors, whichever is current, in a grid that CUDA allows."""
 
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ import spectralkernels as sk
 from spectralkernels.aot import noted_launches
 from spectralkernels.convolution.fused_depthwise.precision import PRECISIONS
 from spectralkernels.convolution.fused_series.geometry import Geometry, chosen_form
-from spectralkernels.launch import Launch
+from spectralkernels.errors import Unsupported
+from spectralkernels.launch import LARGEST_GRID, Launch
 
 triton = pytest.importorskip("triton")
 MODULES = [importlib.import_module(each.name) for each in pkgutil.walk_packages(sk.__path__, f"{sk.__name__}.")]
@@ -73,7 +75,7 @@ def test_every_kernel_is_launched_on_the_device_of_its_tensors(index: int, monke
     assert kernels == KERNELS
     assert current == {index} and gpus.current == 0
     assert gpus.entered == [where] * (len(launched) if index == 1 else 0)
-    assert all(len(grid) == 1 and 0 < grid[0] < 2**31 for grid in grids)
+    assert all(0 < programs <= most for grid in grids for programs, most in zip(grid, LARGEST_GRID, strict=False))
 
 
 def short_series() -> None:
@@ -109,21 +111,22 @@ def launches(shape: tuple[int, ...], outputs: int, over_batch: bool, monkeypatch
 
 
 @pytest.mark.parametrize("over_batch", [False, True])
-@pytest.mark.parametrize(
-    ("shape", "outputs"),
-    [((1, 2, 2048, 2049), 3), ((600_000, 1, 2, 2), 3), ((1, 600_000, 2, 2), 3), ((1, 1, 2, 2), 3 << 20)],
-)
-def test_a_grid_of_any_side_can_be_launched(
-    shape: tuple[int, ...], outputs: int, over_batch: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Planes of 4.2 million cells, many maps, channels and outputs: only the first axis holds over 65535 programs."""
-    last = launches(shape, outputs, over_batch, monkeypatch)[-1]
-    width, rows = last.arguments["TILE_OUT"], last.arguments["rows"]
-    least = shape[2] * shape[3] * rows * last.arguments["outputs"] / (32 * width * 8)
-    assert len(last.grid) == 1 and least <= last.grid[0] < 2**31
+def test_planes_of_millions_of_cells_can_be_launched(over_batch: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Along the second and third axis a launch holds 65535 programs, each of 32 cells."""
+    last = launches((1, 2, 2048, 2049), 3, over_batch, monkeypatch)[-1]
+    assert math.prod(last.grid) == math.ceil(2048 * 2049 / 32)
+    assert all(programs <= most for programs, most in zip(last.grid, LARGEST_GRID, strict=False))
+
+
+def test_a_grid_that_is_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    last = launches((600_000, 1, 2, 2), 3, False, monkeypatch)[-1]
+    monkeypatch.undo()
+    with pytest.raises(Unsupported, match=r"sparse_multiply_kernel needs a grid of \(1, 1, 75000\), a launch holds \("):
+        last.run()
 
 
 def test_nothing_is_launched_without_programs() -> None:
     Launch(None, (0,), {}, {}).run()
+    Launch(None, (3, 0), {}, {}).run()
     with pytest.raises(TypeError):
         Launch(None, (1,), {"x_ptr": torch.zeros(1)}, {}).run()

@@ -60,16 +60,20 @@ def as_real_pairs(spectrum: Tensor) -> Tensor:
     return torch.view_as_real(dense(spectrum))
 
 
+LARGEST_GRID = (2**31 - 1, 65535, 65535)
+"""Programs along each axis of a launch (CUDA C++ programming guide, 20.2)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Launch:
     """One launch, not yet made: compile it ahead of time from `kernel`, `arguments` and `options`, or `run` it.
 
-    grid: programs, on the first axis alone, which holds 2^31 - 1 of them (the others hold 65535).
+    grid: programs along one to three axes.
     strided: the arguments whose strides the kernel is told; every other tensor must be dense.
     """
 
     kernel: Any
-    grid: tuple[int]
+    grid: tuple[int, ...]
     arguments: dict[str, Any]
     options: dict[str, Any]
     strided: tuple[str, ...] = ()
@@ -84,9 +88,16 @@ class Launch:
         return next(iter(self.tensors.values())).device
 
     def run(self) -> None:
-        """Launch on the device of the tensors, whichever device is current; a grid without programs does nothing."""
-        if self.grid[0] == 0:
+        """Launch on the device of the tensors, whichever device is current; a grid without programs does nothing.
+
+        Raises: Unsupported where an axis of the grid is longer than CUDA allows.
+        """
+        if 0 in self.grid:
             return
+        for programs, most in zip(self.grid, LARGEST_GRID, strict=False):
+            if programs > most:
+                name = self.kernel.fn.__name__
+                raise Unsupported(f"{name} needs a grid of {self.grid}, a launch holds {LARGEST_GRID}; split the batch")
         for name, tensor in self.tensors.items():
             assert name in self.strided or tensor.is_contiguous(), f"{name} is not contiguous; pass launch.dense of it"
             assert not tensor.is_neg(), f"{name} is yet to be negated; pass launch.dense of it"

@@ -11,6 +11,7 @@ The gradient of the weights is the same sum over the batch: channels and batch c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -94,13 +95,14 @@ def sparse_multiply_kernel(
     visits, in ascending order, only terms that keep anything there. Per visit it reads bits and slots again, the kept
     values (8 bytes each) and the weights (8 bytes each), and multiplies (8 flops per output).
     """
-    n_f, n_o, n_r = tl.cdiv(frequencies, TILE_FREQUENCY), tl.cdiv(outputs, TILE_OUT), tl.cdiv(rows, TILE_ROW)
-    pid = tl.program_id(0)
-    # Transposed, W is as large as a batch of maps: programs that read the same part of it run side by side.
     if TRANSPOSED:
+        # W is as large as a batch of maps: programs that read the same part of it run side by side. All are on the
+        # first axis, because a plane may be too large for another; where maps come last it costs a spill on sm_100.
+        n_r, n_o = tl.cdiv(rows, TILE_ROW), tl.cdiv(outputs, TILE_OUT)
+        pid = tl.program_id(0)
         block_r, block_o, block_f = pid % n_r, pid // n_r % n_o, pid // n_r // n_o
     else:
-        block_f, block_o, block_r = pid % n_f, pid // n_f % n_o, pid // n_f // n_o
+        block_f, block_o, block_r = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     first_f = block_f * TILE_FREQUENCY
     # beginning anywhere keeps a lane at one frequency; else the compiler gives it two and moves them by shared memory
     offs_f = tl.multiple_of(first_f + tl.arange(0, TILE_FREQUENCY), 1)
@@ -173,9 +175,10 @@ def _launch(
     out = torch.empty(_output_shape(w_hat, shape, over_batch), dtype=torch.complex64, device=w_hat.device)
     rows, terms, outputs = (channels, batch, out.shape[0]) if over_batch else (batch, channels, out.shape[1])
     width, plane = tile_out(outputs), height * columns
+    grid = (triton.cdiv(plane, TILE_FREQUENCY), triton.cdiv(outputs, width), triton.cdiv(rows, TILE_ROW))
     Launch(
         kernel=sparse_multiply_kernel,
-        grid=(triton.cdiv(plane, TILE_FREQUENCY) * triton.cdiv(outputs, width) * triton.cdiv(rows, TILE_ROW),),
+        grid=(math.prod(grid),) if over_batch else grid,
         arguments={
             "values_ptr": as_int64(values),
             "words_ptr": words,
