@@ -12,6 +12,7 @@ from torch import Tensor
 
 from spectralkernels.declare import Block, Case, Implementation, Operation, with_seed
 from spectralkernels.dispatch import why_not
+from spectralkernels.launch import interpreted, triton_unavailable
 from spectralkernels.ops import load_operations
 
 POINTS = [
@@ -20,6 +21,8 @@ POINTS = [
     for case, block in {case.id + case.dtype: (case, block) for case, block in operation.cases("smoke")}.values()
     for subject in operation.subjects
     if block.implementations is None or subject.name in block.implementations
+    # Interpreted, a run is of the kernels alone.
+    if subject.engine == "triton" or not interpreted()
 ]
 
 
@@ -82,8 +85,20 @@ def test_inputs_are_a_function_of_the_seed(operation: Operation):
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is the interpreted run")
 def test_triton_implementations_agree_under_the_interpreter():
     """The same cases again in a process of its own, in which Triton kernels run on the CPU."""
-    only = "test_implementation_agrees_with_the_reference and (triton or fused)"
-    arguments = ["-m", "pytest", "-q", "-rs", "--no-header", "-p", "no:cacheprovider", __file__, "-k", only]
-    done = python_interpreting(*arguments)
+    arguments = ["-m", "pytest", "-q", "-rs", "--no-header", "-p", "no:cacheprovider", __file__]
+    done = python_interpreting(*arguments, "-k", "test_implementation_agrees_with_the_reference")
     assert done.returncode == 0, done.stdout[-4000:]
     assert "need a CUDA device" not in done.stdout
+
+
+def test_every_operation_with_a_triton_kernel_has_interpreted_cases():
+    """A kernel is found by its engine, whatever it is called, and that is declared where it needs a CUDA device."""
+    for operation in load_operations().values():
+        ours = [subject for subject in operation.subjects if subject.engine == "triton"]
+        assert {subject.name for subject in ours} == {
+            subject.name for subject in operation.subjects if subject.available is triton_unavailable
+        }
+        cases = {
+            name for _, block in operation.cases("smoke") for name in block.implementations or [s.name for s in ours]
+        }
+        assert {subject.name for subject in ours} <= cases, operation.name

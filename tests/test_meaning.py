@@ -13,7 +13,7 @@ ON_THE_CPU = [
     (name, found.name)
     for name in ("band_limited_conv2d", "band_limited_conv1d", "masked_conv2d")
     for found in sk.implementations(name, "cpu")
-    if found.available and "frozen" not in found.name and not found.name.endswith(("compile", "pytorch"))
+    if found.available and not found.frozen and not found.compiled and not found.name.endswith("pytorch")
 ]
 
 

@@ -17,6 +17,8 @@ from spectralkernels.errors import RangeError
 Scalar = int | float | str | bool
 Pass = Literal["forward", "backward", "both"]
 Role = Literal["kernel", "baseline", "rival"]
+Engine = Literal["torch", "triton", "library", "native"]
+"""torch: chains of torch's operations. library: a convolution of cuDNN or oneDNN. native: compiled from C++ here."""
 
 PROFILES = ("smoke", "quick", "study", "claims", "gpu", "asv")
 
@@ -119,13 +121,18 @@ class Implementation:
     tolerance: of its accuracy class, where that is coarser than the operation's (None: the operation's).
     reference: the float64 answer of a rival that computes neither the operation nor its ideal (None: see
         `Operation.reference_of`); takes the operation's inputs by keyword.
-    source: where the algorithm comes from.
+    source: where the algorithm comes from. engine: what runs it.
+    frozen: whether the weight is transformed outside the clock, so that it may not be compared with others.
+    compiled: whether torch.compile traces it for seconds in every process.
     """
 
     name: str
     role: Role
     call: Callable[..., Any]
     source: str
+    engine: Engine = "torch"
+    frozen: bool = False
+    compiled: bool = False
     available: Callable[[str], str | None] = anywhere
     supports: Callable[..., str | None] = everything
     prepare: Callable[..., dict[str, Any]] | None = None

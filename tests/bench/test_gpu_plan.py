@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from spectralbench import sweep
-from spectralbench.gpu import correctness, plan
+from spectralbench.gpu import correctness
 from spectralbench.gpu.budget import ENDS, Budget, hard_stop
 from spectralbench.gpu.classes import CLASSES, PRODUCTS, accuracy_class, at_least_as_accurate
 from spectralbench.gpu.plan import EAGER, GRAPHS, MEMORY_PROCESS, STAGES, Phase, select
@@ -99,8 +99,8 @@ def test_phases_put_graphs_before_eager_and_promises_before_breadth() -> None:
 def test_what_compiles_for_seconds_waits_for_a_phase_of_its_own(items: list[sweep.Item]) -> None:
     plain = select(Phase("targets", GRAPHS), {}, items)
     late = select(Phase("targets", GRAPHS, compiled=True), {}, items)
-    assert not any(plan.is_compiled(name) for item in plain for name in item.implementations)
-    assert any(plan.is_compiled(name) for item in late for name in item.implementations)
+    assert not any(item.operation.subject(name).compiled for item in plain for name in item.implementations)
+    assert any(item.operation.subject(name).compiled for item in late for name in item.implementations)
     # It keeps the others in its items, so that records say what was not interleaved.
     assert all(set(p.implementations) <= set(q.implementations) for p, q in zip(plain, late, strict=True))
 
@@ -202,7 +202,7 @@ def test_a_check_is_made_once_and_the_cases_of_every_operation_come_early() -> N
     assert len(set(checks)) == len(checks) > 10 * len(jobs), "a case is drawn and worked out once for all who answer it"
     operations = load_operations()
     assert len({job.operation.name for job in jobs[: len(operations)]}) == len(operations)
-    assert not any(plan.is_compiled(check.implementation) for check in checks)
+    assert not any(operations[check.operation].subject(check.implementation).compiled for check in checks)
 
 
 @pytest.mark.parametrize(("cores", "gigabytes", "wanted"), [(16, 139, 8), (16, 24, 2), (6, 80, 3), (1, 8, 1)])

@@ -140,6 +140,14 @@ def dft_triton(size: tuple[int, int], n: tuple[int, int], kept: tuple[int, int],
     )
 
 
+def implicit_gemm() -> tuple[Any, ...]:
+    x, w = reals(2, 3, 7, 6), reals(3, 1, 3, 2)
+    return (
+        ("implicit_gemm", (x, w, reals(3), [1, 0], [7, 6])),
+        ("implicit_gemm_weight_gradient", (reals(2, 3, 7, 6), x, [1, 0], [3, 2])),
+    )
+
+
 def masked_multiply(name: str) -> tuple[Any, ...]:
     x, w = spectra(3, 4, 5, 4), spectra(6, 2, 5, 4)
     return tuple(
@@ -198,6 +206,7 @@ FAMILIES: tuple[Callable[[], tuple[Any, ...]], ...] = (
     lambda: dft_triton((3, 4), (4, 6), (1, 2), 2),
     lambda: dft_triton((17, 16), (18, 18), (1, 2), 1),
     lambda: dft_triton((3, 4), (4, 6), (1, 2), 4),
+    implicit_gemm,
     lambda: masked_multiply("triton"),
     lambda: masked_multiply("triton_2019"),
     threshold,

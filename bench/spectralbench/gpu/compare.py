@@ -12,9 +12,6 @@ from spectralbench.gpu.classes import PRODUCTS, accuracy_class, at_least_as_accu
 from spectralbench.record import Record, Scalar
 from spectralkernels.declare import Cost, Operation
 
-FROZEN = "_frozen"
-"""Part of the names of implementations whose weight is transformed outside the clock: shown, never compared."""
-
 MARKS = ("launch_bound", "launch_gaps")
 """Remarks of the measuring core on a time that says little about the kernel."""
 
@@ -34,6 +31,7 @@ class Subject:
 
     name: str
     role: str
+    frozen: bool
     accuracy: str | None
     by_process: Mapping[Process, float]
     error: float | None
@@ -47,8 +45,9 @@ class Subject:
 
     @property
     def ours(self) -> bool:
-        """Whether it is one of this project's kernels that may be compared."""
-        return self.role == "kernel" and FROZEN not in self.name
+        """Whether it is one of this project's kernels that may be compared: not with its weight transformed outside the
+        clock."""
+        return self.role == "kernel" and not self.frozen
 
     def times(self, other: Subject) -> float:
         """How many times as long this one takes: the median over the processes that timed both, on one card.
@@ -137,6 +136,7 @@ def _subject(records: list[Record], operation: Operation, cost: Cost | None, roo
     return Subject(
         first.implementation,
         first.role,
+        operation.subject(first.implementation).frozen,
         accuracy,
         by_process,
         max(errors, default=None),

@@ -18,7 +18,7 @@ from typing import Any
 
 from spectralbench import sweep
 from spectralbench.gpu.budget import Budget
-from spectralbench.gpu.plan import Excluded, is_compiled
+from spectralbench.gpu.plan import Excluded
 from spectralbench.outcome import Failed, Measured, Outcome, Skipped
 from spectralbench.sweep import Item
 from spectralbench.worker import Setup, Task, Worker, WorkerBroken
@@ -55,7 +55,7 @@ def plan(request: sweep.Request) -> list[Item]:
     """Every job, the operations in turn, so that each of them is seen early; without what compiles for seconds."""
     items = sweep.plan(replace(request, profile="smoke", processes=1))
     plain = (
-        replace(item, implementations=tuple(name for name in item.implementations if not is_compiled(name)))
+        replace(item, implementations=tuple(n for n in item.implementations if not item.operation.subject(n).compiled))
         for item in items
     )
     return [item for item in plain if item.implementations]

@@ -9,7 +9,7 @@ from typing import Literal
 
 from spectralbench.ceilings import Roofs
 from spectralbench.gpu.classes import accuracy_class, at_least_as_accurate
-from spectralbench.gpu.compare import FROZEN, Setting, Subject, median
+from spectralbench.gpu.compare import Setting, Subject, median
 from spectralbench.gpu.plan import Excluded
 from spectralbench.gpu.targets import TARGETS, Bandwidth, Place, Saved, SpeedUp, Target
 from spectralbench.record import Record
@@ -117,9 +117,10 @@ def _saved(
 ) -> tuple[list[Line], str | None]:
     found: dict[str, float] = {}
     for record in records:
+        if record.role != "kernel" or not _of(target.place, record) or record.operation not in operations:
+            continue
         # A frozen weight has no gradient, so less is saved for it.
-        ours = record.role == "kernel" and FROZEN not in record.implementation
-        if not ours or not _of(target.place, record) or record.operation not in operations:
+        if operations[record.operation].subject(record.implementation).frozen:
             continue
         size = median(record, "saved_bytes")
         accuracy = accuracy_class(operations[record.operation], record.implementation, record.dtype)

@@ -84,7 +84,8 @@ def select(phase: Phase, excluded: Excluded, items: list[Item]) -> list[Item]:
         names = tuple(
             name
             for name in item.implementations
-            if (item.operation.name, name, item.pass_) not in excluded and (phase.compiled or not is_compiled(name))
+            if (item.operation.name, name, item.pass_) not in excluded
+            and (phase.compiled or not item.operation.subject(name).compiled)
         )
         if names:
             chosen.append(replace(item, implementations=names, replicate=phase.process))
@@ -100,8 +101,3 @@ def _kinds(item: Item) -> tuple[Which, ...]:
     if not held:
         return ("others",)
     return ("targets", "weighed") if any(isinstance(target, Saved) for target in held) else ("targets",)
-
-
-def is_compiled(implementation: str) -> bool:
-    """Whether an implementation is one under torch.compile."""
-    return implementation.endswith("_compile")

@@ -22,11 +22,9 @@ import torch
 from spectralbench import calls, sweep
 from spectralbench.gpu import correctness
 from spectralbench.gpu.packing import pack_kernels
-from spectralbench.gpu.plan import is_compiled
 from spectralbench.gpu.targets import TARGETS, rank
 from spectralkernels.aot import NotedLaunch, compiled_kernel, noted_launches
 from spectralkernels.errors import Unsupported
-from spectralkernels.launch import triton_unavailable
 
 
 def items(request: sweep.Request) -> list[sweep.Item]:
@@ -44,7 +42,7 @@ def launches(item: sweep.Item, capability: int) -> Iterator[NotedLaunch]:
     inputs = item.operation.make_inputs(item.case, "cpu")
     for name in item.implementations:
         implementation = item.operation.subject(name)
-        if implementation.available is not triton_unavailable or is_compiled(name):
+        if implementation.engine != "triton":
             continue
         with noted_launches(capability) as noted, torch.set_grad_enabled(item.pass_ != "forward"):
             try:

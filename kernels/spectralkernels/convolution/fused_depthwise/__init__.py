@@ -274,6 +274,7 @@ def _implementation(accuracy: str, name: str) -> Implementation:
         "kernel",
         partial(fused_depthwise, accuracy=accuracy),
         f"depthwise truncated DFT, product and inverse in one Triton launch, operands in {accuracy}",
+        engine="triton",
         available=triton_unavailable,
         supports=partial(supports, accuracy=accuracy),
         tolerance=PRECISIONS[accuracy].tolerance,

@@ -261,6 +261,7 @@ def _implementation(accuracy: str, name: str) -> Implementation:
         "kernel",
         partial(fused_series, accuracy=accuracy),
         f"depthwise truncated DFT of series, product and inverse in one Triton launch, operands in {accuracy}",
+        engine="triton",
         available=triton_unavailable,
         supports=partial(supports, accuracy=accuracy),
         tolerance=PRECISIONS[accuracy].tolerance,

@@ -63,13 +63,12 @@ def supports(x: Tensor, weight: Tensor | WeightSpectrum, bias: Tensor | None, ba
 Ints = Sequence[int]
 
 
-@operator("implicit_gemm")
+@operator("implicit_gemm", dense=True)
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, pad: Ints, out: Ints) -> Tensor:
     from spectralkernels.convolution.implicit_gemm.kernels import convolve_launch
 
     y = torch.empty((*x.shape[:2], *out), dtype=x.dtype, device=x.device)
-    bias = None if bias is None else bias.contiguous()
-    convolve_launch(x.contiguous(), weight.contiguous(), bias, y, (pad[0], pad[1])).run()
+    convolve_launch(x, weight, bias, y, (pad[0], pad[1])).run()
     return y
 
 
@@ -78,7 +77,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, pad: Ints, out: Ints) -> T
     return x.new_empty(*x.shape[:2], *out)
 
 
-@operator("implicit_gemm_weight_gradient")
+@operator("implicit_gemm_weight_gradient", dense=True)
 def _weight_gradient(dy: Tensor, x: Tensor, pad: Ints, taps: Ints) -> Tensor:
     """Float32 [channel, 1, *taps]."""
     from spectralkernels.convolution.implicit_gemm.kernels import weight_gradient_launch
@@ -86,7 +85,7 @@ def _weight_gradient(dy: Tensor, x: Tensor, pad: Ints, taps: Ints) -> Tensor:
     blocks = blocks_of(Sides(tuple(x.shape[2:]), tuple(dy.shape[2:]), tuple(taps), tuple(pad)))
     pieces = blocks.across * blocks.chunks
     partial = torch.empty((pieces, x.shape[1], *taps), dtype=torch.float32, device=x.device)
-    weight_gradient_launch(dy.contiguous(), x.contiguous(), partial, (pad[0], pad[1])).run()
+    weight_gradient_launch(dy, x, partial, (pad[0], pad[1])).run()
     return partial.sum(0).unsqueeze(1)
 
 

@@ -185,7 +185,8 @@ def _watched(kind: str, batch: int, channels: int, side: int, taps: int, dtype: 
         x = torch.empty(batch, channels, side, side, dtype=dtype, device="meta")
         weight = torch.empty(channels, 1, taps, taps, dtype=dtype, device="meta")
         if kind == "forward":
-            convolve_launch(x, weight, weight[:, 0, 0, 0], torch.empty_like(x), pad).run()
+            bias = torch.empty(channels, dtype=dtype, device="meta")
+            convolve_launch(x, weight, bias, torch.empty_like(x), pad).run()
         else:
             sums = torch.empty(1, channels, taps, taps, device="meta")
             weight_gradient_launch(x, x, sums, pad).run()

@@ -194,6 +194,7 @@ OPERATION = Operation(
             "the same with the weight transformed once, outside the clock",
             supports=_needs_spectrum,
             prepare=prepare_frozen,
+            frozen=True,
             gradients=("x",),
         ),
         Implementation(

@@ -56,6 +56,7 @@ def _implementation(precision: str) -> Implementation:
         "kernel",
         call,
         f"truncated DFT of the listed modes as three Triton kernels, operands in {precision}",
+        engine="triton",
         available=triton_unavailable,
         supports=supports,
         tolerance=PRECISIONS[precision].tolerance,

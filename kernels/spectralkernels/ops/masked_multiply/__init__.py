@@ -172,7 +172,9 @@ def _coarse_form(name: str, source: str, error: float, because: str, **rest: Any
 def _triton_form(name: str, role: Role, launch_name: str, source: str) -> Implementation:
     compute = _triton_compute(launch_name)
     supports = partial(_only_complex64, "Triton kernels take")
-    return _implementation(name, role, compute, source, available=triton_unavailable, supports=supports)
+    return _implementation(
+        name, role, compute, source, engine="triton", available=triton_unavailable, supports=supports
+    )
 
 
 _11_BITS = "both factors rounded to 11 bits and, in fp16, the sum: 3e-4 to 4e-4 seen, five times that allowed"

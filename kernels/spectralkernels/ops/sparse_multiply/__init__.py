@@ -196,6 +196,7 @@ OPERATION = Operation(
             "kernel",
             _triton,
             "ours, after load-sparse compute-dense (Flash-LLM) with empty tiles skipped",
+            engine="triton",
             available=triton_unavailable,
             supports=_triton_supports,
             prepare=partial(baselines.converted, format="bitmap"),

@@ -171,6 +171,7 @@ OPERATION = Operation(
             "kernel",
             _packed("triton"),
             "ours: multiply from the packed map, threshold, tanh and packing in Triton; torch.fft for the weight",
+            engine="triton",
             available=triton_unavailable,
             supports=_triton_supports,
         ),

@@ -282,6 +282,7 @@ OPERATION = Operation(
             "kernel",
             _triton,
             "ours: threshold, tanh, bitmap and packing in one launch, and one before it for a relative beta",
+            engine="triton",
             available=triton_unavailable,
             supports=_triton_supports,
         ),
