@@ -11,10 +11,11 @@ import torch.nn.functional as F
 
 import spectralkernels as sk
 from spectralkernels.convolution.baselines import reference
+from spectralkernels.convolution.dft_native import build
 from spectralkernels.convolution.geometry import conv_band
 from spectralkernels.convolution.implementations import auto
 
-EXACT = ("dft_gemm", "torch_fft", "direct_lowpass")
+EXACT = ("dft_gemm", "torch_fft", "direct_lowpass", *(("dft_native",) if build.COMPILER else ()))
 
 
 def relative(got: torch.Tensor, want: torch.Tensor) -> float:

@@ -10,7 +10,15 @@ from torch import Tensor
 
 from spectralkernels.autocast import cast
 from spectralkernels.checks import as_integer, check_dims, check_tensor
-from spectralkernels.convolution import baselines, dft_triton, direct, fused_depthwise, fused_series, implicit_gemm
+from spectralkernels.convolution import (
+    baselines,
+    dft_native,
+    dft_triton,
+    direct,
+    fused_depthwise,
+    fused_series,
+    implicit_gemm,
+)
 from spectralkernels.convolution.cases import sum_error
 from spectralkernels.convolution.cost import dft_gemm_flops, direct_flops
 from spectralkernels.convolution.dft_gemm import dft_gemm, prepare_frozen
@@ -242,6 +250,7 @@ IMPLEMENTATIONS = (
         available=triton_unavailable,
         supports=_tensor_weight(_needs_float32),
     ),
+    *dft_native.IMPLEMENTATIONS,
     *dft_triton.IMPLEMENTATIONS,
     *fused_depthwise.IMPLEMENTATIONS,
     *fused_series.IMPLEMENTATIONS,

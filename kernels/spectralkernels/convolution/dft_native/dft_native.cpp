@@ -1,0 +1,393 @@
+// Band-limited convolution by folded truncated DFTs, planes in the lanes of registers; the mathematics is in __init__.py.
+//
+// Channels in lanes (dense):  Z [block of B, group, block of C, F, 2, B, lanes], W a column of modes at a time, in cache
+// Groups in lanes (few channels each, depthwise among them):  everything of a block of groups at once, in cache
+//
+// Every number is the sum of the same terms in the same order whatever the number of threads.
+#include <ATen/Parallel.h>
+
+#include <atomic>
+
+#include "products.h"
+#include "transforms.h"
+
+namespace {
+
+constexpr int64_t kCacheBytes = 1 << 20;  // about what a task holds of weights, and of products
+
+// Channels are per group: `in` of the maps that are analysed, `out` of those that are made. block: batch rows together.
+struct Sizes {
+  int64_t batch, groups, in, out, block;
+};
+
+// Where the taps of (out channel, in channel, group) lie; the outer two strides change places in a transposed product.
+struct Taps {
+  int64_t of_out, of_in, of_group;
+};
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Workers take tasks one after the other, so that none waits for one that the system has put aside. A worker is made per
+// thread, with the memory it needs.
+template <class MakeWorker>
+void share(int64_t tasks, MakeWorker make_worker) {
+  std::atomic<int64_t> next{0};
+  const int64_t threads = std::min<int64_t>(at::get_num_threads(), tasks);
+  at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      int64_t task = next++;
+      if (task >= tasks) return;
+      auto worker = make_worker();
+      for (; task < tasks; task = next++) worker(task);
+    }
+  });
+}
+
+// The taps of `planes` kernels, or maps, in lanes, with the zeros in front.
+template <class T>
+void load(const Side& side, const T* from, int64_t stride, int planes, Vector<T>* to) {
+  if (side.front_height == 0 && side.front_width == 0) return to_lanes<T>(from, stride, planes, side.pixels(), to);
+  std::fill(to, to + side.pixels(), Vector<T>{});
+  const int64_t width = side.width - side.front_width;
+  for (int64_t h = side.front_height; h < side.height; ++h, from += width)
+    to_lanes<T>(from, stride, planes, width, to + h * side.width + side.front_width);
+}
+
+template <class T>
+void store(const Side& side, const Vector<T>* from, T* to, int64_t stride, int planes) {
+  if (side.front_height == 0 && side.front_width == 0)
+    return from_lanes<T>(from, to, stride, planes, side.pixels());
+  const int64_t width = side.width - side.front_width;
+  for (int64_t h = side.front_height; h < side.height; ++h, to += width)
+    from_lanes<T>(from + h * side.width + side.front_width, to, stride, planes, width);
+}
+
+template <class T>
+Vector<T> in_lanes(const T* numbers, int64_t stride, int count) {
+  Vector<T> found{};
+  for (int lane = 0; lane < count && numbers; ++lane) found[lane] = numbers[lane * stride];
+  return found;
+}
+
+template <class T>
+Vector<T>* as_vectors(T* numbers) {
+  return reinterpret_cast<Vector<T>*>(numbers);
+}
+template <class T>
+const Vector<T>* as_vectors(const T* numbers) {
+  return reinterpret_cast<const Vector<T>*>(numbers);
+}
+
+// --- channels in lanes ----------------------------------------------------------------------------------------------
+
+// Z: where a block of batch rows and of channels begins, and how many vectors it has.
+template <class T>
+struct Spectrum {
+  int64_t modes, groups, channel_blocks, block;
+  Spectrum(const Modes& kept, const Sizes& sizes, int64_t channels)
+      : modes(kept.count()), groups(sizes.groups), channel_blocks(divide_up(channels, Register<T>::lanes)),
+        block(sizes.block) {}
+  int64_t vectors() const { return modes * 2 * block; }
+  int64_t batch_stride() const { return groups * channel_blocks * vectors(); }
+  int64_t at(int64_t batch_block, int64_t group, int64_t channel_block) const {
+    return ((batch_block * groups + group) * channel_blocks + channel_block) * vectors();
+  }
+};
+
+template <class T>
+void analyse_maps(const Modes& modes, const Side& side, const Sizes& sizes, const T* maps, T* z) {
+  constexpr int lanes = Register<T>::lanes;
+  const Spectrum<T> spectrum(modes, sizes, sizes.in);
+  const int64_t together = 2, pairs = divide_up(sizes.block, together), pixels = side.pixels();
+  share(divide_up(sizes.batch, sizes.block) * sizes.groups * spectrum.channel_blocks * pairs, [&] {
+    return [&, planes = Buffer<T>(pixels), scratch = Buffer<T>(scratch_vectors(modes, side))](int64_t task) {
+      const int64_t first = task % pairs * together, c = task / pairs % spectrum.channel_blocks;
+      const int64_t group = task / pairs / spectrum.channel_blocks % sizes.groups;
+      const int64_t batch_block = task / pairs / spectrum.channel_blocks / sizes.groups;
+      const int64_t b = batch_block * sizes.block + first;
+      const int64_t last = std::min({sizes.batch, b + together, (batch_block + 1) * sizes.block});
+      const int found = std::min<int64_t>(lanes, sizes.in - c * lanes);
+      const T* from = maps + ((b * sizes.groups + group) * sizes.in + c * lanes) * pixels;
+      analyse<T>(
+          modes, side, last - b,
+          [&](int64_t i, Vector<T>* to) {
+            load<T>(side, from + i * sizes.groups * sizes.in * pixels, pixels, found, to);
+          },
+          as_vectors(z) + spectrum.at(batch_block, group, c) + first, 2 * sizes.block, sizes.block, planes, scratch);
+    };
+  });
+}
+
+// y = E (Z conj(D w)) + bias. packed: the modes of the weight [group, block of out, F, 2, in, lanes] in place of taps.
+template <class T>
+void convolve(const Modes& modes, const Side& side, const Side& output, const Sizes& sizes, const Taps& taps, const T* z,
+              const T* weight, const T* packed, const T* bias, T* y) {
+  constexpr int lanes = Register<T>::lanes;
+  const Spectrum<T> spectrum(modes, sizes, sizes.in);
+  const bool separable = modes.axes == 2;  // a series has all its modes in one column
+  const int64_t columns = separable ? modes.kv : 1, in_column = separable ? modes.rows : modes.kv;
+  const int64_t of_column = separable ? column_vectors(modes, side) : 0, column_step = 4 * ((side.height + 1) / 2);
+  const int64_t of_channel = (of_column + 2 * in_column) * kVectorBytes;
+  const int64_t at_most = std::max<int64_t>(1, kCacheBytes / of_channel / lanes);
+  const int64_t chunks = packed ? 1 : divide_up(spectrum.channel_blocks, at_most);
+  const int64_t chunk = divide_up(spectrum.channel_blocks, chunks) * lanes;
+  const int64_t padded = chunk + 2;  // a power of two would fill few sets of the cache
+  const int64_t out_blocks = divide_up(sizes.out, lanes), rest = sizes.groups * out_blocks;
+  const int64_t rows_at_most = std::max<int64_t>(8, 2 * kCacheBytes / (2 * modes.count() * kVectorBytes));
+  const int64_t wanted = std::max(divide_up(sizes.batch, rows_at_most), divide_up(at::get_num_threads(), rest));
+  const int64_t rows = divide_up(sizes.batch, std::min(sizes.batch, wanted)), splits = divide_up(sizes.batch, rows);
+  const int64_t pixels = output.pixels(), scratch_size = std::max(scratch_vectors(modes, side), scratch_vectors(modes, output));
+  share(rest * splits, [&] {
+    return [&, planes = Buffer<T>(std::max(side.pixels(), 2 / modes.axes * pixels)), scratch = Buffer<T>(scratch_size),
+            partial = Buffer<T>(packed ? 0 : chunk * of_column), column = Buffer<T>(packed ? 0 : in_column * 2 * padded),
+            sums = Buffer<T>(modes.count() * 2 * rows)](int64_t task) {
+      const int64_t split = task / rest, group = task % rest / out_blocks, o = task % out_blocks * lanes;
+      const int64_t b0 = split * rows, b1 = std::min(sizes.batch, b0 + rows), count = b1 - b0;
+      const int found = std::min<int64_t>(lanes, sizes.out - o);
+      const T* kernels = weight + group * taps.of_group + o * taps.of_out;
+      for (int64_t c0 = 0; c0 < sizes.in; c0 += chunk) {
+        const int64_t channels = std::min(chunk, sizes.in - c0);
+        const auto load_kernel = [&](int64_t c, Vector<T>* to) {
+          load<T>(side, kernels + (c0 + c) * taps.of_in, taps.of_out, found, to);
+        };
+        for (int64_t c = 0; c < channels && separable && !packed; ++c) {
+          load_kernel(c, planes);
+          analyse_columns<T>(modes, side, planes, partial + c * of_column, scratch);
+        }
+        for (int64_t v = 0; v < columns; ++v) {
+          const Vector<T>* w = column;
+          int64_t w_part = padded;
+          if (packed) {
+            w = as_vectors(packed) + ((group * out_blocks + o / lanes) * modes.count() + v * in_column) * 2 * sizes.in;
+            w_part = sizes.in;
+          } else if (separable) {
+            for (int64_t c = 0; c < channels; ++c)
+              analyse_rows<T>(modes, side, partial + c * of_column + v * column_step, column + c, 2 * padded, padded);
+          } else {
+            analyse<T>(modes, side, channels, load_kernel, column, 2 * padded, padded, planes, scratch);
+          }
+          for (int64_t f = 0; f < in_column; ++f) {
+            Vector<T>* products = sums + (v * in_column + f) * 2 * count;
+            for (int64_t b = b0; b < b1;) {
+              const int64_t batch_block = b / sizes.block, first = b % sizes.block;
+              const int64_t some = std::min(sizes.block - first, b1 - b);
+              const Operands at{some, channels, lanes, sizes.block * lanes, lanes, 1, spectrum.vectors() * lanes, w_part, lanes, sizes.block <= 2};
+              const int64_t mode = (v * in_column + f) * 2 * sizes.block + first;
+              multiply<T>(at, z + (spectrum.at(batch_block, group, c0 / lanes) + mode) * lanes, w + f * 2 * w_part,
+                          products + (b - b0), count, c0 > 0);
+              b += some;
+            }
+          }
+        }
+      }
+      const int64_t channel = group * sizes.out + o;
+      const Vector<T> start = in_lanes<T>(bias ? bias + channel : nullptr, 1, found);
+      synthesise<T>(
+          modes, output, count, sums, 2 * count, count, [&](int64_t) { return start; },
+          [&](int64_t i, const Vector<T>* from) {
+            store<T>(output, from, y + ((b0 + i) * sizes.groups * sizes.out + channel) * pixels, pixels, found);
+          },
+          planes, scratch);
+    };
+  });
+}
+
+// dw = D^T (conj(G) Z), [group, out, in, taps]; g is the spectrum of dy, with out for its channels.
+template <class T>
+void weight_gradient(const Modes& modes, const Side& side, const Sizes& sizes, const T* g, const T* z, T* dw) {
+  constexpr int lanes = Register<T>::lanes;
+  const Spectrum<T> of_x(modes, sizes, sizes.in), of_y(modes, sizes, sizes.out);
+  const bool separable = modes.axes == 2;
+  const int64_t columns = separable ? modes.kv : 1, in_column = separable ? modes.rows : modes.kv;
+  const int64_t in_blocks = of_x.channel_blocks, out_blocks = of_y.channel_blocks;
+  const int64_t of_rows = separable ? side.height * 2 * modes.kv : 0, stored = side.stored();
+  share(sizes.groups * out_blocks * in_blocks, [&] {
+    return [&, planes = Buffer<T>(2 * side.pixels()), scratch = Buffer<T>(scratch_vectors(modes, side)),
+            rows = Buffer<T>(lanes * of_rows), column = Buffer<T>(in_column * 2 * lanes)](int64_t task) {
+      const int64_t c = task % in_blocks, o = task / in_blocks % out_blocks, group = task / in_blocks / out_blocks;
+      const int64_t channels = std::min<int64_t>(lanes, sizes.in - c * lanes);
+      const int found = std::min<int64_t>(lanes, sizes.out - o * lanes);
+      T* to = dw + ((group * sizes.out + o * lanes) * sizes.in + c * lanes) * stored;
+      const auto store_kernel = [&](int64_t i, const Vector<T>* from) {
+        store<T>(side, from, to + i * stored, sizes.in * stored, found);
+      };
+      const Operands at{channels, sizes.batch, sizes.block, sizes.block * lanes, 1, lanes, of_x.batch_stride() * lanes,
+                        sizes.block, of_y.batch_stride(), channels <= 2};
+      for (int64_t v = 0; v < columns; ++v) {
+        for (int64_t f = 0; f < in_column; ++f) {
+          const int64_t mode = (v * in_column + f) * 2 * sizes.block;
+          multiply<T>(at, z + (of_x.at(0, group, c) + mode) * lanes, as_vectors(g) + of_y.at(0, group, o) + mode,
+                      column + f * 2 * lanes, lanes, false);
+        }
+        for (int64_t i = 0; i < channels && separable; ++i)
+          synthesise_rows<T>(modes, side, v, column + i, 2 * lanes, lanes, rows + i * of_rows, scratch);
+      }
+      for (int64_t i = 0; i < channels && separable; ++i) {
+        synthesise_columns<T>(modes, side, rows + i * of_rows, Vector<T>{}, planes);
+        store_kernel(i, planes);
+      }
+      if (!separable)
+        synthesise<T>(
+            modes, side, channels, column, 2 * lanes, lanes, [](int64_t) { return Vector<T>{}; }, store_kernel, planes,
+            scratch);
+    };
+  });
+}
+
+// --- groups in lanes --------------------------------------------------------------------------------------------------
+
+// Planes (row, channel) of a block of groups: `per_group` channels each, rows from `row` on.
+template <class T>
+auto loader(const Side& side, const Sizes& sizes, const T* maps, int64_t per_group, int64_t row, int64_t group, int found) {
+  return [=, &side](int64_t i, Vector<T>* to) {
+    const int64_t plane = ((row + i / per_group) * sizes.groups + group) * per_group + i % per_group;
+    load<T>(side, maps + plane * side.stored(), per_group * side.stored(), found, to);
+  };
+}
+template <class T>
+auto storer(const Side& side, const Sizes& sizes, T* maps, int64_t per_group, int64_t row, int64_t group, int found) {
+  return [=, &side](int64_t i, const Vector<T>* from) {
+    const int64_t plane = ((row + i / per_group) * sizes.groups + group) * per_group + i % per_group;
+    store<T>(side, from, maps + plane * side.stored(), per_group * side.stored(), found);
+  };
+}
+
+// The modes [F, 2, out in, lanes] of the kernels of a block of groups: transformed, or as they come packed.
+template <class T>
+const Vector<T>* kernels(const Modes& modes, const Side& side, const Sizes& sizes, const T* weight, const T* packed,
+                         int64_t group, int found, Vector<T>* made, Vector<T>* planes, Vector<T>* scratch) {
+  const int64_t pairs = sizes.out * sizes.in;
+  if (packed) return as_vectors(packed) + group / Register<T>::lanes * modes.count() * 2 * pairs;
+  analyse<T>(modes, side, pairs, loader<T>(side, sizes, weight, pairs, 0, group, found), made, 2 * pairs, pairs, planes,
+             scratch);
+  return made;
+}
+
+// y = E (D x conj(D w)) + bias, for maps x [batch, group, in], weight [group, out, in], y [batch, group, out].
+template <class T>
+void convolve_lanes(const Modes& modes, const Side& input, const Side& side, const Side& output, const Sizes& sizes,
+                    const T* x, const T* weight, const T* packed, const T* bias, T* y) {
+  constexpr int lanes = Register<T>::lanes;
+  const int64_t in = sizes.in, out = sizes.out, pairs = in * out, count = modes.count();
+  const int64_t together = modes.axes == 1 ? 2 : 1;
+  const int64_t blocks = divide_up(sizes.groups, lanes), wanted = divide_up(at::get_num_threads(), blocks);
+  const int64_t rows = divide_up(sizes.batch, std::min(sizes.batch, wanted));
+  const int64_t scratch_size = std::max({scratch_vectors(modes, input), scratch_vectors(modes, side), scratch_vectors(modes, output)});
+  const int64_t plane = std::max({input.pixels(), side.pixels(), 2 / modes.axes * output.pixels()});
+  share(blocks * divide_up(sizes.batch, rows), [&] {
+    return [&, planes = Buffer<T>(plane), scratch = Buffer<T>(scratch_size), made = Buffer<T>(packed ? 0 : count * 2 * pairs),
+            z = Buffer<T>(count * 2 * together * in), sums = Buffer<T>(count * 2 * together * out)](int64_t task) {
+      const int64_t group = task % blocks * lanes, b0 = task / blocks * rows;
+      const int found = std::min<int64_t>(lanes, sizes.groups - group);
+      const Vector<T>* w = kernels<T>(modes, side, sizes, weight, packed, group, found, made, planes, scratch);
+      for (int64_t b = b0, last = std::min(sizes.batch, b0 + rows); b < last; b += together) {
+        const int64_t some = std::min(together, last - b), z_part = some * in, part = some * out;
+        analyse<T>(modes, input, some * in, loader<T>(input, sizes, x, in, b, group, found), z, 2 * z_part, z_part, planes,
+                   scratch);
+        for (int64_t i = 0; i < some * pairs; ++i) {
+          const int64_t row = i / pairs, o = i / in % out, c = i % in;
+          multiply_lanes<T, true>(count, z + row * in + c, 2 * z_part, z_part, w + o * in + c, 2 * pairs, pairs,
+                                  sums + row * out + o, 2 * part, part, c > 0);
+        }
+        synthesise<T>(
+            modes, output, some * out, sums, 2 * part, part,
+            [&](int64_t i) { return in_lanes<T>(bias ? bias + group * out + i % out : nullptr, out, found); },
+            storer<T>(output, sizes, y, out, b, group, found), planes, scratch);
+      }
+    };
+  });
+}
+
+// dx = D^T (G D w) and dw = D^T (sum conj(G) Z) with G = E^T dy and Z = D x; either may be null.
+// `output` and `input` analyse dy and x, `side` the weight; `to_input` and `to_side` are for the way back.
+template <class T>
+void convolve_lanes_backward(const Modes& modes, const Side& output, const Side& input, const Side& side,
+                             const Side& to_input, const Side& to_side, const Sizes& sizes, const T* dy, const T* x,
+                             const T* weight, const T* packed, T* dx, T* dw) {
+  constexpr int lanes = Register<T>::lanes;
+  const int64_t in = sizes.in, out = sizes.out, pairs = in * out, count = modes.count();
+  const int64_t together = modes.axes == 1 ? 2 : 1;
+  const int64_t scratch_size = std::max({scratch_vectors(modes, input), scratch_vectors(modes, side), scratch_vectors(modes, output)});
+  const int64_t plane = 2 / modes.axes * std::max({input.pixels(), side.pixels(), output.pixels()});
+  const auto zero = [](int64_t) { return Vector<T>{}; };
+  share(divide_up(sizes.groups, lanes), [&] {
+    return [&, planes = Buffer<T>(plane), scratch = Buffer<T>(scratch_size), made = Buffer<T>(dx ? count * 2 * pairs : 0),
+            g = Buffer<T>(count * 2 * together * out), z = Buffer<T>(count * 2 * together * in),
+            gradient = Buffer<T>(dw ? count * 2 * pairs : 0)](int64_t task) {
+      const int64_t group = task * lanes;
+      const int found = std::min<int64_t>(lanes, sizes.groups - group);
+      const Vector<T>* w = dx ? kernels<T>(modes, side, sizes, weight, packed, group, found, made, planes, scratch) : nullptr;
+      for (int64_t b = 0; b < sizes.batch; b += together) {
+        const int64_t some = std::min(together, sizes.batch - b), z_part = some * in, part = some * out;
+        analyse<T>(modes, output, some * out, loader<T>(output, sizes, dy, out, b, group, found), g, 2 * part, part, planes,
+                   scratch);
+        if (dw) {
+          analyse<T>(modes, input, some * in, loader<T>(input, sizes, x, in, b, group, found), z, 2 * z_part, z_part, planes,
+                     scratch);
+          for (int64_t i = 0; i < some * pairs; ++i) {
+            const int64_t row = i / pairs, o = i / in % out, c = i % in;
+            multiply_lanes<T, true>(count, z + row * in + c, 2 * z_part, z_part, g + row * out + o, 2 * part, part,
+                                    gradient + o * in + c, 2 * pairs, pairs, b + row > 0);
+          }
+        }
+        if (dx) {
+          for (int64_t i = 0; i < some * pairs; ++i) {
+            const int64_t row = i / pairs, c = i / out % in, o = i % out;
+            multiply_lanes<T, false>(count, g + row * out + o, 2 * part, part, w + o * in + c, 2 * pairs, pairs,
+                                     z + row * in + c, 2 * z_part, z_part, o > 0);
+          }
+          synthesise<T>(modes, to_input, some * in, z, 2 * z_part, z_part, zero,
+                        storer<T>(to_input, sizes, dx, in, b, group, found), planes, scratch);
+        }
+      }
+      if (dw)
+        synthesise<T>(modes, to_side, pairs, gradient, 2 * pairs, pairs, zero,
+                      storer<T>(to_side, sizes, dw, pairs, 0, group, found), planes, scratch);
+    };
+  });
+}
+
+template <class Run>
+int guarded(Run run) {
+  try {
+    run();
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
+}  // namespace
+
+extern "C" int dft_native_vector_bytes() { return kVectorBytes; }
+extern "C" int dft_native_panel() { return kPanel; }
+
+#define EXPORT(T, NAME) \
+  extern "C" int dft_native_analyse_##NAME(const Modes* modes, const Side* side, const Sizes* sizes, const T* maps, T* z) { \
+    return guarded([&] { analyse_maps<T>(*modes, *side, *sizes, maps, z); }); \
+  } \
+  extern "C" int dft_native_convolve_##NAME(const Modes* modes, const Side* side, const Side* output, const Sizes* sizes, \
+                                            const Taps* taps, const T* z, const T* weight, const T* packed, \
+                                            const T* bias, T* y) { \
+    return guarded([&] { convolve<T>(*modes, *side, *output, *sizes, *taps, z, weight, packed, bias, y); }); \
+  } \
+  extern "C" int dft_native_weight_gradient_##NAME(const Modes* modes, const Side* side, const Sizes* sizes, const T* g, \
+                                                   const T* z, T* dw) { \
+    return guarded([&] { weight_gradient<T>(*modes, *side, *sizes, g, z, dw); }); \
+  } \
+  extern "C" int dft_native_convolve_lanes_##NAME(const Modes* modes, const Side* input, const Side* side, \
+                                                  const Side* output, const Sizes* sizes, const T* x, const T* weight, \
+                                                  const T* packed, const T* bias, T* y) { \
+    return guarded( \
+        [&] { convolve_lanes<T>(*modes, *input, *side, *output, *sizes, x, weight, packed, bias, y); }); \
+  } \
+  extern "C" int dft_native_convolve_lanes_backward_##NAME( \
+      const Modes* modes, const Side* output, const Side* input, const Side* side, const Side* to_input, \
+      const Side* to_side, const Sizes* sizes, const T* dy, const T* x, const T* weight, const T* packed, T* dx, T* dw) { \
+    return guarded([&] { \
+      convolve_lanes_backward<T>(*modes, *output, *input, *side, *to_input, *to_side, *sizes, dy, x, weight, packed, dx, \
+                                 dw); \
+    }); \
+  }
+EXPORT(float, float32)
+EXPORT(double, float64)

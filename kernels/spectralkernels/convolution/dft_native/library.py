@@ -1,0 +1,171 @@
+"""The functions of the compiled library on tensors; see `dft_native.cpp`."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spectralkernels.convolution.dft_native.build import library
+from spectralkernels.convolution.dft_native.folding import Fold
+
+_Long = ctypes.c_int64
+LARGEST_BLOCK = 8
+"""Rows of a batch whose spectra lie together: as many as one product takes at most."""
+
+
+class _Modes(ctypes.Structure):
+    _fields_ = [(name, _Long) for name in ("axes", "ku", "rows", "kv")]
+
+
+class _Side(ctypes.Structure):
+    _fields_ = [
+        *((name, _Long) for name in ("height", "width", "front_height", "front_width")),
+        ("matrices", ctypes.c_void_p),
+    ]
+
+
+class _Sizes(ctypes.Structure):
+    _fields_ = [(name, _Long) for name in ("batch", "groups", "inputs", "outputs", "block")]
+
+
+class _Taps(ctypes.Structure):
+    _fields_ = [(name, _Long) for name in ("of_out", "of_in", "of_group")]
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """batch: of the maps. inputs: channels per group that are analysed or reduced. outputs: those that are made."""
+
+    batch: int
+    groups: int
+    inputs: int
+    outputs: int
+
+    @property
+    def block(self) -> int:
+        """Rows of the batch whose spectra lie together."""
+        return -(-self.batch // -(-self.batch // LARGEST_BLOCK))
+
+
+def lanes(dtype: torch.dtype) -> int:
+    """Planes that one register holds."""
+    return int(library().dft_native_vector_bytes()) // dtype.itemsize
+
+
+def panel() -> int:
+    """Columns of a matrix that lie together; see `folding`."""
+    return int(library().dft_native_panel())
+
+
+def spectrum_numbers(modes: int, sizes: Sizes, dtype: torch.dtype) -> int:
+    """Numbers of the spectrum that `analyse` makes, with lanes that hold nothing."""
+    blocks = -(-sizes.batch // sizes.block) * sizes.groups * -(-sizes.inputs // lanes(dtype))
+    return blocks * modes * 2 * sizes.block * lanes(dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The modes of a band: the axes of its grid n, and |u| < kept on each."""
+
+    n: tuple[int, ...]
+    kept: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        return min(2 * self.kept[0] - 1, self.n[0]) if len(self.n) == 2 else 1
+
+    @property
+    def count(self) -> int:
+        """F."""
+        return self.rows * self.kept[-1]
+
+
+def analyse(kept: Kept, side: Fold, sizes: Sizes, maps: Tensor) -> Tensor:
+    """Maps [batch, groups * inputs, *size] -> their spectrum, opaque."""
+    z = maps.new_empty(spectrum_numbers(kept.count, sizes, maps.dtype))
+    _call("analyse", maps, _modes(kept), _side(side), _sizes(sizes), maps, z)
+    return z
+
+
+def convolve(
+    kept: Kept,
+    side: Fold,
+    output: Fold,
+    sizes: Sizes,
+    taps: Sequence[int],
+    z: Tensor,
+    weight: Tensor | None,
+    packed: Tensor | None,
+    bias: Tensor | None,
+    y: Tensor,
+) -> None:
+    """y = E (Z conj(D w)) + bias into y, w by its strides (out, in, group) or by its packed modes."""
+    arguments = _modes(kept), _side(side), _side(output), _sizes(sizes), _Taps(*taps)
+    _call("convolve", y, *arguments, z, weight, packed, bias, y)
+
+
+def weight_gradient(kept: Kept, side: Fold, sizes: Sizes, g: Tensor, z: Tensor, dw: Tensor) -> None:
+    """D^T (conj(G) Z) into dw."""
+    _call("weight_gradient", dw, _modes(kept), _side(side), _sizes(sizes), g, z, dw)
+
+
+def convolve_lanes(
+    kept: Kept,
+    input_: Fold,
+    side: Fold,
+    output: Fold,
+    sizes: Sizes,
+    x: Tensor,
+    weight: Tensor | None,
+    packed: Tensor | None,
+    bias: Tensor | None,
+    y: Tensor,
+) -> None:
+    """The whole convolution into y, groups in lanes."""
+    sides = _side(input_), _side(side), _side(output)
+    _call("convolve_lanes", y, _modes(kept), *sides, _sizes(sizes), x, weight, packed, bias, y)
+
+
+def convolve_lanes_backward(
+    kept: Kept,
+    sides: Sequence[Fold],
+    sizes: Sizes,
+    dy: Tensor,
+    x: Tensor | None,
+    weight: Tensor | None,
+    packed: Tensor | None,
+    dx: Tensor | None,
+    dw: Tensor | None,
+) -> None:
+    """Its gradients into dx and dw, where given. sides: analysis of dy, x and w, synthesis of dx and dw."""
+    folds = [_side(side) for side in sides]
+    _call("convolve_lanes_backward", dy, _modes(kept), *folds, _sizes(sizes), dy, x, weight, packed, dx, dw)
+
+
+def _call(name: str, like: Tensor, *arguments: ctypes.Structure | Tensor | None) -> None:
+    function = getattr(library(), f"dft_native_{name}_{str(like.dtype).removeprefix('torch.')}")
+    converted = [
+        ctypes.byref(argument)
+        if isinstance(argument, ctypes.Structure)
+        else ctypes.c_void_p(None if argument is None else argument.data_ptr())
+        for argument in arguments
+    ]
+    if function(*converted) != 0:
+        raise MemoryError("dft_native found no memory for the planes that a thread holds")
+
+
+def _modes(kept: Kept) -> _Modes:
+    series = len(kept.n) == 1
+    return _Modes(len(kept.n), 1 if series else kept.kept[0], kept.rows, kept.kept[-1])
+
+
+def _side(side: Fold) -> _Side:
+    return _Side(*side.lengths, *side.front, side.matrices.data_ptr())
+
+
+def _sizes(sizes: Sizes) -> _Sizes:
+    return _Sizes(sizes.batch, sizes.groups, sizes.inputs, sizes.outputs, sizes.block)

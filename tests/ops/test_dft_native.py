@@ -1,0 +1,311 @@
+"""The compiled convolution: the reference in value and gradient, memory, threads, and life without a compiler."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from effort import draws
+from torch import Tensor
+
+import spectralkernels as sk
+from spectralkernels.convolution import dft_native
+from spectralkernels.convolution.baselines import reference
+from spectralkernels.convolution.dft_native import build, folding
+from spectralkernels.convolution.geometry import conv_band
+
+needs_compiler = pytest.mark.skipif(build.COMPILER is None, reason="no C++ compiler")
+
+
+def drawn(draw: random.Random) -> tuple[Any, dict[str, Tensor], dict[str, Any]]:
+    """A function, tensors in float64, and options: series and maps, odd, even, prime and size-1, lanes full and not."""
+    axes = draw.choice((1, 2))
+    size = [draw.choice((1, 2, 3, 5, 8, 11, 16, 23)) for _ in range(axes)]
+    kernel = [draw.choice((1, 2, 3, 4, 5, 7, 10)) for _ in range(axes)]
+    groups, inputs, outputs = (
+        draw.choice(each) for each in ((1, 1, 2, 5, 8, 17), (1, 1, 2, 3, 17), (1, 1, 2, 3, 8, 17))
+    )
+    tensors = {
+        "x": torch.randn(draw.choice((1, 2, 3, 9)), groups * inputs, *size, dtype=torch.float64),
+        "weight": torch.randn(groups * outputs, inputs, *kernel, dtype=torch.float64),
+        "bias": torch.randn(groups * outputs, dtype=torch.float64),
+    }
+    wide = tuple(draw.choice((9, 10, 12)) for _ in size)
+    options = {
+        "padding": draw.choice(("same", "same", wide)),
+        "grid": draw.choice(("tight", "tight", "seed", "pow2", "fast")),
+        "compression": draw.choice((0.0, 0.2, 0.5, 0.9)),
+        "groups": groups,
+    }
+    return (sk.band_limited_conv1d, sk.band_limited_conv2d)[axes - 1], tensors, options
+
+
+def expected(tensors: dict[str, Tensor], options: dict[str, Any]) -> Tensor:
+    geometry = {name: value for name, value in options.items() if name != "groups"}
+    band = conv_band(tuple(tensors["x"].shape[2:]), tuple(tensors["weight"].shape[2:]), **geometry)
+    return reference(*tensors.values(), band, options["groups"])
+
+
+def close(got: Tensor, want: Tensor, terms: int, rounding: float) -> None:
+    """Held to what as many normal terms usually sum to: a lone number may be the rest of a cancellation."""
+    assert got.shape == want.shape
+    assert float((got.double() - want).detach().norm()) <= rounding * (terms * want.numel()) ** 0.5
+
+
+def check_a_draw(draw: random.Random) -> None:
+    """Value, gradients and frozen form of one random call in both precisions."""
+    convolve, tensors, options = drawn(draw)
+    print(convolve.__name__, {name: list(tensor.shape) for name, tensor in tensors.items()}, options)
+    leaves = [tensor.requires_grad_() for tensor in tensors.values()]
+    want = expected(tensors, options)
+    dy = torch.randn_like(want)
+    gradients = torch.autograd.grad(want, leaves, dy)
+    taps, seen = leaves[1][0].numel(), dy[:, 0].numel()
+    of_y, of_gradients = taps + 1, (taps * leaves[1].shape[0] // leaves[0].shape[1] + 1, seen, seen)
+    geometry = {name: options[name] for name in ("padding", "grid", "compression", "groups")}
+    for dtype, rounding in ((torch.float64, 1e-12), (torch.float32, 3e-6)):
+        own = [leaf.detach().to(dtype).requires_grad_() for leaf in leaves]
+        got = convolve(*own, **options, impl="dft_native")
+        close(got, want, of_y, rounding)
+        found = torch.autograd.grad(got, own, dy.to(dtype))
+        for each, gradient, terms in zip(found, gradients, of_gradients, strict=True):
+            close(each, gradient, terms, rounding)
+        frozen = sk.weight_spectrum(own[1].detach(), tuple(own[0].shape[2:]), **geometry)
+        for _ in range(2):  # packed, and found packed
+            got = convolve(own[0], frozen, own[2], **options, impl="dft_native_frozen")
+            close(got, want, of_y, rounding)
+            dx, db = torch.autograd.grad(got, (own[0], own[2]), dy.to(dtype))
+            close(dx, gradients[0], of_gradients[0], rounding)
+            close(db, gradients[2], of_gradients[2], rounding)
+
+
+@needs_compiler
+@pytest.mark.parametrize("number", draws(6))
+def test_values_gradients_and_frozen_weights_are_those_of_the_reference(number: int, seed: int, poisoned: None):
+    draw = random.Random(seed)
+    for _ in range(12):
+        check_a_draw(draw)
+
+
+@pytest.fixture
+def registers(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
+    """The library for registers of another width; what knows the width is forgotten before and after."""
+    plain = [flag for flag in build._flags() if not flag.startswith(("-march", "-mcpu", "-O3"))]
+
+    def forget() -> None:
+        build._load.cache_clear()
+        folding.fold.cache_clear()
+
+    monkeypatch.setattr(build, "_flags", lambda: [*plain, "-O0", f"-DSPECTRAL_VECTOR_BYTES={request.param}"])
+    forget()
+    yield
+    forget()
+
+
+@needs_compiler
+@pytest.mark.parametrize("registers", [16, 64], indirect=True)
+def test_registers_of_any_width_give_the_answer(registers: None, seed: int):
+    """Of a plain processor, and of AVX-512 on whatever runs this."""
+    assert build.library().dft_native_vector_bytes() in (16, 64)
+    draw = random.Random(seed)
+    for _ in range(12):
+        check_a_draw(draw)
+
+
+@needs_compiler
+@pytest.mark.parametrize("fault", ["no zero in front of even kernels", "the other sign of i", "no middle"])
+def test_a_fault_in_the_folding_is_noticed(fault: str, monkeypatch: pytest.MonkeyPatch, seed: int):
+    right = folding._about_the_centre
+
+    def wrong(n: int, kept: int, length: int) -> tuple[Tensor, Tensor]:
+        cos, sin = right(n, kept, length)
+        if fault == "the other sign of i" and length == 5:  # the kernel with its zero
+            sin = -sin
+        if fault == "no middle" and length % 2 == 1:
+            cos[-1] *= 2.0
+        return cos, sin
+
+    monkeypatch.setattr(folding, "_about_the_centre", wrong)
+    if fault == "no zero in front of even kernels":
+        fold = dft_native._kernel_fold
+        monkeypatch.setattr(dft_native, "_kernel_fold", lambda b, t, f, d, **how: fold(b, t, [0, 0], d, **how))
+    folding.fold.cache_clear()
+    x, weight = torch.randn(2, 3, 9, 8, dtype=torch.float64), torch.randn(4, 3, 4, 4, dtype=torch.float64)
+    want = reference(x, weight, None, conv_band((9, 8), (4, 4), compression=0.4), 1)
+    got = sk.band_limited_conv2d(x, weight, compression=0.4, impl="dft_native")
+    folding.fold.cache_clear()
+    assert float((got - want).norm() / want.norm()) > 1e-2
+
+
+@needs_compiler
+@pytest.mark.parametrize("groups", [1, 12])
+def test_strides_and_half_precision(groups: int, seed: int):
+    x, weight = torch.randn(2, 12, 9, 10), torch.randn(12, 12 // groups, 3, 4)
+
+    def run(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        leaves = x.detach().requires_grad_(), weight.detach().requires_grad_()
+        y = sk.band_limited_conv2d(*leaves, compression=0.3, groups=groups, impl="dft_native")
+        return (y, *torch.autograd.grad(y, leaves, torch.ones_like(y[:, :1]).expand_as(y)))
+
+    want = run(x, weight)
+    layouts = (
+        (x.contiguous(memory_format=torch.channels_last), weight.contiguous(memory_format=torch.channels_last)),
+        (x.mT.contiguous().mT, torch.randn(12, 12 // groups, 6, 8)[..., ::2, ::2].copy_(weight)),
+    )
+    for layout in layouts:
+        for found, expected in zip(run(*layout), want, strict=True):
+            assert torch.equal(found, expected)
+    for found, expected in zip(run(x[:1].expand_as(x), weight), run(x[:1].repeat(2, 1, 1, 1), weight), strict=True):
+        assert torch.equal(found, expected)
+    for dtype in (torch.bfloat16, torch.float16):
+        halves = x.to(dtype), weight.to(dtype)
+        for found, expected in zip(run(*halves), run(*(half.float() for half in halves)), strict=True):
+            assert found.dtype == dtype
+            torch.testing.assert_close(found.float(), expected, rtol=1e-2, atol=1e-2)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("groups", "kernel"), [(1, (3, 3)), (24, (5, 4)), (2, (7,))])
+def test_bits_do_not_depend_on_threads(groups: int, kernel: tuple[int, ...], seed: int):
+    """Neither on how many share a call, nor on what other threads of the program call at the same time."""
+    convolve = sk.band_limited_conv2d if len(kernel) == 2 else sk.band_limited_conv1d
+    x = torch.randn(3, 24, *(17 for _ in kernel), requires_grad=True)
+    weight = torch.randn(24, 24 // groups, *kernel, requires_grad=True)
+
+    def run() -> tuple[Tensor, ...]:
+        y = convolve(x, weight, compression=0.4, groups=groups, impl="dft_native")
+        return (y.detach(), *torch.autograd.grad(y.square().sum(), (x, weight)))
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        want = run()
+        for threads in (2, 3, 8):
+            torch.set_num_threads(threads)
+            assert all(torch.equal(found, one) for found, one in zip(run(), want, strict=True)), threads
+        with ThreadPoolExecutor(4) as pool:
+            for found in pool.map(lambda _: run(), range(12)):
+                assert all(torch.equal(each, one) for each, one in zip(found, want, strict=True))
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("groups", "compression", "most"), [(1, 0.5, 0.6), (1, 0.0, 1.0), (16, 0.5, 1.0)])
+def test_backward_saves_the_smaller_of_x_and_its_spectrum(groups: int, compression: float, most: float, seed: int):
+    x = torch.randn(8, 16, 32, 32, requires_grad=True)
+    weight = torch.randn(16, 16 // groups, 3, 3, requires_grad=True)
+    saved: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        sk.band_limited_conv2d(x, weight, compression=compression, groups=groups, impl="dft_native")
+    assert sum(saved.values()) <= most * x.nbytes + weight.nbytes
+
+
+@needs_compiler
+def test_operators_pass_opcheck_and_trace(seed: int):
+    ops = torch.ops.spectralkernels
+    for groups, channels in ((2, 4), (24, 24)):
+        x = torch.randn(2, channels, 7, 6, requires_grad=True)
+        weight = torch.randn(channels, channels // groups, 3, 4, requires_grad=True)
+        bias = torch.randn(channels, requires_grad=True)
+        geometry = ([0, 1], groups, [8, 8], [3, 3])
+        for keep in (True, False):
+            torch.library.opcheck(ops.dft_native_conv.default, (x, weight, bias, *geometry, [7, 6], keep))
+        y, z = ops.dft_native_conv(x.detach(), weight.detach(), None, *geometry, [7, 6], True)
+        saved = (None, z) if z.numel() else (x.detach(), z)
+        backward = (y, *saved, weight.detach(), *geometry, [7, 6], True, True)
+        torch.library.opcheck(ops.dft_native_conv_backward.default, backward)
+        modes = sk.weight_spectrum(weight, (7, 6), compression=0.4, groups=groups, grid=8).modes
+        kept = [3, 3]
+        assert len(modes) == 15
+        apply = (x, modes, bias, channels, groups, [8, 8], kept, [7, 6])
+        torch.library.opcheck(ops.dft_native_apply.default, apply)
+        torch.library.opcheck(ops.dft_native_apply_backward.default, (y, modes, channels, groups, [8, 8], kept, [7, 6]))
+
+        def layer(x: Tensor, weight: Tensor, groups: int = groups) -> Tensor:
+            return sk.band_limited_conv2d(x, weight, compression=0.5, groups=groups, impl="dft_native").relu()
+
+        eager, compiled = layer(x, weight), torch.compile(layer, fullgraph=True, backend="aot_eager")(x, weight)
+        torch.testing.assert_close(compiled, eager)
+        for got, want in zip(*(torch.autograd.grad(y.sum(), (x, weight)) for y in (compiled, eager)), strict=True):
+            torch.testing.assert_close(got, want)
+
+
+@needs_compiler
+def test_packed_modes_go_with_the_spectrum_and_follow_it_in_place(seed: int):
+    x, weight = torch.randn(2, 4, 8, 8), torch.randn(4, 4, 3, 3)
+    spectrum = sk.weight_spectrum(weight, (8, 8), compression=0.5)
+    first = sk.band_limited_conv2d(x, spectrum, compression=0.5, impl="dft_native_frozen")
+    count = len(dft_native.frozen._PACKED)
+    spectrum.modes.mul_(2.0)
+    second = sk.band_limited_conv2d(x, spectrum, compression=0.5, impl="dft_native_frozen")
+    torch.testing.assert_close(second, 2.0 * first)
+    del spectrum
+    assert len(dft_native.frozen._PACKED) == count - 1
+
+
+@needs_compiler
+def test_no_samples_make_no_samples(seed: int):
+    for groups in (1, 16):
+        x, weight = torch.randn(0, 16, 5, 5, requires_grad=True), torch.randn(16, 16 // groups, 3, 3)
+        weight.requires_grad_()
+        y = sk.band_limited_conv2d(x, weight, compression=0.5, groups=groups, impl="dft_native")
+        dx, dw = torch.autograd.grad(y.sum(), (x, weight))
+        assert y.shape == dx.shape == (0, 16, 5, 5)
+        assert not dw.any()
+
+
+# --- the compiler ---------------------------------------------------------------------------------------------------
+
+X, W = torch.ones(1, 2, 4, 4), torch.ones(2, 2, 3, 3)
+
+
+@pytest.fixture
+def nothing_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setattr(build, "READY", False)
+    build._load.cache_clear()
+    yield tmp_path
+    build._load.cache_clear()
+
+
+def test_without_a_compiler_it_says_so(nothing_built: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(build, "COMPILER", None)
+    reasons = {found.name: found.reason for found in sk.implementations("band_limited_conv2d", "cpu")}
+    assert f"no C++ compiler: {build._NAME!r} is not on the path" in str(reasons["dft_native"])
+    with pytest.raises(sk.Unsupported, match=r"impl='dft_native': no C\+\+ compiler"):
+        sk.band_limited_conv2d(X, W, impl="dft_native")
+    assert sk.explain(sk.band_limited_conv2d, X, W, compression=0.5).chosen == "dft_gemm"
+
+
+def test_on_a_gpu_it_says_so():
+    reasons = {found.name: found.reason for found in sk.implementations("band_limited_conv1d", "cuda")}
+    assert reasons["dft_native"] == reasons["dft_native_frozen"] == "it runs on a CPU only"
+
+
+@needs_compiler
+def test_a_failing_compiler_is_quoted_and_leaves_nothing(nothing_built: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(build, "_flags", lambda: ["-std=c++20", "-include", "no_such_header.h"])
+    for _ in range(2):
+        with pytest.raises(sk.Unsupported, match=r"the C\+\+ compiler failed: .*(\n.*)*no_such_header.h"):
+            sk.band_limited_conv2d(X, W, impl="dft_native")
+    assert not list(nothing_built.rglob("*.so"))
+    assert not build.READY
+
+
+@needs_compiler
+def test_a_folder_that_cannot_be_written_is_named(nothing_built: Path, monkeypatch: pytest.MonkeyPatch):
+    (nothing_built / "file").touch()
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(nothing_built / "file"))
+    with pytest.raises(sk.Unsupported, match=r"no folder to compile in .*; set TORCH_EXTENSIONS_DIR"):
+        sk.band_limited_conv2d(X, W, impl="dft_native")
