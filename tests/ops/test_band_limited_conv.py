@@ -312,8 +312,15 @@ def test_errors_can_be_caught_as_the_builtin_kind():
     ],
 )
 def test_auto_takes_what_the_study_found_faster(
-    shape: tuple[int, ...], kernel: tuple[int, ...], groups: int, compression: float, chosen: str
+    shape: tuple[int, ...],
+    kernel: tuple[int, ...],
+    groups: int,
+    compression: float,
+    chosen: str,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     x, weight = torch.empty(shape), torch.empty(kernel)
     band = conv_band(shape[2:], kernel[2:], compression=compression)
-    assert auto(x, weight, None, band, groups).name == chosen
+    for built, products in ((False, "dft_gemm"), (True, "dft_native")):
+        monkeypatch.setattr(build, "READY", built)
+        assert auto(x, weight, None, band, groups).name == (products if chosen == "dft_gemm" else chosen)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -271,6 +274,14 @@ X, W = torch.ones(1, 2, 4, 4), torch.ones(2, 2, 3, 3)
 
 
 @pytest.fixture
+def built() -> Path:
+    """The library in the cache of this machine."""
+    assert build.COMPILER is not None
+    build.library()
+    return build._path(build.COMPILER)
+
+
+@pytest.fixture
 def nothing_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     monkeypatch.setattr(build, "READY", False)
@@ -309,3 +320,22 @@ def test_a_folder_that_cannot_be_written_is_named(nothing_built: Path, monkeypat
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(nothing_built / "file"))
     with pytest.raises(sk.Unsupported, match=r"no folder to compile in .*; set TORCH_EXTENSIONS_DIR"):
         sk.band_limited_conv2d(X, W, impl="dft_native")
+
+
+@needs_compiler
+def test_auto_takes_it_from_the_first_build_on_and_never_builds(built: Path, nothing_built: Path):
+    def chosen() -> str:
+        return sk.explain(sk.band_limited_conv2d, X, W, compression=0.5).chosen
+
+    sk.band_limited_conv2d(X, W, compression=0.5)
+    assert chosen() == "dft_gemm"
+    assert not list(nothing_built.rglob("*.so"))
+    assert build.COMPILER is not None
+    build._path(build.COMPILER).parent.mkdir(parents=True)
+    shutil.copy(built, build._path(build.COMPILER))
+    sk.band_limited_conv2d(X, W, impl="dft_native")
+    assert chosen() == "dft_native"
+    program = "import spectralkernels.convolution.dft_native.build as build; print(build.READY)"
+    root = Path(sk.__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=root)
+    assert done.stdout == "True\n"

@@ -22,6 +22,7 @@ from spectralkernels.convolution import (
 from spectralkernels.convolution.cases import sum_error
 from spectralkernels.convolution.cost import dft_gemm_flops, direct_flops
 from spectralkernels.convolution.dft_gemm import dft_gemm, prepare_frozen
+from spectralkernels.convolution.dft_native import build
 from spectralkernels.convolution.geometry import (
     GridChoice,
     Padding,
@@ -79,7 +80,11 @@ LONG_DEPTHWISE_SERIES = 1024
 
 
 def auto(x: Tensor, weight: Tensor | WeightSpectrum, bias: Tensor | None, band: Band, groups: int) -> Decision:
-    """What `impl="auto"` takes. Without a band limit every way gives the same answer, and the faster runs."""
+    """What `impl="auto"` takes. Without a band limit every way gives the same answer, and the faster runs.
+
+    It never waits for a compiler: `dft_native` is taken where its library is there already, in the cache when this
+    package was imported or loaded since. One call with `impl="dft_native"` builds it for good.
+    """
     if isinstance(weight, WeightSpectrum):
         return Decision("dft_gemm_frozen", "the weight is frozen, so that its transform is already there")
     depthwise = weight.shape[1] == 1
@@ -90,7 +95,9 @@ def auto(x: Tensor, weight: Tensor | WeightSpectrum, bias: Tensor | None, band: 
             return Decision("direct", f"nothing is dropped, and {why}")
     if depthwise and len(band.n) == 1 and band.size[0] >= LONG_DEPTHWISE_SERIES:
         return Decision("torch_fft", f"from {LONG_DEPTHWISE_SERIES} samples an FFT per series beats a matrix on a CPU")
-    return Decision("dft_gemm", "only kept modes are computed, as matrix products: the fastest on a CPU")
+    if x.device.type == "cpu" and build.READY:
+        return Decision("dft_native", "only kept modes are computed, by the compiled transforms: the fastest on a CPU")
+    return Decision("dft_gemm", "only kept modes are computed, as matrix products: the fastest that is built here")
 
 
 def _direct_is_faster(x: Tensor, weight: Tensor, band: Band, groups: int, depthwise: bool) -> str | None:
