@@ -1,7 +1,8 @@
-// Band-limited convolution by folded truncated DFTs, planes in the lanes of registers; the mathematics is in __init__.py.
+// Band-limited convolution by folded truncated DFTs, planes in the lanes of registers; the mathematics is in
+// __init__.py.
 //
-// Channels in lanes (dense):  Z [block of B, group, block of C, F, 2, B, lanes], W a column of modes at a time, in cache
-// Groups in lanes (few channels each, depthwise among them):  everything of a block of groups at once, in cache
+// Channels in lanes (dense):  Z [block of B, group, block of C, F, 2, B, lanes], W a column of modes at a time, in
+// cache Groups in lanes (few channels each, depthwise among them):  everything of a block of groups at once, in cache
 //
 // Every number is the sum of the same terms in the same order whatever the number of threads.
 #include <ATen/Parallel.h>
@@ -27,8 +28,8 @@ struct Taps {
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Workers take tasks one after the other, so that none waits for one that the system has put aside. A worker is made per
-// thread, with the memory it needs.
+// Workers take tasks one after the other, so that none waits for one that the system has put aside. A worker is made
+// per thread, with the memory it needs.
 template <class MakeWorker>
 void share(int64_t tasks, MakeWorker make_worker) {
   std::atomic<int64_t> next{0};
@@ -41,25 +42,6 @@ void share(int64_t tasks, MakeWorker make_worker) {
       for (; task < tasks; task = next++) worker(task);
     }
   });
-}
-
-// The taps of `planes` kernels, or maps, in lanes, with the zeros in front.
-template <class T>
-void load(const Side& side, const T* from, int64_t stride, int planes, Vector<T>* to) {
-  if (side.front_height == 0 && side.front_width == 0) return to_lanes<T>(from, stride, planes, side.pixels(), to);
-  std::fill(to, to + side.pixels(), Vector<T>{});
-  const int64_t width = side.width - side.front_width;
-  for (int64_t h = side.front_height; h < side.height; ++h, from += width)
-    to_lanes<T>(from, stride, planes, width, to + h * side.width + side.front_width);
-}
-
-template <class T>
-void store(const Side& side, const Vector<T>* from, T* to, int64_t stride, int planes) {
-  if (side.front_height == 0 && side.front_width == 0)
-    return from_lanes<T>(from, to, stride, planes, side.pixels());
-  const int64_t width = side.width - side.front_width;
-  for (int64_t h = side.front_height; h < side.height; ++h, to += width)
-    from_lanes<T>(from + h * side.width + side.front_width, to, stride, planes, width);
 }
 
 template <class T>
@@ -85,7 +67,9 @@ template <class T>
 struct Spectrum {
   int64_t modes, groups, channel_blocks, block;
   Spectrum(const Modes& kept, const Sizes& sizes, int64_t channels)
-      : modes(kept.count()), groups(sizes.groups), channel_blocks(divide_up(channels, Register<T>::lanes)),
+      : modes(kept.count()),
+        groups(sizes.groups),
+        channel_blocks(divide_up(channels, Register<T>::lanes)),
         block(sizes.block) {}
   int64_t vectors() const { return modes * 2 * block; }
   int64_t batch_stride() const { return groups * channel_blocks * vectors(); }
@@ -120,8 +104,8 @@ void analyse_maps(const Modes& modes, const Side& side, const Sizes& sizes, cons
 
 // y = E (Z conj(D w)) + bias. packed: the modes of the weight [group, block of out, F, 2, in, lanes] in place of taps.
 template <class T>
-void convolve(const Modes& modes, const Side& side, const Side& output, const Sizes& sizes, const Taps& taps, const T* z,
-              const T* weight, const T* packed, const T* bias, T* y) {
+void convolve(const Modes& modes, const Side& side, const Side& output, const Sizes& sizes, const Taps& taps,
+              const T* z, const T* weight, const T* packed, const T* bias, T* y) {
   constexpr int lanes = Register<T>::lanes;
   const Spectrum<T> spectrum(modes, sizes, sizes.in);
   const bool separable = modes.axes == 2;  // a series has all its modes in one column
@@ -136,10 +120,12 @@ void convolve(const Modes& modes, const Side& side, const Side& output, const Si
   const int64_t rows_at_most = std::max<int64_t>(8, 2 * kCacheBytes / (2 * modes.count() * kVectorBytes));
   const int64_t wanted = std::max(divide_up(sizes.batch, rows_at_most), divide_up(at::get_num_threads(), rest));
   const int64_t rows = divide_up(sizes.batch, std::min(sizes.batch, wanted)), splits = divide_up(sizes.batch, rows);
-  const int64_t pixels = output.pixels(), scratch_size = std::max(scratch_vectors(modes, side), scratch_vectors(modes, output));
+  const int64_t pixels = output.pixels(),
+                scratch_size = std::max(scratch_vectors(modes, side), scratch_vectors(modes, output));
   share(rest * splits, [&] {
     return [&, planes = Buffer<T>(std::max(side.pixels(), 2 / modes.axes * pixels)), scratch = Buffer<T>(scratch_size),
-            partial = Buffer<T>(packed ? 0 : chunk * of_column), column = Buffer<T>(packed ? 0 : in_column * 2 * padded),
+            partial = Buffer<T>(packed ? 0 : chunk * of_column),
+            column = Buffer<T>(packed ? 0 : in_column * 2 * padded),
             sums = Buffer<T>(modes.count() * 2 * rows)](int64_t task) {
       const int64_t split = task / rest, group = task % rest / out_blocks, o = task % out_blocks * lanes;
       const int64_t b0 = split * rows, b1 = std::min(sizes.batch, b0 + rows), count = b1 - b0;
@@ -171,7 +157,9 @@ void convolve(const Modes& modes, const Side& side, const Side& output, const Si
             for (int64_t b = b0; b < b1;) {
               const int64_t batch_block = b / sizes.block, first = b % sizes.block;
               const int64_t some = std::min(sizes.block - first, b1 - b);
-              const Operands at{some, channels, lanes, sizes.block * lanes, lanes, 1, spectrum.vectors() * lanes, w_part, lanes, sizes.block <= 2};
+              const Operands at{
+                  some,   channels, lanes,           sizes.block * lanes, lanes, 1, spectrum.vectors() * lanes,
+                  w_part, lanes,    sizes.block <= 2};
               const int64_t mode = (v * in_column + f) * 2 * sizes.block + first;
               multiply<T>(at, z + (spectrum.at(batch_block, group, c0 / lanes) + mode) * lanes, w + f * 2 * w_part,
                           products + (b - b0), count, c0 > 0);
@@ -211,8 +199,9 @@ void weight_gradient(const Modes& modes, const Side& side, const Sizes& sizes, c
       const auto store_kernel = [&](int64_t i, const Vector<T>* from) {
         store<T>(side, from, to + i * stored, sizes.in * stored, found);
       };
-      const Operands at{channels, sizes.batch, sizes.block, sizes.block * lanes, 1, lanes, of_x.batch_stride() * lanes,
-                        sizes.block, of_y.batch_stride(), channels <= 2};
+      const Operands at{
+          channels,    sizes.batch,         sizes.block,  sizes.block * lanes, 1, lanes, of_x.batch_stride() * lanes,
+          sizes.block, of_y.batch_stride(), channels <= 2};
       for (int64_t v = 0; v < columns; ++v) {
         for (int64_t f = 0; f < in_column; ++f) {
           const int64_t mode = (v * in_column + f) * 2 * sizes.block;
@@ -234,11 +223,13 @@ void weight_gradient(const Modes& modes, const Side& side, const Sizes& sizes, c
   });
 }
 
-// --- groups in lanes --------------------------------------------------------------------------------------------------
+// --- groups in lanes
+// --------------------------------------------------------------------------------------------------
 
 // Planes (row, channel) of a block of groups: `per_group` channels each, rows from `row` on.
 template <class T>
-auto loader(const Side& side, const Sizes& sizes, const T* maps, int64_t per_group, int64_t row, int64_t group, int found) {
+auto loader(const Side& side, const Sizes& sizes, const T* maps, int64_t per_group, int64_t row, int64_t group,
+            int found) {
   return [=, &side](int64_t i, Vector<T>* to) {
     const int64_t plane = ((row + i / per_group) * sizes.groups + group) * per_group + i % per_group;
     load<T>(side, maps + plane * side.stored(), per_group * side.stored(), found, to);
@@ -272,18 +263,20 @@ void convolve_lanes(const Modes& modes, const Side& input, const Side& side, con
   const int64_t together = modes.axes == 1 ? 2 : 1;
   const int64_t blocks = divide_up(sizes.groups, lanes), wanted = divide_up(at::get_num_threads(), blocks);
   const int64_t rows = divide_up(sizes.batch, std::min(sizes.batch, wanted));
-  const int64_t scratch_size = std::max({scratch_vectors(modes, input), scratch_vectors(modes, side), scratch_vectors(modes, output)});
+  const int64_t scratch_size =
+      std::max({scratch_vectors(modes, input), scratch_vectors(modes, side), scratch_vectors(modes, output)});
   const int64_t plane = std::max({input.pixels(), side.pixels(), 2 / modes.axes * output.pixels()});
   share(blocks * divide_up(sizes.batch, rows), [&] {
-    return [&, planes = Buffer<T>(plane), scratch = Buffer<T>(scratch_size), made = Buffer<T>(packed ? 0 : count * 2 * pairs),
-            z = Buffer<T>(count * 2 * together * in), sums = Buffer<T>(count * 2 * together * out)](int64_t task) {
+    return [&, planes = Buffer<T>(plane), scratch = Buffer<T>(scratch_size),
+            made = Buffer<T>(packed ? 0 : count * 2 * pairs), z = Buffer<T>(count * 2 * together * in),
+            sums = Buffer<T>(count * 2 * together * out)](int64_t task) {
       const int64_t group = task % blocks * lanes, b0 = task / blocks * rows;
       const int found = std::min<int64_t>(lanes, sizes.groups - group);
       const Vector<T>* w = kernels<T>(modes, side, sizes, weight, packed, group, found, made, planes, scratch);
       for (int64_t b = b0, last = std::min(sizes.batch, b0 + rows); b < last; b += together) {
         const int64_t some = std::min(together, last - b), z_part = some * in, part = some * out;
-        analyse<T>(modes, input, some * in, loader<T>(input, sizes, x, in, b, group, found), z, 2 * z_part, z_part, planes,
-                   scratch);
+        analyse<T>(modes, input, some * in, loader<T>(input, sizes, x, in, b, group, found), z, 2 * z_part, z_part,
+                   planes, scratch);
         for (int64_t i = 0; i < some * pairs; ++i) {
           const int64_t row = i / pairs, o = i / in % out, c = i % in;
           multiply_lanes<T, true>(count, z + row * in + c, 2 * z_part, z_part, w + o * in + c, 2 * pairs, pairs,
@@ -307,23 +300,25 @@ void convolve_lanes_backward(const Modes& modes, const Side& output, const Side&
   constexpr int lanes = Register<T>::lanes;
   const int64_t in = sizes.in, out = sizes.out, pairs = in * out, count = modes.count();
   const int64_t together = modes.axes == 1 ? 2 : 1;
-  const int64_t scratch_size = std::max({scratch_vectors(modes, input), scratch_vectors(modes, side), scratch_vectors(modes, output)});
+  const int64_t scratch_size =
+      std::max({scratch_vectors(modes, input), scratch_vectors(modes, side), scratch_vectors(modes, output)});
   const int64_t plane = 2 / modes.axes * std::max({input.pixels(), side.pixels(), output.pixels()});
   const auto zero = [](int64_t) { return Vector<T>{}; };
   share(divide_up(sizes.groups, lanes), [&] {
-    return [&, planes = Buffer<T>(plane), scratch = Buffer<T>(scratch_size), made = Buffer<T>(dx ? count * 2 * pairs : 0),
-            g = Buffer<T>(count * 2 * together * out), z = Buffer<T>(count * 2 * together * in),
-            gradient = Buffer<T>(dw ? count * 2 * pairs : 0)](int64_t task) {
+    return [&, planes = Buffer<T>(plane), scratch = Buffer<T>(scratch_size),
+            made = Buffer<T>(dx ? count * 2 * pairs : 0), g = Buffer<T>(count * 2 * together * out),
+            z = Buffer<T>(count * 2 * together * in), gradient = Buffer<T>(dw ? count * 2 * pairs : 0)](int64_t task) {
       const int64_t group = task * lanes;
       const int found = std::min<int64_t>(lanes, sizes.groups - group);
-      const Vector<T>* w = dx ? kernels<T>(modes, side, sizes, weight, packed, group, found, made, planes, scratch) : nullptr;
+      const Vector<T>* w =
+          dx ? kernels<T>(modes, side, sizes, weight, packed, group, found, made, planes, scratch) : nullptr;
       for (int64_t b = 0; b < sizes.batch; b += together) {
         const int64_t some = std::min(together, sizes.batch - b), z_part = some * in, part = some * out;
-        analyse<T>(modes, output, some * out, loader<T>(output, sizes, dy, out, b, group, found), g, 2 * part, part, planes,
-                   scratch);
+        analyse<T>(modes, output, some * out, loader<T>(output, sizes, dy, out, b, group, found), g, 2 * part, part,
+                   planes, scratch);
         if (dw) {
-          analyse<T>(modes, input, some * in, loader<T>(input, sizes, x, in, b, group, found), z, 2 * z_part, z_part, planes,
-                     scratch);
+          analyse<T>(modes, input, some * in, loader<T>(input, sizes, x, in, b, group, found), z, 2 * z_part, z_part,
+                     planes, scratch);
           for (int64_t i = 0; i < some * pairs; ++i) {
             const int64_t row = i / pairs, o = i / in % out, c = i % in;
             multiply_lanes<T, true>(count, z + row * in + c, 2 * z_part, z_part, g + row * out + o, 2 * part, part,
@@ -362,32 +357,33 @@ int guarded(Run run) {
 extern "C" int dft_native_vector_bytes() { return kVectorBytes; }
 extern "C" int dft_native_panel() { return kPanel; }
 
-#define EXPORT(T, NAME) \
-  extern "C" int dft_native_analyse_##NAME(const Modes* modes, const Side* side, const Sizes* sizes, const T* maps, T* z) { \
-    return guarded([&] { analyse_maps<T>(*modes, *side, *sizes, maps, z); }); \
-  } \
-  extern "C" int dft_native_convolve_##NAME(const Modes* modes, const Side* side, const Side* output, const Sizes* sizes, \
-                                            const Taps* taps, const T* z, const T* weight, const T* packed, \
-                                            const T* bias, T* y) { \
-    return guarded([&] { convolve<T>(*modes, *side, *output, *sizes, *taps, z, weight, packed, bias, y); }); \
-  } \
-  extern "C" int dft_native_weight_gradient_##NAME(const Modes* modes, const Side* side, const Sizes* sizes, const T* g, \
-                                                   const T* z, T* dw) { \
-    return guarded([&] { weight_gradient<T>(*modes, *side, *sizes, g, z, dw); }); \
-  } \
-  extern "C" int dft_native_convolve_lanes_##NAME(const Modes* modes, const Side* input, const Side* side, \
+#define EXPORT(T, NAME)                                                                                                \
+  extern "C" int dft_native_analyse_##NAME(const Modes* modes, const Side* side, const Sizes* sizes, const T* maps,    \
+                                           T* z) {                                                                     \
+    return guarded([&] { analyse_maps<T>(*modes, *side, *sizes, maps, z); });                                          \
+  }                                                                                                                    \
+  extern "C" int dft_native_convolve_##NAME(const Modes* modes, const Side* side, const Side* output,                  \
+                                            const Sizes* sizes, const Taps* taps, const T* z, const T* weight,         \
+                                            const T* packed, const T* bias, T* y) {                                    \
+    return guarded([&] { convolve<T>(*modes, *side, *output, *sizes, *taps, z, weight, packed, bias, y); });           \
+  }                                                                                                                    \
+  extern "C" int dft_native_weight_gradient_##NAME(const Modes* modes, const Side* side, const Sizes* sizes,           \
+                                                   const T* g, const T* z, T* dw) {                                    \
+    return guarded([&] { weight_gradient<T>(*modes, *side, *sizes, g, z, dw); });                                      \
+  }                                                                                                                    \
+  extern "C" int dft_native_convolve_lanes_##NAME(const Modes* modes, const Side* input, const Side* side,             \
                                                   const Side* output, const Sizes* sizes, const T* x, const T* weight, \
-                                                  const T* packed, const T* bias, T* y) { \
-    return guarded( \
-        [&] { convolve_lanes<T>(*modes, *input, *side, *output, *sizes, x, weight, packed, bias, y); }); \
-  } \
-  extern "C" int dft_native_convolve_lanes_backward_##NAME( \
-      const Modes* modes, const Side* output, const Side* input, const Side* side, const Side* to_input, \
-      const Side* to_side, const Sizes* sizes, const T* dy, const T* x, const T* weight, const T* packed, T* dx, T* dw) { \
-    return guarded([&] { \
-      convolve_lanes_backward<T>(*modes, *output, *input, *side, *to_input, *to_side, *sizes, dy, x, weight, packed, dx, \
-                                 dw); \
-    }); \
+                                                  const T* packed, const T* bias, T* y) {                              \
+    return guarded([&] { convolve_lanes<T>(*modes, *input, *side, *output, *sizes, x, weight, packed, bias, y); });    \
+  }                                                                                                                    \
+  extern "C" int dft_native_convolve_lanes_backward_##NAME(                                                            \
+      const Modes* modes, const Side* output, const Side* input, const Side* side, const Side* to_input,               \
+      const Side* to_side, const Sizes* sizes, const T* dy, const T* x, const T* weight, const T* packed, T* dx,       \
+      T* dw) {                                                                                                         \
+    return guarded([&] {                                                                                               \
+      convolve_lanes_backward<T>(*modes, *output, *input, *side, *to_input, *to_side, *sizes, dy, x, weight, packed,   \
+                                 dx, dw);                                                                              \
+    });                                                                                                                \
   }
 EXPORT(float, float32)
 EXPORT(double, float64)

@@ -3,9 +3,9 @@
 #include "vectors.h"
 
 // Where the numbers z (row, step) and the vectors w (step) of a product lie, real and imaginary parts `*_part` apart.
-// Steps come in blocks of `block`, `z_block` numbers and `w_block` vectors apart; within one, vectors follow each other.
-// few: of rows, at most two, whatever part of them a call has. A fused multiply-add takes four cycles and two start in
-// each, so that few rows need two sums of each kind.
+// Steps come in blocks of `block`, `z_block` numbers and `w_block` vectors apart; within one, vectors follow each
+// other. few: of rows, at most two, whatever part of them a call has. A fused multiply-add takes four cycles and two
+// start in each, so that few rows need two sums of each kind.
 struct Operands {
   int64_t rows, steps, block;
   int64_t z_part, z_row, z_step, z_block;
@@ -55,8 +55,8 @@ ONCE void multiply(const Operands& at, const T* z, const Vector<T>* w, Vector<T>
   }
   for (int64_t i = 0; i < parts; ++i) {
     const int64_t share = (at.rows - row) / (parts - i);
-#define CASE(N) \
-  case N: \
+#define CASE(N)                                                                                        \
+  case N:                                                                                              \
     if constexpr (N <= most) multiply_rows<T, N, 1>(at, z + row * at.z_row, w, sums + row, part, add); \
     break;
     switch (share) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) }
@@ -65,11 +65,11 @@ ONCE void multiply(const Operands& at, const T* z, const Vector<T>* w, Vector<T>
   }
 }
 
-// The same lane by lane: `conjugate` sums += a conj(b), else sums += a b, over `count` modes of one complex vector each,
-// `next_*` vectors apart.
+// The same lane by lane: `conjugate` sums += a conj(b), else sums += a b, over `count` modes of one complex vector
+// each, `next_*` vectors apart.
 template <class T, bool conjugate>
 ONCE void multiply_lanes(int64_t count, const Vector<T>* a, int64_t next_a, int64_t part_a, const Vector<T>* b,
-                           int64_t next_b, int64_t part_b, Vector<T>* sums, int64_t next, int64_t part, bool add) {
+                         int64_t next_b, int64_t part_b, Vector<T>* sums, int64_t next, int64_t part, bool add) {
   for (int64_t f = 0; f < count; ++f, a += next_a, b += next_b, sums += next) {
     const Vector<T> a_re = a[0], a_im = a[part_a], b_re = b[0], b_im = conjugate ? -b[part_b] : b[part_b];
     Vector<T> re = a_re * b_re - a_im * b_im, im = a_im * b_re + a_re * b_im;

@@ -2,8 +2,8 @@
 #pragma once
 #include "vectors.h"
 
-// What is kept of the spectrum: |u| < ku of the rows, v < kv of the columns. A map has `rows` modes in each of kv columns;
-// a series has ku = rows = 1. Modes are ordered (v, u), u in FFT order.
+// What is kept of the spectrum: |u| < ku of the rows, v < kv of the columns. A map has `rows` modes in each of kv
+// columns; a series has ku = rows = 1. Modes are ordered (v, u), u in FFT order.
 struct Modes {
   int64_t axes, ku, rows, kv;
   int64_t count() const { return rows * kv; }
@@ -17,6 +17,24 @@ struct Side {
   int64_t pixels() const { return height * width; }
   int64_t stored() const { return (height - front_height) * (width - front_width); }
 };
+
+// The taps of `planes` kernels, or maps, in lanes, with the zeros in front.
+template <class T>
+static inline void load(const Side& side, const T* from, int64_t stride, int planes, Vector<T>* to) {
+  if (side.front_height == 0 && side.front_width == 0) return to_lanes<T>(from, stride, planes, side.pixels(), to);
+  std::fill(to, to + side.pixels(), Vector<T>{});
+  const int64_t width = side.width - side.front_width;
+  for (int64_t h = side.front_height; h < side.height; ++h, from += width)
+    to_lanes<T>(from, stride, planes, width, to + h * side.width + side.front_width);
+}
+
+template <class T>
+static inline void store(const Side& side, const Vector<T>* from, T* to, int64_t stride, int planes) {
+  if (side.front_height == 0 && side.front_width == 0) return from_lanes<T>(from, to, stride, planes, side.pixels());
+  const int64_t width = side.width - side.front_width;
+  for (int64_t h = side.front_height; h < side.height; ++h, to += width)
+    from_lanes<T>(from + h * side.width + side.front_width, to, stride, planes, width);
+}
 
 template <class T>
 struct Matrices {
@@ -34,8 +52,8 @@ struct Matrices {
 // Columns of a matrix that are multiplied at a time: they lie together, so that each part of a matrix is read in order.
 constexpr int kPanel = kRegisters == 32 ? 6 : 3;
 
-// For each column m of two matrices [terms, columns], in panels: the sums A = cos^T p, C = cos^T q, B = sin^T r, D = sin^T s over
-// vectors `step` apart, handed to use(m, A, C, B, D). A and C begin at `start`.
+// For each column m of two matrices [terms, columns], in panels: the sums A = cos^T p, C = cos^T q, B = sin^T r, D =
+// sin^T s over vectors `step` apart, handed to use(m, A, C, B, D). A and C begin at `start`.
 template <class T, int M, class Use>
 INLINE void four_sums_of(int64_t m0, const T* cos, const T* sin, int64_t terms, const Vector<T>* p, const Vector<T>* q,
                          const Vector<T>* r, const Vector<T>* s, int64_t step, Vector<T> start, Use use) {
@@ -67,8 +85,8 @@ INLINE void four_sums(const T* cos, const T* sin, int64_t columns, int64_t terms
   int64_t m = 0;
   for (int64_t part = 0; part < parts; ++part) {
     const int64_t share = (columns - m + parts - part - 1) / (parts - part);
-#define CASE(M) \
-  case M: \
+#define CASE(M)                                                                                      \
+  case M:                                                                                            \
     if constexpr (M <= kPanel) four_sums_of<T, M>(m, cos, sin, terms, p, q, r, s, step, start, use); \
     break;
     switch (share) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) }
@@ -96,7 +114,7 @@ inline int64_t column_vectors(const Modes& modes, const Side& side) { return mod
 // The DFT along the half axis of a map in lanes -> per v the folds over the height {even re, even im, odd im, odd re}.
 template <class T>
 ONCE void analyse_columns(const Modes& modes, const Side& side, const Vector<T>* map, Vector<T>* columns,
-                            Vector<T>* scratch) {
+                          Vector<T>* scratch) {
   const Matrices<T> by(modes, side);
   const int64_t half = by.half_width, tall = by.half_height;
   Vector<T>*e0 = scratch, *e1 = e0 + half, *d0 = e1 + half, *d1 = d0 + half;
@@ -111,10 +129,11 @@ ONCE void analyse_columns(const Modes& modes, const Side& side, const Vector<T>*
   }
 }
 
-// The DFT along the height of one column of that -> its modes, `part` vectors from real to imaginary, `next` to the next.
+// The DFT along the height of one column of that -> its modes, `part` vectors from real to imaginary, `next` to the
+// next.
 template <class T>
 ONCE void analyse_rows(const Modes& modes, const Side& side, const Vector<T>* column, Vector<T>* to, int64_t next,
-                         int64_t part) {
+                       int64_t part) {
   const Matrices<T> by(modes, side);
   const int64_t tall = by.half_height, rows = modes.rows, partners = rows - modes.ku;
   four_sums<T>(by.cos_height, by.sin_height, modes.ku, tall, column, column + tall, column + 2 * tall,
@@ -130,7 +149,7 @@ ONCE void analyse_rows(const Modes& modes, const Side& side, const Vector<T>* co
 // The transpose of `analyse_rows`: the modes of column v -> rows [height, (re, im), kv] at v.
 template <class T>
 ONCE void synthesise_rows(const Modes& modes, const Side& side, int64_t v, const Vector<T>* from, int64_t next,
-                            int64_t part, Vector<T>* rows, Vector<T>* scratch) {
+                          int64_t part, Vector<T>* rows, Vector<T>* scratch) {
   const Matrices<T> by(modes, side);
   const int64_t ku = modes.ku, kv = modes.kv, partners = modes.rows - ku, height = side.height;
   Vector<T>*sum_re = scratch, *sum_im = sum_re + ku, *difference_re = sum_im + ku, *difference_im = difference_re + ku;
@@ -157,8 +176,8 @@ ONCE void synthesise_rows(const Modes& modes, const Side& side, int64_t v, const
 // Two rows of a map, or two series, from their modes {p + i r} and {q + i s}, `step` apart, plus `start`.
 template <class T>
 ONCE void synthesise_pair(const Modes& modes, const Side& side, const Vector<T>* p, const Vector<T>* q,
-                            const Vector<T>* r, const Vector<T>* s, int64_t step, Vector<T> start, Vector<T>* first,
-                            Vector<T>* second) {
+                          const Vector<T>* r, const Vector<T>* s, int64_t step, Vector<T> start, Vector<T>* first,
+                          Vector<T>* second) {
   const Matrices<T> by(modes, side);
   const int64_t last = side.width - 1;
   four_sums<T>(by.cos_width, by.sin_width, by.half_width, modes.kv, p, q, r, s, step, start,
@@ -183,7 +202,8 @@ INLINE void synthesise_columns(const Modes& modes, const Side& side, const Vecto
   }
 }
 
-// --- whole transforms, of maps one by one and of series in pairs ------------------------------------------------------
+// --- whole transforms, of maps one by one and of series in pairs
+// ------------------------------------------------------
 
 // load(i, vectors) brings plane i of `count` into lanes; its modes go to `to`, planes side by side.
 template <class T, class Load>

@@ -64,9 +64,11 @@ struct Buffer {
   std::unique_ptr<Vector<T>, Free> memory;
 };
 
-// --- transposes: `lanes` rows of as many numbers in registers ---------------------------------------------------------
+// --- transposes: `lanes` rows of as many numbers in registers
+// ---------------------------------------------------------
 
-// Index of lane `lane` of a two-register shuffle: blocks of `size` lanes from a and b in turn, the even or the odd ones.
+// Index of lane `lane` of a two-register shuffle: blocks of `size` lanes from a and b in turn, the even or the odd
+// ones.
 constexpr int from_block(int lane, int size, bool odd, int lanes) {
   return (lane & size ? lanes + (lane ^ size) : lane) + (odd ? size : 0);
 }
