@@ -17,6 +17,7 @@ from effort import draws
 from torch import Tensor
 
 import spectralkernels as sk
+from spectralkernels import constants
 from spectralkernels.convolution import dft_native
 from spectralkernels.convolution.baselines import reference
 from spectralkernels.convolution.dft_native import build, folding
@@ -102,7 +103,7 @@ def registers(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -
 
     def forget() -> None:
         build._load.cache_clear()
-        folding.fold.cache_clear()
+        constants.forget()
 
     monkeypatch.setattr(build, "_flags", lambda: [*plain, "-O0", f"-DSPECTRAL_VECTOR_BYTES={request.param}"])
     forget()
@@ -137,11 +138,11 @@ def test_a_fault_in_the_folding_is_noticed(fault: str, monkeypatch: pytest.Monke
     if fault == "no zero in front of even kernels":
         fold = dft_native._kernel_fold
         monkeypatch.setattr(dft_native, "_kernel_fold", lambda b, t, f, d, **how: fold(b, t, [0, 0], d, **how))
-    folding.fold.cache_clear()
+    constants.forget()
     x, weight = torch.randn(2, 3, 9, 8, dtype=torch.float64), torch.randn(4, 3, 4, 4, dtype=torch.float64)
     want = reference(x, weight, None, conv_band((9, 8), (4, 4), compression=0.4), 1)
     got = sk.band_limited_conv2d(x, weight, compression=0.4, impl="dft_native")
-    folding.fold.cache_clear()
+    constants.forget()
     assert float((got - want).norm() / want.norm()) > 1e-2
 
 
@@ -217,7 +218,7 @@ def test_backward_saves_the_smaller_of_x_and_its_spectrum(groups: int, compressi
 @needs_compiler
 def test_operators_pass_opcheck_and_trace(seed: int):
     ops = torch.ops.spectralkernels
-    for groups, channels in ((2, 4), (24, 24)):
+    for groups, channels in ((1, 16), (2, 4), (24, 24)):
         x = torch.randn(2, channels, 7, 6, requires_grad=True)
         weight = torch.randn(channels, channels // groups, 3, 4, requires_grad=True)
         bias = torch.randn(channels, requires_grad=True)
@@ -242,6 +243,38 @@ def test_operators_pass_opcheck_and_trace(seed: int):
         torch.testing.assert_close(compiled, eager)
         for got, want in zip(*(torch.autograd.grad(y.sum(), (x, weight)) for y in (compiled, eager)), strict=True):
             torch.testing.assert_close(got, want)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("groups", "kernel", "compression"), [(1, (3, 4), 0.5), (1, (3, 3), 0.0), (16, (4, 3), 0.5)])
+def test_second_and_forward_derivatives(groups: int, kernel: tuple[int, int], compression: float, seed: int):
+    """The saved spectrum, x in its place, and groups in lanes."""
+    tensors = torch.randn(2, 16, 8, 9), torch.randn(16, 16 // groups, *kernel), torch.randn(16)
+    x, weight, bias = (tensor.double().requires_grad_() for tensor in tensors)
+
+    def convolve(x: Tensor, weight: Tensor, bias: Tensor, impl: str = "dft_native") -> Tensor:
+        return sk.band_limited_conv2d(x, weight, bias, groups=groups, compression=compression, impl=impl)
+
+    def second(impl: str) -> tuple[Tensor, ...]:
+        y = convolve(x, weight, bias, impl)
+        first = torch.autograd.grad(y.pow(3).sum(), (x, weight, bias), create_graph=True)
+        penalty = sum(each.square().sum() for each in first)
+        return (*first, *torch.autograd.grad(penalty, (x, weight, bias)))
+
+    for got, want in zip(second("dft_native"), second("torch_fft"), strict=True):
+        torch.testing.assert_close(got, want)
+    spectrum = sk.weight_spectrum(weight.detach(), (8, 9), groups=groups, compression=compression)
+    frozen = convolve(x, spectrum, bias, "dft_native_frozen")
+    (first,) = torch.autograd.grad(frozen.pow(3).sum(), x, create_graph=True)
+    (again,) = torch.autograd.grad(first.sum(), x)
+    (want,) = torch.autograd.grad(
+        torch.autograd.grad(convolve(x, weight, bias).pow(3).sum(), x, create_graph=True)[0].sum(), x
+    )
+    torch.testing.assert_close(again, want)
+    tangents = tuple(torch.randn_like(tensor) for tensor in (x, weight, bias))
+    _, got = torch.func.jvp(convolve, (x, weight, bias), tangents)
+    _, want = torch.func.jvp(lambda *leaves: convolve(*leaves, "torch_fft"), (x, weight, bias), tangents)
+    torch.testing.assert_close(got, want)
 
 
 @needs_compiler

@@ -10,6 +10,8 @@ are the weight and the smaller of x and its spectrum (0.54 of x at c = 0.5 on 32
 which is analysed again, with groups in lanes. The gradient of x is the same convolution with the transposed weight and
 the conjugate of its spectrum. A call holds the spectrum of x, and per thread a few megabytes and two planes per lane.
 
+Forward mode, torch.func and second derivatives go through `dft_gemm`, see `composed`.
+
 Compiled at first use, which takes ten seconds, and kept in torch's cache of extensions (see `build`).
 """
 
@@ -21,8 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectralkernels.convolution.dft_gemm import prepare_frozen
-from spectralkernels.convolution.dft_native import build, library
+from spectralkernels.convolution.dft_gemm import _apply as _apply_by_gemm
+from spectralkernels.convolution.dft_gemm import _composed_apply_backward, prepare_frozen
+from spectralkernels.convolution.dft_gemm import _conv as _conv_by_gemm
+from spectralkernels.convolution.dft_native import build, composed, library
 from spectralkernels.convolution.dft_native.folding import Fold, fold
 from spectralkernels.convolution.dft_native.frozen import packed_modes
 from spectralkernels.convolution.dft_native.library import Kept, Sizes
@@ -173,21 +177,44 @@ def _(
     return dy.new_empty(dx_shape), weight.new_empty(weight.shape if need_weight else (0,))
 
 
+@_conv.register_composed
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    front: Ints,
+    groups: int,
+    n: Ints,
+    kept: Ints,
+    out: Ints,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    starts = composed.starts_of(x.shape[2:], weight.shape[2:], list(front), list(out))
+    y: Tensor = _conv_by_gemm(x, weight, bias, starts, groups, n, kept, out)[0]
+    return y, y.new_empty(0)
+
+
 def _save_conv(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, _, front, groups, n, kept, _, _ = inputs
-    ctx.mark_non_differentiable(output[1])
+    x, weight, _, front, groups, n, kept, out, _ = inputs
+    # Z is a second output, so that a second derivative finds its way from Z to x.
+    ctx.set_materialize_grads(False)
     again = output[1].numel() == 0 and ctx.needs_input_grad[1]
     ctx.save_for_backward(x if again else None, output[1], weight)
     ctx.geometry = (front, groups, n, kept, list(x.shape[2:]))
+    ctx.batch, ctx.out = len(x), out
 
 
-def _differentiate_conv(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate_conv(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tensor | None, ...]:
     need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
+    if dz is not None and dz.numel() == 0:
+        dz = None
+    if dy is None or dz is not None or torch.is_grad_enabled():
+        return *composed.gradients(ctx, dy, dz), *(None,) * 6
     dx, dw = None, None
     if need_x or need_weight:
         dx, dw = _conv_backward(dy, *ctx.saved_tensors, *ctx.geometry, need_x, need_weight)
     gradients = (dx if need_x else None, dw if need_weight else None, _bias_gradient(dy) if need_bias else None)
-    return (*gradients, *(None for _ in range(6)))
+    return *gradients, *(None,) * 6
 
 
 _conv.register_autograd(_differentiate_conv, setup_context=_save_conv)
@@ -248,6 +275,14 @@ def _(dy: Tensor, w: Tensor, channels: int, groups: int, n: Ints, kept: Ints, si
     return dy.new_empty((dy.shape[0], channels, *size))
 
 
+@_apply.register_composed
+def _(
+    x: Tensor, w: Tensor, bias: Tensor | None, out_channels: int, groups: int, n: Ints, kept: Ints, out: Ints
+) -> Tensor:
+    y: Tensor = _apply_by_gemm(x, w, bias, out_channels, groups, n, kept, out)
+    return y
+
+
 def _save_apply(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, w, _, _, groups, n, kept, _ = inputs
     ctx.save_for_backward(w)
@@ -255,6 +290,8 @@ def _save_apply(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate_apply(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled():
+        return _composed_apply_backward(ctx, dy)
     dx = _apply_backward(dy, *ctx.saved_tensors, *ctx.geometry) if ctx.needs_input_grad[0] else None
     return dx, None, _bias_gradient(dy) if ctx.needs_input_grad[2] else None, None, None, None, None, None
 

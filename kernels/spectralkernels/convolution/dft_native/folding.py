@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from spectralkernels.constants import constant
 from spectralkernels.spectra import full_frequencies, hermitian_weights
 
 Ints = tuple[int, ...]
@@ -37,7 +37,7 @@ class Fold:
     matrices: Tensor
 
 
-@lru_cache(maxsize=256)
+@constant
 def fold(
     n: Ints,
     kept: Ints,
@@ -80,7 +80,7 @@ def _about_the_centre(n: int, kept: int, length: int) -> tuple[Tensor, Tensor]:
     return angle.cos(), angle.sin()
 
 
-@lru_cache(maxsize=64)
+@constant
 def to_the_centre(n: Ints, kept: Ints, centre_doubled: Ints, dtype: torch.dtype) -> Tensor:
     """e^{i theta u c} for the modes of `dft`, Complex [F], with c = centre_doubled / 2 per axis."""
     turns = torch.zeros((), dtype=torch.float64)
