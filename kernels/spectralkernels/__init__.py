@@ -7,7 +7,7 @@
 Needs torch alone; Triton, CUDA and everything else only add implementations.
 """
 
-from spectralkernels import masks
+from spectralkernels import masks, nn
 from spectralkernels.convolution.geometry import WeightSpectrum
 from spectralkernels.dispatch import Availability, Explanation, implementations
 from spectralkernels.errors import DtypeError, RangeError, ShapeError, SpectralKernelsError, Unsupported
@@ -39,6 +39,7 @@ __all__ = [
     "masked_multiply",
     "masked_weight_spectrum",
     "masks",
+    "nn",
     "sparse_multiply",
     "spec_block",
     "threshold_spectrum",

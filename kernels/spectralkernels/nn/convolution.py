@@ -1,0 +1,192 @@
+"""Twins of torch.nn.Conv1d and Conv2d that convolve in a band, or under a mask, of the spectrum.
+
+They are subclasses: the same arguments, parameters, initialisation, hooks and `state_dict`, so that weights go back and
+forth, and with compression 0 (a mask of ones) the same answer. `convert` gives the layers of a model these classes.
+
+In eval(), with a weight that needs no gradient (`torch.no_grad()`, or `requires_grad_(False)`), a layer keeps the
+spectrum of its weight for the last size of map that it met; see `frozen` for when that is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from spectralkernels.checks import check_compression
+from spectralkernels.convolution.geometry import GridChoice, Padding, WeightSpectrum
+from spectralkernels.errors import Unsupported
+from spectralkernels.explain import explain
+from spectralkernels.masks import ModeList, fft_grid, hermitian, mode_list
+from spectralkernels.nn.frozen import Kept, kept_or_made, may_keep
+from spectralkernels.ops.band_limited_conv1d import band_limited_conv1d
+from spectralkernels.ops.band_limited_conv2d import band_limited_conv2d, weight_spectrum
+from spectralkernels.ops.masked_conv2d import masked_conv2d, masked_weight_spectrum
+
+MaskRule = Callable[[tuple[int, int]], Tensor]
+
+
+def unsupported(conv: _ConvNd) -> str | None:
+    """Why no spectral layer can stand in for this convolution, or None."""
+    for name in ("stride", "dilation"):
+        if any(step != 1 for step in getattr(conv, name)):
+            return f"its {name} is {getattr(conv, name)}, and the spectral convolution has {name} 1"
+    return None
+
+
+class _Spectral(_ConvNd):
+    """What the twins share: padding as torch pads, and the spectrum kept for a frozen weight."""
+
+    grid: GridChoice
+    impl: str
+    _kept: Kept | None = None
+
+    def _check_geometry(self) -> None:
+        if (reason := unsupported(self)) is not None:
+            raise Unsupported(f"{type(self).__name__}: {reason}; keep torch.nn's layer here")
+
+    def _padded(self, x: Tensor) -> tuple[Tensor, Padding]:
+        """x, and the zeros that the operation adds: none where the values around x are not zeros."""
+        if self.padding_mode == "zeros":
+            padding: Any = self.padding  # torch's annotation does not say which strings
+            return x, padding
+        return F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), "valid"
+
+    def _weight_for(
+        self, x: Tensor, geometry: Hashable, make: Callable[[], WeightSpectrum | None]
+    ) -> Tensor | WeightSpectrum:
+        """The weight, or its spectrum where that may be kept and `make` has a use for it."""
+        if self.impl != "auto" or not may_keep(self.weight, x, self.training):
+            return self.weight
+        # Threads may share a layer: nobody reads what another has just put there.
+        self._kept = kept = kept_or_made(self._kept, self.weight, geometry, make)
+        return self.weight if kept[1] is None else kept[1]
+
+    def train(self, mode: bool = True) -> Self:
+        """As in torch.nn.Module; forgets the spectrum of the weight."""
+        self._kept = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_kept", "_listed")}
+
+
+class _BandLimited(_Spectral):
+    """A convolution that drops a fraction of the spectrum; `compression` may be changed at any time."""
+
+    def __init__(
+        self, *conv: Any, compression: float = 0.0, grid: GridChoice = "tight", impl: str = "auto", **named: Any
+    ) -> None:
+        super().__init__(*conv, **named)
+        check_compression(compression)
+        self.compression, self.grid, self.impl = compression, grid, impl
+        self._check_geometry()
+
+    def _convolve(self, operation: Callable[..., Tensor], x: Tensor) -> Tensor:
+        x, padding = self._padded(x)
+        geometry: dict[str, Any] = {"compression": self.compression, "padding": padding, "grid": self.grid}
+        geometry["groups"] = self.groups
+
+        def make() -> WeightSpectrum | None:
+            # Whoever is faster with the weight itself keeps it.
+            chosen = explain(operation, x, self.weight, self.bias, **geometry).chosen
+            return weight_spectrum(self.weight, tuple(x.shape[2:]), **geometry) if chosen == "dft_gemm" else None
+
+        weight = self._weight_for(x, (tuple(x.shape), *geometry.values()), make)
+        return operation(x, weight, self.bias, **geometry, impl=self.impl)
+
+    def extra_repr(self) -> str:
+        grid = "" if self.grid == "tight" else f", grid={self.grid!r}"
+        impl = "" if self.impl == "auto" else f", impl={self.impl!r}"
+        return f"{super().extra_repr()}, compression={self.compression}{grid}{impl}"
+
+
+class BandLimitedConv2d(_BandLimited, nn.Conv2d):
+    """torch.nn.Conv2d without the high frequencies of map and kernel: `band_limited_conv2d` as a layer.
+
+    BandLimitedConv2d(in_channels, out_channels, kernel_size, ..., compression=0.5): every argument of torch.nn.Conv2d,
+    by position or by name, and besides
+    compression: fraction of half-spectrum coefficients to drop, 0 <= c < 1. grid, impl: as in `band_limited_conv2d`.
+    With a `padding_mode` other than zeros the map is padded first, and the band is that of the padded map.
+    Input: Real [batch, channel, height, width]. Output: [batch, out_channel, out_height, out_width].
+    Raises: Unsupported for a stride or dilation other than 1; RangeError on a bad compression.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._convolve(band_limited_conv2d, input)
+
+
+class BandLimitedConv1d(_BandLimited, nn.Conv1d):
+    """torch.nn.Conv1d without the high frequencies of series and kernel: `band_limited_conv1d` as a layer.
+
+    Arguments, errors and padding as in `BandLimitedConv2d`, one axis instead of two.
+    Input: Real [batch, channel, length]. Output: [batch, out_channel, out_length].
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._convolve(band_limited_conv1d, input)
+
+
+class MaskedConv2d(_Spectral, nn.Conv2d):
+    """torch.nn.Conv2d under a mask of the half spectrum: `masked_conv2d` as a layer.
+
+    MaskedConv2d(in_channels, out_channels, kernel_size, ..., mask=mask): every argument of torch.nn.Conv2d, and besides
+    mask: Bool or Float [N_h, N_w // 2 + 1] on the grid of the maps (`masks.fft_grid`), held as a buffer that
+        `state_dict` leaves out; or a function from the grid (N_h, N_w) to such a mask, called once for each new grid,
+        such as `functools.partial(masks.radial, fraction=0.5)`. For a mask that changes from call to call, or that is
+        trained, call `masked_conv2d`.
+    grid, impl: as in `masked_conv2d`.
+    Raises: Unsupported for a stride or dilation other than 1; at the call ShapeError if the mask does not fit.
+    """
+
+    mask: Tensor | None
+    _listed: tuple[Hashable, Tensor, ModeList] | None = None
+
+    def __init__(
+        self, *conv: Any, mask: Tensor | MaskRule, grid: GridChoice = "tight", impl: str = "auto", **named: Any
+    ) -> None:
+        super().__init__(*conv, **named)
+        self.grid, self.impl = grid, impl
+        self._check_geometry()
+        self.rule = None if isinstance(mask, Tensor) else mask
+        self.register_buffer("mask", mask if isinstance(mask, Tensor) else None, persistent=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        x, padding = self._padded(input)
+        size, kernel = (x.shape[2], x.shape[3]), (self.weight.shape[2], self.weight.shape[3])
+        n = fft_grid(size, kernel, padding=padding, grid=self.grid)
+        mask, modes = self._mask_on(n, x.device)
+        geometry: dict[str, Any] = {"padding": padding, "grid": self.grid, "groups": self.groups}
+
+        def make() -> WeightSpectrum | None:
+            chosen = explain(masked_conv2d, x, self.weight, mask, self.bias, modes=modes, **geometry).chosen
+            if modes is None or chosen != "dft_gemm":
+                return None
+            return masked_weight_spectrum(self.weight, modes, size, **geometry)
+
+        weight = self._weight_for(x, (tuple(x.shape), modes, *geometry.values()), make)
+        return masked_conv2d(x, weight, mask, self.bias, modes=modes, **geometry, impl=self.impl)
+
+    def _mask_on(self, n: tuple[int, int], device: torch.device) -> tuple[Tensor, ModeList | None]:
+        """The mask on a grid, and its modes: listed once for each grid, mask and device, and never while tracing."""
+        given = self.mask
+        if torch.compiler.is_compiling():
+            return (self._call_rule(n).to(device) if given is None else given), None
+        key: Hashable = (n, device, None if given is None else (given.data_ptr(), given._version))
+        listed = self._listed
+        if listed is None or listed[0] != key:
+            mask = hermitian(self._call_rule(n).to(device) if given is None else given, n)
+            self._listed = listed = (key, mask, mode_list(mask, n))
+        return listed[1:]
+
+    def _call_rule(self, n: tuple[int, int]) -> Tensor:
+        assert self.rule is not None  # where there is no mask there is a rule
+        return self.rule(n)
+
+    def extra_repr(self) -> str:
+        mask = self.rule if self.mask is None else list(self.mask.shape)
+        return f"{super().extra_repr()}, mask={mask}"
