@@ -1,9 +1,26 @@
 """Layers over the operations, and what turns a whole model to them.
 
-from spectralkernels import nn
-print(nn.convert(model, compression=0.5))      # which layers were swapped, which kept, and why
+report = sk.nn.convert(model, compression=0.5)                    # which layers were swapped, which kept, and why
+sk.nn.set_compression(model, 0.8)
+sk.nn.freeze_from_energy(model, batches, energy=0.9)
+print(sk.nn.report(model, x))                                     # what each layer saves, computes and takes here
 """
 
+from spectralkernels.nn.conversion import Conversion, Decision, convert
 from spectralkernels.nn.convolution import BandLimitedConv1d, BandLimitedConv2d, MaskedConv2d
+from spectralkernels.nn.rates import freeze_from_energy, set_compression
+from spectralkernels.nn.reporting import LayerReport, ModelReport, report
 
-__all__ = ["BandLimitedConv1d", "BandLimitedConv2d", "MaskedConv2d"]
+__all__ = [
+    "BandLimitedConv1d",
+    "BandLimitedConv2d",
+    "Conversion",
+    "Decision",
+    "LayerReport",
+    "MaskedConv2d",
+    "ModelReport",
+    "convert",
+    "freeze_from_energy",
+    "report",
+    "set_compression",
+]

@@ -19,6 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from spectralkernels.checks import check_compression
 from spectralkernels.convolution.geometry import GridChoice, Padding, WeightSpectrum
+from spectralkernels.dispatch import Explanation
 from spectralkernels.errors import Unsupported
 from spectralkernels.explain import explain
 from spectralkernels.masks import ModeList, fft_grid, hermitian, mode_list
@@ -78,6 +79,8 @@ class _Spectral(_ConvNd):
 class _BandLimited(_Spectral):
     """A convolution that drops a fraction of the spectrum; `compression` may be changed at any time."""
 
+    operation: Callable[..., Tensor]
+
     def __init__(
         self, *conv: Any, compression: float = 0.0, grid: GridChoice = "tight", impl: str = "auto", **named: Any
     ) -> None:
@@ -86,18 +89,25 @@ class _BandLimited(_Spectral):
         self.compression, self.grid, self.impl = compression, grid, impl
         self._check_geometry()
 
-    def _convolve(self, operation: Callable[..., Tensor], x: Tensor) -> Tensor:
-        x, padding = self._padded(x)
-        geometry: dict[str, Any] = {"compression": self.compression, "padding": padding, "grid": self.grid}
-        geometry["groups"] = self.groups
+    def forward(self, input: Tensor) -> Tensor:
+        x, geometry = self._geometry(input)
 
         def make() -> WeightSpectrum | None:
             # Whoever is faster with the weight itself keeps it.
-            chosen = explain(operation, x, self.weight, self.bias, **geometry).chosen
-            return weight_spectrum(self.weight, tuple(x.shape[2:]), **geometry) if chosen == "dft_gemm" else None
+            frozen = self.explain(input).chosen == "dft_gemm"
+            return weight_spectrum(self.weight, tuple(x.shape[2:]), **geometry) if frozen else None
 
         weight = self._weight_for(x, (tuple(x.shape), *geometry.values()), make)
-        return operation(x, weight, self.bias, **geometry, impl=self.impl)
+        return self.operation(x, weight, self.bias, **geometry, impl=self.impl)
+
+    def explain(self, input: Tensor) -> Explanation:
+        """What runs for maps like these with the weight as a tensor, and why: see `sk.explain`."""
+        x, geometry = self._geometry(input)
+        return explain(self.operation, x, self.weight, self.bias, **geometry, impl=self.impl)
+
+    def _geometry(self, x: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        x, padding = self._padded(x)
+        return x, {"compression": self.compression, "padding": padding, "groups": self.groups, "grid": self.grid}
 
     def extra_repr(self) -> str:
         grid = "" if self.grid == "tight" else f", grid={self.grid!r}"
@@ -116,8 +126,7 @@ class BandLimitedConv2d(_BandLimited, nn.Conv2d):
     Raises: Unsupported for a stride or dilation other than 1; RangeError on a bad compression.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
-        return self._convolve(band_limited_conv2d, input)
+    operation = staticmethod(band_limited_conv2d)
 
 
 class BandLimitedConv1d(_BandLimited, nn.Conv1d):
@@ -127,8 +136,7 @@ class BandLimitedConv1d(_BandLimited, nn.Conv1d):
     Input: Real [batch, channel, length]. Output: [batch, out_channel, out_length].
     """
 
-    def forward(self, input: Tensor) -> Tensor:
-        return self._convolve(band_limited_conv1d, input)
+    operation = staticmethod(band_limited_conv1d)
 
 
 class MaskedConv2d(_Spectral, nn.Conv2d):
