@@ -14,10 +14,13 @@ from spectralkernels.errors import DtypeError, RangeError, ShapeError, SpectralK
 from spectralkernels.explain import explain
 from spectralkernels.ops.band_limited_conv1d import band_limited_conv1d
 from spectralkernels.ops.band_limited_conv2d import band_limited_conv2d, weight_spectrum
+from spectralkernels.ops.diff_stride2d import diff_stride2d
+from spectralkernels.ops.frequency_dropout2d import frequency_dropout2d
 from spectralkernels.ops.masked_conv2d import masked_conv2d, masked_weight_spectrum
 from spectralkernels.ops.masked_multiply import masked_multiply
 from spectralkernels.ops.sparse_multiply import sparse_multiply
 from spectralkernels.ops.spec_block import spec_block
+from spectralkernels.ops.spectral_pool2d import spectral_pool2d
 from spectralkernels.ops.threshold_spectrum import threshold_spectrum
 from spectralkernels.sparse import SparseSpectrum
 
@@ -33,7 +36,9 @@ __all__ = [
     "WeightSpectrum",
     "band_limited_conv1d",
     "band_limited_conv2d",
+    "diff_stride2d",
     "explain",
+    "frequency_dropout2d",
     "implementations",
     "masked_conv2d",
     "masked_multiply",
@@ -42,6 +47,7 @@ __all__ = [
     "nn",
     "sparse_multiply",
     "spec_block",
+    "spectral_pool2d",
     "threshold_spectrum",
     "weight_spectrum",
 ]

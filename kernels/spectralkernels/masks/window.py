@@ -48,7 +48,7 @@ def soft_window(
             f"strides must be Real [2], vertical and horizontal, got {strides.dtype} {list(strides.shape)}"
         )
     rows, columns = frequencies(n, strides.device)
-    return _ramp(rows, n[0], strides[0], smoothness).unsqueeze(1) * _ramp(columns, n[1], strides[1], smoothness)
+    return ramp(rows, n[0], strides[0], smoothness).unsqueeze(1) * ramp(columns, n[1], strides[1], smoothness)
 
 
 def soft_window_side(n: int, stride: float, smoothness: float = 4.0) -> int:
@@ -61,9 +61,17 @@ def soft_window_side(n: int, stride: float, smoothness: float = 4.0) -> int:
     return min(n, 2 * math.ceil((n / stride + 2.0 * smoothness) / 2.0))
 
 
-def _ramp(frequency: Tensor, n: int, stride: Tensor, smoothness: float) -> Tensor:
+def held_stride(n: int, stride: float, smoothness: float) -> float:
+    """The stride within [N / (N - R), N / 2], where the ramp lies inside the spectrum."""
+    least = n / (n - smoothness)
+    return min(max(stride, least), max(n / 2.0, least))
+
+
+def ramp(frequency: Tensor, n: int, stride: Tensor, smoothness: float) -> Tensor:
+    """One axis of the soft window at frequencies |f|, for a stride that may lie outside (see `soft_window`)."""
+    least = n / (n - smoothness)
     with torch.no_grad():
-        move = stride.clamp(n / (n - smoothness), max(n / 2.0, n / (n - smoothness))) - stride
+        move = stride.clamp(least, max(n / 2.0, least)) - stride
     raw = (smoothness + n / (2.0 * (stride + move)) - frequency.to(stride.dtype)) / smoothness
     # torch.clamp would pass a gradient at exactly 0 and 1, where the ramp has ended.
     return torch.where((raw > 0.0) & (raw < 1.0), raw, raw.detach().clamp(0.0, 1.0))
