@@ -18,6 +18,7 @@ from spectralkernels.ops.diff_stride2d import diff_stride2d
 from spectralkernels.ops.frequency_dropout2d import frequency_dropout2d
 from spectralkernels.ops.masked_conv2d import masked_conv2d, masked_weight_spectrum
 from spectralkernels.ops.masked_multiply import masked_multiply
+from spectralkernels.ops.ph_conv2d import ph_conv2d, ph_kernel
 from spectralkernels.ops.sparse_multiply import sparse_multiply
 from spectralkernels.ops.spec_block import spec_block
 from spectralkernels.ops.spectral_pool2d import spectral_pool2d
@@ -45,6 +46,8 @@ __all__ = [
     "masked_weight_spectrum",
     "masks",
     "nn",
+    "ph_conv2d",
+    "ph_kernel",
     "sparse_multiply",
     "spec_block",
     "spectral_pool2d",

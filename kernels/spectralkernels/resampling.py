@@ -36,14 +36,17 @@ EVEN_RULES = tuple(_NYQUIST)
 
 
 def _constant(make: Callable[P, T]) -> Callable[P, T]:
-    """Decorator: made once for the same arguments, and a constant to torch.compile, which sees through a bare cache."""
+    """Decorator: made once for the same arguments; torch.compile, which cannot hold a cache, traces how it is made."""
     cached = lru_cache(maxsize=256)(make)
 
     @wraps(make)
-    def kept(*args: P.args, **kwargs: P.kwargs) -> T:
-        return cached(*args, **kwargs)  # type: ignore[arg-type]
+    def constant(*args: P.args, **kwargs: P.kwargs) -> T:
+        if torch.compiler.is_compiling():
+            return make(*args, **kwargs)
+        # What is made within inference_mode could never be saved for a backward pass.
+        with torch.inference_mode(False):
+            return cached(*args, **kwargs)  # type: ignore[arg-type]
 
-    constant: Callable[P, T] = torch.compiler.assume_constant_result(kept)
     return constant
 
 
@@ -71,43 +74,34 @@ def check_share(share: float | Tensor | None) -> None:
 
 @_constant
 def factors(n: int, m: int, rule: str, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """(S [m, K], D [K, n], |k| [K]): from n samples to weighted frequencies, and from those to m samples.
+    """(S [m, m], D [m, n], |k| [m]): from n samples to m weighted waves, and from those to m samples.
 
-    K is m, or one more for two that cancel; a frequency above 0 has a cosine and a sine. Built in float64.
+    A frequency above 0 has a cosine and a sine, and M / 2 its cosine alone. Built in float64, rounded once.
     """
-    whole = torch.arange((m + 1) // 2, dtype=torch.float64)
-    rows = [
-        (whole, torch.cos, torch.where(whole == 0.0, 1.0, 2.0)),
-        (whole[1:], torch.sin, torch.full_like(whole[1:], 2.0)),
-    ]
+    k = torch.arange((m + 1) // 2, device=device)
+    cosines = k if m % 2 else torch.arange(m // 2 + 1, device=device)
+    frequency = torch.cat([cosines, k[1:]])
+    weight = torch.where(frequency == 0, 1.0, 2.0).double()
     if m % 2 == 0:
-        # Nothing is lost, and nothing is there twice, where no frequency is cut off.
-        rows.append(
-            (torch.tensor([m / 2.0], dtype=torch.float64), torch.cos, torch.tensor([1.0 if m == n else _NYQUIST[rule]]))
-        )
-    frequency = torch.cat([k for k, _, _ in rows])
-    analysis = torch.cat([weight.unsqueeze(1) * _wave(wave, k, n) / n for k, wave, weight in rows])
-    synthesis = torch.cat([_wave(wave, k, m) for k, wave, _ in rows]).t()
-    s, d = (matrix.to(dtype=dtype, device=device).contiguous() for matrix in (synthesis, analysis))
-    return s, d, frequency.to(dtype=dtype, device=device)
+        # Where no frequency is cut off, nothing is lost and nothing is there twice.
+        weight = torch.where(2 * frequency == m, 1.0 if m == n else _NYQUIST[rule], weight)
+    waves = {side: torch.cat([_angle(cosines, side).cos(), _angle(k[1:], side).sin()]) for side in (n, m)}
+    analysis, synthesis = waves[n] * (weight / n).unsqueeze(1), waves[m].t()
+    return synthesis.to(dtype).contiguous(), analysis.to(dtype), frequency.to(dtype)
 
 
 @_constant
 def matrix(n: int, m: int, rule: str, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A = S D: Real [m, n], one rounding."""
-    s, d, _ = factors(n, m, rule, torch.float64, torch.device("cpu"))
-    return (s @ d).to(dtype=dtype, device=device)
+    """A = S D: Real [m, n], rounded once."""
+    s, d, _ = factors(n, m, rule, torch.float64, device)
+    return (s @ d).to(dtype)
 
 
 @_constant
 def imaginary(n: int, m: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(s [m, 1], d [1, n]): the imaginary part s d of the rule "raw", of -m/2 without its mirror."""
-    k = torch.tensor([m / 2.0], dtype=torch.float64)
-    nothing = m % 2 == 1 or m == n
-    d = torch.zeros(1, n, dtype=torch.float64) if nothing else _wave(torch.sin, k, n) / n
-    s = _wave(torch.cos, k, m).t()
-    made = tuple(part.to(dtype=dtype, device=device).contiguous() for part in (s, d))
-    return made[0], made[1]
+    """(s [m, 1], d [1, n]): the imaginary part s d of the rule "raw" at an even m < n, of -m/2 without its mirror."""
+    k = torch.full((1,), m // 2, device=device)
+    return _angle(k, m).cos().t().to(dtype).contiguous(), (_angle(k, n).sin() / n).to(dtype)
 
 
 def low_pass_matrix(n: int, m: int, even: str, share: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -128,7 +122,7 @@ def resample(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return torch.matmul(torch.matmul(rows, x), columns.t())
 
 
-def _wave(wave: object, k: Tensor, n: int) -> Tensor:
-    """cos or sin of 2 pi k j / n: [k, j], the product reduced in whole turns, so that the angle is exact."""
-    halves = torch.outer((2 * k).round().long(), torch.arange(n)).remainder(2 * n)  # k may be a half
-    return wave(halves.double() * (math.pi / n))  # type: ignore[operator]
+def _angle(k: Tensor, n: int) -> Tensor:
+    """2 pi k j / n: Float64 [k, n]; the product is reduced in whole turns, as integers, so that the angle is exact."""
+    turns = torch.outer(k, torch.arange(n, device=k.device)).remainder(n)
+    return turns.double() * (2.0 * math.pi / n)

@@ -118,6 +118,14 @@ def test_gradients_once_and_twice(rule: str, seed: int):
     assert torch.autograd.gradgradcheck(pool, x)
 
 
+def test_a_first_call_in_inference_mode_spoils_no_later_gradient(seed: int):
+    with torch.inference_mode():
+        sk.spectral_pool2d(torch.randn(1, 1, 23, 19), (11, 10), even="raw", share=0.9)
+    x = torch.randn(1, 1, 23, 19, requires_grad=True)
+    sk.spectral_pool2d(x, (11, 10), even="raw", share=0.9).sum().backward()
+    assert x.grad is not None
+
+
 def test_nothing_is_saved_for_the_backward_pass(seed: int):
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.shape) or t, lambda t: t):

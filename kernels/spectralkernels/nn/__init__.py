@@ -8,17 +8,26 @@ print(sk.nn.report(model, x))                                     # what each la
 
 from spectralkernels.nn.conversion import Conversion, Decision, convert
 from spectralkernels.nn.convolution import BandLimitedConv1d, BandLimitedConv2d, MaskedConv2d
+from spectralkernels.nn.parametrised import PHConv2d, SpectralConv2d
+from spectralkernels.nn.pooling import DiffStride2d, FrequencyDropout2d, SpectralPool2d
 from spectralkernels.nn.rates import freeze_from_energy, set_compression
 from spectralkernels.nn.reporting import LayerReport, ModelReport, report
+from spectralkernels.nn.spec_block import SpecBlock
 
 __all__ = [
     "BandLimitedConv1d",
     "BandLimitedConv2d",
     "Conversion",
     "Decision",
+    "DiffStride2d",
+    "FrequencyDropout2d",
     "LayerReport",
     "MaskedConv2d",
     "ModelReport",
+    "PHConv2d",
+    "SpecBlock",
+    "SpectralConv2d",
+    "SpectralPool2d",
     "convert",
     "freeze_from_energy",
     "report",
