@@ -7,7 +7,7 @@
 Needs torch alone; Triton, CUDA and everything else only add implementations.
 """
 
-from spectralkernels import masks, nn
+from spectralkernels import diagnose, masks, nn
 from spectralkernels.convolution.geometry import WeightSpectrum
 from spectralkernels.dispatch import Availability, Explanation, implementations
 from spectralkernels.errors import DtypeError, RangeError, ShapeError, SpectralKernelsError, Unsupported
@@ -37,6 +37,7 @@ __all__ = [
     "WeightSpectrum",
     "band_limited_conv1d",
     "band_limited_conv2d",
+    "diagnose",
     "diff_stride2d",
     "explain",
     "frequency_dropout2d",
