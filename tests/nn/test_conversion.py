@@ -273,6 +273,11 @@ def test_a_report_has_a_row_for_every_convolution(seed: int):
     assert first.native_saved_bytes == (x.numel() + model[0].weight.numel()) * 4
     assert first.native_flops == 2 * 2 * 8 * 16 * 16 * 2 * 49
     assert (second.compression, second.achieved, second.flops) == (None, None, second.native_flops)
+    sk.nn.convert(model, compression=0.5, where="3")
+    spectral = sk.nn.report(model, x, repeats=1).layers[1]
+    whole = copy.deepcopy(model)
+    whole[3].stride = (1, 1)
+    assert spectral.flops < sk.nn.report(whole, x, repeats=1).layers[1].flops
     assert second.native_flops == 2 * 2 * 8 * 7 * 7 * 8 * 9
     assert min(first.seconds, first.native_seconds, second.seconds) > 0
     assert told.total("flops") == first.flops + second.flops

@@ -42,6 +42,21 @@ def test_without_compression_it_is_the_torch_layer(axes: int, padding: object, m
         assert isinstance(twin, plain) and type(twin) is spectral
 
 
+@pytest.mark.parametrize("stride", [2, (1, 3)])
+def test_a_stride_is_torchs_and_keeps_no_spectrum(stride, seed: int):
+    x = torch.randn(SHAPES[2], dtype=torch.float64)
+    like = nn.Conv2d(4, 8, 3, stride, 1, groups=2, dtype=torch.float64)
+    twin = sk.nn.BandLimitedConv2d(4, 8, 3, stride, 1, groups=2, dtype=torch.float64)
+    twin.load_state_dict(like.state_dict())
+    torch.testing.assert_close(twin(x), like(x))
+    twin.compression = 0.5
+    twin.eval().requires_grad_(False)
+    want = sk.band_limited_conv2d(x, twin.weight, twin.bias, padding=1, groups=2, compression=0.5)
+    step = stride if isinstance(stride, tuple) else (stride, stride)
+    torch.testing.assert_close(twin(x), want[..., :: step[0], :: step[1]])
+    assert not holds(twin)
+
+
 def test_arguments_by_position_are_those_of_torch(seed: int):
     torch.manual_seed(seed)
     like = nn.Conv2d(4, 6, (3, 5), 1, (1, 2), 1, 2, False)

@@ -267,7 +267,7 @@ X, W = torch.zeros(2, 4, 8, 8), torch.zeros(6, 4, 3, 3)
         ((X, W), {"compression": 50}, sk.RangeError, "a percentage must be divided by 100"),
         ((X, W), {"compression": -0.1}, sk.RangeError, r"compression must lie in \[0, 1\)"),
         ((X, W), {"compression": float("nan")}, sk.RangeError, "got nan"),
-        ((X, W), {"stride": 2}, sk.RangeError, "stride must be 1, got 2; subsample the output"),
+        ((X, W), {"stride": 0}, sk.RangeError, "stride must be one whole number >= 1"),
         ((X, W), {"padding": "full"}, sk.RangeError, "padding must be 'same', 'valid' or a number .* got 'full'"),
         ((X, W), {"padding": -1}, sk.RangeError, "padding must be one number >= 0"),
         ((X, W), {"grid": "loose"}, sk.RangeError, "grid must be one of tight, seed, pow2, fast .* got 'loose'"),

@@ -165,8 +165,6 @@ def _why_not(module: _ConvNd, names: list[str], pointwise: bool) -> str | None:
         return "its forward has been replaced"
     if len(names) > 1:
         return f"it is used in several places ({', '.join(names)}), and one rate would serve them all"
-    if (reason := unsupported(module)) is not None:
-        return reason
     if all(side == 1 for side in module.kernel_size) and not pointwise:
         return "its kernel has one tap, which needs no spectrum"
-    return None
+    return unsupported(module)

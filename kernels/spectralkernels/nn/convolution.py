@@ -23,7 +23,7 @@ from spectralkernels.dispatch import Explanation
 from spectralkernels.errors import Unsupported
 from spectralkernels.explain import explain
 from spectralkernels.masks import ModeList, fft_grid, hermitian, mode_list
-from spectralkernels.nn.frozen import Kept, kept_or_made, may_keep
+from spectralkernels.nn.frozen import Kept, has_use, kept_or_made, may_keep
 from spectralkernels.ops.band_limited_conv1d import band_limited_conv1d
 from spectralkernels.ops.band_limited_conv2d import band_limited_conv2d, weight_spectrum
 from spectralkernels.ops.masked_conv2d import masked_conv2d, masked_weight_spectrum
@@ -33,9 +33,10 @@ MaskRule = Callable[[tuple[int, int]], Tensor]
 
 def unsupported(conv: _ConvNd) -> str | None:
     """Why no spectral layer can stand in for this convolution, or None."""
-    for name in ("stride", "dilation"):
-        if any(step != 1 for step in getattr(conv, name)):
-            return f"its {name} is {getattr(conv, name)}, and the spectral convolution has {name} 1"
+    if any(step != 1 for step in conv.dilation):
+        return f"its dilation is {conv.dilation}, and the spectral convolution has dilation 1"
+    if any(step != 1 for step in conv.stride) and (isinstance(conv, nn.Conv1d) or isinstance(conv, MaskedConv2d)):
+        return f"its stride is {conv.stride}, and of the spectral convolutions only that of maps in a band has another"
     return None
 
 
@@ -94,16 +95,21 @@ class _BandLimited(_Spectral):
 
         def make() -> WeightSpectrum | None:
             # Whoever is faster with the weight itself keeps it.
-            frozen = self.explain(input).chosen == "dft_gemm"
-            return weight_spectrum(self.weight, tuple(x.shape[2:]), **geometry) if frozen else None
+            use = has_use(self.explain(input))
+            return weight_spectrum(self.weight, tuple(x.shape[2:]), **geometry) if use else None
 
-        weight = self._weight_for(x, (tuple(x.shape), *geometry.values()), make)
-        return self.operation(x, weight, self.bias, **geometry, impl=self.impl)
+        # A spectrum has no stride.
+        whole = all(step == 1 for step in self.stride)
+        weight = self._weight_for(x, (tuple(x.shape), *geometry.values()), make) if whole else self.weight
+        return self.operation(x, weight, self.bias, **geometry, stride=self._stride(), impl=self.impl)
 
     def explain(self, input: Tensor) -> Explanation:
         """What runs for maps like these with the weight as a tensor, and why: see `sk.explain`."""
         x, geometry = self._geometry(input)
-        return explain(self.operation, x, self.weight, self.bias, **geometry, impl=self.impl)
+        return explain(self.operation, x, self.weight, self.bias, **geometry, stride=self._stride(), impl=self.impl)
+
+    def _stride(self) -> int | tuple[int, ...]:
+        return self.stride[0] if len(self.stride) == 1 else tuple(self.stride)
 
     def _geometry(self, x: Tensor) -> tuple[Tensor, dict[str, Any]]:
         x, padding = self._padded(x)
@@ -123,7 +129,7 @@ class BandLimitedConv2d(_BandLimited, nn.Conv2d):
     compression: fraction of half-spectrum coefficients to drop, 0 <= c < 1. grid, impl: as in `band_limited_conv2d`.
     With a `padding_mode` other than zeros the map is padded first, and the band is that of the padded map.
     Input: Real [batch, channel, height, width]. Output: [batch, out_channel, out_height, out_width].
-    Raises: Unsupported for a stride or dilation other than 1; RangeError on a bad compression.
+    Raises: Unsupported for a dilation other than 1; RangeError on a bad compression.
     """
 
     operation = staticmethod(band_limited_conv2d)
@@ -132,7 +138,7 @@ class BandLimitedConv2d(_BandLimited, nn.Conv2d):
 class BandLimitedConv1d(_BandLimited, nn.Conv1d):
     """torch.nn.Conv1d without the high frequencies of series and kernel: `band_limited_conv1d` as a layer.
 
-    Arguments, errors and padding as in `BandLimitedConv2d`, one axis instead of two.
+    Arguments, errors and padding as in `BandLimitedConv2d`, one axis instead of two, but stride 1 alone.
     Input: Real [batch, channel, length]. Output: [batch, out_channel, out_length].
     """
 
@@ -171,8 +177,7 @@ class MaskedConv2d(_Spectral, nn.Conv2d):
         geometry: dict[str, Any] = {"padding": padding, "grid": self.grid, "groups": self.groups}
 
         def make() -> WeightSpectrum | None:
-            chosen = explain(masked_conv2d, x, self.weight, mask, self.bias, modes=modes, **geometry).chosen
-            if modes is None or chosen != "dft_gemm":
+            if modes is None or not has_use(explain(masked_conv2d, x, self.weight, mask, modes=modes, **geometry)):
                 return None
             return masked_weight_spectrum(self.weight, modes, size, **geometry)
 

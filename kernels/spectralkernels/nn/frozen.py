@@ -17,6 +17,8 @@ from torch import Tensor
 
 from spectralkernels.autocast import DEVICES
 from spectralkernels.convolution.geometry import WeightSpectrum
+from spectralkernels.dispatch import Explanation
+from spectralkernels.ops import load_operation
 
 Kept = tuple[Hashable, WeightSpectrum | None]
 """What a spectrum was made from, and the spectrum; None where the call has no use for one."""
@@ -31,6 +33,11 @@ def may_keep(weight: Tensor, x: Tensor, training: bool) -> bool:
     device = x.device.type
     lowered = device in DEVICES and torch.is_autocast_enabled(device)
     return not lowered and (x.dtype, x.device) == (weight.dtype, weight.device)
+
+
+def has_use(call: Explanation) -> bool:
+    """Whether a kept spectrum saves the call work: what is chosen is ours and transforms the weight."""
+    return load_operation(call.operation).implementation(call.chosen).role == "kernel"
 
 
 def kept_or_made(

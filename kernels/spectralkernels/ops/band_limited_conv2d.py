@@ -19,6 +19,7 @@ from spectralkernels.convolution.dft_gemm import freeze_weight
 from spectralkernels.convolution.geometry import GridChoice, Padding, WeightSpectrum, check_frozen_weight, conv_band
 from spectralkernels.convolution.implementations import CHECKED, IMPLEMENTATIONS, RIVALS, TOLERANCE, auto, call
 from spectralkernels.declare import Block, Case, Operation, Scalar
+from spectralkernels.ops.strided_conv2d import strided_conv2d
 from spectralkernels.spectra import Band
 
 
@@ -31,7 +32,7 @@ def band_limited_conv2d(
     padding: Padding = "same",
     groups: int = 1,
     grid: GridChoice = "tight",
-    stride: int = 1,
+    stride: int | tuple[int, int] = 1,
     impl: str = "auto",
 ) -> Tensor:
     """Convolve maps with the high frequencies left out.
@@ -45,10 +46,23 @@ def band_limited_conv2d(
     padding: "same", "valid", zeros per side, or (vertical, horizontal).
     grid: FFT size N per axis: "tight" (H + K // 2 for "same"), "seed" (the paper's), "pow2", "fast", or sizes.
         With c > 0 another N is another operator.
-    stride: 1 only. impl: a name of `implementations("band_limited_conv2d")`, or "auto".
+    stride: of the output; above 1 the operation is `strided_conv2d`, with implementations of its own, whose band is
+        that of stride 1. impl: a name of `implementations("band_limited_conv2d")`, or "auto".
     Returns: Real [batch, out_channel, out_height, out_width], dtype of x. Differentiable in x, weight and bias.
     Raises: ShapeError, DtypeError, RangeError on arguments that do not fit; Unsupported if `impl` cannot run here.
     """
+    if stride not in (1, (1, 1)):
+        return strided_conv2d(
+            x,
+            weight,
+            bias,
+            stride=stride,
+            compression=compression,
+            padding=padding,
+            groups=groups,
+            grid=grid,
+            impl=impl,
+        )
     return call(
         OPERATION,
         x,
@@ -59,7 +73,7 @@ def band_limited_conv2d(
         padding=padding,
         groups=groups,
         grid=grid,
-        stride=stride,
+        stride=1,
         impl=impl,
     )
 
