@@ -173,3 +173,20 @@ def test_blocks_chain_as_the_operation_does(seed: int):
 def test_bad_arguments(make, error: type[Exception], message: str):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_a_network_of_them_is_exported(seed: int):
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2, 1),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3, padding=1),
+        sk.nn.SpectralPool2d(1.5),
+        sk.nn.DiffStride2d(cropping=False, smoothness=1.0),
+        sk.nn.PHConv2d(4, 4, 3, n=2),
+    )
+    sk.nn.convert(model, compression=0.5)
+    x = torch.randn(2, 3, 16, 16)
+    for each in (model.train(), model.eval()):
+        with torch.no_grad():
+            exported = torch.export.export(each, (x,)).module()
+            torch.testing.assert_close(exported(x), each(x))

@@ -133,6 +133,10 @@ def _direct(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: 
     return F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, stride, groups=groups)
 
 
+def _compressed(band: Band, **rest: Any) -> str | None:
+    return None if band.compression > 0.0 else "at compression 0 it is the implementation `direct`"
+
+
 def _uncompressed(band: Band, **rest: Any) -> str | None:
     return None if band.compression == 0.0 else "direct convolution cannot limit the band; it needs compression=0"
 
@@ -191,7 +195,7 @@ PROFILES: dict[str, tuple[Block, ...]] = {
         ),
     ),
     "gpu": (Block({**_SHAPE, "batch": (128,)}, passes=("forward", "both")),),
-    "asv": (Block(_SHAPE),),
+    "asv": (Block(_SHAPE, implementations=("dft_gemm", "subsample", "direct_uncompressed")),),
 }
 
 OPERATION = Operation(
@@ -215,7 +219,11 @@ OPERATION = Operation(
         Implementation("direct", "baseline", _direct, "cuDNN / oneDNN", supports=_uncompressed),
     ),
     auto=auto,
-    rivals=(Implementation("direct_uncompressed", "rival", _direct, "cuDNN / oneDNN without a band limit"),),
+    rivals=(
+        Implementation(
+            "direct_uncompressed", "rival", _direct, "cuDNN / oneDNN without a band limit", supports=_compressed
+        ),
+    ),
     observe=lambda case, output: observed(_band_of(case)),
     gradients=("x", "weight", "bias"),
 )
