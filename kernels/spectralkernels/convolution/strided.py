@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from spectralkernels.constants import constant
 from spectralkernels.convolution.geometry import compute_dtype
 from spectralkernels.convolution.linear_maps import (
     Transform,
@@ -163,7 +163,7 @@ def _inverse(like: Tensor, n: Ints, kept: Ints, out: Ints, stride: Ints) -> Tran
     return _every(tuple(n), tuple(kept), tuple(out), tuple(stride), like.dtype, like.device)
 
 
-@lru_cache(maxsize=64)
+@constant
 def _every(
     n: tuple[int, ...],
     kept: tuple[int, ...],

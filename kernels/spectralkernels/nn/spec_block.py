@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spectralkernels.checks import checked_beta
 from spectralkernels.errors import RangeError
 from spectralkernels.ops.spec_block import ACTIVATIONS, spec_block
-from spectralkernels.ops.spec_block.arguments import checked_beta, reserved_slots
+from spectralkernels.ops.spec_block.arguments import reserved_slots
 from spectralkernels.sparse import SparseSpectrum
 
 
