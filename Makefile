@@ -36,8 +36,8 @@ full: .venv/ready
 fingerprints: .venv/ready
 	$(BIN)/spectralbench fingerprint --check --arch 90
 
-# Everything on a CUDA machine, with the python3 that is there: tests, ceilings, the gpu profile, memory, a summary.
-# Needs torch and triton, installs nothing, resumes; GPU_ARGS is for `--commit SHA` and the like.
+# Everything on a CUDA machine, with the python3 that is there: ceilings, the rows with targets, memory, checks, the rest.
+# Needs torch and triton, installs nothing, resumes; GPU_ARGS is for `--commit SHA`, `--kernels`, `--pack` and the like.
 gpu:
 	PYTHONPATH=kernels:bench $(PYTHON) -m spectralbench.gpu --out $(GPU_OUT) --time-budget $(GPU_TIME_BUDGET) $(GPU_ARGS)
 

@@ -91,7 +91,16 @@ _LONG: _Axes = {**_SERIES, "in_channels": (128,), "out_channels": (128,), "group
 _WIDE: _Axes = {**_LONG, "batch": (8,), "in_channels": (768,), "out_channels": (768,), "groups": (768,)}
 # The better of the tight and the fast N is the rival.
 _TORCH_FFT = ("torch_fft", "torch_fft_fast", "torch_fft_fast_band")
-_SPECTRAL = ("dft_gemm", "dft_gemm_frozen", "cufft_triton", "direct", *_TORCH_FFT, "direct_uncompressed")
+_SPECTRAL = (
+    "dft_native",
+    "dft_native_frozen",
+    "dft_gemm",
+    "dft_gemm_frozen",
+    "cufft_triton",
+    "direct",
+    *_TORCH_FFT,
+    "direct_uncompressed",
+)
 
 PROFILES: dict[str, tuple[Block, ...]] = {
     "smoke": (
