@@ -63,6 +63,19 @@ def check_target(size: tuple[int, ...], target: tuple[int, ...]) -> None:
         )
 
 
+def pooled_size(
+    plane: tuple[int, int], stride: float | tuple[float, float], *, compat: bool = False
+) -> tuple[int, int]:
+    """What remains of a map at real strides >= 1: floor(side / stride), at least 1; compat: see `spectral_pool2d`."""
+    strides = stride if isinstance(stride, tuple) else (stride, stride)
+    if len(strides) != 2 or not all(step >= 1.0 for step in strides):
+        raise RangeError(f"stride must be one number >= 1 or two, (vertical, horizontal), got {stride}")
+    height, width = (max(1, math.floor(side / step)) for side, step in zip(plane, strides, strict=True))
+    if compat:
+        return min(plane[0], max(2, height - height % 2)), min(plane[1], max(2, width))
+    return height, width
+
+
 def check_share(share: float | Tensor | None) -> None:
     """A share of the band: a number in [0, 1], or a real tensor of one element."""
     if isinstance(share, Tensor):

@@ -12,8 +12,9 @@ from torch import Tensor
 
 import spectralkernels as sk
 from spectralkernels.inputs import feature_map
-from spectralkernels.ops.spectral_pool2d import OPERATION, crop, pooled_size
-from spectralkernels.resampling import EVEN_RULES
+from spectralkernels.ops.spectral_pool2d import OPERATION
+from spectralkernels.ops.spectral_pool2d.routes import crop
+from spectralkernels.resampling import EVEN_RULES, pooled_size
 
 IMPLS = ("dft_gemm", "torch_fft", "torch_rfft")
 SIZES = [((9, 8), (5, 4)), ((8, 9), (4, 8)), ((7, 12), (6, 1)), ((1, 5), (1, 2)), ((6, 6), (6, 5)), ((13, 11), (2, 3))]
