@@ -7,20 +7,23 @@
 
 The lines of one case (all its implementations, timed interleaved) are written by one write and synced, so that a kill
 at any moment loses at most the case in flight. Nothing is ever rewritten. A damaged or newer line is reported with its
-file and number, and the rest is still read.
+file and number, and the rest is still read. Every field is checked where it is read (see `fields`).
 
 Schema history: 1 (2026-11) first.
 """
 
 from __future__ import annotations
 
+import codecs
 import json
-import math
+import reprlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from spectralbench import fields as stored
+from spectralbench.fields import Field
 from spectralbench.outcome import Failed, Measured, Measurement, Outcome, Skipped
 
 SCHEMA = 1
@@ -128,21 +131,74 @@ def record_line(record: Record) -> str:
     return _line({"schema": SCHEMA, "kind": "outcome", **{k: v for k, v in fields.items() if v is not None}})
 
 
+RECORD: Mapping[str, Field] = {
+    "status": stored.one_of("measured", "skipped", "failed"),
+    "operation": stored.NAME,
+    "operation_version": stored.COUNT,
+    "implementation": stored.NAME,
+    "role": stored.one_of("kernel", "baseline", "rival"),
+    "case": stored.CASE,
+    "dtype": stored.NAME,
+    "pass": stored.one_of("forward", "backward", "both"),
+    "fft_size": stored.SIZES,
+    "cache": stored.NAME,
+    "launch": stored.NAME,
+    "seed": stored.INTEGER,
+    "replicate": stored.COUNT,
+    "profile": stored.NAME,
+    "recorded_at": stored.MOMENT,
+    "measurements": stored.mapping("an object of metrics", lambda found: type(found) is dict),
+    "unavailable": stored.mapping("an object of reasons", stored.is_text),
+    "reason": Field("text", stored.is_text, required=False),
+    "failure": replace(stored.NAME, required=False),
+    "requested_bytes": replace(stored.COUNT, required=False),
+    "cost": stored.mapping("an object of integers", stored.is_count),
+    "tiles": Field("an object of tiles", stored.is_tiles, required=False),
+}
+"""Every field of an outcome's line besides `schema` and `kind`."""
+
+MEASUREMENT: Mapping[str, Field] = {
+    "version": stored.COUNT,
+    "unit": stored.NAME,
+    "samples": stored.SAMPLES,
+}
+
+ENVIRONMENT: Mapping[str, Field] = {
+    "machine": stored.NAME,
+    "commit": replace(stored.NAME, required=False),
+    "dirty": replace(stored.NAME, required=False),
+    "source": replace(stored.NAME, required=False),
+    "gpu_uuid": replace(stored.NAME, required=False),
+}
+"""The fields of a file's first line that are used for more than to be shown."""
+
+
 def read_file(path: Path) -> RecordFile:
-    """Read one record file; damaged or newer lines become `damage`, the rest is kept."""
+    """Read one record file; damaged or newer lines become `damage`, the rest is kept.
+
+    What is not a regular file, or cannot be read, is one damage. Nothing after a second environment line is used,
+    because two files that were joined do not say where the second one's records begin.
+    """
+    try:
+        content = stored.regular_file(path).removeprefix(codecs.BOM_UTF8)
+    except OSError as error:
+        return RecordFile(path, None, (), (Damage(path, 1, f"not read: {error.strerror or error}"),))
     environment: Mapping[str, Any] | None = None
     records: list[Record] = []
     damage: list[Damage] = []
-    for number, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-        if not text.strip():
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if not line.strip():
             continue
         try:
-            fields = _parse(text)
-            if fields["kind"] == "environment":
-                environment = {k: v for k, v in fields.items() if k not in ("schema", "kind")}
-            else:
+            fields = _parse(line)
+            if fields["kind"] != "environment":
                 records.append(_record(fields, environment))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            elif environment is None:
+                environment = _environment(fields)
+            else:
+                damage.append(Damage(path, number, "a second environment: this line and all below are not used"))
+                break
+        except (ValueError, KeyError) as error:
             why = f"missing field {error}" if isinstance(error, KeyError) else str(error)
             damage.append(Damage(path, number, why))
     if environment is None:
@@ -156,36 +212,58 @@ def read_tree(root: Path) -> Iterator[RecordFile]:
         yield read_file(path)
 
 
-def _parse(text: str) -> dict[str, Any]:
+def _parse(line: bytes) -> dict[str, Any]:
     try:
-        fields = json.loads(text)
+        fields = stored.parsed(line.decode())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 text (byte {error.start + 1}): damaged") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"not a whole JSON line ({error.msg} at column {error.colno}): cut off or damaged") from None
-    if not isinstance(fields, dict) or not isinstance(fields.get("schema"), int):
+    if not isinstance(fields, dict) or type(fields.get("schema")) is not int or fields["schema"] < 1:
         raise ValueError("not a record: it has no schema number")
     if fields["schema"] > SCHEMA:
         raise ValueError(f"schema {fields['schema']} is newer than this spectralbench knows ({SCHEMA}); upgrade it")
     if fields.get("kind") not in ("environment", "outcome"):
-        raise ValueError(f"unknown kind {fields.get('kind')!r}; known: environment, outcome")
+        raise ValueError(f"unknown kind {reprlib.repr(fields.get('kind'))}; known: environment, outcome")
     return fields
 
 
+def _environment(fields: Mapping[str, Any]) -> dict[str, Any]:
+    environment = {name: value for name, value in fields.items() if name not in ("schema", "kind")}
+    stored.checked(environment, ENVIRONMENT)
+    for name, value in environment.items():
+        holds = value is None or stored.is_number(value) if name.endswith("_bytes") else stored.is_facts(value)
+        if not holds:
+            raise ValueError(f"the environment's {reprlib.repr(name)} cannot be {reprlib.repr(value)}")
+    return environment
+
+
 def _record(fields: dict[str, Any], environment: Mapping[str, Any] | None) -> Record:
-    known = ("schema", "kind", "pass", "measurements", "fft_size", "card")
-    rest = {k: v for k, v in fields.items() if k not in known}
-    card = environment.get("gpu_uuid") if environment else None
-    measurements = tuple(
-        Measurement(name, found["version"], found["unit"], _samples(name, found["samples"]))
-        for name, found in fields.get("measurements", {}).items()
+    stored.checked(fields, RECORD)
+    unknown = fields.keys() - RECORD.keys() - {"schema", "kind"}
+    if unknown:
+        raise ValueError(f"unknown field {reprlib.repr(min(unknown))}")
+    found = fields.get("measurements") or {}
+    if found and fields["status"] != "measured":
+        raise ValueError(f"a {fields['status']} record cannot have measurements")
+    for name, measurement in found.items():
+        try:
+            stored.checked(measurement, MEASUREMENT)
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"in the metric {name}: {error}") from None
+    rest = {
+        name: fields[name] for name in RECORD if name in fields and name not in ("pass", "measurements", "fft_size")
+    }
+    return Record(
+        pass_=fields["pass"],
+        measurements=tuple(
+            Measurement(name, one["version"], one["unit"], tuple(map(float, one["samples"])))
+            for name, one in found.items()
+        ),
+        fft_size=tuple(fields["fft_size"]),
+        card=environment.get("gpu_uuid") if environment else None,
+        **rest,
     )
-    pass_, size = fields["pass"], tuple(fields["fft_size"])
-    return Record(pass_=pass_, measurements=measurements, fft_size=size, card=card, **rest)
-
-
-def _samples(metric: str, values: list[float]) -> tuple[float, ...]:
-    if not values or not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
-        raise ValueError(f"the samples of {metric} must be finite numbers, at least one, got {values}")
-    return tuple(map(float, values))
 
 
 def _short(value: float) -> float | int:

@@ -103,7 +103,7 @@ def test_damage_is_named_and_the_rest_is_read(tmp_path: Path) -> None:
     said = [str(damage) for damage in loaded.damage]
     assert any(f"{path}:3: not a whole JSON line" in text for text in said)
     assert any("2 records without environment not used" in text for text in said)
-    assert any(f"{odd}:2: the samples of device_time must be finite numbers" in text for text in said)
+    assert any(f"{odd}:2: in the metric device_time: samples must be finite numbers" in text for text in said)
 
 
 def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
