@@ -13,15 +13,30 @@ import ast
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import reprlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from spectralbench import fields as stored
+from spectralbench.fields import NAME, Field
 from spectralbench.record import Damage, Scalar
 
 API_VERSION = 2
+MOST_POINTS = 1_000_000
+LONGEST_LITERAL = 200
+RESULT_FILE: Mapping[str, Field] = {
+    "commit_hash": NAME,
+    "date": Field("milliseconds since 1970", stored.is_number),
+    "params": Field("an object", lambda value: type(value) is dict),
+    "results": Field("an object", lambda value: type(value) is dict),
+    "result_columns": Field("a list of names", lambda value: _is_texts(value, depth=1)),
+    "python": Field("text", stored.is_text, required=False),
+    "requirements": Field("an object", lambda value: type(value) is dict, required=False),
+}
+"""The fields of a result file that are read, besides `version`."""
 _UNITS = {"seconds": "second", "bytes": "byte", "joules": "joule", "unit": "1", "": "1"}
 _KINDS = ("track_", "time_", "timeraw_", "peakmem_", "mem_")
 _NO_MATRIX = ("machine", "python", "os", "arch", "cpu", "num_cpu", "ram")
@@ -69,7 +84,7 @@ def read_tree(root: Path) -> tuple[tuple[Result, ...], tuple[Damage, ...]]:
                 why = f"expected asv results of api version {API_VERSION}, got {fields.get('version')!r}"
                 raise ValueError(f"{why}; run `asv update`")
             results.extend(_file(path, fields, benchmarks, damage))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError) as error:
             why = f"missing field {error}" if isinstance(error, KeyError) else str(error)
             damage.append(Damage(path, 1, why))
     return tuple(results), tuple(damage)
@@ -77,7 +92,7 @@ def read_tree(root: Path) -> tuple[tuple[Result, ...], tuple[Damage, ...]]:
 
 def _object(path: Path) -> Mapping[str, Any]:
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = stored.parsed(stored.regular_file(path).decode("utf-8-sig"), not_a_number=True)
     except json.JSONDecodeError as error:
         raise ValueError(f"not whole JSON ({error.msg} at line {error.lineno})") from None
     if not isinstance(fields, dict):
@@ -86,86 +101,127 @@ def _object(path: Path) -> Mapping[str, Any]:
 
 
 def _file(path: Path, fields: Mapping[str, Any], benchmarks: Mapping[str, Any], damage: list[Damage]) -> list[Result]:
+    stored.checked(fields, RESULT_FILE)
     columns: Sequence[str] = fields["result_columns"]
-    date = datetime.fromtimestamp(fields["date"] / 1000, UTC).isoformat(timespec="microseconds")
+    machine = fields["params"].get("machine", path.parent.name)
+    if not stored.is_name(machine):
+        raise ValueError(f"machine must be {stored.NAME.expected}, got {reprlib.repr(machine)}")
     shared: dict[str, Any] = {
         "file": path.stem,
-        "machine": str(fields["params"].get("machine", path.parent.name)),
+        "machine": machine,
         "commit": fields["commit_hash"],
-        "date": date,
+        "date": _moment(fields["date"]),
         "environment": _environment(fields),
     }
     found: list[Result] = []
     for name, row in fields["results"].items():
         try:
-            stored = dict(zip(columns, row, strict=False))
-            if name not in benchmarks:
+            if type(row) is not list:
+                raise ValueError("expected a list of columns")
+            column = dict(zip(columns, row, strict=False))
+            declared = benchmarks.get(name)
+            if declared is None:
                 damage.append(
                     Damage(path, 1, f"{name} is not in benchmarks.json: its unit and parameters have no name")
                 )
-            found.extend(_benchmark(name, stored, benchmarks.get(name, {}), shared))
-        except (ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:
+            elif type(declared) is not dict:
+                raise ValueError("benchmarks.json does not say what it is")
+            found.extend(_benchmark(name, column, declared or {}, shared))
+        except (ValueError, KeyError) as error:
             damage.append(Damage(path, 1, f"{name} not used: {error}"))
     return found
 
 
 def _benchmark(
-    name: str, stored: Mapping[str, Any], declared: Mapping[str, Any], shared: Mapping[str, Any]
-) -> Iterator[Result]:
+    name: str, column: Mapping[str, Any], declared: Mapping[str, Any], shared: Mapping[str, Any]
+) -> list[Result]:
     """The parameter points of one benchmark, in asv's order."""
     benchmark, _, method = name.rpartition(".")
     metric = next((method.removeprefix(kind) for kind in _KINDS if method.startswith(kind)), method)
     stated = str(declared.get("unit", "unit"))
-    axes: list[list[str]] = stored.get("params") or []
+    axes: list[list[str]] = column.get("params") or []
+    if not _is_texts(axes, depth=2):
+        raise ValueError("the parameters must be lists of texts")
     names = declared.get("param_names") or [f"param{index}" for index in range(1, len(axes) + 1)]
-    combinations = list(itertools.product(*axes))
-    values = stored["result"]
+    if not _is_texts(names, depth=1) or len(names) != len(axes):
+        raise ValueError(f"{len(axes)} parameters need as many names")
+    points = math.prod(map(len, axes))
+    values = column["result"]
     if values is None:
-        values = [None] * len(combinations)
-    if len(values) != len(combinations):
-        raise ValueError(f"{len(values)} values for {len(combinations)} parameter points")
-    for index, (value, texts) in enumerate(zip(values, combinations, strict=True)):
-        if value is not None and not isinstance(value, int | float):
-            raise TypeError(f"expected a number, got {type(value).__name__}")
-        if value is not None and math.isinf(value):
-            raise ValueError("infinite value")
-        params = {str(key): _scalar(text) for key, text in zip(names, texts, strict=True)}
-        skipped = value is not None and math.isnan(value)
-        quartiles = (_at(stored, "stats_q_25", index), _at(stored, "stats_q_75", index))
-        samples = _at(stored, "samples", index) or ()
-        yield Result(
-            **shared,
-            benchmark=benchmark or method,
-            metric=metric,
-            version=str(stored.get("version")),
-            unit=_UNITS.get(stated, stated),
-            implementation=str(params.pop("implementation", "")),
-            params=params,
-            value=None if skipped else value,
-            skipped=skipped,
-            quartiles=quartiles if None not in quartiles else None,
-            samples=tuple(samples),
-            count=_at(stored, "stats_repeat", index) or 1,
+        if points > MOST_POINTS:
+            raise ValueError(f"{points} parameter points are more than the {MOST_POINTS} that are read")
+        values = [None] * points
+    if type(values) is not list or len(values) != points:
+        raise ValueError(f"{reprlib.repr(values)} for {points} parameter points")
+    found = []
+    for index, (value, texts) in enumerate(zip(values, itertools.product(*axes), strict=True)):
+        skipped = type(value) is float and math.isnan(value)
+        if not (value is None or skipped or stored.is_number(value)):
+            raise ValueError(f"expected a finite number, got {reprlib.repr(value)}")
+        params = {key: _scalar(text) for key, text in zip(names, texts, strict=True)}
+        quartiles = (_at(column, "stats_q_25", index), _at(column, "stats_q_75", index))
+        samples = _at(column, "samples", index) or []
+        count = _at(column, "stats_repeat", index) or 1
+        if not (stored.is_count(count) and all(one is None or stored.is_number(one) for one in quartiles)):
+            raise ValueError(f"the statistics must be numbers, got {reprlib.repr((count, *quartiles))}")
+        if samples and not stored.is_samples(samples):
+            raise ValueError(f"samples must be {stored.SAMPLES.expected}, got {reprlib.repr(samples)}")
+        found.append(
+            Result(
+                **shared,
+                benchmark=benchmark or method,
+                metric=metric,
+                version=str(column.get("version")),
+                unit=_UNITS.get(stated, stated),
+                implementation=str(params.pop("implementation", "")),
+                params=params,
+                value=None if skipped else value,
+                skipped=skipped,
+                quartiles=quartiles if None not in quartiles else None,
+                samples=tuple(samples),
+                count=count,
+            )
         )
+    return found
 
 
-def _at(stored: Mapping[str, Any], column: str, index: int) -> Any:
-    values = stored.get(column)
-    return None if values is None else values[index]
+def _at(columns: Mapping[str, Any], name: str, index: int) -> Any:
+    """The entry of one parameter point; asv leaves out what it did not keep."""
+    values = columns.get(name)
+    if values is None:
+        return None
+    if type(values) is not list or len(values) <= index:
+        raise ValueError(f"{name} has no entry {index}")
+    return values[index]
+
+
+def _is_texts(value: Any, depth: int) -> bool:
+    if depth == 0:
+        return type(value) is str
+    return type(value) is list and all(_is_texts(item, depth - 1) for item in value)
+
+
+def _moment(milliseconds: float) -> str:
+    try:
+        return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="microseconds")
+    except (OverflowError, OSError):
+        raise ValueError(f"date must be milliseconds since 1970, got {milliseconds}") from None
 
 
 def _scalar(text: str) -> Scalar:
     """The value behind a `repr`; whatever is not a literal stays as it is written."""
+    if len(text) > LONGEST_LITERAL:
+        return text
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
         return text
-    return value if isinstance(value, int | float | str | bool) else text
+    return value if stored.is_scalar(value) else text
 
 
 def _environment(fields: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     """The versions that asv knows. An interpreter's path is a place, no version: moving it splits nothing."""
-    python = str(fields.get("python", ""))
+    python = str(fields.get("python") or "")
     known = {} if "/" in python or "\\" in python or not python else {"python": python}
     matrix = {name: str(value) for name, value in fields["params"].items() if name not in _NO_MATRIX}
     requirements = {name: str(value) for name, value in (fields.get("requirements") or {}).items()}
