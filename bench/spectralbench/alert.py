@@ -24,6 +24,7 @@ from types import MappingProxyType
 
 from spectralbench.history import Absence, History, Key, Point, Series, Subject, versions_changed
 from spectralbench.quantity import amount, ratio_words
+from spectralbench.text import cell
 
 WINDOW = 20
 MIN_EARLIER = 3
@@ -180,7 +181,7 @@ def to_markdown(findings: Sequence[Finding]) -> str:
     reasons = Counter(finding.reason for finding in unclear if finding.resolution is None)
     if reasons:
         lines += ["## Not judged", "", "| series | reason |", "|---:|---|"]
-        lines += [f"| {count} | {_cell(reason)} |" for reason, count in reasons.most_common()]
+        lines += [f"| {count} | {cell(reason)} |" for reason, count in reasons.most_common()]
         lines.append("")
     return "\n".join(lines)
 
@@ -270,9 +271,5 @@ def _table(title: str, findings: Sequence[Finding]) -> Iterator[str]:
         new = "" if found.new is None else amount(found.new, unit)
         series = f"{found.key.subject.machine}: {found.key.subject}"
         cells = (series, found.key.metric, old, new, found.words, found.since or "", found.commit or "", found.reason)
-        yield "| " + " | ".join(_cell(cell) for cell in cells) + " |"
+        yield "| " + " | ".join(map(cell, cells)) + " |"
     yield ""
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")

@@ -81,7 +81,7 @@ def read_tree(root: Path) -> tuple[tuple[Result, ...], tuple[Damage, ...]]:
         try:
             fields = _object(path)
             if fields.get("version") != API_VERSION:
-                why = f"expected asv results of api version {API_VERSION}, got {fields.get('version')!r}"
+                why = f"expected asv results of api version {API_VERSION}, got {reprlib.repr(fields.get('version'))}"
                 raise ValueError(f"{why}; run `asv update`")
             results.extend(_file(path, fields, benchmarks, damage))
         except (OSError, ValueError, KeyError) as error:

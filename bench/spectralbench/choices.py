@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spectralbench.history import History, Series
+from spectralbench.text import cell
 from spectralkernels.declare import Case, Implementation, Operation
 
 METRIC = "device_time"
@@ -121,5 +122,5 @@ def as_markdown(machine: str, found: Sequence[Verdict]) -> str:
     for own in by_operation.values():
         for one in sorted((one for one in own if one.regret >= NOTABLE), key=lambda one: -one.regret)[:SHOWN]:
             cells = (one.operation, one.case.replace(",", " "), one.pass_, one.chosen, one.fastest, f"{one.regret:.2f}")
-            lines.append(f"| {' | '.join(cells)} | {one.because} |")
+            lines.append(f"| {' | '.join(map(cell, cells))} | {cell(one.because)} |")
     return "\n".join(lines) + "\n"

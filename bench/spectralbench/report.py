@@ -16,6 +16,7 @@ from typing import Any
 from spectralbench.history import History, Point, Ratio, Series, Subject, current, load, only_machine, ratio
 from spectralbench.quantity import amount, ratio_words, spread
 from spectralbench.record import Scalar
+from spectralbench.text import cell, code
 
 INLINE_ROWS = 60
 WORST = 30
@@ -133,7 +134,7 @@ def _environment(history: History, name: str) -> Iterator[str]:
         value = environment.get(fact)
         if value is not None:
             text = amount(value, "byte") if fact.endswith("_bytes") else _plain(value)
-            yield f"| {fact.removesuffix('_bytes').replace('_', ' ')} | {_cell(text)} |"
+            yield f"| {fact.removesuffix('_bytes').replace('_', ' ')} | {cell(text)} |"
     yield ""
 
 
@@ -252,7 +253,7 @@ def _table(rows: Sequence[_Row], comparisons: Sequence[_Versus]) -> Iterator[str
     columns = [name for name in COLUMNS if any(name in row.metrics for row in rows)]
     other = sorted({name for row in rows for name in row.metrics} - {"device_time", *COLUMNS})
     versus = {(one.row.subject, one.baseline.subject.implementation): one for one in comparisons}
-    yield from (f"All rows: {fixed}.", "")
+    yield from (f"All rows: {cell(fixed)}.", "")
     titles = [COLUMNS.get(name, name.replace("_", " ")) for name in (*columns, *other)]
     yield _line(
         (*varying, "implementation", "role", "time [quartiles]", *(f"against {name}" for name in baselines), *titles)
@@ -292,7 +293,7 @@ def _absences(history: History) -> Iterator[str]:
 def _damage(history: History) -> Iterator[str]:
     if history.damage:
         yield from (f"**{len(history.damage)} damaged places in the stored results were not used:**", "")
-        yield from (f"- `{damage.path.name}` line {damage.line}: {damage.why}" for damage in history.damage)
+        yield from (f"- {code(damage.path.name)} line {damage.line}: {cell(damage.why)}" for damage in history.damage)
         yield ""
 
 
@@ -320,11 +321,7 @@ def _plain(value: Any) -> str:
 
 
 def _line(cells: Sequence[object]) -> str:
-    return "| " + " | ".join(_cell(str(cell)) for cell in cells) + " |"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return "| " + " | ".join(cell(str(one)) for one in cells) + " |"
 
 
 def _wrapped(paragraph: str) -> list[str]:

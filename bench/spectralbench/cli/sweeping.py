@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from spectralbench.cli import tables, terminal
 from spectralbench.record import Record, record_line
+from spectralbench.text import printable
 
 if TYPE_CHECKING:
     from spectralbench.sweep import Item, Request, Sweep
@@ -118,7 +119,7 @@ class _Bar:
         for record in records:
             if record.status == "failed":
                 text = f"failed: {item.label} {record.implementation}: {record.failure}: {record.reason}"
-                self.bar.console.print(text, markup=False)
+                self.bar.console.print(printable(text), markup=False)
 
 
 def _run(request: Request, results: Path, quiet: bool) -> Sweep:

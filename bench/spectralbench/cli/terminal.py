@@ -11,6 +11,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from spectralbench.text import printable
+
 PIPE_WIDTH = 200
 """Columns of a table that goes to a file or a pipe, where there is no window to fit."""
 
@@ -30,7 +32,7 @@ def talk() -> Console:
 
 def say(text: str) -> None:
     """One line of talk."""
-    talk().print(text, markup=False)
+    talk().print(printable(text), markup=False)
 
 
 def fail(text: str, code: int) -> typer.Exit:

@@ -1,0 +1,46 @@
+"""Stored text does not act where it is shown: not on a terminal, not in Markdown, and it stays one cell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import synthetic_records as synthetic
+
+from spectralbench import alert, history, report
+from spectralbench.text import cell, code, printable
+
+HOSTILE = "\x1b]0;owned\x07<script>alert(1)</script>|a\\|b\n# no title ![x](http://t/p.png) `c` \u202e\x9b31m"
+
+
+def test_a_terminal_gets_no_control_codes() -> None:
+    assert printable("plain µ → text") == "plain µ → text"
+    assert printable("a\x1b[31m\nb") == "a\\x1b[31m\nb"
+    assert printable("\u202e\x9b\x00\r") == "\\u202e\\x9b\\x00\\r"
+
+
+@pytest.mark.parametrize("text", [HOSTILE, "\\|", "\\\\|", "a|b", "<", "]("])
+def test_a_cell_stays_one_cell_without_html_or_links(text: str) -> None:
+    shown = cell(text)
+    assert not set("<>\n\r\x1b\x07") & set(shown) and "](" not in shown
+    escaped, ends = False, 0
+    for letter in shown:
+        ends += letter == "|" and not escaped
+        escaped = letter == "\\" and not escaped
+    assert ends == 0
+
+
+def test_a_code_span_cannot_be_left() -> None:
+    assert code("a`b\n\x1bc") == "`a'b \\x1bc`"
+
+
+def test_nothing_of_a_stored_text_acts_in_a_page(tmp_path: Path) -> None:
+    failed = synthetic.record(None, status="failed", failure="error", reason=HOSTILE)
+    facts = synthetic.environment(cpu=HOSTILE, torch=HOSTILE)
+    path = synthetic.write(tmp_path, "a", facts, [failed, synthetic.record({"device_time": 1.0})])
+    with path.open("a") as file:
+        file.write('{"schema":1,"kind":"<script>|\\u001b"}\n')
+    pages = [report.write(tmp_path, tmp_path).read_text(), alert.to_markdown(alert.judge(history.load(tmp_path)))]
+    for page in pages:
+        assert "<script" not in page and "\x1b" not in page and "](http" not in page and "\x9b" not in page
+        assert all(not line.startswith("# no title") for line in page.splitlines())
