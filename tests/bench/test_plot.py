@@ -151,3 +151,47 @@ def test_unknown_names_list_the_known_ones(study: history.History, tmp_path: Pat
 def test_spread_over_keeps_both_ends() -> None:
     assert spread_over([3, 1, 2], 5) == [1, 2, 3]
     assert spread_over(range(31), 3) == [0, 15, 30]
+
+
+def test_masked_operations_alone_have_a_gallery(tmp_path: Path) -> None:
+    """masked_multiply has a compression and masked_conv2d a kernel size: together they are no band-limited sweep."""
+    records = [
+        synthetic.record({"device_time": 1.0}, operation="masked_multiply", case={"compression": 0.5}),
+        synthetic.record({"device_time": 1.0}, operation="masked_conv2d", case={"kernel_size": 3, "mask": "radial"}),
+    ]
+    synthetic.write(tmp_path, "a", synthetic.environment(), records)
+    gallery = draw_all(tmp_path, tmp_path / "figures")
+    assert {figure for _, figure, _ in gallery.skipped} == set(FIGURES)
+
+
+def test_a_machine_with_skips_alone_has_no_figure(tmp_path: Path) -> None:
+    skipped = synthetic.record(None, status="skipped", reason="needs CUDA")
+    synthetic.write(tmp_path, "a", synthetic.environment(), [skipped])
+    assert len(draw_all(tmp_path, tmp_path / "figures")) == 0
+
+
+def test_parameters_that_no_figure_can_show_are_named(tmp_path: Path) -> None:
+    cases = [{"kernel_size": 0, "compression": 0.5}, {"kernel_size": 3, "compression": "half"}, {"input": True}]
+    shared = {"operation": "band_limited_conv2d"}
+    records = [synthetic.record({"device_time": 1.0}, case=case, **shared) for case in cases]
+    synthetic.write(tmp_path, "a", synthetic.environment(), records)
+    reasons = " ".join(reason for _, _, reason in draw_all(tmp_path, tmp_path / "figures").skipped)
+    assert "1 series: kernel_size must be a positive integer, got 0" in reasons
+    assert "compression must be a number, got 'half'" in reasons and "input must be text, got True" in reasons
+
+
+def test_neither_a_matplotlibrc_nor_a_formula_changes_a_figure(tmp_path: Path) -> None:
+    import matplotlib
+
+    def drawn(out: Path) -> list[bytes]:
+        return [path.read_bytes() for path in draw_all(tmp_path, out, only=("nominal_vs_achieved",))]
+
+    records = [
+        synthetic.record({"achieved_compression": c}, case={"compression": c, "input": "$\\frac$"}) for c in (0.1, 0.5)
+    ]
+    synthetic.write(tmp_path, "a", synthetic.environment(torch="2.13 $\\frac$"), records)
+    plain = drawn(tmp_path / "one")
+    assert plain
+    with matplotlib.rc_context({"savefig.transparent": True, "text.usetex": True, "font.size": 30.0}):
+        assert drawn(tmp_path / "two") == plain
+        assert matplotlib.rcParams["font.size"] == 30.0

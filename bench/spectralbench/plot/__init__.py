@@ -5,6 +5,7 @@ One module per family of figures. A figure that has no data is not drawn, and th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ def draw_all(
     history = current(only_machine(results if isinstance(results, History) else load(results), machine))
     try:
         from spectralbench.plot import achieved, error, kernel_size, pareto, sparse
-        from spectralbench.plot.frame import measurements
+        from spectralbench.plot.frame import measurements, misfit
         from spectralbench.plot.style import NotDrawn, save, styled
     except ModuleNotFoundError as missing:
         missing.msg = f"figures need {missing.name}; install them with: pip install 'spectralbench[plots]'"
@@ -71,7 +72,10 @@ def draw_all(
     skipped: list[tuple[str, str, str]] = []
     before: set[Path] = set()
     for name in history.machines:
-        frame = measurements(only_machine(history, name))
+        own = only_machine(history, name)
+        frame = measurements(own)
+        misfits = Counter(reason for series in own.series if (reason := misfit(series.params)))
+        skipped += [(name, "all", f"{count} series: {reason}") for reason, count in misfits.items()]
         for figure in only:
             before |= {*(out / name).glob(f"{figure}.png"), *(out / name).glob(f"{figure}-*.png")}
             with styled():

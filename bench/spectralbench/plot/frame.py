@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,12 @@ from spectralbench.history import History, Subject
 TIMES = "\N{MULTIPLICATION SIGN}"
 # Not part of what was measured: where each number came from.
 PROVENANCE = ("process", "mark", "torch", "role")
+COLUMNS = ("subject", "operation", "implementation", "role", "dtype", "pass", "fft_size", "cache", "launch", "seed",
+           "process", "mark", "torch")  # fmt: skip
+SIZES = ("batch", "in_channels", "out_channels", "channels", "height", "width", "kernel_size", "groups")
+NUMBERS = ("compression", "beta")
+WORDS = ("grid", "input", "selection")
+"""Parameters that the figures compute with or sort by: positive integers, numbers and text."""
 
 
 def measurements(history: History) -> pd.DataFrame:
@@ -22,15 +28,18 @@ def measurements(history: History) -> pd.DataFrame:
     for the others of the same subject, because it does not depend on the process.
     """
     rows: dict[tuple[Subject, str], dict[str, Any]] = {}
-    metrics: set[str] = set()
+    metrics = sorted({series.key.metric for series in history.series} - {*COLUMNS})
     subjects: dict[Subject, int] = {}
     for series in history.series:
         subject = series.key.subject
-        metrics.add(series.key.metric)
+        if misfit(series.params) or series.key.metric not in metrics:
+            continue
         for process, value in series.newest.processes:
             row = rows.setdefault(
                 (subject, process),
                 {
+                    # A parameter cannot take the place of another column.
+                    **{name: item for name, item in series.params.items() if name not in (*COLUMNS, *metrics)},
                     "subject": subjects.setdefault(subject, len(subjects)),
                     "operation": subject.operation,
                     "implementation": subject.implementation,
@@ -44,27 +53,38 @@ def measurements(history: History) -> pd.DataFrame:
                     "process": process,
                     "mark": series.newest.mark,
                     "torch": dict(series.newest.environment).get("torch", "unknown"),
-                    **series.params,
                 },
             )
             row[series.key.metric] = value
     # Parameters stay Python objects: an operation without one must not turn the others' integers into floats.
     frame = pd.DataFrame(list(rows.values()), dtype=object)
-    for metric in sorted(metrics):
+    frame = frame.reindex(columns=[*COLUMNS, *(name for name in frame.columns if name not in COLUMNS)])
+    metrics = [metric for metric in metrics if metric in frame]
+    for metric in metrics:
         frame[metric] = frame[metric].astype(float)
         if metric not in ("device_time", "energy"):
             frame[metric] = frame[metric].fillna(frame.groupby("subject")[metric].transform("median"))
-    frame.attrs["metrics"] = tuple(sorted(metrics))
+    frame.attrs["metrics"] = tuple(metrics)
     return frame
+
+
+def misfit(params: Mapping[str, Any]) -> str | None:
+    """Why no figure can show a case with these parameters, or None."""
+    for name, value in params.items():
+        if name in SIZES and not (type(value) is int and value > 0):
+            return f"{name} must be a positive integer, got {value!r}"
+        if name in NUMBERS and type(value) not in (int, float):
+            return f"{name} must be a number, got {value!r}"
+        if name in WORDS and type(value) is not str:
+            return f"{name} must be text, got {value!r}"
+    return None
 
 
 def operation(frame: pd.DataFrame, names: Collection[str], needed: Sequence[str]) -> pd.DataFrame:
     """The rows of some operations that have every needed column, without columns that are empty there."""
-    if frame.empty or any(column not in frame.columns for column in needed):
-        return frame.iloc[0:0]
     rows = frame[frame["operation"].isin(names)].dropna(axis="columns", how="all")
-    if not set(needed) <= set(rows.columns):
-        return rows.iloc[0:0]
+    if rows.empty or not set(needed) <= set(rows.columns):
+        return frame.iloc[0:0]
     rows = rows.dropna(subset=list(needed)).infer_objects()
     if "input" not in rows:
         rows = rows.assign(input="")

@@ -69,7 +69,7 @@ class Look:
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """The style of every figure, left as it was found."""
+    """The style of every figure whatever matplotlibrc says, left as it was found."""
     settings = {
         **sns.axes_style("whitegrid"),
         **sns.plotting_context("paper", font_scale=1.1),
@@ -78,8 +78,11 @@ def styled() -> Iterator[None]:
         "lines.markersize": 5,
         "axes.titlesize": "medium",
         "savefig.dpi": 144,
+        "text.parse_math": False,  # a stored name is no formula
     }
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(settings)
         yield
 
 
@@ -166,6 +169,9 @@ def log_axis(ax: Axes, which: str, values: Sequence[float], unit: str, label: st
     """A logarithmic axis in one human unit where the data span few decades, else with a unit on every tick."""
     axis = ax.xaxis if which == "x" else ax.yaxis
     positive = [float(value) for value in values if value > 0]
+    if not positive:
+        axis.set_label_text(label)  # zeros have no logarithm
+        return
     (ax.set_xscale if which == "x" else ax.set_yscale)("log", base=2 if unit == "byte" else 10)
     span = max(positive) / min(positive)
     if unit == "byte":
