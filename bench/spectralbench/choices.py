@@ -11,13 +11,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from spectralbench import overrides
 from spectralbench.history import History, Series
 from spectralbench.text import cell
 from spectralkernels.declare import Case, Implementation, Operation
+from spectralkernels.errors import RangeError, SpectralKernelsError
 
 METRIC = "device_time"
 NOTABLE = 1.1
 SHOWN = 3
+LARGEST_BYTES = 4 << 30
+"""Read and written by a case whose inputs are made again only to ask what auto would take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +44,17 @@ class Verdict:
         return self.seconds / self.fastest_seconds
 
 
-def verdicts(history: History, machine: str, operations: Mapping[str, Operation], device: str) -> Iterator[Verdict]:
+def verdicts(
+    history: History,
+    machine: str,
+    operations: Mapping[str, Operation],
+    device: str,
+    refused: list[str] | None = None,
+) -> Iterator[Verdict]:
     """A verdict for every case of the machine whose choice was measured beside at least one equal.
 
     Times are taken from the newest point of the choice and of whoever was measured at the same commit.
+    refused: takes the cases whose inputs cannot be made again, each with the reason.
     """
     asked: dict[tuple[str, str, str, str, int, str, str], list[Series]] = {}
     for series in history.series:
@@ -56,7 +67,13 @@ def verdicts(history: History, machine: str, operations: Mapping[str, Operation]
             continue
         operation = operations[name]
         case = Case(name, tuple(found[0].params.items()), dtype, seed)
-        inputs = operation.make_inputs(case, device)
+        try:
+            _check(operation, case)
+            inputs = operation.make_inputs(case, device)
+        except SpectralKernelsError as error:
+            if refused is not None:
+                refused.append(f"{name}[{text}]: {error}")
+            continue
         decision = operation.auto(**inputs)
         by_name = {series.key.subject.implementation: series.newest for series in found}
         if decision.name not in by_name:
@@ -82,6 +99,25 @@ def verdicts(history: History, machine: str, operations: Mapping[str, Operation]
                 fastest,
                 seconds[fastest],
             )
+
+
+def _check(operation: Operation, case: Case) -> None:
+    """RangeError unless a stored case has the parameters that the operation declares, in sizes that fit here."""
+    declared: dict[str, set[type]] = {}
+    for profile in operation.profiles:
+        for name, values in overrides.parameters(operation, profile).items():
+            declared.setdefault(name, set()).update(map(type, values))
+    for name, value in case.params:
+        if type(value) not in declared.get(name, ()):
+            raise RangeError(f"{operation.name} has no parameter {name!r} that can be {value!r}")
+        if type(value) is int and not 0 < value <= LARGEST_BYTES:
+            raise RangeError(f"{name} must be positive and no larger than memory, got {value}")
+    if missing := min(({*block.axes} for blocks in operation.profiles.values() for block in blocks), key=len) - {
+        name for name, _ in case.params
+    }:
+        raise RangeError(f"{operation.name} needs the parameter {min(missing)!r}")
+    if (size := operation.cost(case).bytes) > LARGEST_BYTES:
+        raise RangeError(f"its {size >> 30} GiB are more than the {LARGEST_BYTES >> 30} GiB that are made again")
 
 
 def _equal(operation: Operation, implementation: Implementation, dtype: str, inputs: dict[str, Any]) -> bool:

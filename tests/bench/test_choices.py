@@ -11,7 +11,7 @@ from toy_operation import TOLERANCE, implementation, toy
 
 from spectralbench.choices import Verdict, as_markdown, verdicts
 from spectralbench.history import load
-from spectralkernels.declare import Decision, Tolerance
+from spectralkernels.declare import Block, Decision, Tolerance
 
 COARSE = Tolerance({"float32": 10 * TOLERANCE}, "a test")
 OPERATION = toy(
@@ -21,6 +21,7 @@ OPERATION = toy(
     implementation("prepared", prepare=lambda **inputs: inputs),
     implementation("picky", supports=lambda **inputs: "it takes nothing"),
     rivals=(implementation("rival"),),
+    profiles={"smoke": (Block({"size": (8, 16)}),)},
     auto=lambda **inputs: Decision("plain", f"{inputs['x'].shape[-1]} is small"),
 )
 
@@ -68,3 +69,19 @@ def test_the_page_has_a_row_for_what_costs_most():
     assert "| toy | 3 | 1 | 1.05 | 2.50 |" in page
     assert "1.1 and more: 1 of 3" in page
     assert "| toy | size=24 rate=1 | forward | plain | quick | 2.50 | small |" in page
+
+
+@pytest.mark.parametrize(
+    ("case", "why"),
+    [({"size": "24"}, "has no parameter 'size' that can be '24'"), ({"size": 0}, "size must be positive"),
+     ({"size": 2**40}, "no larger than memory"), ({"length": 24}, "has no parameter 'length'"),
+     ({"size": 2**31}, "GiB that are made again")],
+)  # fmt: skip
+def test_a_case_that_cannot_be_made_again_is_refused_with_the_reason(tmp_path: Path, case: dict[str, Any], why: str):
+    records = [
+        record({"device_time": [1.0]}, operation="toy", implementation=name, case=case) for name in ("plain", "quick")
+    ]
+    write(tmp_path, "a", environment(commit=0), records)
+    refused: list[str] = []
+    assert list(verdicts(load(tmp_path), "cpu-test-2c", {"toy": OPERATION}, "cpu", refused)) == []
+    assert len(refused) == 1 and why in refused[0]

@@ -28,7 +28,11 @@ def choices(
         history = load(results)
     except FileNotFoundError as error:
         raise terminal.fail(str(error), 2) from None
-    found = list(verdicts(history, name, load_operations(), "cpu" if name.startswith("cpu-") else "cuda"))
+    refused: list[str] = []
+    device = "cpu" if name.startswith("cpu-") else "cuda"
+    found = list(verdicts(history, name, load_operations(), device, refused))
+    for why in refused:
+        terminal.say(f"not judged: {why}")
     if not found:
         known = ", ".join(history.machines) or "none"
         raise terminal.fail(f"no case of machine {name!r} has a choice to judge; machines with records: {known}", 3)
