@@ -260,7 +260,7 @@ def test_a_report_has_a_row_for_every_convolution(seed: int):
     model = nn.Sequential(
         nn.Conv2d(2, 8, 7, padding=3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.ReLU()
     )
-    sk.nn.convert(model, compression=0.5, where="0")
+    sk.nn.convert(model, compression=0.5, where="0", impl="dft_gemm")  # what auto takes here saves something else
     state = copy.deepcopy(model.state_dict())
     x = torch.randn(2, 2, 16, 16)
     told = sk.nn.report(model, x, repeats=1)
@@ -290,6 +290,7 @@ def test_a_report_has_a_row_for_every_convolution(seed: int):
 
 def test_saved_bytes_fall_with_the_rate(seed: int):
     model, x = small(), torch.randn(2, 2, 32, 32)
+    model[0].impl = model[3].impl = "dft_gemm"
     saved = []
     for rate in (0.25, 0.5, 0.8):
         sk.nn.set_compression(model, rate)
