@@ -7,13 +7,16 @@ import torch
 from torch import Tensor
 
 import spectralkernels as sk
+from spectralkernels.ops import load_operations
 from spectralkernels.spectra import half, kept_2d
 
+# Somebody else's package, and what is there for a grid or a rounding of its own alone.
+ELSEWHERE = ("fft_conv_pytorch", "torch_fft_fast", "direct_bf16")
 ON_THE_CPU = [
     (name, found.name)
     for name in ("band_limited_conv2d", "band_limited_conv1d", "masked_conv2d")
-    for found in sk.implementations(name, "cpu")
-    if found.available and not found.frozen and not found.compiled and not found.name.endswith("pytorch")
+    for found in load_operations()[name].implementations
+    if found.available("cpu") is None and not found.frozen and not found.compiled and found.name not in ELSEWHERE
 ]
 
 

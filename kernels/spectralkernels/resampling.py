@@ -17,37 +17,18 @@ real part is taken).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import lru_cache, wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from spectralkernels.constants import constant
 from spectralkernels.errors import RangeError, ShapeError
 from spectralkernels.spectra import half
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 # What the cosine at M / 2 is multiplied by: twice the weight of +M/2 and of -M/2.
 _NYQUIST = {"average": 1.0, "code": math.sqrt(2.0), "alias": 2.0, "drop": 0.0, "raw": 1.0}
 EVEN_RULES = tuple(_NYQUIST)
-
-
-def _constant(make: Callable[P, T]) -> Callable[P, T]:
-    """Decorator: made once for the same arguments; torch.compile, which cannot hold a cache, traces how it is made."""
-    cached = lru_cache(maxsize=256)(make)
-
-    @wraps(make)
-    def constant(*args: P.args, **kwargs: P.kwargs) -> T:
-        if torch.compiler.is_compiling():
-            return make(*args, **kwargs)
-        # What is made within inference_mode could never be saved for a backward pass.
-        with torch.inference_mode(False):
-            return cached(*args, **kwargs)  # type: ignore[arg-type]
-
-    return constant
 
 
 def check_rule(rule: str) -> None:
@@ -85,7 +66,7 @@ def check_share(share: float | Tensor | None) -> None:
         raise RangeError(f"share must lie in [0, 1], a share of the band, got {share}")
 
 
-@_constant
+@constant
 def factors(n: int, m: int, rule: str, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """(S [m, m], D [m, n], |k| [m]): from n samples to m weighted waves, and from those to m samples.
 
@@ -103,14 +84,14 @@ def factors(n: int, m: int, rule: str, dtype: torch.dtype, device: torch.device)
     return synthesis.to(dtype).contiguous(), analysis.to(dtype), frequency.to(dtype)
 
 
-@_constant
+@constant
 def matrix(n: int, m: int, rule: str, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A = S D: Real [m, n], rounded once."""
     s, d, _ = factors(n, m, rule, torch.float64, device)
     return (s @ d).to(dtype)
 
 
-@_constant
+@constant
 def imaginary(n: int, m: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """(s [m, 1], d [1, n]): the imaginary part s d of the rule "raw" at an even m < n, of -m/2 without its mirror."""
     k = torch.full((1,), m // 2, device=device)
