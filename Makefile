@@ -5,17 +5,22 @@ BIN := .venv/bin
 TIME_BUDGET ?= 200
 GPU_TIME_BUDGET ?= 540
 GPU_OUT ?= gpu-out
+RESULTS ?= bench-out
 # A process per core, each with one thread: threads of several processes on one core wait for each other.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: test full bench claims study fingerprints gpu lint clean
+.PHONY: test full bench publish claims study fingerprints gpu lint clean
 
 test: .venv/ready
 	$(PYTEST)
 
-bench: .venv/ready
-	$(BIN)/spectralbench run --profile quick --time-budget $(TIME_BUDGET); status=$$?; \
-	$(BIN)/spectralbench plot && $(BIN)/spectralbench report && exit $$status
+# Measures this machine in a few minutes, in a folder that git ignores; run again, it resumes.
+bench publish: .venv/ready
+	$(BIN)/spectralbench run --profile quick --time-budget $(TIME_BUDGET) --results $(RESULTS); status=$$?; \
+	$(BIN)/spectralbench plot --results $(RESULTS) && $(BIN)/spectralbench report --results $(RESULTS) && exit $$status
+
+# The same into the tracked results, to commit.
+publish: RESULTS = results
 
 # The ratios that the README quotes: dft_gemm against torch.fft and the library convolution, interleaved, one run. 18 min.
 claims: .venv/ready
@@ -49,7 +54,7 @@ lint: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "spectralbench needs Python >= 3.11; set PYTHON=python3.x")'
 	$(PYTHON) -m venv .venv
-	PIP_CONSTRAINT="$(CURDIR)/constraints.txt" $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
 clean:

@@ -1,0 +1,50 @@
+"""`make` sets up in any folder, and benchmarks into a place that git ignores."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+INSTALLER = """#!/bin/sh
+# Stands for python3: makes a .venv whose python notes whether pip would find its constraints.
+if [ "$1" = -m ] && [ "$2" = venv ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; fi
+if [ "$1" = -m ] && [ "$2" = pip ]; then
+    for file in $PIP_CONSTRAINT; do test -f "$file" || exit 3; done
+    echo installed > installed
+fi
+"""
+
+
+def make(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["make", *arguments], cwd=folder, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A checkout in a folder with a space in its path, with a python that installs nothing."""
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, folder)
+    (folder / "installer").write_text(INSTALLER)
+    (folder / "installer").chmod(0o755)
+    return folder
+
+
+def test_a_space_in_the_path_does_not_stop_the_set_up(copy: Path) -> None:
+    make(copy, ".venv/ready", "PYTHON=./installer")
+    assert (copy / "installed").is_file()
+
+
+def test_a_benchmark_leaves_the_tracked_results_alone_unless_published(copy: Path) -> None:
+    ignored = (ROOT / ".gitignore").read_text().split()
+    measured, published = make(copy, "-n", "bench"), make(copy, "-n", "publish")
+    assert measured.count("--results bench-out") == 3 and "bench-out/" in ignored
+    assert published.count("--results results") == 3
