@@ -158,6 +158,7 @@ def plan(request: Request) -> list[Item]:
             f"nothing to run: profile {request.profile!r} of {', '.join(found.name for found in chosen)} has no legal "
             "case under these --impl and --set; see `spectralbench list`"
         )
+    _check_all_run(request, chosen, items)
     processes = request.processes or PROCESSES[request.profile]
     return request.select([replace(item, replicate=replicate) for replicate in range(processes) for item in items])
 
@@ -291,6 +292,25 @@ def _select(request: Request, operations: Mapping[str, Operation]) -> list[Opera
     return [
         found for found in candidates if set(request.overrides) <= overrides.parameters(found, request.profile).keys()
     ]
+
+
+def _check_all_run(request: Request, chosen: Sequence[Operation], items: Sequence[Item]) -> None:
+    """An implementation that was asked for by name runs or is refused; it is never left out without a word."""
+    run = {name for item in items for name in item.implementations}
+    for name in request.implementations or ():
+        if name not in run:
+            elsewhere = [
+                profile
+                for profile in PROFILES
+                for operation in chosen
+                if name in {known.name for known in operation.subjects}
+                for block in operation.profiles.get(profile, ())
+                if block.implementations is None or name in block.implementations
+            ]
+            raise RangeError(
+                f"implementation {name!r} has no case in profile {request.profile!r} under these --set; profiles that "
+                f"run it: {', '.join(dict.fromkeys(elsewhere)) or 'none'}"
+            )
 
 
 def _check_metrics(names: Sequence[str] | None) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,14 @@ def load_operations() -> dict[str, Operation]:
         _operation("talking", Implementation("talks", "kernel", _talkative, "here"), sizes=(1,)),
     ]
     return {operation.name: operation for operation in found}
+
+
+def load_narrow_operations() -> dict[str, Operation]:
+    """The fake operations, where the smoke profile of `steady` runs `plain` alone."""
+    found = load_operations()
+    (block,) = found["steady"].profiles["smoke"]
+    profiles = {**found["steady"].profiles, "smoke": (replace(block, implementations=("plain",)),)}
+    return {**found, "steady": replace(found["steady"], profiles=profiles)}
 
 
 def clock_for(device: str, cache: str, launch: str) -> str:
