@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from fake_operations import SOURCES
+from fake_operations import SOURCES, load_operations
+from rich.console import Console
 from test_cli_tables import measured
 
-from spectralbench import environment, sweep
-from spectralbench.cli import main, sweeping
+from spectralbench import __version__, choices, environment, sweep
+from spectralbench.cli import main, sweeping, terminal
 from spectralbench.cli.machine import asv_machine, write_asv_machine
 from spectralbench.record import environment_line, read_tree, record_line
 from spectralkernels.declare import PROFILES
@@ -39,6 +44,7 @@ FACTS = {
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
     """Runs a command line over the fake operations, in an empty folder."""
     monkeypatch.setattr(sweep, "SOURCES", SOURCES)
+    monkeypatch.setattr(terminal, "operation_names", lambda: list(load_operations()))
     monkeypatch.setattr(environment, "capture", lambda root=None: dict(FACTS))
     monkeypatch.setattr(environment, "device_kind", lambda: "cpu")
     monkeypatch.chdir(tmp_path)
@@ -109,6 +115,7 @@ def test_the_time_budget_says_what_is_left_and_how_to_resume(cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("run", "steadi"), "unknown operation 'steadi', did you mean 'steady'? known: steady, crashing"),
         (("run", "fourier"), "unknown operation 'fourier'; known: steady, crashing"),
         (("list", "fourier"), "unknown operation 'fourier'; known: steady"),
         (("run", "--profile", "huge"), f"unknown profile 'huge'; known: {', '.join(PROFILES)}"),
@@ -137,7 +144,7 @@ def test_bad_usage_exits_2_with_the_known_names_on_stderr(cli: Cli, arguments: t
 def test_results_that_cannot_be_written_are_named(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     code, out, err = cli("run", "talking", "--profile", "smoke", "--results", "file")
-    assert (code, out) == (1, "")
+    assert (code, out) == (2, "")
     assert "error: cannot write records to file/records/cpu-test-2c: Not a directory; nothing was measured" in err
 
 
@@ -187,9 +194,10 @@ def test_a_cpu_beside_a_gpu_is_a_machine_of_its_own(monkeypatch: pytest.MonkeyPa
 INTERRUPTED = """
 from fake_operations import SOURCES
 from spectralbench import sweep
-from spectralbench.cli import main
+from spectralbench.cli import main, terminal
 
 sweep.SOURCES = SOURCES
+terminal.operation_names = lambda: ["slow"]
 
 if __name__ == "__main__":
     main()
@@ -227,6 +235,78 @@ def test_ctrl_c_exits_130_says_how_to_resume_and_leaves_whole_records(tmp_path: 
     assert file.records
 
 
+def test_a_named_implementation_that_the_profile_lacks_is_refused(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would have been left out without a word beside another that runs."""
+    monkeypatch.setattr(sweep, "SOURCES", replace(SOURCES, operations="fake_operations:load_narrow_operations"))
+    code, out, err = cli("run", "steady", "--profile", "smoke", "--impl", "plain,twin", "--dry-run")
+    assert (code, out) == (2, "")
+    assert "implementation 'twin' has no case in profile 'smoke'" in one_line(err)
+    assert "profiles that run it: study" in one_line(err)
+    assert cli("run", "steady", "--profile", "study", "--impl", "plain,twin", "--dry-run")[0] == 0
+
+
+def test_nothing_measured_is_no_success(cli: Cli) -> None:
+    for _ in range(2):  # measured now, and served from the records
+        code, _, err = cli("run", "steady", "--profile", "smoke", "--impl", "gpu_only")
+        assert code == 3
+        assert "nothing was measured: every case was skipped here" in one_line(err)
+
+
+def test_progress_off_a_terminal_is_a_line_every_ten_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+    moments = iter([0.0, 4.0, 12.0, 15.0, 22.0])
+    watch = sweeping.Bar(False, lambda: next(moments))
+    for done in range(4):
+        watch.start(SimpleNamespace(label=f"steady[size={done}]"), done, 8)  # type: ignore[arg-type]
+    assert capsys.readouterr().err.splitlines() == [
+        "1/8, 0:01:24 left: steady[size=1]",
+        "3/8, 0:00:37 left: steady[size=3]",
+    ]
+
+
+def test_progress_in_a_narrow_window_shows_count_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=60, color_system=None)
+    monkeypatch.setattr(terminal, "talk", lambda: console)
+    watch = sweeping.Bar(False)
+    watch.start(SimpleNamespace(label="band_limited_conv2d[batch=8" + "0" * 200), 3, 57)  # type: ignore[arg-type]
+    console.print(watch.bar)
+    assert " 3/57 -:--:-- left" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_ascii_streams_get_words(tmp_path: Path) -> None:
+    history(tmp_path / "results", [1.5e-6, 1.5e-6, 1.5e-6, 1.5e-6, 3e-6])
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    done = subprocess.run(
+        [sys.executable, "-m", "spectralbench", "alert"],
+        env={**os.environ, "PYTHONPATH": path, "PYTHONIOENCODING": "ascii"},
+        cwd=tmp_path,
+        capture_output=True,
+        timeout=120,
+    )
+    assert b"| 3 us |" in done.stdout, done.stdout
+    assert (done.returncode, b"Traceback" in done.stderr) == (1, False)
+
+
+def test_the_version_is_the_packages(cli: Cli) -> None:
+    project = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text())["project"]
+    assert cli("--version")[:2] == (0, f"spectralbench {project['version']}\n")
+    assert __version__ == project["version"]
+
+
+def test_a_misspelt_operation_is_answered_without_torch(tmp_path: Path) -> None:
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    for verb in ("run", "list"):
+        done = subprocess.run(
+            [sys.executable, "-c", WITHOUT_TORCH, verb, "masked_multiplie"],
+            env={**os.environ, "PYTHONPATH": path},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 2
+        assert "did you mean 'masked_multiply'? known: band_limited_conv1d" in one_line(done.stderr)
+
+
 # list and machine
 
 
@@ -255,8 +335,12 @@ def test_a_pin_that_is_no_tile_is_refused(cli: Cli, text: str) -> None:
 def test_list_names_everything_and_why_it_is_not_available(cli: Cli) -> None:
     code, out, err = cli("list", "steady")
     assert (code, err) == (0, "")
-    for word in ("plain", "baseline", "needs CUDA", "size [times] rate", "smoke 4", "study 4", "device_time", "second"):
+    for word in ("plain", "baseline", "needs CUDA", "size [times] rate", "smoke 4", "study 4"):
         assert word in out
+    _, out, _ = cli("list")
+    (line,) = [line for line in out.splitlines() if "steady" in line]
+    assert "2 of 3" in line and "size [times] rate" in line
+    assert "device_time" in out and "second" in out
     code, out, _ = cli("list", "--json")
     entries = [json.loads(line) for line in out.splitlines()]
     steady = next(entry for entry in entries if entry["name"] == "steady")
@@ -315,7 +399,7 @@ def test_a_machine_file_that_is_not_understood_is_not_overwritten(
     path = tmp_path / ".asv-machine.json"
     path.write_text(text)
     code, _, err = cli("machine", "--asv")
-    assert code == 1
+    assert code == 2
     assert f"cannot write asv's machine file {path}" in err
     assert path.read_text() == text
 
@@ -396,3 +480,16 @@ def test_a_busy_machine_is_doubted(load: float | None, warned: bool) -> None:
 def test_tiles_are_not_tuned_without_a_gpu(cli: Cli) -> None:
     code, _, err = cli("tune", "tiled", "--profile", "smoke")
     assert (code, "tiles are tuned on a CUDA device" in one_line(err)) == (2, True)
+
+
+def test_choices_that_cannot_be_written_are_shown_and_the_place_is_named(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history(tmp_path / "results", [1e-3])
+    (tmp_path / "results" / "CHOICES.md").mkdir()
+    one = choices.Verdict("toy", "size=24", "float32", "forward", "plain", "small", 2.0, "quick", 1.0)
+    monkeypatch.setattr(choices, "verdicts", lambda *arguments: [one])
+    code, out, err = cli("choices", "--machine", "cpu-test-2c")
+    assert code == 2
+    assert "| toy | 1 | 0 | 2.00 | 2.00 |" in out
+    assert "cannot write results/CHOICES.md: Is a directory" in one_line(err)

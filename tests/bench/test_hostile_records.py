@@ -141,7 +141,7 @@ def mutated(results: Path, rng: random.Random) -> str:
         mutate: Callable[[str, random.Random], bytes] = rng.choice([another_field, another_field, another_text])
         try:
             content[index] = mutate(content[index].decode(), rng)
-        except (ValueError, IndexError):
+        except (ValueError, IndexError, RecursionError):
             continue  # it was mutated beyond reading before
         done.append(content[index][:2000].decode(errors="replace"))
     (folder / "a.jsonl").write_bytes(rng.choice([b"", b"", b"", b"\xef\xbb\xbf"]) + b"\n".join(content) + b"\n")

@@ -37,9 +37,13 @@ def choices(
         known = ", ".join(history.machines) or "none"
         raise terminal.fail(f"no case of machine {name!r} has a choice to judge; machines with records: {known}", 3)
     page = as_markdown(name, found)
-    (results / "CHOICES.md").write_text(page, encoding="utf-8")
     if as_json:
         for verdict in found:
-            typer.echo(json.dumps(dataclasses.asdict(verdict)))
+            terminal.out(json.dumps(dataclasses.asdict(verdict)))
     else:
-        typer.echo(page)
+        terminal.out(page)
+    path = results / "CHOICES.md"
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise terminal.fail(f"cannot write {path}: {error.strerror or error}", 2) from None

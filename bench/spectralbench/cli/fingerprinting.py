@@ -57,7 +57,10 @@ def fingerprint(
             chosen = collect.choose(declared, kernels or ())
             fresh = _compile(chosen, capabilities, afresh=not check)
         except Unsupported as error:
-            raise terminal.fail(str(error), 1) from None
+            raise terminal.fail(str(error), 2) from None
+        except OSError as error:
+            why = f"the kernels cannot be compiled: {error}; set TRITON_CACHE_DIR to a folder that can be written"
+            raise terminal.fail(why, 2) from None
     names = {watched.kernel for watched in chosen}
     if check:
         expected = names if kernels else names | {kernel for kernel, _, _ in old}
@@ -68,7 +71,7 @@ def fingerprint(
         removed = [] if kernels else stored.prune(folder, names)
         written = stored.save(folder, _of_kernels(stored.merged(old, fresh, launches, because), names))
     except OSError as error:
-        raise terminal.fail(f"cannot write the fingerprints to {folder}: {error}", 1) from None
+        raise terminal.fail(f"cannot write the fingerprints to {folder}: {error}", 2) from None
     _print(fresh, as_json)
     for path in written:
         terminal.say(f"written: {path}")
@@ -107,7 +110,7 @@ def _compile(chosen: Sequence[Watched], capabilities: Sequence[int], *, afresh: 
 def _print(found: Sequence[Fingerprint], as_json: bool) -> None:
     if as_json:
         for fingerprint in found:
-            typer.echo(json.dumps(asdict(fingerprint), sort_keys=True))
+            terminal.out(json.dumps(asdict(fingerprint), sort_keys=True))
         return
     console = terminal.data()
     for kernel in dict.fromkeys(fingerprint.kernel for fingerprint in found):
@@ -148,7 +151,7 @@ def _report(changes: Sequence[Change], as_json: bool) -> None:
     different = [change for change in changes if change.verdict != "same"]
     if as_json:
         for change in changes:
-            typer.echo(json.dumps({**asdict(change), "words": change.words}, sort_keys=True))
+            terminal.out(json.dumps({**asdict(change), "words": change.words}, sort_keys=True))
     elif different:
         table = Table(title="machine code against what is stored", title_justify="left")
         for title in ("verdict", "kernel", "launch", "sm", "what changed"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,7 +21,8 @@ def list_(
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
     as_json: terminal.Json = False,
 ) -> None:
-    """List operations with their implementations, parameters and profiles, and the metrics."""
+    """List the operations, a line each, and the metrics; `list OPERATION` shows all there is to know of one."""
+    terminal.check_operations(operations)
     with terminal.usage_errors():
         from spectralbench import sweep
         from spectralbench.metrics import load_metrics
@@ -40,11 +42,14 @@ def list_(
         ]
     if as_json:
         for entry in (*described, *metrics):
-            typer.echo(json.dumps(entry))
+            terminal.out(json.dumps(entry))
         return
     console = terminal.data()
-    for entry in described:
-        console.print(_operation_table(entry))
+    if operations:
+        for entry in described:
+            console.print(_operation_table(entry))
+        return
+    console.print(_overview(described))
     table = Table(title="metrics", title_justify="left")
     for title in ("metric", "unit", "version", "on"):
         table.add_column(title)
@@ -77,6 +82,18 @@ def _describe(operation: Operation, device: str) -> dict[str, Any]:
             for implementation in operation.subjects
         ],
     }
+
+
+def _overview(described: Sequence[dict[str, Any]]) -> Table:
+    """A line per operation: what it is, and how many of its implementations work here."""
+    table = Table(title="operations", title_justify="left", caption="more: spectralbench list OPERATION")
+    for title in ("operation", "what", "works here"):
+        table.add_column(title, no_wrap=title != "what")
+    for entry in described:
+        works = sum(found["unavailable"] is None for found in entry["implementations"])
+        cells = (entry["name"], entry["summary"], f"{works} of {len(entry['implementations'])}")
+        table.add_row(*map(escape, cells))
+    return table
 
 
 def _operation_table(operation: dict[str, Any]) -> Table:

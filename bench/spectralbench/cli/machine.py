@@ -32,12 +32,12 @@ def machine(
         try:
             known = write_asv_machine(path, facts)
         except (OSError, ValueError) as error:
-            raise terminal.fail(f"cannot write asv's machine file {path}: {error}", 1) from None
+            raise terminal.fail(f"cannot write asv's machine file {path}: {error}", 2) from None
         terminal.say(f"written: {path}")
         if len(known) > 1:
             terminal.say(f"{path} names {len(known)} machines, so run asv with --machine {facts['machine']}")
     if as_json:
-        typer.echo(json.dumps(facts))
+        terminal.out(json.dumps(facts))
         return
     table = Table(title=str(facts["machine"]), title_justify="left", show_header=False)
     for name, value in facts.items():

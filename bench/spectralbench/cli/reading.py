@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
@@ -23,6 +24,7 @@ def plot(
     as_json: terminal.Json = False,
 ) -> None:
     """Draw the figures from the stored results."""
+    os.environ["MPLBACKEND"] = "agg"  # files are written: a notebook's backend may not even exist here
     from spectralbench.plot import FIGURES, draw_all
 
     try:
@@ -30,13 +32,13 @@ def plot(
     except (FileNotFoundError, ValueError) as error:
         raise terminal.fail(str(error), 2) from None
     except (ModuleNotFoundError, OSError) as error:
-        raise terminal.fail(str(error), 1) from None
+        raise terminal.fail(str(error), 2) from None
     for name, figure, reason in gallery.skipped:
         terminal.say(f"not drawn: {figure} of {name}: {reason}")
     for path in gallery.removed:
         terminal.say(f"removed, the results no longer give it: {path}")
     for path in gallery:
-        typer.echo(json.dumps({"path": str(path)}) if as_json else str(path))
+        terminal.out(json.dumps({"path": str(path)}) if as_json else str(path))
     if not len(gallery):
         raise typer.Exit(NOTHING_TO_JUDGE)
 
@@ -53,8 +55,8 @@ def report(
     except (FileNotFoundError, ValueError) as error:
         raise terminal.fail(str(error), 2) from None
     except OSError as error:
-        raise terminal.fail(str(error), 1) from None
-    typer.echo(str(path))
+        raise terminal.fail(str(error), 2) from None
+    terminal.out(str(path))
 
 
 def alert(
@@ -78,8 +80,8 @@ def alert(
             (out / "alert.md").write_text(alerting.to_markdown(findings), encoding="utf-8")
             (out / "alert.json").write_text(alerting.to_json(findings), encoding="utf-8")
         except OSError as error:
-            raise terminal.fail(f"cannot write the alert to {out}: {error}", 1) from None
-    typer.echo((alerting.to_json if as_json else alerting.to_markdown)(findings).rstrip("\n"))
+            raise terminal.fail(f"cannot write the alert to {out}: {error}", 2) from None
+    terminal.out((alerting.to_json if as_json else alerting.to_markdown)(findings).rstrip("\n"))
     raise typer.Exit(alerting.exit_code(findings))
 
 

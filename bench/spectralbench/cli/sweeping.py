@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from spectralbench.cli import tables, terminal
 from spectralbench.record import Record, record_line
@@ -21,6 +23,12 @@ if TYPE_CHECKING:
     from spectralbench.sweep import Item, Request, Sweep
 
 INTERRUPTED = 130
+NOTHING = 3
+EVERY_SECONDS = 10.0
+"""Between two lines of progress where there is no terminal for a bar."""
+
+BESIDE_LABEL = 42
+"""Columns of a bar that are not the case's name: what is too long would squeeze them."""
 
 
 def run(
@@ -51,6 +59,7 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no talk but errors.")] = False,
 ) -> None:
     """Measure operations and store every case as it is done; running again resumes."""
+    terminal.check_operations(operations)
     with terminal.usage_errors():
         from spectralbench import sweep
         from spectralbench.outcome import FailureKind
@@ -91,28 +100,42 @@ def run(
         raise typer.Exit(INTERRUPTED)
     if any(record.status == "failed" for record in done.records):
         raise typer.Exit(1)
+    if done.records and all(record.status == "skipped" for record in done.records):
+        raise terminal.fail("nothing was measured: every case was skipped here; the reasons are above", NOTHING)
 
 
-class _Bar:
-    """A progress bar with the time that is left, on stderr; failures are named above it as they happen."""
+class Bar:
+    """How far a sweep is and how long it will take, on stderr; failures are named as they happen.
 
-    def __init__(self, quiet: bool) -> None:
+    A bar on a terminal, count and time left first, because a narrow window cuts off what comes last. Elsewhere a line
+    every EVERY_SECONDS, so that a log shows that it goes on.
+    """
+
+    def __init__(self, quiet: bool, clock: Callable[[], float] = time.monotonic) -> None:
         self.console = terminal.talk()
         self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
             TimeRemainingColumn(),
+            TextColumn("left"),
+            BarColumn(bar_width=12),
+            TextColumn("{task.description}"),
             console=self.console,
             disable=quiet or not self.console.is_terminal,
             transient=True,
         )
+        self.lines = not quiet and not self.console.is_terminal
+        self.clock = clock
+        self.began = self.said = clock()
         self.task = self.bar.add_task("starting", total=None)
 
     def start(self, item: Item, done: int, total: int) -> None:
-        self.bar.update(self.task, description=item.label.replace("[", r"\["), completed=done, total=total)
+        label = item.label[: max(8, self.console.width - BESIDE_LABEL)].replace("[", r"\[")
+        self.bar.update(self.task, description=label, completed=done, total=total)
+        now = self.clock()
+        if self.lines and now - self.said >= EVERY_SECONDS:
+            self.said = now
+            left = f"{timedelta(seconds=round((now - self.began) / done * (total - done)))} left" if done else "first"
+            terminal.say(f"{done}/{total}, {left}: {item.label}")
 
     def finish(self, item: Item, records: Sequence[Record]) -> None:
         self.bar.advance(self.task)
@@ -127,7 +150,7 @@ def _run(request: Request, results: Path, quiet: bool) -> Sweep:
     from spectralbench.journal import JournalError
     from spectralbench.worker import WorkerBroken
 
-    watch = _Bar(quiet)
+    watch = Bar(quiet)
     surroundings = sweep.surroundings(request.device, request.pin)
     if not quiet and (doubt := busy(surroundings)):
         terminal.say(doubt)
@@ -135,7 +158,7 @@ def _run(request: Request, results: Path, quiet: bool) -> Sweep:
         with watch.bar:
             return sweep.run(request, results, surroundings, watch)
     except (JournalError, WorkerBroken) as error:
-        raise terminal.fail(str(error), 1) from None
+        raise terminal.fail(str(error), 2) from None
 
 
 def busy(surroundings: Mapping[str, Any]) -> str | None:
@@ -204,11 +227,11 @@ def _print_plan(done: Sweep, as_json: bool) -> None:
                 "replicate": item.replicate,
                 "implementations": item.implementations,
             }
-            typer.echo(json.dumps(entry))
+            terminal.out(json.dumps(entry))
         else:
-            typer.echo(f"{item.label} process {item.replicate}: {', '.join(item.implementations)}")
+            terminal.out(f"{item.label} process {item.replicate}: {', '.join(item.implementations)}")
     if not as_json:
-        typer.echo(f"{len(done.left)} cases to measure, {done.reused} records stored already")
+        terminal.out(f"{len(done.left)} cases to measure, {done.reused} records stored already")
 
 
 def _assignments(texts: list[str] | None) -> dict[str, str]:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
+import difflib
+import importlib.util
+import io
+import pkgutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +25,53 @@ Results = Annotated[Path, typer.Option("--results", help="Folder that holds reco
 Json = Annotated[bool, typer.Option("--json", help="Print JSON lines instead of a table.")]
 
 
+SPELLED = {
+    "µ": "u",
+    "\N{MULTIPLICATION SIGN}": "x",
+    "→": "->",
+    "·": "-",
+    "…": "...",
+    "†": "+",
+    "≥": ">=",
+    "≤": "<=",
+    "Δ": "d",
+}
+"""What a stream that cannot hold a sign gets instead; anything else is written out as its code."""
+
+
+def survive_any_encoding() -> None:
+    """A sign that stdout or stderr cannot encode is spelled, so that no output ends in a traceback."""
+
+    def spell(error: UnicodeError) -> tuple[str, int]:
+        assert isinstance(error, UnicodeEncodeError), "the handler is set on streams that are written to"
+        bad = error.object[error.start : error.end]
+        spelled = (SPELLED.get(sign) or sign.encode("ascii", "backslashreplace").decode() for sign in bad)
+        return "".join(spelled), error.end
+
+    codecs.register_error("spell", spell)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="spell")
+
+
+def operation_names() -> list[str]:
+    """The operations by their files, without importing them: that would import torch."""
+    found = importlib.util.find_spec("spectralkernels")
+    assert found is not None and found.submodule_search_locations, "spectralkernels is installed with spectralbench"
+    folders = [str(Path(folder) / "ops") for folder in found.submodule_search_locations]
+    return [module.name for module in pkgutil.iter_modules(folders)]
+
+
+def check_operations(names: Sequence[str] | None) -> None:
+    """Answer a misspelt operation at once, with the one that is nearest."""
+    known = operation_names()
+    for name in names or ():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            meant = f", did you mean {near[0]!r}?" if near else ";"
+            raise fail(f"unknown operation {name!r}{meant} known: {', '.join(known)}", 2)
+
+
 def data() -> Console:
     """Where data goes: stdout."""
     return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
@@ -28,6 +80,11 @@ def data() -> Console:
 def talk() -> Console:
     """Where talk goes: stderr."""
     return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def out(text: str) -> None:
+    """One piece of data on stdout in the stream's own encoding; `typer.echo` writes UTF-8 where ASCII is asked for."""
+    sys.stdout.write(f"{text}\n")
 
 
 def say(text: str) -> None:
