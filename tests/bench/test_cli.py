@@ -24,6 +24,7 @@ from spectralbench import __version__, choices, environment, sweep
 from spectralbench.cli import main, sweeping, terminal
 from spectralbench.cli.machine import asv_machine, write_asv_machine
 from spectralbench.record import environment_line, read_tree, record_line
+from spectralkernels import ops
 from spectralkernels.declare import PROFILES
 
 Answer = tuple[int, str, str]
@@ -493,3 +494,7 @@ def test_choices_that_cannot_be_written_are_shown_and_the_place_is_named(
     assert code == 2
     assert "| toy | 1 | 0 | 2.00 | 2.00 |" in out
     assert "cannot write results/CHOICES.md: Is a directory" in one_line(err)
+
+
+def test_operations_are_known_by_their_files_without_an_import() -> None:
+    assert sorted(terminal.operation_names()) == sorted(ops.load_operations())

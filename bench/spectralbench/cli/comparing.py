@@ -65,9 +65,9 @@ def compare(
         raise terminal.fail(str(error), 2) from None
     if as_json:
         for ratio in found:
-            typer.echo(json.dumps(dataclasses.asdict(ratio)))
+            terminal.out(json.dumps(dataclasses.asdict(ratio)))
     else:
-        typer.echo("\n".join(lines(a, b, found)))
+        terminal.out("\n".join(lines(a, b, found)))
     raise typer.Exit(comparing.exit_code(found))
 
 
