@@ -16,27 +16,48 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectralbench.gate import Expected, check, poison
+from spectralbench.answers import poison, snapshot, tensors_in
+from spectralbench.exchange import SIDES, Exchange
+from spectralbench.gate import Expected, check, misfit
 from spectralkernels.declare import Case, Implementation, Operation, Pass
 from spectralkernels.errors import RangeError, Unsupported
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A case with its inputs and its right answer.
+    """A case with its two input sets and their right answers.
 
-    expected: of `Operation.reference_of` the subjects that are asked. differentiated: the inputs that passes with
-    gradients differentiate. cotangent: what they multiply the dense answer with, in float64, or None in a forward pass.
+    answers: by side of the exchange, of `Operation.reference_of` the subjects that are asked. differentiated: the
+    inputs that passes with gradients differentiate. cotangents: by side, what these passes multiply the dense answer
+    with, in float64; none in a forward pass. live_cotangents: the same as they are read, by dtype.
     """
 
     operation: Operation
     case: Case
     device: str
     pass_: Pass
-    inputs: dict[str, Any]
+    exchange: Exchange
     differentiated: tuple[str, ...]
-    expected: Expected
-    cotangent: Tensor | None
+    answers: tuple[Expected, ...]
+    cotangents: tuple[Tensor, ...] = ()
+    live_cotangents: dict[torch.dtype, Tensor] = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        return self.exchange.inputs
+
+    @property
+    def expected(self) -> Expected:
+        """The right answer to the inputs as they are now."""
+        return self.answers[self.exchange.side]
+
+    def cotangent(self, dtype: torch.dtype) -> Tensor:
+        """The cotangent in `dtype`, always in the same memory."""
+        if dtype not in self.live_cotangents:
+            first, second = (cotangent.to(dtype, copy=True) for cotangent in self.cotangents)
+            self.live_cotangents[dtype] = first
+            self.exchange.add("the cotangent", first, second)
+        return self.live_cotangents[dtype]
 
     def tolerance(self, implementation: Implementation) -> float:
         """The largest relative L2 rounding error that counts as right; an accuracy class may have its own."""
@@ -94,10 +115,12 @@ def ask(
     inputs: dict[str, Any],
     *,
     reference: Callable[..., Any] | None = None,
+    exchange: Exchange | None = None,
 ) -> Question:
-    """Work out the right answer to a case, with gradients where the pass has them.
+    """Work out the right answers to a case, with gradients where the pass has them.
 
-    reference: computes the right answer; default the operation's (see `Operation.reference_of`).
+    exchange: of `inputs`, where other questions share them. reference: computes the right answer; default the
+    operation's (see `Operation.reference_of`).
     Raises: Unsupported if the pass needs gradients and the operation differentiates nothing; RangeError if it declares
     no tolerance for the case's dtype; ValueError if the answer is not finite or not in double precision.
     """
@@ -106,29 +129,26 @@ def ask(
         raise RangeError(f"{operation.name} declares no tolerance for {case.dtype}; it has {known}")
     differentiated = tuple(name for name in operation.gradients if _differentiable(inputs.get(name)))
     reference = reference or operation.reference
-    if pass_ == "forward":
-        output = truth(operation, inputs, reference)
-        return Question(operation, case, device, pass_, inputs, differentiated, Expected(output), None)
-    if not differentiated:
+    if pass_ != "forward" and not differentiated:
         raise Unsupported(f"{operation.name} has no input to differentiate, so no {pass_} pass")
-    leaves = {name: _double(inputs[name]).detach().requires_grad_() for name in differentiated}
-    with torch.enable_grad():
-        output = truth(operation, {**inputs, **leaves}, reference)
-        cotangent = _cotangent(output, case.seed)
-        gradients = torch.autograd.grad(output, list(leaves.values()), cotangent)
-    expected = Expected(output.detach(), dict(zip(leaves, gradients, strict=True)))
-    return Question(operation, case, device, pass_, inputs, differentiated, expected, cotangent)
-
-
-def marks(inputs: Mapping[str, Any]) -> dict[str, int]:
-    """A number per dense tensor that changes when an implementation writes to it."""
-    dense = {
-        name: value for name, value in inputs.items() if isinstance(value, Tensor) and value.layout == torch.strided
-    }
-    return {
-        name: int(value.detach().resolve_conj().contiguous().reshape(-1).view(torch.uint8).sum(dtype=torch.int64))
-        for name, value in dense.items()
-    }
+    exchange = exchange or Exchange.drawn(operation, case, inputs, device, pass_)
+    answers, cotangents = [], []
+    try:
+        for side in SIDES:
+            exchange.put(side)
+            if pass_ == "forward":
+                answers.append(Expected(_apart(truth(operation, inputs, reference), inputs)))
+                continue
+            leaves = {name: _double(inputs[name]).detach().requires_grad_() for name in differentiated}
+            with torch.enable_grad():
+                output = truth(operation, {**inputs, **leaves}, reference)
+                cotangents.append(_cotangent(output, case.seed + side))
+                gradients = torch.autograd.grad(output, list(leaves.values()), cotangents[side])
+            apart = {name: _apart(found, inputs) for name, found in zip(leaves, gradients, strict=True)}
+            answers.append(Expected(_apart(output.detach(), inputs), apart))
+    finally:
+        exchange.put(0)
+    return Question(operation, case, device, pass_, exchange, differentiated, tuple(answers), tuple(cotangents))
 
 
 def truth(operation: Operation, inputs: dict[str, Any], reference: Callable[..., Any]) -> Tensor:
@@ -151,6 +171,7 @@ def bind(question: Question, implementation: Implementation) -> Bound:
     trainer = cache(lambda: _training(question, implementation))
     if question.pass_ == "forward":
         prepared = _prepared(implementation, question.inputs)
+        _exchange_prepared(question, implementation, prepared)
         return Bound(
             implementation,
             Run(implementation.name, lambda: implementation.call(**prepared)),
@@ -160,17 +181,16 @@ def bind(question: Question, implementation: Implementation) -> Bound:
     if not trainable:
         raise Unsupported(f"{implementation.name} differentiates nothing here, so it has no {question.pass_} pass")
     training = trainer()
-    keep = [*question.inputs.values(), *training.prepared.values()]
-    cotangents: dict[torch.dtype, Tensor] = {}
+    if not training.again:
+        _exchange_prepared(question, implementation, training.prepared)
+    # The gradient of a sum is its cotangent: the same memory.
+    keep = [*question.inputs.values(), *training.prepared.values(), question.live_cotangents]
 
     def gradients(dense: Tensor, keep_graph: bool) -> dict[str, Tensor]:
-        assert question.cotangent is not None
-        if dense.dtype not in cotangents:
-            cotangents[dense.dtype] = question.cotangent.to(dense.dtype)
-            # The gradient of a sum is its cotangent: the same memory.
-            keep.append(cotangents[dense.dtype])
         leaves = training.leaves
-        found = torch.autograd.grad(dense, list(leaves.values()), cotangents[dense.dtype], retain_graph=keep_graph)
+        found = torch.autograd.grad(
+            dense, list(leaves.values()), question.cotangent(dense.dtype), retain_graph=keep_graph
+        )
         return dict(zip(leaves, found, strict=True))
 
     def both() -> Answer:
@@ -198,8 +218,7 @@ def rehearse(
     Raises: Unsupported if it does not serve these inputs.
     """
     differentiated = tuple(name for name in operation.gradients if _differentiable(inputs.get(name)))
-    nothing = Expected(torch.empty(0, dtype=torch.float64))
-    question = Question(operation, case, "cpu", pass_, inputs, differentiated, nothing, None)
+    question = Question(operation, case, "cpu", pass_, Exchange(inputs, {}), differentiated, ())
     if pass_ == "forward":
         bind(question, implementation).run()
         return
@@ -212,14 +231,18 @@ def rehearse(
 
 def answer(question: Question, bound: Bound) -> Answer:
     """What the latest call of an implementation gave."""
-    latest = bound.run.latest
+    return _answer(question, bound.run.latest)
+
+
+def _answer(question: Question, latest: Any) -> Answer:
     return latest if isinstance(latest, Answer) else Answer(latest, _dense(question.operation, latest))
 
 
 def verify(question: Question, bound: Bound) -> str | None:
-    """Call twice and check both answers; the first is overwritten with NaN before the second call.
+    """Call once on either input set and check both answers; the first is spoiled before the second call.
 
-    Whatever passes writes its whole answer on every call: neither stale memory nor a remembered result will do.
+    Whatever passes writes its whole answer on every call, from the inputs as they are, before the call is over on its
+    stream: neither stale memory nor a remembered result nor work put off will do.
     """
     if question.pass_ != "forward" and bound.forward is not None:
         # Alone, because autograd would stop at a wrong shape or at an answer that depends on nothing.
@@ -229,35 +252,70 @@ def verify(question: Question, bound: Bound) -> str | None:
         if found is not None:
             return found
         del dense
-    bound.run()
-    found = fault(question, bound)
+    try:
+        # The second set first, so that the answer that stays is that of the first.
+        question.exchange.put(1)
+        found = call(question, bound)
+    finally:
+        question.exchange.put(0)
     if found is not None:
         return found
-    given = answer(question, bound)
-    # The kept forward of a backward pass may have saved its own output.
-    if question.pass_ != "backward":
-        poison(given.output, bound.keep)
-    for gradient in given.gradients.values():
-        poison(gradient, bound.keep)
-    del given
+    spoil(question, bound)
+    return call(question, bound)
+
+
+def call(question: Question, bound: Bound) -> str | None:
+    """Call once and say what is wrong with what was in its answer when the call was over, or None.
+
+    Nothing waits for the device between the call and the copy that is checked. Inputs it has written to are put right.
+    """
     bound.run()
-    return fault(question, bound)
+    taken = snapshot(bound.run.latest)
+    return written(question) or _fault(question, bound, taken)
+
+
+def written(question: Question) -> str | None:
+    """Which inputs were written to, or None; they are put right."""
+    names = question.exchange.written()
+    return f"it writes to its input {', '.join(names)}" if names else None
+
+
+def spoil(question: Question, bound: Bound) -> None:
+    """Overwrite the latest answer, but for what the next call may read."""
+    latest = bound.run.latest
+    # The kept forward of a backward pass may have saved its own output.
+    poison(latest.gradients if question.pass_ == "backward" else latest, bound.keep)
 
 
 def fault(question: Question, bound: Bound) -> str | None:
-    """What is wrong with the latest answer, or None."""
-    given = answer(question, bound)
+    """What is wrong with the latest answer to the inputs as they are now, or None."""
+    return _fault(question, bound, bound.run.latest)
+
+
+def _fault(question: Question, bound: Bound, taken: Any) -> str | None:
+    """What is wrong with the latest answer, of which `taken` is itself or a copy."""
+    given = _answer(question, taken)
+    latest = bound.run.latest
+    # A copy has another layout.
+    itself = latest.dense if isinstance(latest, Answer) else latest if isinstance(latest, Tensor) else given.dense
+    own, asked = bound.implementation.tolerance, getattr(torch, question.case.dtype)
+    tolerance = question.tolerance(bound.implementation)
     with torch.no_grad():
-        return check(given.dense, given.gradients, question.expected, question.tolerance(bound.implementation))
+        found = check(given.dense, given.gradients, question.expected, tolerance)
+    return found or misfit(itself, asked, own is not None, question.expected.output.device)
 
 
 @dataclass(frozen=True, slots=True)
 class _Training:
-    """A forward pass that records for a backward pass, the leaves to differentiate, and what it is called with."""
+    """A forward pass that records for a backward pass, the leaves to differentiate, and what it is called with.
+
+    again: what it is called with is prepared anew in every call.
+    """
 
     forward: Callable[[], Any]
     leaves: Mapping[str, Tensor]
     prepared: Mapping[str, Any]
+    again: bool
 
 
 def _training(question: Question, implementation: Implementation) -> _Training:
@@ -276,7 +334,19 @@ def _training(question: Question, implementation: Implementation) -> _Training:
         with torch.enable_grad():
             return implementation.call(**(_prepared(implementation, inputs) if again else prepared))
 
-    return _Training(forward, leaves, prepared)
+    return _Training(forward, leaves, prepared, again)
+
+
+def _exchange_prepared(question: Question, implementation: Implementation, prepared: Mapping[str, Any]) -> None:
+    """Let what was prepared once take turns with what would have been prepared of the second input set."""
+    if implementation.prepare is None or question.pass_ == "backward" or not question.answers:
+        return
+    question.exchange.put(1)
+    try:
+        other = implementation.prepare(**question.inputs)
+    finally:
+        question.exchange.put(0)
+    question.exchange.add(f"what {implementation.name} prepares", prepared, other)
 
 
 def _prepared(implementation: Implementation, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -293,6 +363,12 @@ def _dense(operation: Operation, output: Any) -> Tensor:
     if not isinstance(dense, Tensor):
         raise TypeError(f"the dense answer of {operation.name} must be a tensor, got {type(dense).__name__}")
     return dense
+
+
+def _apart(found: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+    """`found`, copied if it shares memory with an input, whose contents are exchanged."""
+    memory = {tensor.untyped_storage().data_ptr() for tensor in tensors_in(inputs)}
+    return found.clone() if found.untyped_storage().data_ptr() in memory else found
 
 
 def _double(tensor: Tensor) -> Tensor:

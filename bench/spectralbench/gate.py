@@ -1,4 +1,4 @@
-"""The gate: is the answer right? Nothing is timed before it says yes, and the last timed answer passes it again.
+"""The gate: is the answer right? Nothing is timed before it says yes, and timed answers pass it again.
 
 Two numbers are never mixed. The rounding error compares an implementation with the float64 reference of the same
 operation, and is the gate; the approximation error compares that reference with the uncompressed answer, and is a
@@ -7,11 +7,14 @@ result, never a failure (see metrics/approximation_error.py).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from spectralbench.answers import overlaps
 
 # A gradient is one more pass of the operation over a cotangent, and a weight's gradient sums over batch and plane where
 # the forward sums over channels: longer sums of already rounded terms.
@@ -52,8 +55,26 @@ def largest_error(got: Tensor, expected: Tensor) -> float:
     return difference / scale
 
 
+def largest_allowed(expected: Tensor, tolerance: float) -> float:
+    """The largest error of one element of an answer whose relative L2 error is `tolerance`, if nothing is amiss.
+
+        tolerance * (largest |expected| + rms(expected) sqrt(2 ln 2n)).
+
+    An error that each element gets in proportion to itself (a rounding) is largest at the largest element: the first
+    term. An error that is spread over all n elements alike (the noise of a sum or a transform) has the rms of the
+    tolerance, and n normal numbers stay under sqrt(2 ln 2n) times theirs: the second. A few elements that are plainly
+    wrong among very many vanish in the norm, and stand out here.
+    """
+    count = expected.numel()
+    rms = torch.linalg.vector_norm(expected).item() / math.sqrt(count)
+    return tolerance * (expected.abs().max().item() + rms * math.sqrt(2 * math.log(2 * count)))
+
+
 def fault(got: Tensor, expected: Tensor, tolerance: float, what: str = "the answer") -> str | None:
-    """What is wrong with `got`, with both numbers, or None if its relative L2 error is within `tolerance`."""
+    """What is wrong with `got`, with both numbers, or None if its error is within bounds, in norm and everywhere.
+
+    tolerance: of the relative L2 error; for single elements see `largest_allowed`.
+    """
     if got.shape != expected.shape:
         return f"{what} has shape {list(got.shape)}, the float64 reference has {list(expected.shape)}"
     if got.is_complex() != expected.is_complex():
@@ -67,6 +88,30 @@ def fault(got: Tensor, expected: Tensor, tolerance: float, what: str = "the answ
     error = relative_error(got, expected)
     if not error <= tolerance:
         return f"{what} has relative L2 error {error:.3g} against the float64 reference, allowed is {tolerance:.3g}"
+    allowed = largest_allowed(expected, tolerance)
+    worst = (_like(got, expected) - expected).abs().max().item()
+    if not worst <= allowed:
+        return f"{what} is off by {worst:.3g} at one element, allowed is {allowed:.3g} (relative L2 error {error:.3g})"
+    return None
+
+
+def misfit(got: Tensor, asked: torch.dtype, coarse: bool, device: torch.device) -> str | None:
+    """Why `got` is not the kind of tensor that a caller of the operation gets, or None.
+
+    asked: the dtype of the case, in whose precision the answer must be: a wider one is another computation, a narrower
+    one is for a coarse accuracy class alone. Its elements must have memory of their own on the device of the inputs.
+    """
+    if type(got) not in (Tensor, torch.nn.Parameter):
+        return f"the answer is a {type(got).__name__}, which may put work off; a plain tensor is asked for"
+    if got.layout != torch.strided or overlaps(got):
+        return (
+            f"the answer has layout {got.layout} and strides {list(got.stride())}; every element needs its own memory"
+        )
+    if got.device != device:
+        return f"the answer is on {got.device}, its inputs are on {device}"
+    wanted = asked.to_complex() if got.is_complex() else asked.to_real()
+    if got.dtype != wanted and not (coarse and got.dtype.itemsize < wanted.itemsize):
+        return f"the answer is {got.dtype}, the case asks for {wanted}"
     return None
 
 
@@ -78,27 +123,6 @@ def check(output: Tensor, gradients: Mapping[str, Tensor], expected: Expected, t
             gradient, expected.gradients[name], GRADIENT_FACTOR * tolerance, f"the gradient of {name}"
         )
     return found
-
-
-def poison(output: object, keep: Sequence[object]) -> None:
-    """Overwrite an answer with NaN, so that a call that writes nothing cannot pass with the bits of an earlier one.
-
-    Left alone: what is not a dense floating-point tensor, overlaps itself, or shares memory with one of `keep`.
-    """
-    if not isinstance(output, Tensor) or output.layout != torch.strided:
-        return
-    if not (output.is_floating_point() or output.is_complex()) or output.numel() == 0:
-        return
-    if any(stride == 0 and size > 1 for stride, size in zip(output.stride(), output.shape, strict=True)):
-        return
-    shared = {_address(value) for value in keep if isinstance(value, Tensor) and value.layout == torch.strided}
-    if _address(output) not in shared:
-        with torch.no_grad():
-            output.fill_(float("nan"))
-
-
-def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
 
 
 def _like(got: Tensor, expected: Tensor) -> Tensor:

@@ -3,9 +3,9 @@
     gate -> time -> gate again -> memory and the rest, in passes of their own
 
 The gate comes first: an answer outside the tolerance is Failed and has no time. Survivors are timed interleaved, round
-by round in a shuffled order, so that a slow minute of the machine hits all of them alike and ratios hold. The last
-timed answer must pass the gate once more, because some faults need many calls. Memory is never taken from a timing
-pass.
+by round in a shuffled order, so that a slow minute of the machine hits all of them alike and ratios hold. Meanwhile the
+inputs change in place from round to round, and answers at random rounds, the last of all and more must pass the gate
+again, because some faults need many calls (see `referee`). Memory is never taken from a timing pass.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import gc
 import math
 import os
 import re
+import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,9 +27,11 @@ from spectralbench import calls
 from spectralbench.ceilings import Ceilings, impossible, launch_bound
 from spectralbench.clock import Clock, clock_for
 from spectralbench.environment import measuring_flags
+from spectralbench.exchange import Exchange
 from spectralbench.metrics import Metric, Trial, load_metrics
 from spectralbench.outcome import Failed, Measured, Measurement, Outcome, Skipped
-from spectralbench.timing import Budget, time_interleaved
+from spectralbench.referee import Ended, Referee
+from spectralbench.timing import Budget, time_interleaved, unknown
 from spectralkernels.declare import Case, Implementation, Operation, Pass
 from spectralkernels.errors import RangeError, Unsupported
 from spectralkernels.launch import interpreted
@@ -84,7 +87,7 @@ def measure_states(
     device; without `device_time` nothing is timed. budget: of each clock.
     Returns: by clock, an outcome per name; one implementation that fails loses nothing of the others.
     `Measured.unavailable` holds the reason of every metric that is missing, "launch_bound" if the time is close to an
-    empty launch, and "launch_gaps" if the device had to wait for the host.
+    empty launch, "launch_gaps" if the device had to wait for the host, "precision" if the budget's target was missed.
     Raises: RangeError on an unknown implementation, metric, pass or device.
     """
     if pass_ not in get_args(Pass):
@@ -183,9 +186,11 @@ class _Race:
         times: dict[str, tuple[float, ...]] = {}
         if any(metric.name == TIME for metric in self.metrics):
             runs = [bound.run for bound, _ in racing]
-            times = time_interleaved(
-                runs, self.clock, self.budget, self.case.seed, lambda run, step: self._guard(run.name, step)
-            )
+            referee = Referee({bound.run.name: (question, bound) for bound, question in racing})
+            try:
+                times = time_interleaved(runs, self.clock, self.budget, self.case.seed, self._step, referee)
+            finally:
+                referee.leave()
         for bound, question in racing:
             name = bound.run.name
             if name in self.outcomes:
@@ -207,6 +212,12 @@ class _Race:
             self.outcomes.update({implementation.name: self.outcomes[first] for implementation in able})
             return
         self.ideal = cache(lambda: self._uncompressed(inputs))
+        exchange = self._guard(
+            first, lambda: Exchange.drawn(self.operation, self.case, inputs, self.device, self.pass_)
+        )
+        if exchange is None:
+            self.outcomes.update({implementation.name: self.outcomes[first] for implementation in able})
+            return
         questions: dict[Callable[..., Any], calls.Question | Outcome] = {}
         for implementation in able:
             name = implementation.name
@@ -215,7 +226,7 @@ class _Race:
                 continue
             if reference not in questions:
                 asked = (self.operation, self.case, self.device, self.pass_, inputs)
-                ask = partial(calls.ask, *asked, reference=reference)
+                ask = partial(calls.ask, *asked, reference=reference, exchange=exchange)
                 questions[reference] = self._guard(name, ask) or self.outcomes[name]
             question = questions[reference]
             if isinstance(question, calls.Question):
@@ -238,7 +249,7 @@ class _Race:
             if self.device == "cuda":
                 torch.cuda.synchronize()
             return value
-        except _Ended as ended:
+        except Ended as ended:
             self.outcomes[name] = ended.outcome
         except Unsupported as error:
             self.outcomes[name] = Skipped(str(error))
@@ -248,6 +259,9 @@ class _Race:
             self.outcomes[name] = failure(error)
         return None
 
+    def _step(self, run: calls.Run, step: Callable[[], float]) -> float | None:
+        return self._guard(run.name, step)
+
     def _available(self, implementation: Implementation) -> bool:
         reason = implementation.available(self.device)
         if reason is not None:
@@ -255,36 +269,20 @@ class _Race:
         return True
 
     def _right(self, question: calls.Question, implementation: Implementation) -> calls.Bound:
-        before = calls.marks(question.inputs)
         try:
             with noted_choices() as choices:
                 bound = calls.bind(question, implementation)
                 wrong = calls.verify(question, bound)
             self.tiles[implementation.name] = {label: choice.recorded for label, choice in choices.items()}
         finally:
-            after = calls.marks(question.inputs)
-            changed = [name for name in before if before[name] != after[name]]
-            if changed:
-                self._redraw(question.inputs, changed)
-        if changed:
-            raise _Ended(Failed("wrong", f"it writes to its input {', '.join(changed)}"))
+            question.exchange.written()
         if wrong is not None:
-            raise _Ended(Failed("wrong", wrong))
+            raise Ended(Failed("wrong", wrong))
         if _needs_interpreter(implementation):
             raise Unsupported(INTERPRETED)
         return bound
 
-    def _redraw(self, inputs: Mapping[str, Any], names: Sequence[str]) -> None:
-        """Put inputs right that an implementation has written to, for those that come after it."""
-        fresh = self.operation.make_inputs(self.case, self.device)
-        with torch.no_grad():
-            for name in names:
-                inputs[name].copy_(fresh[name])
-
     def _tried(self, question: calls.Question, bound: calls.Bound, times: tuple[float, ...]) -> Trial:
-        wrong = calls.fault(question, bound)
-        if wrong is not None:
-            raise _Ended(Failed("wrong", f"after {len(times)} timed samples: {wrong}"))
         given = calls.answer(question, bound)
         return Trial(
             operation=self.operation,
@@ -314,27 +312,23 @@ class _Race:
                 raise ValueError(f"the metric {metric.name} must give finite numbers, got {list(samples)}")
             measurements.append(Measurement(metric.name, metric.version, metric.unit, samples))
             if metric.name == TIME:
-                unavailable.extend(self._believed(bound, measurements[-1].median))
+                unavailable.extend(self._believed(bound, samples))
         return Measured(tuple(measurements), tuple(unavailable), self.tiles.get(bound.run.name, {}))
 
-    def _believed(self, bound: calls.Bound, seconds: float) -> Iterator[tuple[str, str]]:
+    def _believed(self, bound: calls.Bound, samples: tuple[float, ...]) -> Iterator[tuple[str, str]]:
         """Remarks on a time; a time that cannot be true ends in Failed."""
+        seconds = statistics.median(samples)
         wrong = impossible(seconds, self.operation.cost(self.case), self.ceilings, self.clock.cache, self.pass_)
         if wrong is not None:
-            raise _Ended(Failed("wrong", wrong))
+            raise Ended(Failed("wrong", wrong))
         launches = launch_bound(seconds, self.ceilings)
         if launches is not None:
             yield "launch_bound", launches
         if self.clock.exposed(bound.run):
             yield "launch_gaps", "the call waits for the device, so its time contains gaps in which the device was idle"
-
-
-class _Ended(Exception):
-    """A step that ends in an outcome of its own."""
-
-    def __init__(self, outcome: Outcome) -> None:
-        super().__init__(outcome)
-        self.outcome = outcome
+        missed = unknown(samples, self.budget.target)
+        if missed is not None:
+            yield "precision", f"{missed}, after {len(samples)} samples"
 
 
 def _chosen(names: Sequence[str] | None, device: str) -> list[Metric]:

@@ -62,7 +62,7 @@ def test_a_fault_that_appears_only_in_a_later_call_is_caught(good: int) -> None:
     late = implementation("late", FailsLater(good, lambda answer: answer + 1))
     outcomes = measure(late, implementation("good"))
     assert failed(outcomes["late"]).kind == "wrong"
-    assert "after 4 timed samples: the answer has relative L2 error" in failed(outcomes["late"]).error
+    assert re.match(r"after \d timed samples?: the answer has relative L2 error", failed(outcomes["late"]).error)
     assert times(outcomes["good"])
 
 
@@ -197,25 +197,29 @@ def test_a_gradient_that_shares_memory_with_the_cotangent_is_left_alone() -> Non
 
 
 def test_passes_with_gradients_prepare_what_depends_on_them_inside_the_clock() -> None:
-    prepared = Counter[str]()
+    prepared, called = Counter[str](), Counter[str]()
 
     def weight(x: Tensor, w: Tensor) -> dict[str, Tensor]:
         prepared["weight"] += 1
         return {"x": x, "w_scaled": 0.75 * w}
+
+    def weighted(x: Tensor, w_scaled: Tensor) -> Tensor:
+        called["weight"] += 1
+        return x * w_scaled
 
     def constant(x: Tensor, w: Tensor) -> dict[str, Any]:
         prepared["constant"] += 1
         return {"x": x, "w": w, "factor": torch.tensor(0.75)}
 
     outcomes = measure(
-        implementation("weight", lambda x, w_scaled: x * w_scaled, prepare=weight),
+        implementation("weight", weighted, prepare=weight),
         implementation("constant", lambda x, w, factor: factor * x * w, prepare=constant),
         pass_="both",
     )
     assert times(outcomes["weight"]) and times(outcomes["constant"])
-    assert prepared["constant"] == 1
-    # Once to find out; then a forward and two calls of the gate, one of the calibration and four samples.
-    assert prepared["weight"] == 1 + 3 + 1 + 4
+    assert prepared["constant"] == 2, "once for either input set"
+    # Once to find out; at least a forward and two calls of the gate, one of the calibration and four samples.
+    assert prepared["weight"] == 1 + called["weight"] >= 1 + 3 + 1 + 4
 
 
 def test_an_implementation_is_checked_on_the_gradients_that_it_has() -> None:
