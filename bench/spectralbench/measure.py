@@ -23,7 +23,7 @@ from typing import Any, TypeVar, get_args
 
 import torch
 
-from spectralbench import calls
+from spectralbench import calls, switches
 from spectralbench.ceilings import Ceilings, impossible, launch_bound
 from spectralbench.clock import Clock, clock_for
 from spectralbench.environment import measuring_flags
@@ -243,9 +243,18 @@ class _Race:
             return calls.truth(self.operation, inputs, self.operation.ideal)
 
     def _guard(self, name: str, step: Callable[[], T]) -> T | None:
-        """The value of a step of one implementation; None if the step ended in an outcome, which is then noted."""
+        """The value of a step of one implementation; None if the step ended in an outcome, which is then noted.
+
+        Whoever leaves a process-wide switch moved is wrong, and the next one finds it where it was.
+        """
+        before = switches.positions()
         try:
-            value = step()
+            try:
+                value = step()
+            finally:
+                moved = switches.restore(before)
+            if moved is not None:
+                raise Ended(Failed("wrong", f"it changed {moved} for the whole process, and left it so"))
             if self.device == "cuda":
                 torch.cuda.synchronize()
             return value
