@@ -27,7 +27,7 @@ from toy_operation import (
 from spectralbench.clock import CpuClock, FakeClock
 from spectralbench.measure import Budget, failure, forget_compilations, measure_case, requested_bytes
 from spectralbench.outcome import Failed, Measured, Measurement, Skipped
-from spectralbench.timing import relative_uncertainty
+from spectralbench.timing import relative_uncertainty, unknown, warm_up
 from spectralkernels.errors import RangeError, Unsupported
 
 
@@ -337,3 +337,34 @@ def test_every_case_compiles_for_its_own_shapes() -> None:
         double(torch.ones(size))
     # Without it: two, of which the second is for shapes in general.
     assert counter.frame_count == 12
+
+
+def test_a_slow_start_is_thrown_away_and_does_not_stop_the_race() -> None:
+    """Four slow samples and a fast one look like a median known to a thousandth, 200 times too long."""
+    slow_start = (4159e-6, 4160e-6, 4156e-6, 4158e-6, *[19e-6] * 1000)
+    budget = Budget(min_rounds=5, max_rounds=200)
+    clock = FakeClock({"slow_start": slow_start, "steady": 1e-3})
+    outcomes = measure(implementation("slow_start"), implementation("steady"), clock=clock, budget=budget)
+    assert times(outcomes["slow_start"]) == (19e-6,) * 5
+    assert times(outcomes["steady"]) == (1e-3,) * 5, "of the same rounds"
+
+
+def test_warm_up_is_a_slow_beginning_and_not_a_lucky_sample() -> None:
+    assert warm_up([1.2, 1.0, 1.0, 1.0]) == 1
+    assert warm_up([4.0, 4.0, 4.0, 1.0]) == 3
+    assert warm_up([1.0, 1.05, 1.0, 1.02]) == 0
+    assert warm_up([1.0, 1.0, 1.0, 1.0, 0.8, 1.0, 1.0]) == 0
+    assert warm_up([1.0, 3.0, 1.0]) == 0
+    assert warm_up([1.0]) == warm_up([]) == 0
+
+
+def test_a_precision_that_was_not_reached_is_a_remark() -> None:
+    noisy = FakeClock({"calm": 1.0, "noisy": (1.0, 1.05, 1.1, 1.15)})
+    budget = Budget(4, 8, target=0.01, seconds=1e9)
+    outcomes = measure(implementation("calm"), implementation("noisy"), clock=noisy, budget=budget)
+    calm, found = outcomes["calm"], outcomes["noisy"]
+    assert isinstance(calm, Measured) and isinstance(found, Measured)
+    assert calm.unavailable == ()
+    missed = "the median is known to 0.025 of itself, asked was 0.01, after 8 samples"
+    assert dict(found.unavailable) == {"precision": missed}
+    assert "no level yet" in str(unknown([1.05, 1.05, 1.05, 1.0, 1.0, 1.0] * 1, 0.02))
