@@ -38,9 +38,9 @@ class Referee:
         """Put one of the two input sets into the memory of the inputs."""
         self._put(chance.choice(SIDES))
 
-    def after_sample(self, run: calls.Run) -> None:
+    def after(self, run: calls.Run, timed: bool) -> None:
         """The inputs must be as they were, before the next implementation reads them."""
-        self.samples[run.name] += 1
+        self.samples[run.name] += timed
         self.unchecked.add(run.name)
         self._right(calls.written(self.subjects[run.name][0]), run.name)
 

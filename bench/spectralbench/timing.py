@@ -11,6 +11,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from spectralbench.calls import Run
@@ -55,8 +56,8 @@ class Referee(Protocol):
     def before_round(self, chance: random.Random) -> None:
         """Set the stage for a round."""
 
-    def after_sample(self, run: Run) -> None:
-        """Look at what a sample left behind."""
+    def after(self, run: Run, timed: bool) -> None:
+        """Look at what a sample, or a calibration, left behind."""
 
     def inspect(self, run: Run) -> None:
         """Check the answer timed in this round, and one more call."""
@@ -160,7 +161,8 @@ class _Rounds:
     def run(self) -> dict[str, tuple[float, ...]]:
         numbers: dict[str, int] = {}
         for run in list(self.racing.values()):
-            number = self._step(run, lambda run=run: self.clock.calibrate(run))  # type: ignore[misc]
+            calibrate = partial(self.clock.calibrate, run)
+            number = self._step(run, partial(self._watched, run, calibrate, timed=False))
             if number is not None:
                 numbers[run.name] = int(number)
         with no_garbage_collection():
@@ -169,7 +171,8 @@ class _Rounds:
                 if self.referee is not None:
                     self.referee.before_round(self.chance)
                 for run in self._shuffled():
-                    sample = self._step(run, lambda run=run: self._sample(run, numbers[run.name]))  # type: ignore[misc]
+                    work = partial(self.clock.time, run, numbers[run.name])
+                    sample = self._step(run, partial(self._watched, run, work, timed=True))
                     if sample is not None:
                         self.times[run.name].append(sample)
                         if self.referee is not None and self.chance.random() < 0.5:
@@ -193,13 +196,13 @@ class _Rounds:
         self.chance.shuffle(order)
         return order
 
-    def _sample(self, run: Run, number: int) -> float:
+    def _watched(self, run: Run, work: Callable[[], float], timed: bool) -> float:
         try:
-            return self.clock.time(run, number)
+            return work()
         finally:
             # Also when it raised: the next run must find its inputs.
             if self.referee is not None:
-                self.referee.after_sample(run)
+                self.referee.after(run, timed)
 
     def _inspect(self, run: Run, how: Callable[[Run], None]) -> bool:
         """Whether there was an inspection: one is wanted and can be afforded."""

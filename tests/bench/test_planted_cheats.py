@@ -1,4 +1,4 @@
-"""Planted cheats: each gives a right answer when it is looked at once, and each is caught; the innocent beside it is not.
+"""Planted cheats: each is right when it is looked at once, and each is caught; the innocent beside it is not.
 
 Every one of them once passed with a time. They stand for accidents too: a cache with the wrong key, a launch on another
 stream, a scratch buffer that is an input.
@@ -26,6 +26,7 @@ from toy_operation import (
 )
 
 from spectralbench.outcome import Measured
+from spectralbench.switches import positions
 from spectralkernels.declare import Case, Pass, Tolerance
 
 
@@ -191,8 +192,9 @@ def test_wrong_in_one_call_of_ten(seed: int) -> None:
 def test_a_few_zeros_in_a_coarse_class() -> None:
     def cheat(x: Tensor, w: Tensor) -> Tensor:
         answer = product(x, w)
-        # The largest: the smallest elements are zero to this accuracy.
-        return answer.flatten().index_fill(0, answer.abs().flatten().topk(4).indices, 0.0).reshape(answer.shape)
+        # Elements of about the rms: four of 400,000 add 4e-3 to the relative L2 error.
+        four = (answer.abs().flatten() - 1.0).abs().topk(4, largest=False).indices
+        return answer.flatten().index_fill(0, four, 0.0).reshape(answer.shape)
 
     caught(cheat, "at one element", tolerance=Tolerance({"float32": 1e-2}, "coarse"), case=case(size=200_000))
 
@@ -246,3 +248,30 @@ def test_work_in_a_thread_that_ends_before_the_answer_is_looked_at(monkeypatch: 
 
     monkeypatch.setattr(torch, "isfinite", look)
     caught(cheat, "all zeros")
+
+
+# --- the process left changed ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda: torch.set_num_threads(torch.get_num_threads() + 1), "threads from"),
+        (lambda: torch.set_flush_denormal(True), "flush-denormal from False to True"),
+        (lambda: torch.set_default_dtype(torch.float64), "default dtype from torch.float32 to torch.float64"),
+        (lambda: torch._C._set_grad_enabled(True), "grad mode from False to True"),
+        (lambda: torch.set_float32_matmul_precision("high"), "matmul precision from highest to high"),
+        (lambda: torch.use_deterministic_algorithms(True), "deterministic algorithms from"),
+        (lambda: setattr(torch.backends.cudnn, "benchmark", False), "cudnn.benchmark from True to False"),
+        (lambda: setattr(torch.backends.cudnn, "allow_tf32", True), "cudnn.allow_tf32 from False to True"),
+    ],
+    ids=["threads", "flush", "dtype", "grad", "matmul", "deterministic", "cudnn_benchmark", "cudnn_tf32"],
+)
+def test_a_switch_of_the_process_left_changed(change: Callable[[], object], says: str) -> None:
+    def cheat(x: Tensor, w: Tensor) -> Tensor:
+        change()
+        return product(x, w)
+
+    before = positions()
+    caught(cheat, says)
+    assert positions() == before
