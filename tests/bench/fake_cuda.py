@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -50,6 +51,7 @@ class FakeCuda:
         self.log: list[str] = []
         self.capturing = False
         self.captured: list[tuple[float, Any]] = []
+        self.replayed: list[Callable[[], object]] = []
         self.sync_mode = 0
         self.broken = False
         self.main: Any = None
@@ -90,6 +92,8 @@ class FakeCuda:
 
             def replay(self) -> None:
                 outer.queue("replay", outer.launch)
+                for write in outer.replayed:
+                    write()
                 for seconds, event in self.work:
                     outer.device_free += seconds
                     if event is not None:
