@@ -211,17 +211,24 @@ class _Rounds:
         if self.inspections[run.name] >= INSPECTIONS or not affordable:
             return False
         self.inspections[run.name] += 1
-        self._step(run, lambda: how(run) or 0.0)
+        self._look(run, how)
         self.inspecting += self.clock.now() - before
         return True
 
+    def _look(self, run: Run, how: Callable[[Run], None]) -> None:
+        def step() -> float:
+            how(run)
+            return 0.0
+
+        self._step(run, step)
+
     def _close(self, referee: Referee) -> None:
         for run in self._shuffled():
-            self._step(run, lambda run=run: referee.last(run) or 0.0)  # type: ignore[misc]
+            self._look(run, referee.last)
         while any([self._inspect(run, referee.again) for run in self._shuffled()]):
             referee.before_round(self.chance)
         for run in self._shuffled():
-            self._step(run, lambda run=run: referee.close(run) or 0.0)  # type: ignore[misc]
+            self._look(run, referee.close)
 
     def _enough(self, rounds: int) -> bool:
         least = self.budget.min_rounds
