@@ -62,18 +62,24 @@ def report(
 def alert(
     results: terminal.Results = Path("results"),
     out: Annotated[Path | None, typer.Option(help="Also write alert.md and alert.json into this folder.")] = None,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(metavar="METRIC[:SERIES]=PERCENT%", help="A practical limit, e.g. device_time:conv2d*=3%."),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="The whole page instead of at most 20 lines.")] = False,
     as_json: terminal.Json = False,
 ) -> None:
-    """Judge the newest point of every series; exit 1 on a regression, 3 if there is too little history."""
+    """Judge every series up to its newest point; exit 1 on a regression, 3 if there is too little history."""
     from spectralbench import alert as alerting
     from spectralbench import history
 
     try:
+        overrides = [alerting.parse(text) for text in rule or ()]
         loaded = history.load(results)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         raise terminal.fail(str(error), 2) from None
     _say_damage(loaded.damage)
-    findings = alerting.judge(loaded)
+    findings = alerting.judge(loaded, overrides=overrides)
     if out is not None:
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -81,7 +87,9 @@ def alert(
             (out / "alert.json").write_text(alerting.to_json(findings), encoding="utf-8")
         except OSError as error:
             raise terminal.fail(f"cannot write the alert to {out}: {error}", 2) from None
-    terminal.out((alerting.to_json if as_json else alerting.to_markdown)(findings).rstrip("\n"))
+    form = alerting.to_json if as_json else alerting.to_markdown if everything else alerting.to_terminal
+    terminal.out(form(findings).rstrip("
+"))
     raise typer.Exit(alerting.exit_code(findings))
 
 

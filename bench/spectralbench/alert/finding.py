@@ -1,0 +1,58 @@
+"""A judged series: the verdict, the numbers behind it, and what a run of them exits with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from spectralbench.history import Key
+from spectralbench.quantity import ratio_words
+
+
+class Verdict(Enum):
+    """What the evidence says about one series; FASTER and SLOWER mean better and worse for every metric."""
+
+    FASTER = "FASTER"
+    SAME = "SAME"
+    SLOWER = "SLOWER"
+    CANNOT_TELL = "CANNOT TELL"
+    NO_DATA = "NO DATA"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The judgement of one series at its newest commit.
+
+    old: median of the points before the change (None if there are none). new: None if there is no number. ratio: the
+    later level over the earlier one, freed of what moved the controls; None where it does not exist. resolution: the
+    smallest relative change of the newest point that would have been reported. since: the last commit before the
+    change. changed_at: the commit that made it, None if nothing changed. commit: the newest one. earlier: number of
+    points before the change. failed: it was measured before and fails now.
+    """
+
+    key: Key
+    verdict: Verdict
+    reason: str
+    old: float | None
+    new: float | None
+    ratio: float | None
+    commit: str | None
+    since: str | None
+    earlier: int
+    resolution: float | None = None
+    failed: bool = False
+    changed_at: str | None = None
+
+    @property
+    def words(self) -> str:
+        """The change for people: `1.22x slower`."""
+        return "" if self.old is None or self.new is None else ratio_words(self.ratio, self.key.unit)
+
+
+def exit_code(findings: Sequence[Finding]) -> int:
+    """0 fine, 1 a regression or a case that fails now, 3 nothing could be judged. (2 is the command line's: usage.)"""
+    if any(finding.verdict is Verdict.SLOWER or finding.failed for finding in findings):
+        return 1
+    judged = (Verdict.FASTER, Verdict.SAME)
+    return 0 if any(finding.verdict in judged for finding in findings) else 3

@@ -1,0 +1,118 @@
+"""Findings for people and machines: a short answer for a terminal, a page of Markdown, one JSON document."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+from spectralbench.alert.finding import Finding, Verdict, exit_code
+from spectralbench.quantity import amount
+from spectralbench.text import cell, printable
+
+LINES = 20
+ANSWERS = {0: "No regression.", 1: "**Regressions or failures.**", 3: "Not enough history to judge anything."}
+
+
+def to_terminal(findings: Sequence[Finding]) -> str:
+    """A first line that answers, and at most LINES lines in all: what is worse, then what is better."""
+    worse = [found for found in findings if found.verdict is Verdict.SLOWER or found.failed]
+    better = [found for found in findings if found.verdict is Verdict.FASTER]
+    code = exit_code(findings)
+    answer = ANSWERS[code].strip("*")
+    if code == 1:
+        failed = sum(found.failed for found in findings)
+        answer = f"{len(worse) - failed} series got worse and {failed} fail that were measured before."
+    lines = [f"{answer} {_summary(findings)}."]
+    shown = [*_by_size(worse), *_by_size(better)]
+    for found in shown[: LINES - 2]:
+        at = found.changed_at or found.commit or "no commit"
+        what = "FAILS" if found.failed else f"{found.verdict.value} {found.words}"
+        where = f"{found.key} [{found.key.subject.machine}]"
+        lines.append(printable(f"  {what} at {at}: {where}: {found.reason}".replace("\n", " ")))
+    rest = len(shown) - (LINES - 2)
+    if rest > 0:
+        lines.append(f"  and {rest} more; `spectralbench alert --all` shows everything")
+    elif len(findings) > len(shown):
+        lines.append("  `spectralbench alert --all` shows what is unclear and why")
+    return "\n".join(lines)
+
+
+def to_json(findings: Sequence[Finding]) -> str:
+    """All findings with their identity, verdict, numbers and reason, as one JSON document."""
+    rows = [
+        {
+            "series": str(finding.key),
+            "via": finding.key.subject.via,
+            "machine": finding.key.subject.machine,
+            "operation": finding.key.subject.operation,
+            "implementation": finding.key.subject.implementation,
+            "case": finding.key.subject.case,
+            "dtype": finding.key.subject.dtype,
+            "pass": finding.key.subject.pass_,
+            "metric": finding.key.metric,
+            "unit": finding.key.unit,
+            "verdict": finding.verdict.value,
+            "failed": finding.failed,
+            "reason": finding.reason,
+            "old": finding.old,
+            "new": finding.new,
+            "ratio": finding.ratio,
+            "change": finding.words,
+            "resolution": finding.resolution,
+            "commit": finding.commit,
+            "since": finding.since,
+            "changed_at": finding.changed_at,
+            "earlier": finding.earlier,
+        }
+        for finding in findings
+    ]
+    summary = {"exit_code": exit_code(findings), "verdicts": _counts(findings), "findings": rows}
+    return json.dumps(summary, indent=1, allow_nan=False) + "\n"
+
+
+def to_markdown(findings: Sequence[Finding]) -> str:
+    """A summary, then the regressions, failures, improvements and unclear changes, each in a table."""
+    lines = ["# Alert", "", f"{ANSWERS[exit_code(findings)]} {_summary(findings)}.", ""]
+    failed = [finding for finding in findings if finding.failed]
+    lines += _table("Regressions", [f for f in findings if f.verdict is Verdict.SLOWER])
+    lines += _table("Failing now, measured before", failed)
+    lines += _table("Improvements", [f for f in findings if f.verdict is Verdict.FASTER])
+    unclear = [finding for finding in findings if finding.verdict is Verdict.CANNOT_TELL]
+    lines += _table("Changes that the noise could explain", [f for f in unclear if f.resolution is not None])
+    reasons = Counter(finding.reason for finding in unclear if finding.resolution is None)
+    if reasons:
+        lines += ["## Not judged", "", "| series | reason |", "|---:|---|"]
+        lines += [f"| {count} | {cell(reason)} |" for reason, count in reasons.most_common()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _summary(findings: Sequence[Finding]) -> str:
+    return ", ".join(f"{count} {verdict}" for verdict, count in _counts(findings).items()) or "no series"
+
+
+def _counts(findings: Iterable[Finding]) -> dict[str, int]:
+    counted = Counter(finding.verdict for finding in findings)
+    return {verdict.value: counted[verdict] for verdict in Verdict if counted[verdict]}
+
+
+def _by_size(findings: Sequence[Finding]) -> list[Finding]:
+    return sorted(findings, key=lambda found: (not found.failed, -abs((found.ratio or 1) - 1)))
+
+
+def _table(title: str, findings: Sequence[Finding]) -> Iterator[str]:
+    """A Markdown table, the largest change first; nothing if there are no findings."""
+    if not findings:
+        return
+    head = "| series | metric | old | new | change | last before | changed at | newest | why |"
+    yield from (f"## {title}", "", head, "|---" * 9 + "|")
+    for found in _by_size(findings):
+        unit = found.key.unit
+        old = "" if found.old is None else amount(found.old, unit)
+        new = "" if found.new is None else amount(found.new, unit)
+        series = f"{found.key.subject.machine}: {found.key.subject}"
+        commits = (found.since or "", found.changed_at or "", found.commit or "")
+        cells = (series, found.key.metric, old, new, found.words, *commits, found.reason)
+        yield "| " + " | ".join(map(cell, cells)) + " |"
+    yield ""
