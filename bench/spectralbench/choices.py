@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spectralbench import overrides
-from spectralbench.history import History, Series
+from spectralbench.history import History, Series, ratio
 from spectralbench.text import cell
 from spectralkernels.declare import Case, Implementation, Operation
 from spectralkernels.errors import RangeError, SpectralKernelsError
@@ -26,7 +26,10 @@ LARGEST_BYTES = 4 << 30
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One case in one pass: what auto takes and why, the fastest equal, and the seconds of both."""
+    """One case in one pass: what auto takes and why, the fastest equal, and the seconds of both.
+
+    significant: the choice is shown to be slower than the fastest, process by process, however many equals there are.
+    """
 
     operation: str
     case: str
@@ -37,6 +40,7 @@ class Verdict:
     seconds: float
     fastest: str
     fastest_seconds: float
+    significant: bool = True
 
     @property
     def regret(self) -> float:
@@ -88,6 +92,8 @@ def verdicts(
         }
         if len(seconds) > 1:
             fastest = min(seconds, key=lambda known: seconds[known])
+            # The fastest of many is the luckiest one: the level is shared among them.
+            apart = ratio(by_name[decision.name], by_name[fastest], level=0.05 / (len(seconds) - 1))
             yield Verdict(
                 name,
                 text,
@@ -98,6 +104,7 @@ def verdicts(
                 seconds[decision.name],
                 fastest,
                 seconds[fastest],
+                apart is not None and apart.significant,
             )
 
 
@@ -135,8 +142,8 @@ def as_markdown(machine: str, found: Sequence[Verdict]) -> str:
         "accuracy that takes the same inputs, both timed interleaved in the same processes; 1 is the best.",
         "Written by `spectralbench choices` from the records. `sk.explain` gives the reason for any call.",
         "",
-        "| operation | cases | takes the fastest | median regret | largest |",
-        "|---|---:|---:|---:|---:|",
+        "| operation | cases | takes the fastest | median regret | largest | shown slower |",
+        "|---|---:|---:|---:|---:|---:|",
     ]
     by_operation: dict[str, list[Verdict]] = {}
     for verdict in sorted(found, key=lambda verdict: verdict.operation):
@@ -145,9 +152,11 @@ def as_markdown(machine: str, found: Sequence[Verdict]) -> str:
         best = sum(verdict.chosen == verdict.fastest for verdict in own)
         median = statistics.median(verdict.regret for verdict in own)
         worst = max(verdict.regret for verdict in own)
-        lines.append(f"| {name} | {len(own)} | {best} | {median:.2f} | {worst:.2f} |")
-    missed = [verdict for verdict in found if verdict.regret >= NOTABLE]
-    lines += ["", f"Cases with a regret of {NOTABLE:g} and more: {len(missed)} of {len(found)}."]
+        lines.append(
+            f"| {name} | {len(own)} | {best} | {median:.2f} | {worst:.2f} | {sum(one.significant for one in own)} |"
+        )
+    missed = [verdict for verdict in found if verdict.significant and verdict.regret >= NOTABLE]
+    lines += ["", f"Cases shown to be slower, with a regret of {NOTABLE:g} and more: {len(missed)} of {len(found)}."]
     if missed:
         lines[-1] += f" The largest {SHOWN} of each operation:"
         lines += [
@@ -156,7 +165,9 @@ def as_markdown(machine: str, found: Sequence[Verdict]) -> str:
             "|---|---|---|---|---|---:|---|",
         ]
     for own in by_operation.values():
-        for one in sorted((one for one in own if one.regret >= NOTABLE), key=lambda one: -one.regret)[:SHOWN]:
+        for one in sorted(
+            (one for one in own if one.significant and one.regret >= NOTABLE), key=lambda one: -one.regret
+        )[:SHOWN]:
             cells = (one.operation, one.case.replace(",", " "), one.pass_, one.chosen, one.fastest, f"{one.regret:.2f}")
             lines.append(f"| {' | '.join(map(cell, cells))} | {cell(one.because)} |")
     return "\n".join(lines) + "\n"

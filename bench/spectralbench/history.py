@@ -1,4 +1,4 @@
-"""All stored results as series of points over commits: our records, and asv's files (standard library only).
+"""All stored results as series of points over commits: our records, and asv's files (no torch).
 
 A point is one commit in one environment. Its value is the median over processes of each process's median, because the
 unit of replication is the process: samples within one process agree far better than two processes do.
@@ -8,12 +8,15 @@ Whatever cannot be used is named in `History.damage`; nothing is dropped silentl
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
+
+from scipy import stats
 
 from spectralbench import asv_files
 from spectralbench.outcome import Measurement
@@ -22,6 +25,7 @@ from spectralbench.record import Damage, Record, RecordFile, Scalar, read_tree
 Via = Literal["records", "asv"]
 Versions = tuple[tuple[str, str], ...]
 
+LEAST_SHARED = 3
 SEGMENT_FIELDS = ("python", "torch", "triton", "cuda", "cudnn", "driver", "heap")
 
 
@@ -144,12 +148,21 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """One point's value over another's, with an interval; `paired` if taken process by process."""
+    """One point's value over another's, with an interval.
+
+    paired: taken process by process. judged: enough processes were shared for the interval to say who is faster.
+    """
 
     value: float
     low: float
     high: float
     paired: bool
+    judged: bool = False
+
+    @property
+    def significant(self) -> bool:
+        """Whether the two are shown to differ."""
+        return self.judged and not self.low <= 1 <= self.high
 
 
 def load(results: Path) -> History:
@@ -169,19 +182,23 @@ def load(results: Path) -> History:
     return builder.history()
 
 
-def ratio(new: Point, old: Point) -> Ratio | None:
+def ratio(new: Point, old: Point, *, level: float = 0.05) -> Ratio | None:
     """`new` over `old`: the median over the processes that both have, else the ratio of the medians.
 
-    The interval is the range over three or more shared processes (by chance five of five agree once in 16 times),
-    else the quotient of opposite quartiles.
-    None if `old` is zero.
+    With three or more shared processes the interval is Student's on the logarithms of their ratios, which misses the
+    truth with probability `level`; with fewer it is the quotient of opposite quartiles, and nothing is judged by it.
+    None if a value is zero or less.
     """
-    if old.value == 0 or any(value == 0 for _, value in old.processes) or old.q25 == 0:
+    if min(old.q25, new.q25, *(value for _, value in (*old.processes, *new.processes))) <= 0:
         return None
     before = dict(old.processes)
     shared = [value / before[label] for label, value in new.processes if label in before]
-    if len(shared) >= 3:
-        return Ratio(statistics.median(shared), min(shared), max(shared), paired=True)
+    if len(shared) >= LEAST_SHARED:
+        logs = [math.log(one) for one in shared]
+        half = float(stats.t.isf(level / 2, len(logs) - 1)) * statistics.stdev(logs) / len(logs) ** 0.5
+        middle = statistics.fmean(logs)
+        low, high = math.exp(middle - half), math.exp(min(middle + half, 700.0))
+        return Ratio(statistics.median(shared), low, high, paired=True, judged=True)
     value = statistics.median(shared) if shared else new.value / old.value
     return Ratio(value, min(value, new.q25 / old.q75), max(value, new.q75 / old.q25), paired=bool(shared))
 

@@ -2,7 +2,8 @@
 
 Every number is the median over processes of the newest measured commit; brackets are quartiles over the processes (over
 the samples if there was one process). Ratios are taken process by process, because all implementations of a case are
-timed interleaved in one process. A ratio is marked n.s. (not significant) if the processes do not agree who is faster.
+timed interleaved in one process. A ratio is marked n.s. (not significant) if the 95 % interval of its logarithm over
+the processes (Student's t) holds 1, and not judged if fewer than three processes measured both.
 """
 
 from __future__ import annotations
@@ -93,12 +94,16 @@ class _Versus:
 
     @property
     def significant(self) -> bool:
-        return not self.ratio.low <= 1 <= self.ratio.high
+        return self.ratio.significant
 
     @property
     def words(self) -> str:
         mark = " †" if self.baseline.role == "rival" else ""
-        return ratio_words(self.ratio.value, "second") + ("" if self.significant else " (n.s.)") + mark
+        return (
+            ratio_words(self.ratio.value, "second")
+            + ("" if self.significant else " (n.s.)" if self.ratio.judged else " (not judged)")
+            + mark
+        )
 
 
 def _machine(history: History, name: str, path: Path) -> Iterator[str]:
@@ -175,7 +180,7 @@ def _comparisons(rows: Sequence[_Row]) -> Iterator[_Versus]:
 
 def _summary(comparisons: Mapping[str, Sequence[_Versus]]) -> Iterator[str]:
     yield from ("### Summary", "")
-    yield "| operation | kernel | against | cases | faster | not significant | slower | best | worst |"
+    yield "| operation | kernel | against | cases | faster | not shown | slower | best | worst |"
     yield "|---|---|---|---:|---:|---:|---:|---|---|"
     for operation, found in comparisons.items():
         pairs: dict[tuple[str, str], list[_Versus]] = defaultdict(list)

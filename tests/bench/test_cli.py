@@ -428,7 +428,10 @@ def test_alert_exits_by_what_it_finds(cli: Cli, tmp_path: Path) -> None:
     code, out, _ = cli("alert", "--results", "slower", "--out", "told")
     assert code == 1
     assert "2.00x slower" in out
-    assert (tmp_path / "told" / "alert.md").read_text().strip() == out.strip()
+    _, whole, _ = cli("alert", "--results", "slower", "--all")
+    assert (tmp_path / "told" / "alert.md").read_text().strip() == whole.strip()
+    assert cli("alert", "--results", "slower", "--rule", "device_time=150%")[0] == 0
+    assert cli("alert", "--results", "slower", "--rule", "device_time")[0] == 2
     assert json.loads((tmp_path / "told" / "alert.json").read_text())["exit_code"] == 1
     code, out, _ = cli("alert", "--results", "slower", "--json")
     assert (code, json.loads(out)["exit_code"]) == (1, 1)

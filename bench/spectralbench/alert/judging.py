@@ -38,10 +38,14 @@ class _Track:
 
 @dataclass(frozen=True, slots=True)
 class _Judged:
-    """Evidence of one track: log change, one-sided p values, index of the first point after it, visible log change."""
+    """Evidence of one track: log change, one-sided p values, index of the first point after it, visible log change.
+
+    plain: log of the newest point over the median of all earlier ones, which a spike does not move.
+    """
 
     track: _Track
     change: float
+    plain: float
     slower: float
     faster: float
     split: int
@@ -109,8 +113,9 @@ def _weigh(tracks: Sequence[_Track], controls: Mapping[Place, Controls], minimum
     doubtful = moved.any(1) & (counted < ENOUGH)
     slower = np.where(doubtful, np.maximum(found.slower, raw.slower), found.slower)
     faster = np.where(doubtful, np.maximum(found.faster, raw.faster), found.faster)
+    plain = _plain(fair)
     judged = [
-        _Judged(track, float(found.change[i]), float(slower[i]), float(faster[i]), int(found.split[i]),
+        _Judged(track, float(found.change[i]), plain[i], float(slower[i]), float(faster[i]), int(found.split[i]),
                 float(found.visible[i]), bool(found.quiet[i]),
                 float(newest[i]) if moved[i, -1] and abs(newest[i]) > LEAST_SHIFT else 0.0, int(counted[i]))
         for i, track in enumerate(tracks)
@@ -118,14 +123,22 @@ def _weigh(tracks: Sequence[_Track], controls: Mapping[Place, Controls], minimum
     judged = [replace(one, split=one.split - (values.shape[1] - len(one.track.points))) for one in judged]
     means, rows = _means(tracks, fair)
     if means:
+        plain = _plain(rows)
         found = weigh(rows, minimum=minimum, alarm=alarm)
         judged += [
-            _Judged(track, float(found.change[i]), float(found.slower[i]), float(found.faster[i]),
+            _Judged(track, float(found.change[i]), plain[i], float(found.slower[i]), float(found.faster[i]),
                     int(found.split[i]) - (rows.shape[1] - len(track.points)), float(found.visible[i]),
                     bool(found.quiet[i]), 0.0, 0)
             for i, track in enumerate(means)
         ]  # fmt: skip
     return judged
+
+
+def _plain(values: Array) -> list[float]:
+    """The newest level over the median of the earlier ones, as logarithms, of every track."""
+    known = np.isfinite(values)
+    levels = np.where(known.any(2), np.where(known, values, 0.0).sum(2) / np.maximum(known.sum(2), 1), np.nan)
+    return [float(row[-1] - np.nanmedian(row[:-1])) for row in levels]
 
 
 def _array(tracks: Sequence[_Track]) -> Array:
@@ -220,7 +233,7 @@ def _verdict(one: _Judged, slower: bool, faster: bool) -> Finding:
     track, rule = one.track, one.track.rule
     split = one.split if slower or faster else len(track.points) - 1
     before, after = track.points[:split], track.points[split:]
-    ratio = math.exp(one.change)
+    ratio = math.exp(one.change if slower or faster else one.plain)
     resolution = max(rule.practical, math.expm1(one.visible)) if one.visible < 7 else math.inf
     percent = f"{100 * (ratio - 1):+.3g} %"
     count = len(before)
@@ -252,7 +265,9 @@ def _exact(key: Key, point: Point, band: Sequence[Point], rule: Rule) -> Finding
         verdict, why = Verdict.SLOWER, f"{percent} in a number that should not change at all"
     else:
         verdict = Verdict.SLOWER if change > 0 else Verdict.FASTER
-        why = f"{percent} is beyond the limit of {100 * rule.practical:.3g} % (exact metric, {len(band)} earlier points)"
+        why = (
+            f"{percent} is beyond the limit of {100 * rule.practical:.3g} % (exact metric, {len(band)} earlier points)"
+        )
     ratio = point.value / old if old else None
     return Finding(
         key, verdict, why, old, point.value, ratio, point.mark, band[-1].mark, len(band), rule.practical,
