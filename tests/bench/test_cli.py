@@ -447,7 +447,14 @@ def test_alert_names_damage_on_stderr(cli: Cli, tmp_path: Path) -> None:
 WITHOUT_TORCH = """
 import sys
 
-sys.modules["torch"] = None
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "torch":
+            raise ModuleNotFoundError(name)
+
+
+sys.meta_path.insert(0, Blocked())
 sys.argv = ["spectralbench", *sys.argv[1:]]
 from spectralbench.cli import main
 

@@ -24,6 +24,7 @@ from spectralbench.alert.tails import Array, Prior, Tail, deviate, fit, usual
 
 CHANGED = 1e-5
 CREDIBLE = 1e-3
+HUGE = 1e9
 LEAST_PLACEBOS = 300
 NOTHING = 1e-20
 ROUNDS = 4
@@ -248,5 +249,6 @@ def _visible(model: _Model, start: Array, minimum: int, alarm: float) -> Array:
     z = stats.norm.isf(half)
     if model.newest is not None:
         z = max(z, model.newest[0].deviate(half))
-    limit = np.sqrt(variance * (1 + 1 / np.maximum(count, 1))) * stats.t.isf(stats.norm.sf(min(z, 37.0)), degrees)
+    t = np.minimum(stats.t.isf(stats.norm.sf(min(z, 37.0)), degrees), HUGE)
+    limit = np.sqrt(variance * (1 + 1 / np.maximum(count, 1))) * t
     return np.where(count >= minimum, limit, np.nan)

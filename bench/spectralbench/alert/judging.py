@@ -121,7 +121,8 @@ def _weigh(tracks: Sequence[_Track], controls: Mapping[Place, Controls], minimum
         for i, track in enumerate(tracks)
     ]  # fmt: skip
     judged = [replace(one, split=one.split - (values.shape[1] - len(one.track.points))) for one in judged]
-    means, rows = _means(tracks, fair)
+    timed = [index for index, track in enumerate(tracks) if track.rule.host]
+    means, rows = _means([tracks[index] for index in timed], fair[timed])
     if means:
         plain = _plain(rows)
         found = weigh(rows, minimum=minimum, alarm=alarm)
