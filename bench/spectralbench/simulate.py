@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import secrets
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 from scipy import stats
@@ -87,7 +88,7 @@ def power(rng: np.random.Generator, runs: int) -> Iterator[str]:
     ]
     steps += [
         (f"+10 % at 2 %, 3 processes, {back} commits back", 0.02, 40, 3,
-         lambda n, back=back: _step(n, back, 1.10), back)
+         partial(_step, back=back, ratio=1.10), back)
         for back in (1, 2, 3, 11, 30)
     ]  # fmt: skip
     steps += [

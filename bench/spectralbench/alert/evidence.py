@@ -250,5 +250,7 @@ def _visible(model: _Model, start: Array, minimum: int, alarm: float) -> Array:
     if model.newest is not None:
         z = max(z, model.newest[0].deviate(half))
     t = np.minimum(stats.t.isf(stats.norm.sf(min(z, 37.0)), degrees), HUGE)
-    limit = np.sqrt(variance * (1 + 1 / np.maximum(count, 1))) * t
+    spread = np.sqrt(variance * (1 + 1 / np.maximum(count, 1)))
+    # Every change of an exact series is visible, however many deviations an alarm takes.
+    limit = np.multiply(spread, t, out=np.zeros_like(spread), where=spread > 0)
     return np.where(count >= minimum, limit, np.nan)

@@ -88,8 +88,7 @@ def alert(
         except OSError as error:
             raise terminal.fail(f"cannot write the alert to {out}: {error}", 2) from None
     form = alerting.to_json if as_json else alerting.to_markdown if everything else alerting.to_terminal
-    terminal.out(form(findings).rstrip("
-"))
+    terminal.out(form(findings).rstrip("\n"))
     raise typer.Exit(alerting.exit_code(findings))
 
 
