@@ -177,10 +177,10 @@ def test_bad_input(plant: Plant, cli: Cli, tmp_path: Path, monkeypatch: pytest.M
     folder.rmdir()
     folder.write_text("a file where the folder should be")
     code, _, err = cli("--arch", "90")
-    assert code == 1 and "cannot write the fingerprints to results/fingerprints" in err
+    assert code == 2 and "cannot write the fingerprints to results/fingerprints" in err
     monkeypatch.setattr(aot, "HAS_TRITON", False)
     code, _, err = cli("--check")
-    assert code == 1 and err == "error: compiling a kernel needs triton (pip install triton)"
+    assert code == 2 and err == "error: compiling a kernel needs triton (pip install triton)"
 
 
 def test_the_interpreter_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from spectralbench.gpu.targets import TARGETS, Saved, rank
+from spectralbench.gpu.targets import TARGETS, Saved, SpeedUp, Target, rank
 from spectralbench.sweep import PROCESSES, Item
 from spectralbench.worker import State
 
@@ -29,6 +29,7 @@ class Phase:
     """One pass over a part of the plan, in one process, which checks a case once and times it in every state.
 
     compiled: whether implementations under torch.compile take part, which trace for seconds in every process.
+    judged: whether only those take part by whom a promise is judged: our kernels and the rivals that it names.
     """
 
     which: Which
@@ -36,6 +37,7 @@ class Phase:
     process: int = 0
     metrics: tuple[str, ...] = TIMED
     compiled: bool = False
+    judged: bool = False
 
     @property
     def name(self) -> str:
@@ -53,7 +55,7 @@ STAGES: Mapping[str, Mapping[str, tuple[Phase, ...]]] = {
     "cuda": {
         "targets": (Phase("targets", GRAPHS),),
         "memory": (Phase("weighed", WARM, MEMORY_PROCESS, ALLOCATED),),
-        "replicates": (Phase("targets", GRAPHS, 1), Phase("targets", GRAPHS, 2)),
+        "replicates": tuple(Phase("targets", GRAPHS, process, judged=True) for process in (1, 2)),
         "breadth": (
             Phase("others", GRAPHS),
             Phase("targets", WARM, MEMORY_PROCESS, ALLOCATED),
@@ -86,18 +88,27 @@ def select(phase: Phase, excluded: Excluded, items: list[Item]) -> list[Item]:
             for name in item.implementations
             if (item.operation.name, name, item.pass_) not in excluded
             and (phase.compiled or not item.operation.subject(name).compiled)
+            and (not phase.judged or _judged(item, name))
         )
         if names:
             chosen.append(replace(item, implementations=names, replicate=phase.process))
     return chosen
 
 
+def _held(item: Item) -> list[Target]:
+    case = item.case
+    return [t for t in TARGETS if t.place.holds(item.operation.name, dict(case.params), case.dtype, item.pass_)]
+
+
+def _judged(item: Item, name: str) -> bool:
+    """Whether a promise of this row is judged by an implementation."""
+    subject = item.operation.subject(name)
+    named = {rival for target in _held(item) if isinstance(target, SpeedUp) for rival in target.rivals}
+    return name in named or (subject.role == "kernel" and not subject.frozen)
+
+
 def _kinds(item: Item) -> tuple[Which, ...]:
-    held = [
-        target
-        for target in TARGETS
-        if target.place.holds(item.operation.name, dict(item.case.params), item.case.dtype, item.pass_)
-    ]
+    held = _held(item)
     if not held:
         return ("others",)
     return ("targets", "weighed") if any(isinstance(target, Saved) for target in held) else ("targets",)
