@@ -62,6 +62,18 @@ def as_integers(name: str, value: Any, counts: tuple[int, ...]) -> tuple[int, ..
     return tuple(as_integer(f"each of {name}", each) for each in value)
 
 
+def checked_stride(stride: Any) -> tuple[int, int]:
+    """(vertical, horizontal) of one whole number >= 1 or two; RangeError on anything else."""
+    steps = tuple(stride) if isinstance(stride, list | tuple) else (stride, stride)
+    try:
+        vertical, horizontal = (as_integer("stride", step) for step in steps)
+    except (DtypeError, ValueError):  # another kind of number, or of another count
+        vertical = horizontal = 0
+    if min(vertical, horizontal) < 1:
+        raise RangeError(f"stride must be one whole number >= 1 or two, (vertical, horizontal), got {stride}")
+    return vertical, horizontal
+
+
 def _count(counts: tuple[int, ...]) -> str:
     return " or ".join(map(str, counts))
 

@@ -277,7 +277,7 @@ def test_ascii_streams_get_words(tmp_path: Path) -> None:
     history(tmp_path / "results", [1.5e-6, 1.5e-6, 1.5e-6, 1.5e-6, 3e-6])
     path = os.pathsep.join(entry for entry in sys.path if entry)
     done = subprocess.run(
-        [sys.executable, "-m", "spectralbench", "alert"],
+        [sys.executable, "-m", "spectralbench", "alert", "--all"],
         env={**os.environ, "PYTHONPATH": path, "PYTHONIOENCODING": "ascii"},
         cwd=tmp_path,
         capture_output=True,

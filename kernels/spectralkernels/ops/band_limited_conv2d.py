@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from spectralkernels.checks import as_integer, as_integers
+from spectralkernels.checks import as_integer, as_integers, checked_stride
 from spectralkernels.convolution.baselines import ideal, reference
 from spectralkernels.convolution.cases import case_cost, case_inputs, observed
 from spectralkernels.convolution.dft_gemm import freeze_weight
@@ -51,7 +51,7 @@ def band_limited_conv2d(
     Returns: Real [batch, out_channel, out_height, out_width], dtype of x. Differentiable in x, weight and bias.
     Raises: ShapeError, DtypeError, RangeError on arguments that do not fit; Unsupported if `impl` cannot run here.
     """
-    if stride not in (1, (1, 1)):
+    if checked_stride(stride) != (1, 1):
         return strided_conv2d(
             x,
             weight,

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spectralkernels.autocast import as_written, cast
-from spectralkernels.checks import check_dims
+from spectralkernels.checks import check_dims, check_tensor, checked_stride
 from spectralkernels.convolution import baselines
 from spectralkernels.convolution.cases import case_cost, case_inputs, observed
 from spectralkernels.convolution.cost import dft_gemm_flops, direct_flops
@@ -32,7 +32,7 @@ from spectralkernels.convolution.geometry import (
     compute_dtype,
     conv_band,
 )
-from spectralkernels.convolution.implementations import MAP_FLOP_RATIO, TOLERANCE
+from spectralkernels.convolution.implementations import DIRECT, MAP_FLOP_RATIO, TOLERANCE
 from spectralkernels.convolution.strided import strided_band, strided_dft_gemm, strided_sides
 from spectralkernels.declare import Block, Case, Cost, Decision, Implementation, Operation, Scalar
 from spectralkernels.dispatch import dispatch
@@ -59,10 +59,9 @@ def strided_conv2d(
     stride: one number >= 1 or (vertical, horizontal). impl: a name of `implementations("strided_conv2d")`, or "auto".
     Returns: Real [batch, out_channel, ceil(out_height / s_h), ceil(out_width / s_w)], dtype of x.
     """
+    check_tensor("x", x)
     check_dims("x", x, "[batch, channel, height, width]")
-    steps = stride if isinstance(stride, tuple) else (stride, stride)
-    if len(steps) != 2 or not all(isinstance(step, int) and step >= 1 for step in steps):
-        raise RangeError(f"stride must be one whole number >= 1 or two, (vertical, horizontal), got {stride}")
+    steps = checked_stride(stride)
     if not isinstance(weight, Tensor):
         raise RangeError(f"stride must be 1 with a frozen WeightSpectrum, got {stride}; pass the weight itself")
     device = x.device.type
@@ -216,12 +215,20 @@ OPERATION = Operation(
         ),
         Implementation("subsample", "baseline", _subsample, "stride 1, then every s-th sample"),
         Implementation("alias_fold", "baseline", _alias_fold, "fft2, fold, ifft2 on N / s", supports=_divides),
-        Implementation("direct", "baseline", _direct, "cuDNN / oneDNN", supports=_uncompressed),
+        Implementation(
+            "direct", "baseline", _direct, "cuDNN / oneDNN", engine="library", supports=_uncompressed, tolerance=DIRECT
+        ),
     ),
     auto=auto,
     rivals=(
         Implementation(
-            "direct_uncompressed", "rival", _direct, "cuDNN / oneDNN without a band limit", supports=_compressed
+            "direct_uncompressed",
+            "rival",
+            _direct,
+            "cuDNN / oneDNN without a band limit",
+            engine="library",
+            supports=_compressed,
+            tolerance=DIRECT,
         ),
     ),
     observe=lambda case, output: observed(_band_of(case)),
