@@ -93,7 +93,6 @@ _WIDE: _Axes = {**_LONG, "batch": (8,), "in_channels": (768,), "out_channels": (
 _TORCH_FFT = ("torch_fft", "torch_fft_fast", "torch_fft_fast_band")
 _SPECTRAL = (
     "dft_native",
-    "dft_native_frozen",
     "dft_gemm",
     "dft_gemm_frozen",
     "cufft_triton",

@@ -139,7 +139,7 @@ _TORCH_FFT = ("torch_fft", "torch_fft_fast", "torch_fft_fast_band")
 # So is the better layout of the library convolution; in bfloat16 it is a class of its own.
 _LAYOUTS = ("", "_channels_last", "_converted", "_bf16")
 _DIRECT, _UNCOMPRESSED = (tuple(f"{name}{layout}" for layout in _LAYOUTS) for name in ("direct", "direct_uncompressed"))
-_OURS = ("dft_native", "dft_native_frozen", "dft_gemm", "dft_gemm_frozen")
+_OURS = ("dft_native", "dft_gemm", "dft_gemm_frozen")
 _SPECTRAL = (*_OURS, "cufft_triton", *_DIRECT, *_TORCH_FFT, *_UNCOMPRESSED)
 _CLAIMED = (*_OURS, *_TORCH_FFT, *_UNCOMPRESSED)
 

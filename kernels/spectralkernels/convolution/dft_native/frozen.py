@@ -1,18 +1,18 @@
-"""The modes of a frozen weight in the order that the library reads, made once per `WeightSpectrum`."""
+"""The modes of a frozen weight in the order that the library reads.
+
+Made anew by every call: what is remembered by a tensor's identity and version is wrong where its numbers are changed
+beneath both, which the gate of the harness does.
+"""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from spectralkernels.convolution.dft_native import library
 from spectralkernels.convolution.dft_native.folding import to_the_centre
 from spectralkernels.convolution.dft_native.library import Kept, Sizes
-
-# Packed modes live as long as the spectrum that they were made of: as many bytes again, twice that for training.
-_PACKED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def packed_modes(
@@ -23,17 +23,6 @@ def packed_modes(
     in_lanes: groups are, [block of groups, F, 2, out * in, lanes]; else channels are,
         [group, block of out, F, 2, in, lanes] or, transposed, [group, block of in, F, 2, out, lanes] of the conjugate.
     """
-    key = (modes._version, band, sizes.groups, sizes.outputs, centre_doubled, in_lanes, transposed and not in_lanes)
-    found = _PACKED.setdefault(modes, {})
-    if key not in found:
-        found[key] = _pack(modes, band, sizes, centre_doubled, in_lanes, transposed)
-    packed: Tensor = found[key]
-    return packed
-
-
-def _pack(
-    modes: Tensor, band: Kept, sizes: Sizes, centre_doubled: tuple[int, ...], in_lanes: bool, transposed: bool
-) -> Tensor:
     factor = to_the_centre(band.n, band.kept, centre_doubled, modes.dtype.to_complex()).unsqueeze(1)
     centred = torch.complex(modes[:, 0], modes[:, 1]) * factor
     # The sign by hand: `conj` only marks a tensor, and torch.compile's runtime was seen to lose the mark in here.
