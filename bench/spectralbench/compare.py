@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from scipy import stats
+
 from spectralbench.record import Record, read_file, read_tree
 
 WORKING_TREE = "."
@@ -262,13 +264,11 @@ def _errors(a: Sequence[Sequence[Record]], b: Sequence[Sequence[Record]], series
 def _verdict(
     series: Series, logs: Sequence[float], used: tuple[str, ...], margin: float, errors: tuple[float, float] | None
 ) -> Ratio:
-    from scipy.stats import t as student
-
     middle, inner = statistics.fmean(logs), math.log1p(margin)
     if len(logs) < 2:
         return Ratio(series, "CANNOT TELL", math.exp(middle), None, len(logs), used, 2, errors)
     spread = statistics.stdev(logs)
-    half = float(student.ppf(0.5 + CONFIDENCE / 2, len(logs) - 1)) * spread / math.sqrt(len(logs))
+    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(logs) - 1)) * spread / math.sqrt(len(logs))
     least, most = middle - half, middle + half
     interval = math.exp(least), math.exp(most)
     word: Word = "CANNOT TELL"
@@ -286,10 +286,8 @@ def _verdict(
 
 def _needed(spread: float, middle: float, inner: float) -> int:
     """Pairs after which the interval would leave either 1 or the border of what is the same, if it stays as it is."""
-    from scipy.stats import norm
-
     distance = max(abs(abs(middle) - inner) if abs(middle) < inner else abs(middle), inner / 4)
-    return max(3, math.ceil((float(norm.ppf(0.5 + CONFIDENCE / 2)) * spread / distance) ** 2) + 2)
+    return max(3, math.ceil((float(stats.norm.ppf(0.5 + CONFIDENCE / 2)) * spread / distance) ** 2) + 2)
 
 
 def _git(root: Path, *arguments: str, must: bool = False) -> str:

@@ -61,7 +61,7 @@ def compare(
                 ):
                     sides = comparing.race({"A": first, "B": second}, what, pairs, scratch, terminal.say)
         found = comparing.judge(sides["A"], sides["B"], controls, margin)
-    except (comparing.CompareError, ModuleNotFoundError) as error:
+    except comparing.CompareError as error:
         raise terminal.fail(str(error), 2) from None
     if as_json:
         for ratio in found:

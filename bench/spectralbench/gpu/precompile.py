@@ -77,7 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
     options.add_argument("--limit", type=int, metavar="N", help="only the first N cases (default all)")
     given = options.parse_args(arguments)
-    cache = Path(os.environ.setdefault("TRITON_CACHE_DIR", tempfile.mkdtemp(prefix="kernels-")))
+    if "TRITON_CACHE_DIR" not in os.environ:
+        os.environ["TRITON_CACHE_DIR"] = tempfile.mkdtemp(prefix="kernels-")
+    cache = Path(os.environ["TRITON_CACHE_DIR"])
     request = sweep.Request(operations=tuple(given.only), device="cpu", processes=1)
     chosen = items(request)[: given.limit]
     total = 0
