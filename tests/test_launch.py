@@ -15,6 +15,7 @@ from guarded_interpreter import compiler
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import spectralkernels as sk
+from spectralkernels import constants
 from spectralkernels.aot import noted_launches
 from spectralkernels.convolution.fused_depthwise.precision import PRECISIONS
 from spectralkernels.convolution.fused_series.geometry import Geometry, chosen_form
@@ -55,6 +56,7 @@ def test_every_kernel_is_launched_on_the_device_of_its_tensors(index: int, monke
     """The watched launches, as if their meta tensors were on a GPU, each noted with the device that is current."""
     from triton.runtime.jit import JITFunction
 
+    constants.forget()  # what earlier tests left would not be made here, where torch.cuda is a stand-in
     gpus, where = TwoGpus(monkeypatch), torch.device("cuda", index)
     launched: list[tuple[Any, int, tuple[int, ...]]] = []
 

@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -93,7 +94,7 @@ def _outside_every_mode(make: Callable[[], _Made], stream: torch.cuda.Stream | N
     def run() -> None:
         _in_builder.active = True
         try:
-            with torch.no_grad(), torch.cuda.stream(stream):
+            with torch.no_grad(), torch.cuda.stream(stream) if stream else nullcontext():
                 made.append(make())
         except BaseException as error:  # raised again in the thread that waits
             errors.append(error)
