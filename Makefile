@@ -11,8 +11,10 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --di
 
 .PHONY: test full bench publish claims study fingerprints gpu lint clean
 
+# The second run is of the Triton kernels under their interpreter, which must be chosen before Triton is imported.
 test: .venv/ready
 	$(PYTEST)
+	TRITON_INTERPRET=1 $(PYTEST) --dist worksteal
 
 # Measures this machine in a few minutes, in a folder that git ignores; run again, it resumes.
 bench publish: .venv/ready
@@ -35,6 +37,7 @@ study: .venv/ready
 # The long form of `make test`: eight times the random shapes, every kernel compiled for every architecture. Half an hour.
 full: .venv/ready
 	SPECTRAL_EFFORT=8 $(PYTEST)
+	SPECTRAL_EFFORT=8 TRITON_INTERPRET=1 $(PYTEST) --dist worksteal
 	$(BIN)/spectralbench fingerprint --check
 
 # What the compiler makes of every Triton kernel, against the committed expectation; no GPU needed.

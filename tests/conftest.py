@@ -1,4 +1,4 @@
-"""Fixtures for every test: a fresh seed that a failure prints, and allocations that start as NaN."""
+"""Which tests a run is of, and fixtures for all: a fresh seed that a failure prints, allocations that start as NaN."""
 
 from __future__ import annotations
 
@@ -17,6 +17,24 @@ def pytest_configure() -> None:
     os.environ.pop("PYTEST_XDIST_WORKER", None)
     if HAS_TRITON and interpreted():
         repair_interpreter()
+
+
+def pytest_report_header() -> str:
+    other = "TRITON_INTERPRET=0" if interpreted() else "TRITON_INTERPRET=1"
+    return f"kernels under Triton's interpreter: {'only these' if interpreted() else 'another run'} ({other} pytest)"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With TRITON_INTERPRET=1 the run is of the tests marked `interpreter`, otherwise of all others."""
+    ours, others = [], []
+    for item in items:
+        (ours if (item.get_closest_marker("interpreter") is not None) == interpreted() else others).append(item)
+    if interpreted() and not HAS_TRITON:
+        for item in ours:
+            item.add_marker(pytest.mark.skip(reason="triton is not installed"))
+    config.hook.pytest_deselected(items=others)
+    items[:] = ours
 
 
 @pytest.fixture

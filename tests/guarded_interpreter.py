@@ -1,7 +1,7 @@
 """For tests of Triton kernels: a process under the interpreter, outputs that begin as NaN between canaries, an error.
 
-The interpreter must be chosen before Triton is imported, so the classes named `Interpreted` are not collected where
-they stand, and tests marked `interpreter` are skipped: one test of their file runs them in a process of its own.
+The interpreter must be chosen before Triton is imported, so that tests marked `interpreter` are a run of their own,
+`TRITON_INTERPRET=1 pytest`, and no part of any other: see `conftest`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from spectralkernels.launch import HAS_TRITON, interpreted
 
-interpreter = pytest.mark.skipif(not (HAS_TRITON and interpreted()), reason="run by test_under_the_interpreter")
+interpreter = pytest.mark.interpreter
 compiler = pytest.mark.skipif(not HAS_TRITON or interpreted(), reason="needs triton's compiler, not its interpreter")
 
 # The compilers for which the expectations on machine code are written; what others make, `fingerprint` shows.
@@ -85,24 +85,6 @@ def python_interpreting(*arguments: str, **extra: str) -> subprocess.CompletedPr
         cwd=Path(__file__).parents[1],
         env=environment("1", **extra),
     )
-
-
-def passed(done: subprocess.CompletedProcess[str]) -> None:
-    assert done.returncode == 0, f"under TRITON_INTERPRET=1:\n{done.stdout}\n{done.stderr}"
-    assert " passed" in done.stdout
-
-
-def run_interpreted(file: str, seed: int, *classes: str) -> None:
-    """Run classes of a test file, default `Interpreted`, under TRITON_INTERPRET=1."""
-    pytest.importorskip("triton")
-    arguments = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-o", "python_classes=Interpreted*"]
-    where = (f"{Path(file)}::{name}" for name in classes or ("Interpreted",))
-    passed(python_interpreting(*arguments, *where, SPECTRAL_SEED=str(seed), OMP_NUM_THREADS="1"))
-
-
-def run_marked(file: str) -> None:
-    """Run a test file under TRITON_INTERPRET=1, where its tests marked `interpreter` are not skipped."""
-    passed(python_interpreting("-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(file))))
 
 
 def within(content: Tensor, margin: complex) -> tuple[Tensor, Tensor]:

@@ -2,15 +2,15 @@
 
 The floor is each input read once, each output written once. Three kinds of statement, each exact: a streaming kernel
 moves at most 1.15 times its floor; a kernel that reads an operand again does so as often as its tiles say, and the
-formula stands beside it; constant matrices, which every program reads from the cache, are counted apart. Classes called
-`Interpreted...` run in a process of their own (see `guarded_interpreter`).
+formula stands beside it; constant matrices, which every program reads from the cache, are counted apart. What is marked
+`interpreter` is the run under `TRITON_INTERPRET=1`.
 """
 
 from __future__ import annotations
 
 import pytest
 import torch
-from guarded_interpreter import run_interpreted
+from guarded_interpreter import interpreter
 from moved_bytes import STREAMING, ceil, complex_randn, counted, only, ratio
 
 from spectralkernels.errors import Unsupported
@@ -24,10 +24,6 @@ def test_outside_the_interpreter_it_says_why(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     with pytest.raises(Unsupported, match="start a new process with TRITON_INTERPRET=1"), counted_traffic():
         pass
-
-
-def test_kernels_under_the_interpreter(seed: int):
-    run_interpreted(__file__, seed, "InterpretedCounter", "InterpretedProducts", "InterpretedPacking")
 
 
 # --- the counter ----------------------------------------------------------------------------------------------------
@@ -60,7 +56,8 @@ def beyond_kernel(x_ptr, SIZE: tl.constexpr):
     tl.store(x_ptr + tl.arange(0, SIZE) - 1, tl.zeros((SIZE,), tl.float32))
 
 
-class InterpretedCounter:
+@interpreter
+class TestInterpretedCounter:
     def test_masked_lanes_move_nothing_and_equal_addresses_move_once(self, seed: int):
         x, index, y = torch.randn(40), torch.arange(37) // 4, torch.empty(37)
         with counted_traffic() as launches:
@@ -126,7 +123,8 @@ class InterpretedCounter:
 # --- spectra: products and packing ----------------------------------------------------------------------------------
 
 
-class InterpretedProducts:
+@interpreter
+class TestInterpretedProducts:
     @pytest.mark.parametrize("masked", [False, True])
     def test_tiled_multiply_reads_an_operand_once_per_tile_of_the_other(self, seed: int, masked: bool):
         """From the L2 cache, by design: cells vary slowest, so programs that share an operand run together."""
@@ -188,7 +186,8 @@ class InterpretedProducts:
         assert not any(moved[name].loaded for name in ("values_ptr", "slots_ptr", "w_ptr"))
 
 
-class InterpretedPacking:
+@interpreter
+class TestInterpretedPacking:
     @pytest.mark.parametrize(("columns", "n"), [(18, 34), (17, 33)])
     def test_threshold_streams(self, seed: int, columns: int, n: int):
         """Above the floor are only partners in self-conjugate columns, one or two of each row."""

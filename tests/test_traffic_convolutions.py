@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from guarded_interpreter import run_interpreted
+from guarded_interpreter import interpreter
 from moved_bytes import STREAMING, ceil, counted, ratio, rereads
 from torch import Tensor
 
@@ -19,10 +19,6 @@ import spectralkernels as sk
 from spectralkernels.traffic import LaunchTraffic, counted_traffic
 
 pytest.importorskip("triton")
-
-
-def test_kernels_under_the_interpreter(seed: int):
-    run_interpreted(__file__, seed, "InterpretedTransforms", "InterpretedSpectra", "InterpretedDepthwise")
 
 
 # --- the truncated DFT ----------------------------------------------------------------------------------------------
@@ -45,7 +41,8 @@ class Chain:
         return self.maps, self.kernel, self.contract, self.synthesise
 
 
-class InterpretedTransforms:
+@interpreter
+class TestInterpretedTransforms:
     @staticmethod
     def chain(side: int, taps: int, batch: int = 4, channels: int = 6, outputs: int = 8) -> Chain:
         """Tensors and launches of a dense convolution: maps and weight analysed, contracted, synthesised."""
@@ -117,7 +114,8 @@ class InterpretedTransforms:
 # --- spectra of a convolution ----------------------------------------------------------------------------------------
 
 
-class InterpretedSpectra:
+@interpreter
+class TestInterpretedSpectra:
     """Kernels that stream over spectra."""
 
     @pytest.mark.parametrize("product", ["forward", "dx", "dw"])
@@ -169,7 +167,8 @@ class InterpretedSpectra:
 # --- the fused depthwise convolution --------------------------------------------------------------------------------
 
 
-class InterpretedDepthwise:
+@interpreter
+class TestInterpretedDepthwise:
     @pytest.mark.parametrize("kind", ["forward", "forward, keeping modes", "dx"])
     @pytest.mark.parametrize(("size", "taps"), [((28, 31), (5, 7)), ((32, 32), (31, 31)), ((40, 9), (3, 3))])
     def test_planes_cross_memory_once(self, seed: int, kind: str, size: tuple[int, int], taps: tuple[int, int]):

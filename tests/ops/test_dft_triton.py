@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from effort import draws
-from guarded_interpreter import environment, guarded, relative_error, run_interpreted
+from guarded_interpreter import environment, guarded, interpreter, relative_error
 from torch import Tensor
 
 from spectralkernels.convolution.baselines import reference
@@ -77,13 +77,8 @@ def test_importing_needs_no_triton() -> None:
 # --- the kernels ----------------------------------------------------------------------------------------------------
 
 
-def test_kernels_under_the_interpreter(seed: int) -> None:
-    run_interpreted(__file__, seed)
-
-
-class Interpreted:
-    """Collected only by `test_kernels_under_the_interpreter`."""
-
+@interpreter
+class TestInterpreted:
     @staticmethod
     def draw(seed: int, number: int) -> tuple[tuple[int, int, int, int], Band]:
         """((batch, channels, outputs, groups), band), with few modes: a program per mode is slow here."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from guarded_interpreter import check_gradients, guarded, relative_error, run_interpreted
+from guarded_interpreter import check_gradients, guarded, interpreter, relative_error
 from torch import Tensor
 
 import spectralkernels as sk
@@ -98,16 +98,11 @@ def test_saved_bytes_at_half_the_band(size: tuple[int, int], kernel: int, share:
     assert 2 * 2 * band.modes <= share * 4 * size[0] * size[1]
 
 
-def test_kernels_under_the_interpreter(seed: int) -> None:
-    run_interpreted(__file__, seed)
-
-
 # --- the kernels ----------------------------------------------------------------------------------------------------
 
 
-class Interpreted:
-    """Collected only by `test_kernels_under_the_interpreter`."""
-
+@interpreter
+class TestInterpreted:
     @pytest.mark.parametrize("name", ["tf32x3", "tf32", "fp16", "bf16"])
     @pytest.mark.parametrize(
         ("sizes", "size", "kernel", "relu"),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from effort import draws
-from guarded_interpreter import check_gradients, guarded, relative_error, run_interpreted
+from guarded_interpreter import check_gradients, guarded, interpreter, relative_error
 from torch import Tensor
 
 from spectralkernels import masks
@@ -53,10 +53,6 @@ def test_a_layout_holds_the_listed_modes() -> None:
     assert Layout((9, 9), (3, 3)).mean_first and not layout_of("matrix 9,9 1,1,0,2").mean_first
 
 
-def test_kernels_under_the_interpreter(seed: int) -> None:
-    run_interpreted(__file__, seed)
-
-
 # --- the kernels ----------------------------------------------------------------------------------------------------
 
 
@@ -97,9 +93,8 @@ def check(
     check_gradients(found, true, 2 * PRECISIONS[name].error, where, terms)
 
 
-class Interpreted:
-    """Collected only by `test_kernels_under_the_interpreter`."""
-
+@interpreter
+class TestInterpreted:
     @staticmethod
     def draw(draw: random.Random, kind: str, wide: bool) -> tuple[Band, Any, Tensor, ModeList, int]:
         """(band, inputs, mask, modes, groups). Wide maps have over 256 pixels and so a box, the others a matrix."""

@@ -1,7 +1,7 @@
 """The fused depthwise convolution of series: kernels under Triton's interpreter, refusals.
 
-The interpreter must be chosen before Triton is imported, so the class `Interpreted` is not collected here: one test
-runs it in a process of its own. Classes that round are emulated in test_fused_depthwise_1d_precision.py.
+What is marked `interpreter` is the run under `TRITON_INTERPRET=1`.
+Classes that round are emulated in test_fused_depthwise_1d_precision.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from effort import draws
-from guarded_interpreter import alive, check_gradients, in_poison, nan_inside, relative_error, run_interpreted
+from guarded_interpreter import alive, check_gradients, in_poison, interpreter, nan_inside, relative_error
 from torch import Tensor
 
 from spectralkernels.convolution.baselines import reference
@@ -128,10 +128,6 @@ def test_classes_have_names_and_tolerances():
 # --- under the interpreter ------------------------------------------------------------------------------------------
 
 
-def test_kernels_under_the_interpreter(seed: int):
-    run_interpreted(__file__, seed)
-
-
 LENGTHS = (1, 2, 3, 5, 8, 16, 17, 20, 31, 36, 49, 60, 97, 100, 128, 143, 270)
 TAPS = (1, 2, 3, 4, 7, 8, 15, 31, 64, 131)
 
@@ -160,9 +156,8 @@ def forms(geometry: Geometry, draw: random.Random) -> list[Form]:
     return found
 
 
-class Interpreted:
-    """Collected only by `test_kernels_under_the_interpreter`."""
-
+@interpreter
+class TestInterpreted:
     @staticmethod
     def forward(
         x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, shape: Form, changes: dict[str, Any]

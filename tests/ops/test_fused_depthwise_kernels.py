@@ -1,7 +1,7 @@
 """The fused depthwise kernels under Triton's interpreter, forward and backward, against float64.
 
-The interpreter must be chosen before Triton is imported, so the class `Interpreted` is not collected here: one test
-runs it in a process of its own. Split classes run as float32 there and are emulated in
+What is marked `interpreter` is the run under `TRITON_INTERPRET=1`.
+Split classes run as float32 there and are emulated in
 test_fused_depthwise_precision.py.
 """
 
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from depthwise_geometry import geometry_of
 from effort import draws
-from guarded_interpreter import alive, check_gradients, in_poison, nan_inside, relative_error, run_interpreted
+from guarded_interpreter import alive, check_gradients, in_poison, interpreter, nan_inside, relative_error
 from torch import Tensor
 
 from spectralkernels.convolution.baselines import reference
@@ -28,17 +28,12 @@ from spectralkernels.spectra import Band
 CPU = torch.device("cpu")
 
 
-def test_kernels_under_the_interpreter(seed: int):
-    run_interpreted(__file__, seed)
-
-
 SIDES = (1, 2, 3, 5, 7, 8, 13, 16, 17, 23, 28, 31, 32)
 TAPS = (1, 2, 3, 4, 7, 10, 15, 29, 31)
 
 
-class Interpreted:
-    """Collected only by `test_kernels_under_the_interpreter`."""
-
+@interpreter
+class TestInterpreted:
     @classmethod
     def problem(cls, draw: random.Random) -> tuple[Tensor, Tensor, Tensor, Band]:
         """Maps, kernel, bias and band: odd, prime, non-square, size 1, batches that no tile divides."""

@@ -8,15 +8,7 @@ import random
 import pytest
 import torch
 from effort import draws
-from guarded_interpreter import (
-    canaries,
-    check_gradients,
-    compiler,
-    in_poison,
-    interpreter,
-    judged_compiler,
-    run_marked,
-)
+from guarded_interpreter import canaries, check_gradients, in_poison, interpreter, judged_compiler
 
 import spectralkernels as sk
 from spectralkernels.convolution import baselines
@@ -28,12 +20,6 @@ from spectralkernels.ops.band_limited_conv2d import OPERATION
 pytest.importorskip("triton")
 
 LENGTHS, TAPS = (1, 2, 5, 9, 13, 17, 34), (1, 2, 3, 7, 10)
-
-
-@compiler
-def test_under_the_interpreter():
-    """Every test marked `interpreter` below, in a fresh process."""
-    run_marked(__file__)
 
 
 @interpreter

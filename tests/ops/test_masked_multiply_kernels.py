@@ -1,7 +1,6 @@
 """The kernels of masked_multiply under Triton's interpreter, against complex128.
 
-The interpreter must be chosen before Triton is imported, so the class `Interpreted` is not collected here: one test
-runs it in a process of its own.
+What is marked `interpreter` is the run under `TRITON_INTERPRET=1`.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import random
 import pytest
 import torch
 from effort import draws
-from guarded_interpreter import run_interpreted
+from guarded_interpreter import interpreter
 from multiply_spectra import MASKS, SIZES, relative_error, some_mask, spectrum
 from torch import Tensor
 
@@ -20,10 +19,6 @@ from spectralkernels.ops.masked_multiply import OPERATION, masked_multiply, refe
 from spectralkernels.tuning import noted_choices, pinned
 
 TOLERANCE = OPERATION.tolerance.relative
-
-
-def test_kernels_under_the_interpreter(seed: int) -> None:
-    run_interpreted(__file__, seed)
 
 
 LAUNCHES = ("tiled_launch", "planewise_launch")
@@ -39,9 +34,8 @@ def _guarded(content: Tensor, margin: float) -> tuple[Tensor, Tensor]:
     return inside, floats
 
 
-class Interpreted:
-    """Collected only by `test_kernels_under_the_interpreter`."""
-
+@interpreter
+class TestInterpreted:
     @staticmethod
     def run(
         launch: str,

@@ -3,8 +3,7 @@
 Each operator is called with all of its tensors in an unusual layout, surrounded by NaN, and again with plain copies of
 the same numbers; both answers are equal bit for bit. That the plain answer is right is shown elsewhere.
 
-Tests marked `interpreter` run in a process of their own (see `guarded_interpreter`);
-`TRITON_INTERPRET=1 pytest tests/ops/test_operand_layouts.py` runs them directly.
+What is marked `interpreter` is the run under `TRITON_INTERPRET=1`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from guarded_interpreter import compiler, in_poison, interpreter, run_marked
+from guarded_interpreter import in_poison, interpreter
 from torch import Tensor
 
 import spectralkernels as sk
@@ -28,12 +27,6 @@ from spectralkernels.operators import NAMESPACE
 from spectralkernels.sparse import bitmap
 
 triton = pytest.importorskip("triton")
-
-
-@compiler
-def test_under_the_interpreter() -> None:
-    """Every test marked `interpreter` below, in a fresh process."""
-    run_marked(__file__)
 
 
 def kernels() -> set[Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from guarded_interpreter import run_interpreted
+from guarded_interpreter import interpreter
 
 import spectralkernels as sk
 from spectralkernels.tuning import noted_choices, pinned
@@ -22,10 +22,6 @@ TILES = {
     "fused_depthwise.convolve": [{"images": 1}, {"images": 4}, {"warps": 4, "images": 2}],
     "fused_series.convolve": [{"images": 1}, {"images": 4}, {"warps": 4, "images": 2}],
 }
-
-
-def test_under_the_interpreter(seed: int):
-    run_interpreted(__file__, seed)
 
 
 def call(site: str, impl: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,9 +39,8 @@ def call(site: str, impl: str) -> tuple[torch.Tensor, torch.Tensor]:
     return function(x, weight, impl=impl, **keywords), exact
 
 
-class Interpreted:
-    """Collected only by `test_under_the_interpreter`."""
-
+@interpreter
+class TestInterpreted:
     @pytest.mark.parametrize(
         ("site", "tile"), [(site, tile) for site, tiles in TILES.items() for tile in tiles], ids=str
     )

@@ -1,7 +1,6 @@
 """The Triton kernel of sparse_multiply against float64; opcheck and tracing of it and the threshold kernels together.
 
-Tests marked `interpreter` run in a process of their own (see `guarded_interpreter`);
-`TRITON_INTERPRET=1 pytest tests/ops/test_sparse_multiply_kernels.py` runs them directly.
+What is marked `interpreter` is the run under `TRITON_INTERPRET=1`.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from functools import partial
 
 import pytest
 import torch
-from guarded_interpreter import canaries, compiler, in_poison, interpreter, run_marked
+from guarded_interpreter import canaries, in_poison, interpreter
 
 from spectralkernels.ops.sparse_multiply import reference as multiply_reference
 from spectralkernels.ops.sparse_multiply import sparse_multiply
@@ -20,12 +19,6 @@ from spectralkernels.ops.threshold_spectrum import threshold_spectrum
 from spectralkernels.sparse import SparseSpectrum, bitmap
 
 pytest.importorskip("triton")
-
-
-@compiler
-def test_under_the_interpreter():
-    """Every test marked `interpreter` below, in a fresh process."""
-    run_marked(__file__)
 
 
 @interpreter

@@ -1,7 +1,6 @@
 """SpecNet's block on its Triton kernels, proven twice without a GPU: under the interpreter and as machine code.
 
-Tests marked `interpreter` run in a process of their own (see `guarded_interpreter`);
-`TRITON_INTERPRET=1 pytest tests/ops/test_spec_block_kernels.py` runs them directly.
+What is marked `interpreter` is the run under `TRITON_INTERPRET=1`.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from guarded_interpreter import canaries, compiler, interpreter, run_marked
+from guarded_interpreter import canaries, compiler, interpreter
 from thresholds import clear_of
 from torch import Tensor
 
@@ -20,12 +19,6 @@ from spectralkernels.ops.spec_block import node, packing, spec_block
 from spectralkernels.ops.threshold_spectrum import threshold_spectrum
 from spectralkernels.sparse import SparseSpectrum, bitmap
 from spectralkernels.spectra import half
-
-
-@compiler
-def test_under_the_interpreter():
-    """Every test marked `interpreter` below, in a fresh process."""
-    run_marked(__file__)
 
 
 def packed_blocks(draw: random.Random, blocks: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,7 +1,6 @@
 """The arithmetic of the threshold kernel: tanh, magnitudes beyond what squares hold, division by a constant.
 
-Tests marked `interpreter` run in a process of their own (see `guarded_interpreter`);
-`TRITON_INTERPRET=1 pytest tests/ops/test_threshold_arithmetic.py` runs them directly.
+What is marked `interpreter` is the run under `TRITON_INTERPRET=1`.
 """
 
 from __future__ import annotations
@@ -12,19 +11,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from guarded_interpreter import compiler, interpreter, run_marked
+from guarded_interpreter import interpreter
 
 from spectralkernels.ops.threshold_spectrum import threshold_spectrum
 
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
 divided = pytest.importorskip("spectralkernels.ops.threshold_spectrum.activation").divided
-
-
-@compiler
-def test_under_the_interpreter():
-    """Every test marked `interpreter` below, in a fresh process."""
-    run_marked(__file__)
 
 
 @triton.jit

@@ -1,7 +1,6 @@
 """The Triton kernels of threshold_spectrum against float64, under Triton's interpreter.
 
-Tests marked `interpreter` run in a process of their own (see `guarded_interpreter`);
-`TRITON_INTERPRET=1 pytest tests/ops/test_threshold_kernels.py` runs them directly.
+What is marked `interpreter` is the run under `TRITON_INTERPRET=1`.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from guarded_interpreter import canaries, compiler, in_poison, interpreter, run_marked
+from guarded_interpreter import canaries, in_poison, interpreter
 from thresholds import clear_of_quantile
 
 from spectralkernels.ops.threshold_spectrum import reference, threshold_spectrum
@@ -20,12 +19,6 @@ from spectralkernels.sparse import SparseSpectrum, bitmap
 pytest.importorskip("triton")
 
 TANH_ERROR = 2.4e-7  # 2 * 2^-23, with a correct exp2 and reciprocal, as the interpreter has them
-
-
-@compiler
-def test_under_the_interpreter():
-    """Every test marked `interpreter` below, in a fresh process."""
-    run_marked(__file__)
 
 
 def random_spectra(seed: int, count: int) -> Iterator[tuple[torch.Tensor, int]]:

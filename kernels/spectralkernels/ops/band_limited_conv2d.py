@@ -134,6 +134,7 @@ _TINY: _Axes = {
     "width": (7,),
     "input": ("white",),
 }
+_TINIER: _Axes = {"height": (5,), "width": (4,)}
 # The better of the tight and the fast N is the rival.
 _TORCH_FFT = ("torch_fft", "torch_fft_fast", "torch_fft_fast_band")
 # So is the better layout of the library convolution; in bfloat16 it is a class of its own.
@@ -173,7 +174,10 @@ PROFILES: dict[str, tuple[Block, ...]] = {
             passes=("forward", "both"),
             implementations=CHECKED,
         ),
-        Block({**_TINY, "kernel_size": (3,), "grid": ("seed", "pow2", "fast")}, implementations=CHECKED),
+        Block(
+            {**_TINY, **_TINIER, "kernel_size": (3,), "grid": ("seed", "pow2", "fast")},
+            implementations=CHECKED,
+        ),
         Block(
             {**_TINY, "out_channels": (4,), "groups": (2, 4), "kernel_size": (5,)},
             passes=("forward", "both"),

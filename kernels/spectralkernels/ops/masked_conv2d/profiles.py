@@ -143,13 +143,14 @@ _TINY: _Axes = {
     "kernel_size": (3,),
     "input": ("white",),
 }
+_TINIER: _Axes = {"height": (5,), "width": (4,)}
 _BANDS = ("rectangular", "radial", "soft_window")
 _SPECTRAL = ("dft_gemm", "dft_gemm_frozen", "torch_fft", "direct_uncompressed")
 
 PROFILES: dict[str, tuple[Block, ...]] = {
     "smoke": (
         Block({**_TINY, "mask": KINDS, "kernel_size": (3, 4)}, passes=("forward", "both")),
-        Block({**_TINY, "mask": ("radial",), "rate": (0.0, 0.95), "grid": ("seed", "pow2", "fast")}),
+        Block({**_TINY, **_TINIER, "mask": ("radial",), "rate": (0.0, 0.95), "grid": ("seed", "pow2", "fast")}),
         Block({**_TINY, "mask": ("soft_window", "scattered")}, dtypes=("float64",), passes=("forward", "both")),
     ),
     "quick": (
