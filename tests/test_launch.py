@@ -130,5 +130,5 @@ def test_a_grid_that_is_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 def test_nothing_is_launched_without_programs() -> None:
     Launch(None, (0,), {}, {}).run()
     Launch(None, (3, 0), {}, {}).run()
-    with pytest.raises(TypeError):
+    with pytest.raises(AttributeError):
         Launch(None, (1,), {"x_ptr": torch.zeros(1)}, {}).run()

@@ -60,6 +60,10 @@ class Device:
                 return int(process.usedGpuMemory)
         raise Unsupported("NVML does not report this process's memory (in containers the driver often cannot)")
 
+    def busy_percent(self) -> float:
+        """How much of the driver's last window (1/6 s to 1 s) a kernel ran on the device."""
+        return float(self._read("nvmlDeviceGetUtilizationRates").gpu)
+
     def joules(self) -> float:
         return float(self._read("nvmlDeviceGetTotalEnergyConsumption")) * 1e-3
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from spectralkernels.errors import Unsupported
+from spectralkernels.stages import stage
 
 # Asked once: torch.compile of torch 2.9 cannot trace the question.
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -110,4 +111,5 @@ class Launch:
             self._launch()
 
     def _launch(self) -> None:
-        self.kernel[self.grid](**self.arguments, **self.options)
+        with stage(self.kernel.fn.__name__):
+            self.kernel[self.grid](**self.arguments, **self.options)

@@ -131,9 +131,11 @@ def test_readings_of_nvml_are_bytes_and_joules_or_reasons() -> None:
             nvmlDeviceGetMemoryInfo=SimpleNamespace(used=123),
             nvmlDeviceGetComputeRunningProcesses=processes,
             nvmlDeviceGetTotalEnergyConsumption=1500,
+            nvmlDeviceGetUtilizationRates=SimpleNamespace(gpu=87, memory=20),
         ),
         "handle",
     )
+    assert device.busy_percent() == 87.0
     assert (device.used_bytes(), device.process_bytes(), device.joules()) == (123, 99, 1.5)
     processes.pop()
     with pytest.raises(Unsupported, match="does not report this process's memory"):

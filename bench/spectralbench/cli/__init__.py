@@ -18,6 +18,7 @@ from spectralbench.cli import (
     fingerprinting,
     listing,
     machine,
+    profiling,
     reading,
     sweeping,
     terminal,
@@ -53,6 +54,7 @@ app.command("plot")(reading.plot)
 app.command("report")(reading.report)
 app.command("alert")(reading.alert)
 app.command("compare")(comparing.compare)
+app.command("profile")(profiling.profile)
 app.command("fingerprint")(fingerprinting.fingerprint)
 app.command("choices")(choosing.choices)
 app.command("tune")(tuning.tune)

@@ -70,7 +70,7 @@ def run(
             operations=tuple(operations or ()),
             profile=profile,
             implementations=terminal.split(impl),
-            overrides=_assignments(overrides),
+            overrides=assignments(overrides),
             metrics=terminal.split(metrics),
             seed=seed,
             processes=processes,
@@ -234,7 +234,7 @@ def _print_plan(done: Sweep, as_json: bool) -> None:
         terminal.out(f"{len(done.left)} cases to measure, {done.reused} records stored already")
 
 
-def _assignments(texts: list[str] | None) -> dict[str, str]:
+def assignments(texts: list[str] | None) -> dict[str, str]:
     """`name=v1,v2` texts by name."""
     found: dict[str, str] = {}
     for text in texts or ():

@@ -22,6 +22,7 @@ from spectralkernels.constants import constant
 from spectralkernels.convolution.direct import convolve, direct, tf32_convolution
 from spectralkernels.convolution.geometry import compute_dtype
 from spectralkernels.spectra import Band, fft_size, full_frequencies, half, kept_1d, kept_2d
+from spectralkernels.stages import staged
 from spectralkernels.tf32 import tf32_allowed
 
 
@@ -198,9 +199,19 @@ def band_mask(band: Band, device: torch.device) -> Tensor:
 
 
 def _x_hat(x: Tensor, band: Band) -> Tensor:
+    return _transform(_padded(x, band), band)
+
+
+@staged("pad")
+def _padded(x: Tensor, band: Band) -> Tensor:
     # Zeros before the map, as many as the padding asks for, make output i come out at position i.
     flat = [zeros for before, _ in reversed(band.pad) for zeros in (before, 0)]
-    return torch.fft.rfftn(F.pad(x.to(compute_dtype(x.dtype)), flat), s=band.n, dim=_axes(x))
+    return F.pad(x.to(compute_dtype(x.dtype)), flat)
+
+
+@staged("transform")
+def _transform(tensor: Tensor, band: Band) -> Tensor:
+    return torch.fft.rfftn(tensor, s=band.n, dim=_axes(tensor))
 
 
 def _w_hat(weight: Tensor, band: Band) -> Tensor:
@@ -210,13 +221,14 @@ def _w_hat(weight: Tensor, band: Band) -> Tensor:
         if turns > 1:  # a kernel larger than the circle wraps onto it
             flat = [0, 0] * (weight.dim() - 1 - axis) + [0, turns * n - weight.shape[axis]]
             weight = F.pad(weight, flat).unflatten(axis, (turns, n)).sum(axis)
-    return torch.fft.rfftn(weight, s=band.n, dim=_axes(weight))
+    return _transform(weight, band)
 
 
 def _axes(tensor: Tensor) -> tuple[int, ...]:
     return tuple(range(2, tensor.dim()))
 
 
+@staged("crop")
 def _crop(spectrum: Tensor, band: Band) -> Tensor:
     spectrum = spectrum[..., : band.columns]
     if len(band.n) == 1 or len(band.rows) == band.n[0]:
@@ -227,6 +239,7 @@ def _crop(spectrum: Tensor, band: Band) -> Tensor:
     return torch.cat([spectrum[..., :k, :], spectrum[..., -(k - 1) :, :]], dim=-2)
 
 
+@staged("restore")
 def _restore(cropped: Tensor, band: Band) -> Tensor:
     cropped = F.pad(cropped, (0, half(band.n[-1]) - band.columns))
     if len(band.n) == 1 or len(band.rows) == band.n[0]:
@@ -236,6 +249,7 @@ def _restore(cropped: Tensor, band: Band) -> Tensor:
     return torch.cat([cropped[..., :k, :], zeros, cropped[..., k:, :]], dim=-2)
 
 
+@staged("multiply")
 def _einsum(x_hat: Tensor, w_hat: Tensor, groups: int) -> Tensor:
     if groups == 1:
         return torch.einsum("bc...,oc...->bo...", x_hat, w_hat.conj())
@@ -245,6 +259,7 @@ def _einsum(x_hat: Tensor, w_hat: Tensor, groups: int) -> Tensor:
     return torch.einsum("bgc...,goc...->bgo...", x_groups, w_groups.conj()).flatten(1, 2)
 
 
+@staged("inverse")
 def _inverse(y_hat: Tensor, dtype: torch.dtype, bias: Tensor | None, band: Band) -> Tensor:
     axes = _axes(y_hat)
     y = torch.fft.irfftn(y_hat, s=band.n, dim=axes)[_leading(band.out)]

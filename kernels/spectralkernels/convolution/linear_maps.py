@@ -15,6 +15,7 @@ from torch import Tensor
 from spectralkernels.convolution.geometry import compute_dtype
 from spectralkernels.convolution.modal import correlate, multiply, multiply_transposed
 from spectralkernels.dft import ListedDFT, SteppedDFT
+from spectralkernels.stages import staged
 
 Transform = SteppedDFT | ListedDFT
 
@@ -23,11 +24,13 @@ Transform = SteppedDFT | ListedDFT
 PIECE_BYTES = 3 << 20
 
 
+@staged("transform")
 def analyse(maps: Tensor, transform: Transform) -> Tensor:
     """Maps [A, B, *size] -> modes [F, 2, A * B], in the dtype of the computation."""
     return transform.analyse(_planes(maps))
 
 
+@staged("inverse")
 def synthesise(modes: Tensor, transform: Transform, lengths: Sequence[int], bias: Tensor | None = None) -> Tensor:
     """Modes [F, 2, A, B] -> maps [A, B, *lengths] + bias [B], contiguous."""
     a, b = modes.shape[2:]
@@ -38,6 +41,7 @@ def synthesise(modes: Tensor, transform: Transform, lengths: Sequence[int], bias
     return torch.add(maps, bias.to(maps.dtype).view(-1, *(1 for _ in lengths)), out=maps.new_empty(maps.shape))
 
 
+@staged("multiply")
 def product(z: Tensor, w: Tensor, out_channels: int, batch: int, groups: int) -> Tensor:
     """Z [F, 2, B * C] conj(W [F, 2, O * C / groups]) -> [F, 2, B, O]."""
     y = z.new_empty(len(z), 2, batch, out_channels)
@@ -46,6 +50,7 @@ def product(z: Tensor, w: Tensor, out_channels: int, batch: int, groups: int) ->
     return y
 
 
+@staged("transform weight, multiply")
 def weight_product(z: Tensor, weight: Tensor, transform: Transform, batch: int, groups: int) -> Tensor:
     """Z [F, 2, B * C] conj(D weight [O, C / groups, *kernel]) -> [F, 2, B, O]."""
     out_channels, channels = weight.shape[:2]
@@ -56,6 +61,7 @@ def weight_product(z: Tensor, weight: Tensor, transform: Transform, batch: int, 
     return y
 
 
+@staged("multiply")
 def product_transposed(g: Tensor, w: Tensor, groups: int) -> Tensor:
     """dZ = G [F, 2, B, O] W [F, 2, O * C / groups]: [F, 2, B, C]."""
     dz = g.new_empty(*g.shape[:3], w.shape[2] // g.shape[3] * groups)
@@ -63,6 +69,7 @@ def product_transposed(g: Tensor, w: Tensor, groups: int) -> Tensor:
     return dz
 
 
+@staged("transform weight, multiply")
 def weight_product_transposed(g: Tensor, weight: Tensor, transform: Transform, groups: int) -> Tensor:
     """dZ = G [F, 2, B, O] (D weight): [F, 2, B, C]."""
     dz = g.new_empty(*g.shape[:3], weight.shape[1] * groups)
@@ -71,6 +78,7 @@ def weight_product_transposed(g: Tensor, weight: Tensor, transform: Transform, g
     return dz
 
 
+@staged("gradient of the weight")
 def weight_gradient(g: Tensor, z: Tensor, like: Tensor, transform: Transform, groups: int) -> Tensor:
     """D^T (conj(G [F, 2, B, O]) Z [F, 2, B * C]), of the shape and dtype of the weight `like`."""
     z = z.unflatten(2, (g.shape[2], like.shape[1] * groups))

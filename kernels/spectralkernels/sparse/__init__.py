@@ -24,6 +24,7 @@ from torch import Tensor
 
 from spectralkernels.errors import RangeError, Unsupported
 from spectralkernels.sparse import bitmap
+from spectralkernels.stages import staged
 
 Format = Literal["dense", "coo", "csr", "index", "bitmap"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -154,6 +155,7 @@ class SparseSpectrum:
         return replace(self, values=values, index=(self.index[0], offsets))
 
 
+@staged("pack")
 def pack(spectrum: Tensor, kept: Tensor, format: Format) -> SparseSpectrum:
     """Store the coefficients of `spectrum` where `kept` is true, in a format.
 

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from spectralkernels.spectra import half
+from spectralkernels.stages import staged
 
 Norm = Literal["backward", "ortho"]
 
 
+@staged("transform")
 def half_spectrum(planes: Tensor, shape: Sequence[int], n: int, norm: Norm) -> Tensor:
     """Complex [..., U, V] of planes padded to [U, n], where [U, V] ends `shape`; a spectrum is given back as it is.
 
@@ -28,6 +30,7 @@ def half_spectrum(planes: Tensor, shape: Sequence[int], n: int, norm: Norm) -> T
     return torch.fft.rfft2(planes, s=(rows, n), norm=norm)
 
 
+@staged("inverse")
 def half_spectrum_adjoint(grad: Tensor, size: Sequence[int], n: int, norm: Norm) -> Tensor:
     """The gradient of planes of `size` from that of their half spectrum.
 

@@ -1,0 +1,126 @@
+"""Figures of a profile: stages as stacked bars, the roofline, memory over one training step."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from spectralbench.ceilings import Ceilings
+from spectralbench.plot.style import MARKERS, PALETTE, styled
+from spectralbench.profiling import CaseProfile, Profile
+from spectralbench.profiling.memory import Mark, Timeline
+from spectralbench.profiling.trace import OUTSIDE
+from spectralbench.quantity import scale
+from spectralkernels.declare import Cost
+
+WIDTH = 8.0
+"""Inches; with 144 dots each no page is wider than 1,200."""
+TITLE_COLUMNS = 90
+
+
+def draw(found: CaseProfile, ceilings: Ceilings, title: str, folder: Path) -> list[Path]:
+    """Write stages.png, roofline.png and memory.png into a folder that exists, and say where they are."""
+    paths = [folder / name for name in ("stages.png", "roofline.png", "memory.png")]
+    with styled():
+        for path, panel in zip(paths, (_stages, _roofline, _memory), strict=True):
+            height = 2.0 + 0.34 * len(found.profiles) if panel is _stages else 4.8
+            figure, ax = plt.subplots(figsize=(WIDTH, height), layout="constrained")
+            panel(ax, found, ceilings)
+            figure.suptitle(
+                textwrap.fill(title.replace(",", ", ").replace(",  ", ", "), TITLE_COLUMNS), fontsize="small"
+            )
+            figure.savefig(path)
+            plt.close(figure)
+    return paths
+
+
+def _stages(ax: Axes, found: CaseProfile, ceilings: Ceilings) -> None:
+    """The time of a call without the profiler, divided as the trace divides it."""
+    profiles = found.profiles
+    names = list(dict.fromkeys(part.name for each in profiles for part in each.stages if part.name != OUTSIDE))
+    divisor, symbol = scale([each.seconds for each in profiles], "second")
+    rows = range(len(profiles))
+    left = [0.0 for _ in rows]
+    for index, name in enumerate([*names, OUTSIDE]):
+        widths = [_share(each, name) * each.seconds / divisor for each in profiles]
+        color = "#BBBBBB" if name == OUTSIDE else PALETTE[index % len(PALETTE)]
+        hatch = None if index < len(PALETTE) or name == OUTSIDE else "//"
+        ax.barh(rows, widths, left=left, color=color, edgecolor="white", hatch=hatch, label=name, height=0.7)
+        left = [begin + width for begin, width in zip(left, widths, strict=True)]
+    ax.set_yticks(rows, [each.implementation for each in profiles])
+    ax.invert_yaxis()
+    ax.grid(visible=False, axis="y")
+    ax.set_xlabel(f"time of a call ({symbol}); stages as shares of the traced call")
+    _legend_below(ax)
+
+
+def _share(profile: Profile, name: str) -> float:
+    return sum(part.seconds for part in profile.stages if part.name == name) / profile.traced_seconds
+
+
+def _roofline(ax: Axes, found: CaseProfile, ceilings: Ceilings) -> None:
+    """How much of the necessary arithmetic each implementation does in a second, under what this device can do."""
+    x = intensity(found.cost)
+    knee = ceilings.flops_per_second / ceilings.bytes_per_second
+    ends = [min(x, knee) / 30, knee, max(x, knee) * 30]
+    roof = [min(ceilings.flops_per_second, each * ceilings.bytes_per_second) / 1e9 for each in ends]
+    ax.loglog(ends, roof, color="black", label="measured ceiling of this device")
+    for index, each in enumerate(found.profiles):
+        rate = found.cost.flops / each.seconds / 1e9
+        color, marker = PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
+        ax.plot([x], [rate], marker=marker, linestyle="", color=color, label=each.implementation, markersize=7)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(LogLocator(base=10, subs=(1, 3)))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.set_xlabel("FLOPs that must be done for each byte that must move")
+    ax.set_ylabel("necessary GFLOP/s")
+    _legend_below(ax)
+
+
+def intensity(cost: Cost) -> float:
+    """FLOPs a byte of an operation's floor."""
+    return cost.flops / cost.bytes
+
+
+def _memory(ax: Axes, found: CaseProfile, ceilings: Ceilings) -> None:
+    """Bytes over those before the step, by how far each pass has come, because the steps differ in length."""
+    divisor, symbol = scale([each.timeline.peak for each in found.profiles], "byte")
+    marks: tuple[Mark, ...] = ()
+    for index, each in enumerate(found.profiles):
+        if not each.timeline.points:
+            continue
+        style = "-" if index < len(PALETTE) else "--"
+        x = [progress(when, each.timeline) for when, _ in each.timeline.points]
+        y = [size / divisor for _, size in each.timeline.points]
+        ax.step(x, y, where="post", color=PALETTE[index % len(PALETTE)], linestyle=style, label=each.implementation)
+        marks = max(marks, each.timeline.marks, key=len)
+    for end in range(1, len(marks)):
+        ax.axvline(end, color="black", linewidth=1)
+    ax.set_xticks([index + 0.5 for index in range(len(marks))], [mark.name for mark in marks])
+    ax.set_xlim(0, max(1, len(marks)))
+    ax.set_ylim(bottom=0)
+    ax.grid(visible=False, axis="x")
+    ax.set_ylabel(f"allocated over the start ({symbol})")
+    _legend_below(ax)
+
+
+def progress(when: float, timeline: Timeline) -> float:
+    """A moment as passes that are over, and the share of the pass under way."""
+    for index, mark in enumerate(timeline.marks):
+        if when < mark.begin:
+            return float(index)
+        if when <= mark.end:
+            return index + (when - mark.begin) / max(mark.end - mark.begin, 1e-12)
+    return float(len(timeline.marks))
+
+
+def _legend_below(ax: Axes) -> None:
+    ax.figure.legend(loc="outside lower center", ncols=3, fontsize="x-small", frameon=False)

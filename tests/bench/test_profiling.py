@@ -1,0 +1,220 @@
+"""`spectralbench profile`: stages and memory of things whose stages and memory are known."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from spectralbench import nvml
+from spectralbench.ceilings import Ceilings
+from spectralbench.cli import app
+from spectralbench.cli.profiling import deeper, floor_seconds, lines
+from spectralbench.clock import clock_for
+from spectralbench.profiling import CaseProfile, profile_case
+from spectralbench.profiling.draw import intensity, progress
+from spectralbench.profiling.memory import Mark, over_a_step, read
+from spectralbench.profiling.trace import OUTSIDE, Busy, trace
+from spectralbench.sweep import Request, plan
+from spectralbench.timing import Budget
+from spectralkernels.declare import Operation
+from spectralkernels.ops import load_operation
+from spectralkernels.stages import stage, staged
+
+QUICK = Budget(min_rounds=2, max_rounds=2, seconds=0.01)
+
+
+@staged("outer")
+def staged_work() -> None:
+    time.sleep(0.02)
+    with stage("inner"):
+        time.sleep(0.04)
+
+
+def work() -> None:
+    time.sleep(0.01)
+    staged_work()
+
+
+def test_a_stage_has_its_own_time_and_not_that_of_a_stage_inside_it() -> None:
+    found = trace(work, 0.07, "cpu")
+    seconds = {part.name: part.seconds for part in found.stages}
+    assert list(seconds) == ["outer", "inner", OUTSIDE]
+    # Sleeps are never shorter; on a busy machine they are longer.
+    assert seconds["outer"] >= 0.02 and seconds["inner"] >= 0.04 and seconds[OUTSIDE] >= 0.009
+    assert sum(seconds.values()) == pytest.approx(found.seconds)
+    assert all(part.calls == 1 for part in found.stages)
+
+
+def test_without_a_profiler_a_stage_is_nothing() -> None:
+    assert stage("one") is stage("two")
+    assert staged("any")(lambda a, b=2: (a, b))(1, b=3) == (1, 3)
+
+
+def test_stages_vanish_from_a_compiled_graph() -> None:
+    @staged("double")
+    def double(x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    x = torch.randn(3)
+    assert torch.equal(torch.compile(double, backend="eager", fullgraph=True)(x), 2 * x)
+
+
+@pytest.mark.parametrize("readings", [[10.0, 70.0, 40.0], [55.0]], ids=["refreshed", "stale"])
+def test_a_gpu_is_as_busy_as_nvml_says_where_it_was_asked_in_time(
+    readings: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = iter(readings)
+    monkeypatch.setattr(nvml.Device, "current", lambda: SimpleNamespace(busy_percent=lambda: next(left, readings[-1])))
+    with Busy("cuda") as busy:
+        time.sleep(0.05)
+    assert busy.percent["gpu"] == 70.0 if len(readings) > 1 else "refreshed its reading once" in busy.percent["gpu"]
+    monkeypatch.undo()
+    with Busy("cuda") as busy:
+        pass
+    assert isinstance(busy.percent["gpu"], str) or torch.cuda.is_available()
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------
+
+
+def memory(ts: float, size: int, device: int = 0) -> dict[str, Any]:
+    return {"name": "[memory]", "ts": ts, "args": {"Bytes": size, "Device Type": device}}
+
+
+def test_a_timeline_is_the_running_sum_of_one_device() -> None:
+    events = [
+        {"name": "backward", "cat": "user_annotation", "ts": 6e6, "dur": 4e6},
+        {"name": "forward", "cat": "user_annotation", "ts": 1e6, "dur": 4e6},
+        {"name": "aten::mm", "cat": "cpu_op", "ts": 2e6, "dur": 1e6},
+        memory(3e6, -60),
+        memory(2e6, 100),
+        memory(2.5e6, 10_000, device=1),
+        memory(7e6, 200),
+        memory(8e6, -240),
+    ]
+    found = read(events, "cpu")
+    assert found.points == ((1.0, 100.0), (2.0, 40.0), (6.0, 240.0), (7.0, 0.0))
+    assert found.marks == (Mark("forward", 0.0, 4.0), Mark("backward", 5.0, 9.0))
+    assert found.peak == 240 and found.at_end("forward") == 40 and found.at_end("other") is None
+    assert [progress(when, found) for when in (0.0, 2.0, 4.5, 7.0, 9.5)] == [0.0, 0.5, 1.0, 1.5, 2.0]
+    assert read(events, "cuda").peak == 10_000
+
+
+def test_memory_of_a_step_is_what_torch_allocates(seed: int) -> None:
+    """y = x tanh(x) saves tanh(x): two maps after forward; gradients are let go at the end."""
+    x = torch.randn(1000, 256, requires_grad=True)
+    found = over_a_step(lambda: x * x.tanh(), "cpu", backward=True)
+    assert found.at_end("forward") == pytest.approx(2 * x.nbytes, rel=0.01)
+    assert found.peak >= 3 * x.nbytes
+    alone = over_a_step(lambda: x * x.tanh(), "cpu", backward=False)
+    assert [mark.name for mark in alone.marks] == ["forward"] and alone.at_end("backward") is None
+
+
+# --- a case ---------------------------------------------------------------------------------------------------------
+
+
+def profiled(operation: Operation, names: tuple[str, ...], folder: Path | None = None) -> CaseProfile:
+    case = next(case for case, _ in operation.cases("smoke") if case["compression"] == 0.5)
+    return profile_case(
+        operation, case, names, device="cpu", pass_="forward", clock=clock_for("cpu"), budget=QUICK, folder=folder
+    )
+
+
+def test_torch_fft_has_the_stages_of_the_paper_and_who_cannot_run_has_a_reason(tmp_path: Path) -> None:
+    operation = load_operation("band_limited_conv2d")
+    found = profiled(operation, ("torch_fft", "dft_gemm", "direct"), tmp_path)
+    by_name = {each.implementation: each for each in found.profiles}
+    assert set(by_name) == {"torch_fft", "dft_gemm"}
+    stages = [part.name for part in by_name["torch_fft"].stages]
+    assert stages == ["pad", "transform", "crop", "multiply", "restore", "inverse", OUTSIDE]
+    assert {part.name: part.calls for part in by_name["torch_fft"].stages}["transform"] == 2
+    assert [part.name for part in by_name["dft_gemm"].stages] == [
+        "transform",
+        "transform weight, multiply",
+        "inverse",
+        OUTSIDE,
+    ]
+    assert "it needs compression=0" in found.refused["direct"]
+    assert list(found.profiles) == sorted(found.profiles, key=lambda each: each.seconds)
+    assert any(part.name == "aten::_fft_r2c" for part in by_name["torch_fft"].operations)
+    trace_of = json.loads((tmp_path / "torch_fft.trace.json").read_text())
+    assert any(event.get("name") == "stage: crop" for event in trace_of["traceEvents"])
+
+
+def test_a_wrong_answer_is_refused_and_not_timed() -> None:
+    operation = load_operation("band_limited_conv2d")
+    honest = operation.subject("dft_gemm")
+    wrong = replace(honest, name="wrong", call=lambda **inputs: honest.call(**inputs) * 1.01)
+    broken = replace(honest, name="broken", call=lambda **inputs: 1 / 0)
+    operation = replace(operation, implementations=(*operation.implementations, wrong, broken))
+    found = profiled(operation, ("wrong", "broken", "dft_gemm"))
+    assert [each.implementation for each in found.profiles] == ["dft_gemm"]
+    assert found.refused["wrong"].startswith("wrong: ") and "ZeroDivisionError" in found.refused["broken"]
+
+
+def test_lines_fit_a_terminal_and_the_floor_is_the_longer_of_two() -> None:
+    found = profiled(load_operation("band_limited_conv2d"), ("torch_fft",))
+    cost = found.cost
+    arithmetic, bytes_ = Ceilings(1e30, 1.0, 0.0), Ceilings(1.0, 1e30, 0.0)
+    assert floor_seconds(found, arithmetic) == cost.flops and floor_seconds(found, bytes_) == cost.bytes
+    assert floor_seconds(replace(found, pass_="both"), bytes_) == 3 * cost.bytes
+    assert intensity(cost) == cost.flops / (cost.bytes_read + cost.bytes_written)
+    text = list(lines(found, Ceilings(1e10, 1e11, 1e-6)))
+    assert max(map(len, text)) <= 80 and sum("transform" in line for line in text) == 1
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch) -> CliRunner:
+    monkeypatch.setattr("spectralbench.ceilings.measure_ceilings", lambda *_, **__: Ceilings(1e10, 1e11, 1e-6))
+    return CliRunner()
+
+
+SMALL = ("profile", "band_limited_conv2d", "--profile", "smoke", "--set", "kernel_size=3", "--set", "compression=0.5")
+
+
+def test_the_command_prints_json_and_leaves_figures(runner: CliRunner, tmp_path: Path) -> None:
+    folder = tmp_path / "a folder"
+    done = runner.invoke(app, [*SMALL, "--impl", "dft_gemm,torch_fft", "--both", "--out", str(folder), "--json"])
+    assert done.exit_code == 0, done.output
+    printed = json.loads(done.stdout.splitlines()[-1])
+    assert printed == json.loads((folder / "profile.json").read_text())
+    assert printed["pass"] == "both" and {each["implementation"] for each in printed["profiles"]} == {
+        "dft_gemm",
+        "torch_fft",
+    }
+    for name in ("stages", "roofline", "memory"):
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_for_counters_runs(runner: CliRunner) -> None:
+    item = plan(Request(operations=("band_limited_conv2d",), profile="smoke", implementations=("dft_gemm",)))[0]
+    assert "ncu --profile-from-start off" in deeper(item, "forward", "cuda")
+    command = shlex.split(deeper(item, "both", "cpu").partition("spectralbench ")[2])
+    done = runner.invoke(app, command)
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ((*SMALL, "--case", "99"), 2, "there are"),
+        ((*SMALL, "--once"), 2, "--once needs one --impl of: "),
+        ((*SMALL, "--impl", "direct"), 3, "no implementation serves this case here"),
+        ((*SMALL, "--impl", "direct", "--once"), 3, "it needs compression=0"),
+        ((*SMALL, "--impl", "cudnn"), 2, "unknown implementation 'cudnn'"),
+        (("profile", "band_limited_conv3d"), 2, "did you mean 'band_limited_conv2d'?"),
+        ((*SMALL, "--out", __file__), 2, "--out: "),
+    ],
+)
+def test_what_cannot_be_profiled_is_said(runner: CliRunner, arguments: tuple[str, ...], code: int, said: str) -> None:
+    done = runner.invoke(app, arguments)
+    assert done.exit_code == code and said in " ".join(done.output.split()), done.output
