@@ -9,12 +9,16 @@ RESULTS ?= bench-out
 # A process per core, each with one thread: threads of several processes on one core wait for each other.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: test full bench publish claims study fingerprints gpu lint clean
+.PHONY: test check full bench publish claims study fingerprints gpu lint clean
 
 # The second run is of the Triton kernels under their interpreter, which must be chosen before Triton is imported.
 test: .venv/ready
 	$(PYTEST)
 	TRITON_INTERPRET=1 $(PYTEST) --dist worksteal
+
+# Lint and a part of the suite that covers every module, one case of each test: between two edits.
+check: export SPECTRAL_EFFORT = 0
+check: lint test
 
 # Measures this machine in a few minutes, in a folder that git ignores; run again, it resumes.
 bench publish: .venv/ready

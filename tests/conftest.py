@@ -7,6 +7,7 @@ import random
 
 import pytest
 import torch
+from effort import EFFORT, in_a_check
 from guarded_interpreter import repair_interpreter
 
 from spectralkernels.launch import HAS_TRITON, interpreted
@@ -33,8 +34,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if interpreted() and not HAS_TRITON:
         for item in ours:
             item.add_marker(pytest.mark.skip(reason="triton is not installed"))
+    if EFFORT == 0:
+        ours, left = _a_part(ours)
+        others += left
     config.hook.pytest_deselected(items=others)
     items[:] = ours
+
+
+def _a_part(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
+    """(one case of every test that is not slow, the rest)."""
+    by_test: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        by_test.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    chosen = {
+        item
+        for cases in by_test.values()
+        for position, item in enumerate(cases)
+        if in_a_check(position, len(cases)) and item.get_closest_marker("slow") is None
+    }
+    return [item for item in items if item in chosen], [item for item in items if item not in chosen]
 
 
 @pytest.fixture

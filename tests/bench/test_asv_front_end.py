@@ -192,6 +192,7 @@ def test_imports_where_torch_and_triton_are_absent() -> None:
     assert not set(load_operations()) & set(done.stdout.split("'"))
 
 
+@pytest.mark.slow
 def test_imports_where_triton_is_absent_and_never_touches_cuda() -> None:
     refuse = "def refuse(*_): raise AssertionError('CUDA was touched')\n"
     patch = "import torch\ntorch.cuda.is_available = torch.cuda.device_count = torch.cuda._lazy_init = refuse\n"
@@ -245,6 +246,7 @@ def column(results: Path, benchmark: str, name: str) -> Any:
     return dict(zip(stored["result_columns"], row, strict=False)).get(name)
 
 
+@pytest.mark.slow
 def test_run_writes_results_with_units_and_versions(first_run: Path) -> None:
     benchmarks = json.loads((first_run / "benchmarks.json").read_text())
     time = benchmarks["operations.doubling.track_device_time"]
@@ -302,6 +304,7 @@ def test_publish_survives_every_value_that_we_emit(clone: Clone, first_run: Path
     assert graphs, "publish made no graph"
 
 
+@pytest.mark.slow
 def test_a_wrong_answer_fails_the_run(clone: Clone, first_run: Path) -> None:
     results = clone.path / "results/asv"
     kept = clone.path / "kept"

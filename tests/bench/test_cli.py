@@ -205,6 +205,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_exits_130_says_how_to_resume_and_leaves_whole_records(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(INTERRUPTED)
@@ -311,6 +312,7 @@ def test_a_misspelt_operation_is_answered_without_torch(tmp_path: Path) -> None:
 # list and machine
 
 
+@pytest.mark.slow
 def test_a_pin_replays_the_tiles_of_a_record(cli: Cli) -> None:
     _, out, _ = cli("run", "tiled", "--profile", "smoke", "--json")
     tiles = json.loads(out.splitlines()[0])["tiles"]

@@ -149,6 +149,7 @@ class TestInterpreted:
         ("size", "kept", "n"),
         [((70, 37), (5, 4), (71, 40)), ((17, 131), (34, 3), (67, 131)), ((33, 66), (9, 18), (34, 66))],
     )
+    @pytest.mark.slow
     def test_transforms_of_many_tiles(
         self, seed: int, guarded: None, size: tuple[int, int], kept: tuple[int, int], n: tuple[int, int], name: str
     ) -> None:
@@ -228,6 +229,7 @@ class TestInterpreted:
                 dft_triton(x, weight, bias, band, 1, precision=name)
             assert sorted(each.nbytes for each in saved) == sorted([0, size * band.modes * 6, weight.nbytes])
 
+    @pytest.mark.slow
     def test_opcheck_and_one_graph(self, seed: int) -> None:
         band = conv_band((5, 4), (3, 3), compression=0.5)
         x, weight, bias = tensors(2, 4, 4, 2, band)

@@ -209,6 +209,7 @@ class TestInterpreted:
         assert sum(each.nbytes for each in saved) == 8 * len(modes) * 6 + inputs[1].nbytes + mask.nbytes
 
     @pytest.mark.parametrize("form", ["steps", "cells"])
+    @pytest.mark.slow
     def test_opcheck_and_one_graph(self, seed: int, form: Any) -> None:
         band, inputs, n = problem((5, 4), (3, 3), (2, 4, 4, 2))
         mask = masks.hermitian(torch.rand(2, 1, n[0], n[1] // 2 + 1), n).requires_grad_()
