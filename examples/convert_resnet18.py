@@ -2,8 +2,7 @@
 
     python examples/convert_resnet18.py            # CIFAR stem, maps of 32 x 32; seconds on two CPU cores
 
-The network is written out as torchvision has it (names of parameters too, so that its weights load), because that is
-the only thing this example would need torchvision for.
+The network has torchvision's layers and names, so that its weights load; any other nn.Module will do.
 """
 
 from __future__ import annotations
@@ -12,56 +11,10 @@ import argparse
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import spectralkernels as sk
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut."""
-
-    def __init__(self, channels: int, out_channels: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, out_channels, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(out_channels)
-        self.relu = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(out_channels)
-        self.downsample: nn.Module | None = None
-        if stride != 1 or channels != out_channels:
-            shortcut = nn.Conv2d(channels, out_channels, 1, stride, bias=False)
-            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(out_channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
-
-
-class ResNet18(nn.Module):
-    """cifar: a 3x3 stem with stride 1 and no pooling, in place of 7x7 with stride 2 and a max pooling."""
-
-    def __init__(self, classes: int = 10, width: int = 64, cifar: bool = True) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False) if cifar else nn.Conv2d(3, width, 7, 2, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.Identity() if cifar else nn.MaxPool2d(3, 2, 1)
-        channels = width
-        for stage in range(4):
-            out_channels, stride = width << stage, 1 if stage == 0 else 2
-            blocks = nn.Sequential(
-                BasicBlock(channels, out_channels, stride), BasicBlock(out_channels, out_channels, 1)
-            )
-            setattr(self, f"layer{stage + 1}", blocks)
-            channels = out_channels
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(channels, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = stage(x)
-        return self.fc(self.avgpool(x).flatten(1))
+from spectralbench.networks.resnet import ResNet18
 
 
 def main(argv: Sequence[str] | None = None) -> nn.Module:
