@@ -19,7 +19,7 @@ from torch import Tensor
 from spectralbench.answers import poison, snapshot, tensors_in
 from spectralbench.exchange import SIDES, Exchange
 from spectralbench.gate import Expected, check, misfit
-from spectralkernels.declare import Case, Implementation, Operation, Pass
+from spectralkernels.declare import Case, Implementation, Operation, Pass, fitting
 from spectralkernels.errors import RangeError, Unsupported
 
 
@@ -66,7 +66,8 @@ class Question:
     def names(self, implementation: Implementation) -> tuple[str, ...]:
         """The inputs that `implementation` differentiates here."""
         own = implementation.gradients
-        return tuple(name for name in self.differentiated if own is None or name in own)
+        fit = self.differentiated if own is None else fitting(self.differentiated, own)
+        return tuple(name for name in self.differentiated if name in fit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,7 @@ def ask(
     if case.dtype not in operation.tolerance.relative:
         known = ", ".join(operation.tolerance.relative)
         raise RangeError(f"{operation.name} declares no tolerance for {case.dtype}; it has {known}")
-    differentiated = tuple(name for name in operation.gradients if _differentiable(inputs.get(name)))
+    differentiated = _differentiated(operation, inputs)
     reference = reference or operation.reference
     if pass_ != "forward" and not differentiated:
         raise Unsupported(f"{operation.name} has no input to differentiate, so no {pass_} pass")
@@ -217,7 +218,7 @@ def rehearse(
 
     Raises: Unsupported if it does not serve these inputs.
     """
-    differentiated = tuple(name for name in operation.gradients if _differentiable(inputs.get(name)))
+    differentiated = _differentiated(operation, inputs)
     question = Question(operation, case, "cpu", pass_, Exchange(inputs, {}), differentiated, ())
     if pass_ == "forward":
         bind(question, implementation).run()
@@ -301,7 +302,8 @@ def _fault(question: Question, bound: Bound, taken: Any) -> str | None:
     own, asked = bound.implementation.tolerance, getattr(torch, question.case.dtype)
     tolerance = question.tolerance(bound.implementation)
     with torch.no_grad():
-        found = check(given.dense, given.gradients, question.expected, tolerance)
+        floor = question.operation.gradient_floor
+        found = check(given.dense, given.gradients, question.expected, tolerance, floor)
     return found or misfit(itself, asked, own is not None, question.expected.output.device)
 
 
@@ -373,6 +375,11 @@ def _apart(found: Tensor, inputs: Mapping[str, Any]) -> Tensor:
 
 def _double(tensor: Tensor) -> Tensor:
     return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
+
+
+def _differentiated(operation: Operation, inputs: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the inputs that passes with gradients differentiate."""
+    return tuple(name for name in fitting(inputs, operation.gradients) if _differentiable(inputs[name]))
 
 
 def _differentiable(value: object) -> bool:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from spectralbench.answers import overlaps, tensors_in
-from spectralkernels.declare import Case, Operation, Pass, with_seed
+from spectralkernels.declare import Case, Operation, Pass, fitting, with_seed
 
 Side = Literal[0, 1]
 SIDES: tuple[Side, Side] = (0, 1)
@@ -97,7 +97,7 @@ def _slot(name: str, live: Tensor, other: Tensor) -> _Slot:
 
 
 def _second_set(operation: Operation, case: Case, inputs: Mapping[str, Any], device: str) -> dict[str, Tensor]:
-    candidates = operation.gradients or tuple(inputs)
+    candidates = fitting(inputs, operation.gradients) or tuple(inputs)
     moving = [name for name in candidates if _exchangeable(inputs.get(name))]
     drawn = operation.make_inputs(with_seed(case, case.seed + 1), device)
     alike = all(_alike(inputs[name], drawn[name]) for name in inputs if name not in moving)

@@ -8,7 +8,7 @@ result, never a failure (see metrics/approximation_error.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -55,7 +55,7 @@ def largest_error(got: Tensor, expected: Tensor) -> float:
     return difference / scale
 
 
-def largest_allowed(expected: Tensor, tolerance: float) -> float:
+def largest_allowed(expected: Tensor, tolerance: float, least: float = 0.0) -> float:
     """The largest error of one element of an answer whose relative L2 error is `tolerance`, if nothing is amiss.
 
         tolerance * (largest |expected| + rms(expected) sqrt(2 ln 2n)).
@@ -66,14 +66,15 @@ def largest_allowed(expected: Tensor, tolerance: float) -> float:
     wrong among very many vanish in the norm, and stand out here.
     """
     count = expected.numel()
-    rms = torch.linalg.vector_norm(expected).item() / math.sqrt(count)
+    rms = max(least, torch.linalg.vector_norm(expected).item() / math.sqrt(count))
     return tolerance * (expected.abs().max().item() + rms * math.sqrt(2 * math.log(2 * count)))
 
 
-def fault(got: Tensor, expected: Tensor, tolerance: float, what: str = "the answer") -> str | None:
+def fault(got: Tensor, expected: Tensor, tolerance: float, what: str = "the answer", least: float = 0.0) -> str | None:
     """What is wrong with `got`, with both numbers, or None if its error is within bounds, in norm and everywhere.
 
-    tolerance: of the relative L2 error; for single elements see `largest_allowed`.
+    tolerance: of the relative L2 error; for single elements see `largest_allowed`. least: the rms that `expected` is
+    taken to have where its own is less, so that zero may be missed by a rounding of what cancelled.
     """
     if got.shape != expected.shape:
         return f"{what} has shape {list(got.shape)}, the float64 reference has {list(expected.shape)}"
@@ -83,6 +84,12 @@ def fault(got: Tensor, expected: Tensor, tolerance: float, what: str = "the answ
         return None
     if not torch.isfinite(got).all():
         return f"{what} contains NaN or infinity, the float64 reference does not"
+    if torch.linalg.vector_norm(expected).item() < least * math.sqrt(expected.numel()):
+        worst, allowed = (
+            (_like(got, expected) - expected).abs().max().item(),
+            largest_allowed(expected, tolerance, least),
+        )
+        return None if worst <= allowed else f"{what} is off by {worst:.3g} at one element, allowed is {allowed:.3g}"
     if not got.any() and expected.any():
         return f"{what} is all zeros, the float64 reference is not"
     error = relative_error(got, expected)
@@ -115,14 +122,26 @@ def misfit(got: Tensor, asked: torch.dtype, coarse: bool, device: torch.device) 
     return None
 
 
-def check(output: Tensor, gradients: Mapping[str, Tensor], expected: Expected, tolerance: float) -> str | None:
-    """The first fault of an output and its gradients (of which `gradients` may hold none), or None."""
+def check(
+    output: Tensor, gradients: Mapping[str, Tensor], expected: Expected, tolerance: float, floor: float = 0.0
+) -> str | None:
+    """The first fault of an output and its gradients (of which `gradients` may hold none), or None.
+
+    floor: see `Operation.gradient_floor`.
+    """
     found = fault(output, expected.output, tolerance)
+    least = floor * _rms([expected.gradients[name] for name in gradients]) if floor else 0.0
     for name, gradient in gradients.items():
         found = found or fault(
-            gradient, expected.gradients[name], GRADIENT_FACTOR * tolerance, f"the gradient of {name}"
+            gradient, expected.gradients[name], GRADIENT_FACTOR * tolerance, f"the gradient of {name}", least
         )
     return found
+
+
+def _rms(tensors: Sequence[Tensor]) -> float:
+    """Of all elements of all tensors."""
+    squares = sum(torch.linalg.vector_norm(tensor).item() ** 2 for tensor in tensors)
+    return math.sqrt(squares / max(1, sum(tensor.numel() for tensor in tensors)))
 
 
 def _like(got: Tensor, expected: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ imports them from here, so this file knows nothing of torch, of Triton or of clo
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from spectralkernels.errors import RangeError
@@ -117,7 +118,7 @@ class Implementation:
     available: given "cpu" or "cuda", the reason why this machine cannot run it, or None.
     prepare: work done once per weight or mask, outside the clock; maps inputs to the inputs that `call` takes.
     supports: given the same keywords as `call` (after `prepare`), the reason why it cannot serve them, or None.
-    gradients: the inputs that it can differentiate; None means all of the operation's.
+    gradients: the inputs that it can differentiate, see `fitting`; None means all of the operation's.
     tolerance: of its accuracy class, where that is coarser than the operation's (None: the operation's).
     reference: the float64 answer of a rival that computes neither the operation nor its ideal (None: see
         `Operation.reference_of`); takes the operation's inputs by keyword.
@@ -163,7 +164,9 @@ class Operation:
     rivals: what a user would call instead (role rival). They compute `ideal`, or the `reference` they declare, are
         gated against it, timed beside the implementations and never dispatched to: their answer is another one.
     observe(case, output): facts that are neither times nor errors: achieved_compression, kept_fraction, stored_bytes.
-    gradients: the names of the inputs that a backward pass differentiates.
+    gradients: the names of the inputs that a backward pass differentiates, see `fitting`.
+    gradient_floor: a gradient smaller than this share of the rms of all is judged as if it were as large, because it
+        may be zero but for rounding, as that of a bias before a normalisation.
     """
 
     name: str
@@ -183,6 +186,7 @@ class Operation:
     observe: Callable[[Case, Any], Mapping[str, float]] = lambda case, output: {}
     rivals: tuple[Implementation, ...] = ()
     gradients: tuple[str, ...] = ()
+    gradient_floor: float = 0.0
 
     @property
     def subjects(self) -> tuple[Implementation, ...]:
@@ -228,6 +232,12 @@ class Operation:
             if blocks and name not in known:
                 raise RangeError(f"{self.name} has no parameter {name!r}; it has {', '.join(known)}")
         return [(case, block) for block in blocks for case in block.cases(self.name, overrides)]
+
+
+def fitting(names: Iterable[str], patterns: Sequence[str]) -> tuple[str, ...]:
+    """The names that a pattern fits, in the order of the patterns: `weight`, or `parameters.*` as in a shell."""
+    known = tuple(names)
+    return tuple(dict.fromkeys(name for pattern in patterns for name in known if fnmatchcase(name, pattern)))
 
 
 def with_seed(case: Case, seed: int) -> Case:

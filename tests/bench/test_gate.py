@@ -26,7 +26,7 @@ from toy_operation import (
 )
 
 from spectralbench.clock import FakeClock
-from spectralbench.gate import largest_error, relative_error
+from spectralbench.gate import Expected, check, largest_error, relative_error
 from spectralbench.outcome import Failed, Measured, Skipped
 from spectralkernels.declare import Pass
 
@@ -285,3 +285,22 @@ def test_a_rival_with_nothing_to_check_it_against_fails_and_loses_nothing_of_the
     outcomes = measure(operation=operation)
     assert isinstance(outcomes["keeps"], Measured)
     assert failed(outcomes["lost"]).error == "RangeError: toy has rivals but no ideal to check them against"
+
+
+def test_a_gradient_that_is_zero_but_for_rounding_is_judged_by_the_others() -> None:
+    """Of a bias before a normalisation: its float64 value is a rounding too, of which nothing can be asked."""
+    output, large = torch.ones(3, dtype=torch.float64), torch.linspace(1.0, 2.0, 40, dtype=torch.float64)
+    expected = Expected(output, {"weight": large, "bias": torch.tensor([3e-17, -1e-17], dtype=torch.float64)})
+
+    def judged(bias: list[float], floor: float) -> str | None:
+        gradients = {"weight": large.float(), "bias": torch.tensor(bias)}
+        return check(output.float(), gradients, expected, 1e-2, floor)
+
+    assert "the gradient of bias has relative L2 error" in str(judged([2e-7, -1e-7], 0.0))
+    assert judged([2e-7, -1e-7], 1e-3) is None
+    assert judged([0.0, 0.0], 1e-3) is None
+    assert "the gradient of bias is off by 0.01 at one element" in str(judged([0.01, 0.0], 1e-3))
+    # No more is forgiven than that: one that is small, and above the floor, is held to its own size.
+    small = Expected(output, {"weight": large, "bias": torch.tensor([0.02, -0.01], dtype=torch.float64)})
+    gradients = {"weight": large.float(), "bias": torch.tensor([0.02, -0.012])}
+    assert "the gradient of bias has relative L2 error" in str(check(output.float(), gradients, small, 1e-2, 1e-3))
