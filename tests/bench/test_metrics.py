@@ -26,7 +26,7 @@ SI = {"second", "byte", "joule", "1"}
 EXPECTED = {
     "device_time", "saved_bytes", "peak_allocated", "peak_reserved", "nvml_memory", "nvml_process_memory", "host_peak",
     "rounding_error", "rounding_error_max", "approximation_error", "approximation_error_sym", "achieved_compression",
-    "kept_fraction", "stored_bytes", "energy",
+    "kept_fraction", "stored_bytes", "energy", "saved_behind_relu", "parameter_bytes",
 }  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def test_errors_against_nothing_say_so() -> None:
 
 
 def test_facts_of_the_output_come_from_the_operation() -> None:
-    facts = {"achieved_compression": 0.25, "kept_fraction": 0.75, "stored_bytes": 96}
+    facts = {"achieved_compression": 0.25, "kept_fraction": 0.75, "stored_bytes": 96, "parameter_bytes": 64}
     operation = toy(implementation("a"), observe=lambda found, output: facts)
     for name, value in facts.items():
         assert of(name, operation) == (float(value),)
@@ -112,6 +112,22 @@ def test_saved_bytes_leave_out_branches_that_lead_nowhere() -> None:
 def test_saved_bytes_are_those_of_training_whatever_the_pass() -> None:
     for pass_ in ("forward", "both", "backward"):
         assert of("saved_bytes", pass_=pass_) == of("saved_bytes")
+
+
+def test_what_is_saved_behind_a_relu_counts_its_answer_once() -> None:
+    """What keeps the map itself costs nothing more; what keeps something made of it pays for both."""
+    x, w = 2 * 24 * 4, 24 * 4
+
+    def behind(call: Callable[[Tensor, Tensor], Tensor]) -> Any:
+        return of("saved_behind_relu", toy(implementation("a", call), reference=call_in_double(call), ideal=None))
+
+    def call_in_double(call: Callable[[Tensor, Tensor], Tensor]) -> Any:
+        return lambda x, w: call(x.double(), w.double())
+
+    assert behind(lambda x, w: x * w) == (x + w,)
+    assert behind(lambda x, w: (2 * x) * w) == (x + x + w,)
+    assert behind(lambda x, w: x + w) == (x,)
+    assert "differentiates no map x" in str(of("saved_behind_relu", toy(implementation("a", gradients=("w",)))))
 
 
 def test_saved_bytes_of_sparse_tensors_are_their_parts() -> None:

@@ -8,6 +8,8 @@ saved, inputs and weights included. What a custom autograd function hides as a p
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,8 +28,13 @@ class _Saved:
 def _sample(trial: Trial) -> list[float]:
     if trial.forward is None:
         raise Unsupported(f"{trial.implementation.name} has nothing to differentiate")
+    return [saved_by(trial.forward)]
+
+
+def saved_by(forward: Callable[[], Any]) -> float:
+    """Bytes that a forward pass keeps alive for its backward pass."""
     # What the first forward pass prepares for all later ones is not saved by each of them.
-    trial.forward()
+    forward()
     held: weakref.WeakSet[_Saved] = weakref.WeakSet()
 
     def pack(tensor: Tensor) -> _Saved:
@@ -37,12 +44,12 @@ def _sample(trial: Trial) -> list[float]:
         return saved
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
-        output = trial.forward()
+        output = forward()
     storages = [part.untyped_storage() for saved in held for part in _parts(saved.tensor)]
     sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
     # The graph hangs on the output.
     del output
-    return [float(sum(sizes.values()))]
+    return float(sum(sizes.values()))
 
 
 def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
