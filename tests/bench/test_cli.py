@@ -20,11 +20,10 @@ from fake_operations import SOURCES, load_operations
 from rich.console import Console
 from test_cli_tables import measured
 
-from spectralbench import __version__, choices, environment, sweep
+from spectralbench import __version__, choices, environment, sweep, workloads
 from spectralbench.cli import main, sweeping, terminal
 from spectralbench.cli.machine import asv_machine, write_asv_machine
 from spectralbench.record import environment_line, read_tree, record_line
-from spectralkernels import ops
 from spectralkernels.declare import PROFILES
 
 Answer = tuple[int, str, str]
@@ -509,4 +508,4 @@ def test_choices_that_cannot_be_written_are_shown_and_the_place_is_named(
 
 
 def test_operations_are_known_by_their_files_without_an_import() -> None:
-    assert sorted(terminal.operation_names()) == sorted(ops.load_operations())
+    assert sorted(terminal.operation_names()) == sorted(workloads.load_operations())

@@ -58,8 +58,9 @@ def operation_names() -> list[str]:
     """The operations by their files, without importing them: that would import torch."""
     found = importlib.util.find_spec("spectralkernels")
     assert found is not None and found.submodule_search_locations, "spectralkernels is installed with spectralbench"
-    folders = [str(Path(folder) / "ops") for folder in found.submodule_search_locations]
-    return [module.name for module in pkgutil.iter_modules(folders)]
+    folders = [Path(folder) / "ops" for folder in found.submodule_search_locations]
+    workloads = Path(__file__).parent.parent / "workloads"
+    return [module.name for folder in (*folders, workloads) for module in pkgutil.iter_modules([str(folder)])]
 
 
 def check_operations(names: Sequence[str] | None) -> None:

@@ -107,15 +107,16 @@ class SpecNetConv2d(nn.Module):
     Input and output: Real, of the sizes of the convolution that it stands for.
     """
 
-    def __init__(self, conv: nn.Conv2d, beta: float) -> None:
+    def __init__(self, conv: nn.Conv2d, beta: float, impl: str = "auto") -> None:
         super().__init__()
+        self.impl = impl
         self.weight, self.bias, self.stride, self.beta = conv.weight, conv.bias, conv.stride, beta
         assert not isinstance(conv.padding, str), "_specnet_fits takes no other"
         self.padding = conv.padding
 
     def forward(self, x: Tensor) -> Tensor:
         sides = [size + taps - 1 for size, taps in zip(x.shape[2:], self.weight.shape[2:], strict=True)]
-        packed = sk.spec_block(x, self.weight, self.beta)
+        packed = sk.spec_block(x, self.weight, self.beta, impl=self.impl)
         circle = torch.fft.irfft2(packed.to_dense(), s=sides, norm="ortho").roll(self.padding, (2, 3))
         high, wide = (
             size + 2 * pad - taps + 1
