@@ -18,6 +18,7 @@ from spectralbench.cli import (
     fingerprinting,
     listing,
     machine,
+    modelling,
     profiling,
     reading,
     sweeping,
@@ -50,6 +51,7 @@ def _options(
 
 app.command("list")(listing.list_)
 app.command("run")(sweeping.run)
+app.command("model")(modelling.model)
 app.command("plot")(reading.plot)
 app.command("report")(reading.report)
 app.command("alert")(reading.alert)

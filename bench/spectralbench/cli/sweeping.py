@@ -82,10 +82,7 @@ def run(
             pin=_pins(pin),
             sources=sweep.SOURCES,
         )
-        done = _dry_run(request, results) if dry_run else _run(request, results, quiet)
-    if not quiet:
-        _talk_about(done, dry_run)
-        _talk_about_pins(request, done)
+        done = _dry_run(request, results, quiet) if dry_run else swept(request, results, quiet)
     if dry_run:
         _print_plan(done, as_json)
         return
@@ -145,7 +142,8 @@ class Bar:
                 self.bar.console.print(printable(text), markup=False)
 
 
-def _run(request: Request, results: Path, quiet: bool) -> Sweep:
+def swept(request: Request, results: Path, quiet: bool) -> Sweep:
+    """Sweep with a bar, and say what the table will not; exit with 2 where records cannot be kept."""
     from spectralbench import sweep
     from spectralbench.journal import JournalError
     from spectralbench.worker import WorkerBroken
@@ -156,9 +154,13 @@ def _run(request: Request, results: Path, quiet: bool) -> Sweep:
         terminal.say(doubt)
     try:
         with watch.bar:
-            return sweep.run(request, results, surroundings, watch)
+            done = sweep.run(request, results, surroundings, watch)
     except (JournalError, WorkerBroken) as error:
         raise terminal.fail(str(error), 2) from None
+    if not quiet:
+        _talk_about(done, dry_run=False)
+        _talk_about_pins(request, done)
+    return done
 
 
 def busy(surroundings: Mapping[str, Any]) -> str | None:
@@ -172,10 +174,14 @@ def busy(surroundings: Mapping[str, Any]) -> str | None:
     )
 
 
-def _dry_run(request: Request, results: Path) -> Sweep:
+def _dry_run(request: Request, results: Path, quiet: bool) -> Sweep:
     from spectralbench import sweep
 
-    return sweep.preview(request, results, sweep.surroundings(request.device, request.pin))
+    done = sweep.preview(request, results, sweep.surroundings(request.device, request.pin))
+    if not quiet:
+        _talk_about(done, dry_run=True)
+        _talk_about_pins(request, done)
+    return done
 
 
 def _talk_about(done: Sweep, dry_run: bool) -> None:

@@ -1,0 +1,106 @@
+"""Stored steps of one network as rows, one per kind of layers and rate (standard library only)."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from spectralbench.record import Record
+
+OPERATION = "model_step"
+NATIVE, FULL, SPECNET = "native", "torch_fft_full", "specnet"
+PHC = "phc"
+"""Not an implementation: native layers of a network whose kernels are Kronecker products."""
+RATED = ("band_limited", "torch_fft")
+"""Kinds whose function depends on the compression."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One kind of layers at one rate; what was not measured is None.
+
+    rate: `0.5` of a compression, `beta 1`, `n 4`, or nothing. inference, step: seconds. inference_ratio, step_ratio:
+    native's time over this one's, each of the same interleaved rounds. saved, peak: bytes of a training step.
+    achieved: the real compression. error: of the answer to an inference against the network as it was built.
+    failed: why there is no number.
+    """
+
+    layers: str
+    rate: str
+    inference: float | None
+    inference_ratio: float | None
+    step: float | None
+    step_ratio: float | None
+    saved: float | None
+    peak: float | None
+    achieved: float | None
+    error: float | None
+    failed: str | None
+
+
+def rate(record: Record) -> str:
+    """What tells records of one kind of layers apart."""
+    if record.case["n"] != 1:
+        return f"n {record.case['n']}"
+    if record.implementation in RATED:
+        return f"{record.case['compression']:g}"
+    return f"beta {record.case['beta']:g}" if record.implementation == SPECNET else ""
+
+
+def rows(records: Iterable[Record]) -> list[Row]:
+    """A row for each kind of layers and rate, native first, then as they come."""
+    steps = [record for record in records if record.operation == OPERATION and record.status != "skipped"]
+    keys = list(dict.fromkeys((_layers(record), rate(record)) for record in steps))
+    order = list(dict.fromkeys([NATIVE, *(layers for layers, _ in keys)]))
+    keys.sort(key=lambda key: order.index(key[0]))
+    return [_row(key, [record for record in steps if (_layers(record), rate(record)) == key], steps) for key in keys]
+
+
+def _layers(record: Record) -> str:
+    return PHC if record.case["n"] != 1 else record.implementation
+
+
+def _row(key: tuple[str, str], own: Sequence[Record], steps: Sequence[Record]) -> Row:
+    inferences = [record for record in own if record.case["mode"] == "eval"]
+    trainings = [record for record in own if record.case["mode"] == "train"]
+    failed = next((f"{record.failure}: {record.reason}" for record in own if record.status == "failed"), None)
+    return Row(
+        layers=key[0],
+        rate=key[1],
+        inference=_median(inferences, ("device_time",)),
+        inference_ratio=_ratio(inferences, steps),
+        step=_median(trainings, ("device_time",)),
+        step_ratio=_ratio(trainings, steps),
+        saved=_median(trainings, ("saved_bytes",)),
+        peak=_median(trainings, ("peak_allocated", "host_peak")),
+        achieved=_median(inferences or trainings, ("achieved_compression",)),
+        error=_median(inferences, ("approximation_error",)),
+        failed=failed,
+    )
+
+
+def _median(records: Sequence[Record], metrics: Sequence[str]) -> float | None:
+    """Over cases and processes, of the first of the metrics that was taken."""
+    for metric in metrics:
+        found = [taken.median for record in records if (taken := record.metric(metric)) is not None]
+        if found:
+            return statistics.median(found)
+    return None
+
+
+def _ratio(own: Sequence[Record], steps: Sequence[Record]) -> float | None:
+    """Native's time over this one's where both were timed in the same rounds."""
+    ratios = []
+    for record in own:
+        beside = [other for other in steps if other.implementation == NATIVE and _rounds(other) == _rounds(record)]
+        native = beside[0].metric("device_time") if beside else None
+        mine = record.metric("device_time")
+        if native is not None and mine is not None and mine.median > 0 and record.case["n"] == 1:
+            ratios.append(native.median / mine.median)
+    return statistics.median(ratios) if ratios else None
+
+
+def _rounds(record: Record) -> tuple[Mapping[str, object], str, int]:
+    """What the records that were timed in the same rounds share."""
+    return record.case, record.pass_, record.replicate
