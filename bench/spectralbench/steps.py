@@ -12,7 +12,7 @@ OPERATION = "model_step"
 NATIVE, FULL, SPECNET = "native", "torch_fft_full", "specnet"
 PHC = "phc"
 """Not an implementation: native layers of a network whose kernels are Kronecker products."""
-RATED = ("band_limited", "torch_fft")
+RATED = ("band_limited", "band_limited_bits", "torch_fft")
 """Kinds whose function depends on the compression."""
 
 

@@ -70,7 +70,7 @@ def test_only_cases_in_which_something_changes_are_asked_for():
 def test_what_cannot_be_asked_for_is_answered_with_what_can():
     for layers, message in [
         (("band_limitd",), "did you mean 'band_limited'"),
-        (("",), "known: band_limited, torch_fft"),
+        (("",), "known: band_limited, band_limited_bits"),
     ]:
         with pytest.raises(RangeError, match=message):
             model_request.asked("lenet", layers, None, None)

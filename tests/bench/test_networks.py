@@ -104,12 +104,12 @@ def relative(got: Tensor, want: Tensor) -> float:
 @pytest.mark.parametrize("size", [(13, 12), (17, 9)])
 def test_one_function_by_three_ways(compression: float, size: tuple[int, int], seed: int):
     x = torch.randn(2, 3, *size, dtype=torch.float64)
-    models = {kind: small().double() for kind in ("native", "band_limited", "torch_fft", "exact")}
+    models = {kind: small().double() for kind in ("native", "band_limited", "band_limited_bits", "torch_fft", "exact")}
     answers = {}
     for kind, model in models.items():
         model.load_state_dict(models["native"].state_dict())
         answers[kind] = applied(model, kind, compression=compression)(x)
-    for kind in ("band_limited", "torch_fft"):
+    for kind in ("band_limited", "band_limited_bits", "torch_fft"):
         assert relative(answers[kind], answers["exact"]) < 1e-12, kind
     apart = relative(answers["exact"], answers["native"])
     assert apart < 1e-12 if compression == 0.0 else apart > 1e-3

@@ -24,9 +24,13 @@ def model(
     network: Annotated[str, typer.Argument(metavar="NETWORK", help="A name, or your own as package.module:function.")],
     layers: Annotated[
         list[str] | None,
-        typer.Option("--layers", help="native, band_limited, torch_fft, torch_fft_full, specnet, phc (a,b)."),
+        typer.Option(
+            "--layers", help="native, band_limited, band_limited_bits, torch_fft, torch_fft_full, specnet, phc."
+        ),
     ] = None,
-    compression: Annotated[str, typer.Option(help="Rates of band_limited and torch_fft.")] = "0,0.5,0.8",
+    compression: Annotated[
+        str, typer.Option(help="Rates of band_limited, band_limited_bits and torch_fft.")
+    ] = "0,0.5,0.8",
     beta: Annotated[str, typer.Option(help="Thresholds of specnet.")] = "1",
     n: Annotated[str, typer.Option("--n", help="Numbers of Kronecker products of phc.")] = "4",
     batch: Annotated[int | None, typer.Option(min=1, help="Examples in a batch; default 8.")] = None,

@@ -1,11 +1,12 @@
 """The kinds of layers that the convolutions of a network can be turned to; the parameters stay, where they can.
 
-    native        torch's convolutions, as built
-    band_limited  ours, at a compression: `sk.nn.convert`
-    torch_fft     the same function by torch.fft at every layer; a stride takes samples of the answer to stride 1
-    exact         the same function in float64, by the references of the operations
-    specnet       SpecNet's block at a beta, and back to maps: packed thresholded spectra are what is saved
-    phc           kernels that are sums of n Kronecker products, with parameters of their own
+    native             torch's convolutions, as built
+    band_limited       ours, at a compression: `sk.nn.convert`
+    band_limited_bits  the same, and ReLUs that save a bit per element
+    torch_fft          the same function by torch.fft in every layer; a stride takes samples of the answer to stride 1
+    exact              the same function in float64, by the references of the operations
+    specnet            SpecNet's block at a beta, and back to maps: packed thresholded spectra are what is saved
+    phc                kernels that are sums of n Kronecker products, with parameters of their own
 
 Every kind leaves alone what it cannot turn: 1x1 kernels, groups where it has none, layers that `convert` keeps.
 """
@@ -24,14 +25,14 @@ from spectralkernels.convolution.geometry import conv_band
 from spectralkernels.errors import RangeError
 from spectralkernels.ops import load_operation
 
-CONVERTED = ("band_limited", "torch_fft", "exact")
+CONVERTED = ("band_limited", "band_limited_bits", "torch_fft", "exact")
 KINDS = ("native", *CONVERTED, "specnet", "phc")
 
 
 def applied(model: nn.Module, kind: str, *, compression: float = 0.0, beta: float = 1.0, n: int = 1) -> nn.Module:
     """The model with its convolutions turned to `kind`, in place.
 
-    compression: of "band_limited", "torch_fft" and "exact". beta: of "specnet". n: of "phc".
+    compression: of the kinds that `convert` makes. beta: of "specnet". n: of "phc".
     Raises: RangeError on an unknown kind, and where the model has no layer that can be turned to it.
     """
     if kind not in KINDS:
@@ -39,7 +40,7 @@ def applied(model: nn.Module, kind: str, *, compression: float = 0.0, beta: floa
     if kind == "native":
         return model
     if kind in CONVERTED:
-        turned = sk.nn.convert(model, compression=compression).swapped
+        turned = sk.nn.convert(model, compression=compression, relu_bits=kind == "band_limited_bits").swapped
         for name in turned if kind in _TWINS else ():
             layer = model.get_submodule(name)
             layer.__class__ = _TWINS[kind][type(layer)]

@@ -149,7 +149,7 @@ _RESNET: _Axes = {
     "n": (1,),
 }
 _LENET: _Axes = {**_RESNET, "network": ("lenet",), "input": ("1x28x28",), "compression": (0.0, 0.5)}
-_BANDS = ("band_limited", "torch_fft", "native", "torch_fft_full")
+_BANDS = ("band_limited", "band_limited_bits", "torch_fft", "native", "torch_fft_full")
 
 
 def _steps(axes: _Axes, implementations: tuple[str, ...] | None = _BANDS) -> tuple[Block, Block]:
@@ -187,6 +187,12 @@ OPERATION = Operation(
     tolerance=Tolerance({"float32": 1e-2}, _ROUNDING),
     implementations=(
         _subject("band_limited", "kernel", "ours: sk.nn.convert(model, compression=c)", "band_limited"),
+        _subject(
+            "band_limited_bits",
+            "kernel",
+            "ours: sk.nn.convert(model, compression=c, relu_bits=True)",
+            "band_limited_bits",
+        ),
         _subject("torch_fft", "baseline", "Dziedzic et al. 2019: torch.fft in every layer", "torch_fft"),
     ),
     auto=lambda **inputs: Decision("band_limited", "whatever its layers choose"),

@@ -11,12 +11,14 @@ from spectralkernels.nn.convolution import BandLimitedConv1d, BandLimitedConv2d,
 from spectralkernels.nn.parametrised import PHConv2d, SpectralConv2d
 from spectralkernels.nn.pooling import DiffStride2d, FrequencyDropout2d, SpectralPool2d
 from spectralkernels.nn.rates import freeze_from_energy, set_compression
+from spectralkernels.nn.relu import BitReLU
 from spectralkernels.nn.reporting import LayerReport, ModelReport, report
 from spectralkernels.nn.spec_block import SpecBlock
 
 __all__ = [
     "BandLimitedConv1d",
     "BandLimitedConv2d",
+    "BitReLU",
     "Conversion",
     "Decision",
     "DiffStride2d",

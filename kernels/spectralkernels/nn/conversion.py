@@ -19,6 +19,7 @@ from spectralkernels.checks import check_compression
 from spectralkernels.convolution.geometry import GridChoice
 from spectralkernels.errors import DtypeError, RangeError
 from spectralkernels.nn.convolution import BandLimitedConv1d, BandLimitedConv2d, _BandLimited, _Spectral, unsupported
+from spectralkernels.nn.relu import BitReLU
 from spectralkernels.nn.table import table
 
 TWINS: dict[type[nn.Module], type[_BandLimited]] = {nn.Conv1d: BandLimitedConv1d, nn.Conv2d: BandLimitedConv2d}
@@ -39,10 +40,14 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """What `convert` did: the model (the same object unless it was copied), and a decision for every convolution."""
+    """What `convert` did: the model (the same object unless it was copied), and a decision for every convolution.
+
+    relus: names of the ReLUs that save bits now.
+    """
 
     model: nn.Module
     decisions: tuple[Decision, ...]
+    relus: tuple[str, ...] = ()
 
     @property
     def swapped(self) -> tuple[str, ...]:
@@ -53,6 +58,7 @@ class Conversion:
         rows = [
             (d.name or "(the model)", d.layer, "swapped" if d.swapped else "kept", d.because) for d in self.decisions
         ]
+        rows += [(name, "ReLU", "swapped", "saves a bit per element") for name in self.relus]
         return table(("layer", "type", "", "because"), rows)
 
 
@@ -63,6 +69,7 @@ def convert(
     where: Where = None,
     copy: bool = False,
     pointwise: bool = False,
+    relu_bits: bool = False,
     grid: GridChoice = "tight",
     impl: str = "auto",
 ) -> Conversion:
@@ -74,6 +81,8 @@ def convert(
     where: which layers, by name pattern (as in a shell), type, or predicate of (name, module); default is all.
     copy: leave `model` as it is and convert a deep copy, `.model` of the answer. pointwise: 1x1 kernels too, which have
         nothing to gain from a spectrum. grid, impl: as in `band_limited_conv2d`.
+    relu_bits: make a `BitReLU` of every torch.nn.ReLU, so that a map is not saved by the ReLU that makes it beside the
+        spectrum that the convolution behind it saves; whatever `where` says, because none knows what comes behind it.
     Kept, with the reason: what `where` leaves out, subclasses of torch's layers, strides and dilations that the
     operation does not have, parametrised or pruned weights, layers used under several names, replaced `forward`s.
     Returns: the decisions, to be printed. Weights, buffers and hooks stay as they are.
@@ -108,7 +117,10 @@ def convert(
             layer = target.get_submodule(name)
             layer.__dict__.update(compression=compression, grid=grid, impl=impl)
             layer.__class__ = TWINS[type(layer)]
-    return Conversion(target, tuple(decisions))
+    relus = tuple(name for name, module in target.named_modules() if relu_bits and _plain_relu(module))
+    for name in relus:
+        target.get_submodule(name).__class__ = BitReLU
+    return Conversion(target, tuple(decisions), relus)
 
 
 def chooser(where: Where) -> Callable[[str, nn.Module], bool]:
@@ -139,6 +151,10 @@ def band_limited(model: nn.Module, where: Where = None) -> Iterator[tuple[str, _
     if not chosen:
         raise RangeError(f"where={where!r} matches none of the band-limited layers {', '.join(n for n, _ in found)}")
     yield from chosen
+
+
+def _plain_relu(module: nn.Module) -> bool:
+    return type(module) is nn.ReLU and "forward" not in module.__dict__
 
 
 def _names(model: nn.Module) -> dict[int, list[str]]:
