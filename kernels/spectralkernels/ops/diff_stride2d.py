@@ -30,7 +30,7 @@ from spectralkernels.errors import DtypeError, RangeError, ShapeError
 from spectralkernels.inputs import feature_map
 from spectralkernels.masks import soft_window_side
 from spectralkernels.masks.window import held_stride, ramp
-from spectralkernels.resampling import check_target, factors, resample
+from spectralkernels.resampling import check_target, factors
 from spectralkernels.spectra import half
 
 
@@ -112,7 +112,9 @@ def _dft_gemm(
             synthesis, analysis, frequency = factors(n, m, "drop", dtype, x.device)
             window = ramp(frequency, n, strides[axis].to(dtype), smoothness)
             matrices.append((synthesis * window) @ analysis)
-        return resample(x.to(dtype), matrices[0] * scale, matrices[1]).to(x.dtype)
+        # Columns first: theirs is one product over all planes, and so is its gradient to the matrix.
+        y = torch.matmul(matrices[0] * scale, torch.matmul(x.to(dtype), matrices[1].t()))
+        return y.to(x.dtype)
 
 
 def _symmetric(compat: bool, **rest: Any) -> str | None:
