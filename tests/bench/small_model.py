@@ -44,5 +44,22 @@ class _Two(nn.Module):
         return y, torch.relu(y)
 
 
+class _Drops(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(self.conv(x), 0.5, self.training)
+
+
+def drops_out() -> nn.Module:
+    return _Drops()
+
+
+def leaves() -> nn.Module:
+    raise SystemExit(3)
+
+
 def two_answers() -> nn.Module:
     return _Two()

@@ -167,6 +167,7 @@ def test_a_readers_own_model_from_the_working_directory(cli: Callable[..., Answe
         (("resnet_18",), "unknown network 'resnet_18', did you mean 'resnet18'?"),
         (("lenet", "--layers", "fast"), "unknown layers 'fast'; known: band_limited"),
         (("lenet", "--input", "3x28x28"), "lenet does not take an input of 8x3x28x28"),
+        (("lenet", "--figure", "out.xyz"), "--figure writes .png, .svg, .pdf, got 'out.xyz'"),
         (("lenet", "--input", "28"), "an input is written as channels and sides"),
         (("lenet", "--compression", "1.5"), "compression"),
         (("lenet", "--compression", "half"), "compression takes numbers"),

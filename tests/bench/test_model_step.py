@@ -106,6 +106,8 @@ def test_the_rate_of_a_network_is_weighted_by_maps():
         ("small_model:without_convolutions", (2, 9, 8), "has no convolution"),
         ("small_model:no_module", (2, 9, 8), "must return a torch.nn.Module, it returned int"),
         ("small_model:fails", (2, 9, 8), "failed to build its model: KeyError: 'weights.pt'"),
+        ("small_model:leaves", (2, 9, 8), "failed to build its model: SystemExit: 3"),
+        ("small_model:drops_out", (2, 9, 8), "answers differently from call to call"),
         ("small_model:two_answers", (2, 9, 8), "must answer one floating-point tensor, it answered tuple"),
         ("small_model:build", (3, 9, 8), "does not take an input of 2x3x9x8: RuntimeError"),
         ("small_model:missing", (2, 9, 8), "cannot be imported"),

@@ -17,7 +17,7 @@ from spectralbench.record import record_line
 from spectralbench.steps import Row, rows
 
 MIB = 1024**2
-WIDTH = 80
+PICTURES = (".png", ".svg", ".pdf")
 
 
 def model(
@@ -47,6 +47,8 @@ def model(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no talk but errors.")] = False,
 ) -> None:
     """Time, weigh and check the steps of a network, kinds of layers interleaved; running again resumes."""
+    if figure is not None and figure.suffix.lower() not in PICTURES:
+        raise terminal.fail(f"--figure writes {', '.join(PICTURES)}, got {figure.name!r}", 2)
     with terminal.usage_errors():
         from spectralbench import model_request, sweep
 
@@ -105,7 +107,7 @@ def steps_table(title: str, found: Sequence[Row]) -> Table:
             _number(row.error, 1e-2),
         ]
         if row.failed is not None:
-            cells[0] = "[red]failed[/red]"
+            cells[0 if row.inference is None else 2] = "[red]failed[/red]"
         table.add_row(escape(row.layers), escape(row.rate), *cells)
     return table
 
@@ -130,5 +132,7 @@ def _draw(found: Sequence[Row], title: str, path: Path) -> None:
         raise terminal.fail(
             f"figures need {missing.name}; install them with: pip install 'spectralbench[plots]'", 2
         ) from None
-    except (OSError, ValueError) as error:
-        raise terminal.fail(f"cannot write {path}: {error}", 2) from None
+    except ValueError as error:
+        raise terminal.fail(f"no figure: {error}", sweeping.NOTHING) from None
+    except OSError as error:
+        raise terminal.fail(f"cannot write {path}: {error.strerror or error}", 2) from None

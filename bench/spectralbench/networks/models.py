@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections.abc import Callable
 from functools import lru_cache
+from math import prod
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ def built(name: str, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         try:
             model = make()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise RangeError(f"{name} failed to build its model: {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise RangeError(f"{name} must return a torch.nn.Module, it returned {type(model).__name__}")
@@ -48,7 +49,7 @@ def _own(name: str) -> Callable[[], object]:
         sys.path.append(str(Path.cwd()))
     try:
         make = getattr(importlib.import_module(module), function)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RangeError(f"{name} cannot be imported from {Path.cwd()}: {type(error).__name__}: {error}") from error
     if not callable(make):
         raise RangeError(f"{name} must be a function without arguments, it is {type(make).__name__}")
@@ -65,22 +66,28 @@ def sides(text: str) -> tuple[int, ...]:
 
 @lru_cache(maxsize=32)
 def check(name: str, batch: int, shape: tuple[int, ...]) -> int:
-    """Call the model of that name once, forward, on a batch of this shape; returns how many parameters it has.
+    """Call the model of that name, forward, on a batch of this shape; returns how many parameters it has.
 
-    Raises: RangeError if it cannot be built, has no convolution, fails on such an input, or answers anything but one
-    floating-point tensor.
+    Raises: RangeError if it cannot be built, has no convolution, fails on such an input, answers anything but one
+    floating-point tensor, or answers differently from call to call.
     """
-    model = ready(built(name, 0), training=False)
+    model = ready(built(name, 0), training=True)
     if not any(isinstance(module, _ConvNd) for module in model.modules()):
         raise RangeError(f"{name} has no convolution, so there is nothing to turn to another kind of layers")
     try:
         with torch.no_grad():
-            y = model(torch.zeros(batch, *shape))
+            x = torch.linspace(-1.0, 1.0, batch * prod(shape)).view(batch, *shape)
+            y, again = model(x), model(x)
     except Exception as error:
         size = "x".join(map(str, (batch, *shape)))
         raise RangeError(f"{name} does not take an input of {size}: {type(error).__name__}: {error}") from error
     if not isinstance(y, Tensor) or not y.is_floating_point():
         raise RangeError(f"{name} must answer one floating-point tensor, it answered {type(y).__name__}")
+    if not torch.allclose(y, again, rtol=1e-3, atol=1e-6, equal_nan=True):
+        raise RangeError(
+            f"{name} answers differently from call to call, so that no step of it can be checked; layers of torch.nn "
+            "that drop out are turned off, functions that do are its own to turn off"
+        )
     return sum(parameter.numel() for parameter in model.parameters())
 
 
