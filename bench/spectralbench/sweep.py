@@ -39,7 +39,7 @@ BUDGETS: Mapping[str, Mapping[str, float]] = {
 }
 """Fields of `measure.Budget` per profile; what is left out keeps its default."""
 
-SOURCES = Sources()
+SOURCES = Sources(operations="spectralbench.workloads:load_operations")
 """What the command line sweeps and measures with."""
 
 DEVICES = ("cpu", "cuda")

@@ -33,7 +33,7 @@ class Sources:
     operations(): every Operation by name. measure: see `measure.measure_states`. clock: see `clock.clock_for`.
     """
 
-    operations: str = "spectralbench.workloads:load_operations"
+    operations: str = "spectralkernels.ops:load_operations"
     measure: str = "spectralbench.measure:measure_states"
     clock: str = "spectralbench.clock:clock_for"
 

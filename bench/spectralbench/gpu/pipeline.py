@@ -44,7 +44,7 @@ class Run:
     commit: str | None = None
     processes: int | None = None
     tests: bool = False
-    sources: sweep.Sources = sweep.SOURCES
+    sources: sweep.Sources = field(default_factory=sweep.Sources)
     say: Callable[[str], None] = say
     environment: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
