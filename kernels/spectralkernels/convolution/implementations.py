@@ -30,6 +30,7 @@ from spectralkernels.convolution.geometry import (
     check_arguments,
     check_spectrum_arguments,
     conv_band,
+    fits_matrices,
 )
 from spectralkernels.declare import Decision, Implementation, Operation, Role, Tolerance
 from spectralkernels.dispatch import dispatch
@@ -86,13 +87,18 @@ def auto(x: Tensor, weight: Tensor | WeightSpectrum, bias: Tensor | None, band: 
     package was imported or loaded since. One call with `impl="dft_native"` builds it for good.
     """
     if isinstance(weight, WeightSpectrum):
-        return Decision("dft_gemm_frozen", "the weight is frozen, so that its transform is already there")
+        because = "the weight is frozen, so that its transform is already there"
+        if (why := fits_matrices(x, band)) is not None:
+            return Decision("torch_fft_frozen", f"{because}, and {why}")
+        return Decision("dft_gemm_frozen", because)
     depthwise = weight.shape[1] == 1
     if band.compression == 0.0:
         if x.device.type != "cpu":
             return Decision("direct", "nothing is dropped, and no GPU has been measured yet")
         if (why := _direct_is_faster(x, weight, band, groups, depthwise)) is not None:
             return Decision("direct", f"nothing is dropped, and {why}")
+    if (why := fits_matrices(x, band)) is not None:
+        return Decision("torch_fft", why)
     if depthwise and len(band.n) == 1 and band.size[0] >= LONG_DEPTHWISE_SERIES:
         return Decision("torch_fft", f"from {LONG_DEPTHWISE_SERIES} samples an FFT per series beats a matrix on a CPU")
     if x.device.type == "cpu" and build.READY:
@@ -237,13 +243,19 @@ _IMPLICIT_GEMM = "depthwise implicit GEMM after Ding et al. 2022, in Triton"
 _PAPER = "Dziedzic et al. 2019, sections 3.2-3.3"
 
 IMPLEMENTATIONS = (
-    Implementation("dft_gemm", "kernel", dft_gemm, "truncated DFT as matrix products", supports=_tensor_weight()),
+    Implementation(
+        "dft_gemm",
+        "kernel",
+        dft_gemm,
+        "truncated DFT as matrix products",
+        supports=_tensor_weight(fits_matrices),
+    ),
     Implementation(
         "dft_gemm_frozen",
         "kernel",
         dft_gemm,
         "the same with the weight transformed once, outside the clock",
-        supports=_needs_spectrum,
+        supports=_all_of(_needs_spectrum, fits_matrices),
         prepare=prepare_frozen,
         frozen=True,
         gradients=("x", "bias"),
@@ -289,6 +301,16 @@ IMPLEMENTATIONS = (
         tolerance=_TF32,
     ),
     Implementation("torch_fft", "baseline", baselines.torch_fft, _PAPER, supports=_tensor_weight()),
+    Implementation(
+        "torch_fft_frozen",
+        "baseline",
+        baselines.torch_fft_frozen,
+        f"{_PAPER}, with the weight transformed once, outside the clock",
+        supports=_needs_spectrum,
+        prepare=prepare_frozen,
+        frozen=True,
+        gradients=("x", "bias"),
+    ),
     Implementation(
         "torch_fft_fast",
         "baseline",

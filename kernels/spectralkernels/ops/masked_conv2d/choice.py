@@ -12,6 +12,7 @@ from spectralkernels.convolution.geometry import WeightSpectrum
 from spectralkernels.declare import Decision
 from spectralkernels.masks.modes import ModeList
 from spectralkernels.ops.masked_conv2d.baselines import all_pass
+from spectralkernels.ops.masked_conv2d.dft_gemm import fits_matrices
 from spectralkernels.spectra import Band, half
 
 # Arithmetic of the matrix products over that of the FFTs from which the FFTs are faster. Batch 2, K = 7, one EPYC core,
@@ -32,7 +33,12 @@ def auto(
 ) -> Decision:
     """The library convolution or torch.fft where they are faster on a CPU, else the matrix products."""
     if isinstance(weight, WeightSpectrum):
-        return Decision("dft_gemm_frozen", "the weight is frozen, so that its transform is already there")
+        because = "the weight is frozen, so that its transform is already there"
+        if (why := fits_matrices(x, band, modes)) is not None:
+            return Decision("torch_fft_frozen", f"{because}, and {why}")
+        return Decision("dft_gemm_frozen", because)
+    if (why := fits_matrices(x, band, modes)) is not None:
+        return Decision("torch_fft", why)
     if x.device.type != "cpu":
         return Decision("dft_gemm", "no GPU has been measured yet")
     # A mask with a gradient needs one, and a traced mask cannot be read.
