@@ -309,7 +309,7 @@ def too_large(
         if wanted * itemsize > LARGEST_MATRIX_BYTES:
             return (
                 f"a DFT matrix of {wanted * itemsize >> 20} MiB for planes of {shape} is above the "
-                f"{LARGEST_MATRIX_BYTES >> 20} MiB that are made; an FFT needs none: impl='torch_fft' or 'torch_fft_frozen'"
+                f"{LARGEST_MATRIX_BYTES >> 20} MiB that are made; an FFT needs none: 'torch_fft' or 'torch_fft_frozen'"
             )
     return None
 
