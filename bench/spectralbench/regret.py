@@ -35,9 +35,9 @@ MOST_BYTES = 256 << 20
 """Of maps, weight and answer together: larger shapes are drawn again."""
 MOST_FFT_BYTES = 2 << 30
 """Of what torch.fft holds of a shape, about: larger ones are drawn again."""
-MOST_FLOPS = 4 * 10**9
+MOST_FLOPS = 10**9
 """At least needed by a shape (`Operation.cost`): what takes longer is drawn again."""
-HOPELESS_SECONDS, HOPELESS = 2.0, 20.0
+HOPELESS_SECONDS, HOPELESS = 0.5, 8.0
 """Who is estimated to take that long, and so many times as long as auto's choice, is not raced."""
 SLOW, PATIENCE = 0.25, 4.0
 """Who takes this many seconds in a second call, and so many times as long as the fastest, drops out of the race."""

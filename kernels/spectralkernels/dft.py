@@ -305,8 +305,9 @@ def too_large(
     n, kept: as in `truncated_dft`. itemsize: bytes of a number. cells: how many, where modes are listed one by one.
     """
     for side in sides:
-        wanted, shape = _largest_matrix(n, kept, side, cells), "x".join(map(str, side))
+        wanted = _largest_matrix(n, kept, side, cells)
         if wanted * itemsize > LARGEST_MATRIX_BYTES:
+            shape = "x".join([str(length) for length in side])
             return (
                 f"a DFT matrix of {wanted * itemsize >> 20} MiB for planes of {shape} is above the "
                 f"{LARGEST_MATRIX_BYTES >> 20} MiB that are made; an FFT needs none: 'torch_fft' or 'torch_fft_frozen'"

@@ -21,6 +21,9 @@ from spectralkernels.ops.masked_conv2d.choice import mask_sizes
 NAMES = ("torch_fft", "torch_fft_fast", "dft_gemm", "dft_native", "direct", "direct_converted", "direct_lowpass")
 
 
+ESTIMATED = choice._estimated.__wrapped__
+
+
 def random_sizes(chance: random.Random) -> Sizes:
     axes, groups = chance.choice([1, 2]), chance.choice([1, 1, 2, 5])
     inputs, outputs = chance.choice([1, 1, 3, 40]), chance.choice([1, 1, 3, 40])
@@ -31,9 +34,9 @@ def random_sizes(chance: random.Random) -> Sizes:
 
 
 def given(table: Mapping[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
-    """These seconds for every call."""
+    """These seconds for every call, none of them remembered."""
     monkeypatch.setattr(estimates, "seconds", lambda name, sizes, training=False: table[name])
-    monkeypatch.setattr(choice, "_remembered", choice._least)
+    monkeypatch.setattr(choice, "_estimated", ESTIMATED)
 
 
 def test_every_unit_of_work_has_seconds(seed: int):
@@ -132,6 +135,7 @@ def test_only_who_serves_is_asked(monkeypatch: pytest.MonkeyPatch):
     given({**cheap, "direct_converted": 1.0}, monkeypatch)
     assert auto(x, weight, None, exact, 1).name == "direct_converted"
     assert auto(x.to(memory_format=torch.channels_last), weight, None, exact, 1).name != "direct_converted"
+    assert auto(x.double(), weight.double(), None, exact, 1).name != "direct_converted"
     series, taps = torch.empty(2, 4, 9), torch.empty(4, 4, 3)
     assert auto(series, taps, None, conv_band((9,), (3,), compression=0.0), 1).name != "direct_converted"
 
@@ -144,7 +148,7 @@ def test_a_backward_pass_counts_where_there_is_one(monkeypatch: pytest.MonkeyPat
         return 2.0 if name != "torch_fft" else 3.0 if training else 1.0
 
     monkeypatch.setattr(estimates, "seconds", dear_to_train)
-    monkeypatch.setattr(choice, "_remembered", choice._least)
+    monkeypatch.setattr(choice, "_estimated", ESTIMATED)
     assert auto(x, weight, None, band, 1).name == "torch_fft"
     for trained in ((x.clone().requires_grad_(), weight), (x, weight.clone().requires_grad_())):
         assert auto(*trained, None, band, 1).name != "torch_fft"

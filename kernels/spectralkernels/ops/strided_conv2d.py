@@ -22,6 +22,7 @@ from spectralkernels.autocast import as_written, cast
 from spectralkernels.checks import check_dims, check_tensor, checked_stride
 from spectralkernels.convolution import baselines
 from spectralkernels.convolution.cases import case_cost, case_inputs, observed
+from spectralkernels.convolution.choice import MAP_FLOP_RATIO
 from spectralkernels.convolution.cost import dft_gemm_flops, direct_flops
 from spectralkernels.convolution.dft_gemm import dft_gemm
 from spectralkernels.convolution.geometry import (
@@ -71,10 +72,6 @@ def strided_conv2d(
     band = conv_band(size, kernel, compression=compression, padding=padding, grid=grid)
     inputs = {"x": x, "weight": weight, "bias": bias, "band": band, "groups": groups, "stride": steps}
     return dispatch(OPERATION, impl, device, inputs)
-
-
-MAP_FLOP_RATIO = 5.0
-"""What a product of dft_gemm costs against one of oneDNN, K = 5 to 7 at 64 channels of 32 x 32 on a two-core CPU."""
 
 
 def auto(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int, stride: tuple[int, int]) -> Decision:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from spectralkernels.convolution.choice import fastest, matrices_are_light
+from spectralkernels.convolution.choice import fastest, matrices_are_light, remembered
 from spectralkernels.convolution.estimates import Sizes
 from spectralkernels.convolution.geometry import WeightSpectrum, compute_dtype
 from spectralkernels.declare import Decision
@@ -43,8 +43,9 @@ def auto(
     readable = not mask.requires_grad and not torch.compiler.is_compiling()
     if readable and len(modes) == band.n[0] * half(band.n[1]) and all_pass(mask):
         names.append("direct")
-    training = torch.is_grad_enabled() and any(each.requires_grad for each in (x, weight, mask))
-    return fastest(tuple(names), sizes, training)
+    training = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or mask.requires_grad)
+    choose = fastest if torch.compiler.is_compiling() else remembered
+    return choose(tuple(names), sizes, training)
 
 
 def mask_sizes(x: Tensor, weight: Tensor, band: Band, modes: ModeList, groups: int) -> Sizes:
