@@ -232,7 +232,7 @@ def test_auto_takes_the_library_convolution_only_under_a_mask_of_ones():
         (2, 256, 256, 32, 1.0, "dft_gemm"),
         (2, 16, 16, 128, 0.1, "dft_gemm"),
         (2, 4, 1, 128, 1.0, "torch_fft"),
-        (2, 16, 16, 128, 1.0, "torch_fft"),
+        (2, 16, 16, 128, 1.0, "dft_gemm"),
         (2, 4, 4, 256, 1.0, "torch_fft"),
     ],
 )

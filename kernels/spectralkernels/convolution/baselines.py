@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spectralkernels.autocast import as_written
 from spectralkernels.constants import constant
 from spectralkernels.convolution.direct import convolve_in_best_layout, direct, tf32_convolution
 from spectralkernels.convolution.geometry import WeightSpectrum, compute_dtype
@@ -92,7 +93,8 @@ class _Tf32Product(torch.autograd.Function):
 
 def direct_lowpass_tf32(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> Tensor:
     """`direct_lowpass` with TF32 allowed in the convolution and in the low-pass."""
-    return _lowpass(x, weight, bias, band, groups, tf32_convolution, _Tf32Product.apply)
+    with as_written(x.device.type):
+        return _lowpass(x, weight, bias, band, groups, tf32_convolution, _Tf32Product.apply)
 
 
 def direct_lowpass(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> Tensor:
@@ -102,7 +104,8 @@ def direct_lowpass(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, g
     output only, or FFTs where those are faster. FLOPs: those of a direct convolution on N x N plus
     2 N^2 (out_h + out_w ...) per plane, or 5 N^2 log2 N per FFT.
     """
-    return _lowpass(x, weight, bias, band, groups, convolve_in_best_layout, torch.matmul)
+    with as_written(x.device.type):  # half maps are computed in float32
+        return _lowpass(x, weight, bias, band, groups, convolve_in_best_layout, torch.matmul)
 
 
 LONG_SMOOTH_SIDE, LONG_SIDE = 192, 768
