@@ -1,9 +1,9 @@
 """Seconds per unit of work (see `estimates`), fitted on one kind of machine: one core of an AMD EPYC with AVX-512.
 
 Random shapes of `spectralbench.regret` were raced in float32 by one thread while others used the machine: 511 of them
-forward, nearly every second one without compression, and 85 with the backward pass. The fit makes log(estimate / time) small,
-robustly, with one factor per shape for all implementations, since only ratios choose. What few shapes tell of a
-backward pass stays near three times the forward constant, ten times for sums of the library.
+forward, nearly every second one without compression, and 85 with the backward pass. The fit makes
+log(estimate / time) small, robustly, with one factor per shape for all implementations, since only ratios choose. What
+few shapes tell of a backward pass stays near three times the forward constant, ten times for sums of the library.
 """
 
 from __future__ import annotations
