@@ -33,8 +33,13 @@ def drawn(name: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("impl", ["auto", "dft_gemm", "torch_fft"])
-@pytest.mark.parametrize("name", CONVOLUTIONS)
+@pytest.mark.parametrize(
+    ("name", "impl"),
+    [
+        *((name, impl) for name in CONVOLUTIONS for impl in ("auto", "dft_gemm", "torch_fft")),
+        *((name, "direct_lowpass") for name in CONVOLUTIONS if name != "masked_conv2d"),
+    ],
+)
 def test_a_convolution_casts_as_conv2d_does(name: str, impl: str, dtype: torch.dtype, seed: int):
     convolve, _, options = CONVOLUTIONS[name]
     inputs = drawn(name)

@@ -88,7 +88,7 @@ def verdicts(
             for implementation in operation.implementations
             if implementation.name in by_name
             and by_name[implementation.name].commit == commit
-            and (implementation.name == decision.name or _equal(operation, implementation, dtype, inputs))
+            and (implementation.name == decision.name or equal(operation, implementation, dtype, inputs))
         }
         if len(seconds) > 1:
             fastest = min(seconds, key=lambda known: seconds[known])
@@ -127,7 +127,8 @@ def _check(operation: Operation, case: Case) -> None:
         raise RangeError(f"its {size >> 30} GiB are more than the {LARGEST_BYTES >> 30} GiB that are made again")
 
 
-def _equal(operation: Operation, implementation: Implementation, dtype: str, inputs: dict[str, Any]) -> bool:
+def equal(operation: Operation, implementation: Implementation, dtype: str, inputs: dict[str, Any]) -> bool:
+    """Whether an implementation answers as exactly as the operation asks, from the inputs as they are."""
     tolerance = implementation.tolerance or operation.tolerance
     exact = tolerance.relative.get(dtype, float("inf")) <= operation.tolerance.relative[dtype]
     return exact and implementation.prepare is None and implementation.supports(**inputs) is None

@@ -35,6 +35,9 @@ FEW_PIXELS = 16
 # MKL multiplies so few terms fastest 8 rows at a time: on 2 CPU cores [192, 9] x [9, 4096], the right side transposed
 # as planes are, takes 299 us as one product, 244 us as a batch of 4, 154 us as one of 12, 151 of 24, 192 of 48.
 FEW_TERM_ROWS = 8
+LARGEST_MATRIX_BYTES = 32 << 20
+"""Of one DFT matrix. A call keeps two for x and two for y, all that `constants.MOST_BYTES` holds; the longest series
+have 2,900 samples uncompressed and 4,100 at c = 0.5, where an FFT takes a tenth of the arithmetic and no matrix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +295,35 @@ def truncated_dft(
     rows_ph = rows.reshape(size, -1)
     rows_hp = rows.transpose(2, 3).reshape(size, -1)
     return TruncatedDFT(rounded(part_major), rounded(mode_major), rounded(rows_hp), rounded(rows_ph))
+
+
+def too_large(
+    n: tuple[int, ...], kept: tuple[int, ...], sides: Sequence[tuple[int, ...]], itemsize: int, cells: int | None = None
+) -> str | None:
+    """Why the transforms of planes of `sides` are not made as matrices, or None.
+
+    n, kept: as in `truncated_dft`. itemsize: bytes of a number. cells: how many, where modes are listed one by one.
+    """
+    for side in sides:
+        wanted = _largest_matrix(n, kept, side, cells)
+        if wanted * itemsize > LARGEST_MATRIX_BYTES:
+            shape = "x".join([str(length) for length in side])
+            return (
+                f"a DFT matrix of {wanted * itemsize >> 20} MiB for planes of {shape} is above the "
+                f"{LARGEST_MATRIX_BYTES >> 20} MiB that are made; an FFT needs none: 'torch_fft' or 'torch_fft_frozen'"
+            )
+    return None
+
+
+def _largest_matrix(n: tuple[int, ...], kept: tuple[int, ...], side: tuple[int, ...], cells: int | None) -> int:
+    """Numbers in the largest matrix of the transform of one plane, as `stepped_dft` and `listed_dft` make it."""
+    of_columns = 2 * kept[-1] * side[-1]
+    if len(n) == 1:
+        return of_columns
+    rows = min(2 * kept[0] - 1, n[0])
+    if cells is not None or math.prod(side) <= FEW_PIXELS:
+        return 2 * (rows * kept[1] if cells is None else cells) * math.prod(side)
+    return max(of_columns, 4 * rows * side[0])
 
 
 Steps = tuple[tuple[int, int], ...]

@@ -13,7 +13,6 @@ import spectralkernels as sk
 from spectralkernels.convolution.baselines import reference
 from spectralkernels.convolution.dft_native import build
 from spectralkernels.convolution.geometry import conv_band
-from spectralkernels.convolution.implementations import auto
 
 EXACT = ("dft_gemm", "torch_fft", "direct_lowpass", *(("dft_native",) if build.COMPILER else ()))
 
@@ -293,34 +292,3 @@ def test_errors_can_be_caught_as_the_builtin_kind():
     assert issubclass(sk.DtypeError, TypeError)
     assert issubclass(sk.RangeError, ValueError)
     assert issubclass(sk.Unsupported, RuntimeError)
-
-
-@pytest.mark.parametrize(
-    ("shape", "kernel", "groups", "compression", "chosen"),
-    [
-        ((8, 64, 32, 32), (64, 64, 3, 3), 1, 0.0, "direct"),
-        ((8, 64, 32, 32), (64, 64, 15, 15), 1, 0.0, "dft_gemm"),
-        ((8, 64, 32, 32), (64, 64, 3, 3), 1, 0.5, "dft_gemm"),
-        ((2, 128, 56, 56), (128, 1, 7, 7), 128, 0.0, "direct"),
-        ((2, 128, 56, 56), (128, 1, 31, 31), 128, 0.0, "dft_gemm"),
-        ((4, 16, 270), (32, 16, 5), 1, 0.0, "direct"),
-        ((16, 128, 270), (256, 128, 16), 1, 0.0, "direct"),
-        ((16, 128, 270), (256, 128, 31), 1, 0.0, "dft_gemm"),
-        ((16, 32, 512), (32, 32, 47), 1, 0.0, "dft_gemm"),
-        ((16, 128, 4096), (128, 128, 31), 1, 0.0, "direct"),
-        ((4, 16, 2048), (16, 1, 127), 16, 0.5, "torch_fft"),
-    ],
-)
-def test_auto_takes_what_the_study_found_faster(
-    shape: tuple[int, ...],
-    kernel: tuple[int, ...],
-    groups: int,
-    compression: float,
-    chosen: str,
-    monkeypatch: pytest.MonkeyPatch,
-):
-    x, weight = torch.empty(shape), torch.empty(kernel)
-    band = conv_band(shape[2:], kernel[2:], compression=compression)
-    for built, products in ((False, "dft_gemm"), (True, "dft_native")):
-        monkeypatch.setattr(build, "READY", built)
-        assert auto(x, weight, None, band, groups).name == (products if chosen == "dft_gemm" else chosen)

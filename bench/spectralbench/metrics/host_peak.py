@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+from collections.abc import Callable
 from pathlib import Path
 
 from spectralbench.metrics import Metric, Trial
@@ -23,10 +24,11 @@ REPEATS = 3
 def _sample(trial: Trial) -> list[float]:
     if trial.device != "cpu":
         raise Unsupported("CPU only; on a GPU see peak_allocated")
-    return [_peak(trial) for _ in range(REPEATS)]
+    return [peak_growth(trial.run) for _ in range(REPEATS)]
 
 
-def _peak(trial: Trial) -> float:
+def peak_growth(run: Callable[[], object]) -> float:
+    """Bytes by which the resident memory grows at most during a call. Unsupported where that cannot be asked."""
     gc.collect()
     _return_free_memory()
     try:
@@ -34,7 +36,7 @@ def _peak(trial: Trial) -> float:
     except OSError as error:
         raise Unsupported(f"the peak of host memory cannot be reset here ({error}); it needs Linux") from error
     before = _status("VmRSS")
-    trial.run()
+    run()
     return float(max(0, _status("VmHWM") - before))
 
 

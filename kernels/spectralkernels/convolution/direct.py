@@ -178,3 +178,15 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int,
     """conv1d or conv2d, with the same zeros on both sides of an axis."""
     convolution: Callable[..., Tensor] = F.conv1d if x.dim() == 3 else F.conv2d
     return convolution(x, weight, bias, padding=padding, groups=groups)
+
+
+def convolve_in_best_layout(
+    x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, ...], groups: int
+) -> Tensor:
+    """`convolve` by way of channels_last where oneDNN would be slow."""
+    if not channels_last_pays(x, weight, groups):
+        return convolve(x, weight, bias, padding, groups)
+    if x.dim() == 3:
+        maps = convolve_in_best_layout(x.unsqueeze(2), weight.unsqueeze(2), bias, (0, *padding), groups)
+        return maps.squeeze(2)
+    return convolve(_channels_last(x), _channels_last(weight), bias, padding, groups).contiguous()

@@ -23,6 +23,7 @@ from spectralkernels.checks import (
     check_like,
     check_tensor,
 )
+from spectralkernels.dft import too_large
 from spectralkernels.errors import DtypeError, RangeError, ShapeError
 from spectralkernels.spectra import GRIDS, Band, fft_size, kept_1d, kept_2d
 
@@ -51,6 +52,11 @@ class WeightSpectrum:
 def needs_tensor(weight: Tensor | WeightSpectrum, **rest: object) -> str | None:
     """The reason why an implementation that transforms the weight itself cannot take this one, or None."""
     return "it takes a weight tensor, not a WeightSpectrum" if isinstance(weight, WeightSpectrum) else None
+
+
+def fits_matrices(x: Tensor, band: Band, **rest: object) -> str | None:
+    """The reason why the transforms of a convolution are not made as matrices, or None; see `dft.too_large`."""
+    return too_large(band.n, band.kept, (band.size, band.kernel, band.out), compute_dtype(x.dtype).itemsize)
 
 
 Padding = Literal["same", "valid"] | int | Sequence[int]

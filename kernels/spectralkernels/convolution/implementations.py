@@ -20,9 +20,7 @@ from spectralkernels.convolution import (
     implicit_gemm,
 )
 from spectralkernels.convolution.cases import sum_error
-from spectralkernels.convolution.cost import dft_gemm_flops, direct_flops
 from spectralkernels.convolution.dft_gemm import dft_gemm, prepare_frozen
-from spectralkernels.convolution.dft_native import build
 from spectralkernels.convolution.geometry import (
     GridChoice,
     Padding,
@@ -30,8 +28,9 @@ from spectralkernels.convolution.geometry import (
     check_arguments,
     check_spectrum_arguments,
     conv_band,
+    fits_matrices,
 )
-from spectralkernels.declare import Decision, Implementation, Operation, Role, Tolerance
+from spectralkernels.declare import Implementation, Operation, Role, Tolerance
 from spectralkernels.dispatch import dispatch
 from spectralkernels.launch import triton_unavailable
 from spectralkernels.spectra import Band
@@ -67,50 +66,6 @@ def call(
         band = conv_band(tuple(x.shape[2:]), tuple(weight.shape[2:]), **geometry)
     inputs = {"x": x, "weight": weight, "bias": bias, "band": band, "groups": groups}
     return dispatch(operation, impl, device, inputs)
-
-
-# Where the ways cross on a two-core CPU, from the study under results/records. What a product of dft_gemm costs
-# against one of oneDNN: of maps (K = 5 to 7 at 64 channels of 32x32), of series (K = 20 to 24 of 270 samples), and of
-# series with so many taps that oneDNN slows down. The depthwise side from which it falls a hundredfold, and the
-# depthwise length from which an FFT beats a matrix.
-MAP_FLOP_RATIO, SERIES_FLOP_RATIO, SLOW_SERIES_FLOP_RATIO = 5.0, 2.8, 0.8
-SLOW_SERIES_TAPS = 31
-SLOW_DEPTHWISE_SIDE = 15
-LONG_DEPTHWISE_SERIES = 1024
-
-
-def auto(x: Tensor, weight: Tensor | WeightSpectrum, bias: Tensor | None, band: Band, groups: int) -> Decision:
-    """What `impl="auto"` takes. Without a band limit every way gives the same answer, and the faster runs.
-
-    It never waits for a compiler: `dft_native` is taken where its library is there already, in the cache when this
-    package was imported or loaded since. One call with `impl="dft_native"` builds it for good.
-    """
-    if isinstance(weight, WeightSpectrum):
-        return Decision("dft_gemm_frozen", "the weight is frozen, so that its transform is already there")
-    depthwise = weight.shape[1] == 1
-    if band.compression == 0.0:
-        if x.device.type != "cpu":
-            return Decision("direct", "nothing is dropped, and no GPU has been measured yet")
-        if (why := _direct_is_faster(x, weight, band, groups, depthwise)) is not None:
-            return Decision("direct", f"nothing is dropped, and {why}")
-    if depthwise and len(band.n) == 1 and band.size[0] >= LONG_DEPTHWISE_SERIES:
-        return Decision("torch_fft", f"from {LONG_DEPTHWISE_SERIES} samples an FFT per series beats a matrix on a CPU")
-    if x.device.type == "cpu" and build.READY:
-        return Decision("dft_native", "only kept modes are computed, by the compiled transforms: the fastest on a CPU")
-    return Decision("dft_gemm", "only kept modes are computed, as matrix products: the fastest that is built here")
-
-
-def _direct_is_faster(x: Tensor, weight: Tensor, band: Band, groups: int, depthwise: bool) -> str | None:
-    """Why the library convolution beats the matrix products on a CPU, or None."""
-    if depthwise:
-        small = min(band.kernel) < SLOW_DEPTHWISE_SIDE
-        return f"oneDNN's depthwise kernel is fast below {SLOW_DEPTHWISE_SIDE} taps a side" if small else None
-    most = MAP_FLOP_RATIO
-    if len(band.n) == 1:
-        most = SERIES_FLOP_RATIO if band.kernel[0] < SLOW_SERIES_TAPS else SLOW_SERIES_FLOP_RATIO
-    sizes = (len(x), x.shape[1], len(weight), groups, band)
-    ratio = direct_flops(*sizes) / dft_gemm_flops(*sizes)
-    return f"the direct sum needs {ratio:.1f} times our arithmetic, below {most:g}" if ratio <= most else None
 
 
 def _tensor_weight(supports: Callable[..., str | None] | None = None) -> Callable[..., str | None]:
@@ -237,13 +192,19 @@ _IMPLICIT_GEMM = "depthwise implicit GEMM after Ding et al. 2022, in Triton"
 _PAPER = "Dziedzic et al. 2019, sections 3.2-3.3"
 
 IMPLEMENTATIONS = (
-    Implementation("dft_gemm", "kernel", dft_gemm, "truncated DFT as matrix products", supports=_tensor_weight()),
+    Implementation(
+        "dft_gemm",
+        "kernel",
+        dft_gemm,
+        "truncated DFT as matrix products",
+        supports=_tensor_weight(fits_matrices),
+    ),
     Implementation(
         "dft_gemm_frozen",
         "kernel",
         dft_gemm,
         "the same with the weight transformed once, outside the clock",
-        supports=_needs_spectrum,
+        supports=_all_of(_needs_spectrum, fits_matrices),
         prepare=prepare_frozen,
         frozen=True,
         gradients=("x", "bias"),
@@ -289,6 +250,16 @@ IMPLEMENTATIONS = (
         tolerance=_TF32,
     ),
     Implementation("torch_fft", "baseline", baselines.torch_fft, _PAPER, supports=_tensor_weight()),
+    Implementation(
+        "torch_fft_frozen",
+        "baseline",
+        baselines.torch_fft_frozen,
+        f"{_PAPER}, with the weight transformed once, outside the clock",
+        supports=_needs_spectrum,
+        prepare=prepare_frozen,
+        frozen=True,
+        gradients=("x", "bias"),
+    ),
     Implementation(
         "torch_fft_fast",
         "baseline",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from spectralkernels.checks import check_choice
+from spectralkernels.dft import too_large
 from spectralkernels.errors import ShapeError
 from spectralkernels.masks.geometry import check_grid, check_mask
 from spectralkernels.spectra import half, step_cells
@@ -89,11 +90,12 @@ def _row_reach(n: int) -> Tensor:
 
 
 def _prefers_cells(count: int, stepped: ModeList) -> bool:
-    """Whether one dense product with the cells is cheaper than two products with the staircase."""
+    """Whether one dense product with the cells is cheaper than two products with the staircase, and small enough."""
     height, width = stepped.n
     dense = 4 * count * height * width
     separable = 4 * height * width * stepped.kept[1] + 8 * height * len(stepped)
-    return dense < DENSE_ADVANTAGE * separable
+    fits = too_large(stepped.n, stepped.kept, (stepped.n,), 4, count) is None
+    return fits and dense < DENSE_ADVANTAGE * separable
 
 
 @lru_cache(maxsize=1024)

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from spectralkernels.convolution.baselines import ideal, reference
 from spectralkernels.convolution.cases import case_cost, case_inputs, observed
+from spectralkernels.convolution.choice import auto
 from spectralkernels.convolution.geometry import GridChoice, Padding, WeightSpectrum, conv_band
-from spectralkernels.convolution.implementations import CHECKED, IMPLEMENTATIONS, RIVALS, TOLERANCE, auto, call
+from spectralkernels.convolution.implementations import CHECKED, IMPLEMENTATIONS, RIVALS, TOLERANCE, call
 from spectralkernels.declare import Block, Case, Operation, Scalar
 from spectralkernels.spectra import Band
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from spectralkernels.checks import as_integer, as_integers, checked_stride
 from spectralkernels.convolution.baselines import ideal, reference
 from spectralkernels.convolution.cases import case_cost, case_inputs, observed
+from spectralkernels.convolution.choice import auto
 from spectralkernels.convolution.dft_gemm import freeze_weight
 from spectralkernels.convolution.geometry import GridChoice, Padding, WeightSpectrum, check_frozen_weight, conv_band
-from spectralkernels.convolution.implementations import CHECKED, IMPLEMENTATIONS, RIVALS, TOLERANCE, auto, call
+from spectralkernels.convolution.implementations import CHECKED, IMPLEMENTATIONS, RIVALS, TOLERANCE, call
 from spectralkernels.declare import Block, Case, Operation, Scalar
 from spectralkernels.ops.strided_conv2d import strided_conv2d
 from spectralkernels.spectra import Band

@@ -22,6 +22,7 @@ from spectralkernels.autocast import as_written, cast
 from spectralkernels.checks import check_dims, check_tensor, checked_stride
 from spectralkernels.convolution import baselines
 from spectralkernels.convolution.cases import case_cost, case_inputs, observed
+from spectralkernels.convolution.choice import MAP_FLOP_RATIO
 from spectralkernels.convolution.cost import dft_gemm_flops, direct_flops
 from spectralkernels.convolution.dft_gemm import dft_gemm
 from spectralkernels.convolution.geometry import (
@@ -32,7 +33,7 @@ from spectralkernels.convolution.geometry import (
     compute_dtype,
     conv_band,
 )
-from spectralkernels.convolution.implementations import DIRECT, MAP_FLOP_RATIO, TOLERANCE
+from spectralkernels.convolution.implementations import DIRECT, TOLERANCE
 from spectralkernels.convolution.strided import strided_band, strided_dft_gemm, strided_sides
 from spectralkernels.declare import Block, Case, Cost, Decision, Implementation, Operation, Scalar
 from spectralkernels.dispatch import dispatch

@@ -46,7 +46,7 @@ from spectralkernels.ops.masked_conv2d.baselines import (
     torch_fft,
 )
 from spectralkernels.ops.masked_conv2d.choice import auto
-from spectralkernels.ops.masked_conv2d.dft_gemm import dft_gemm, freeze_weight, prepare_frozen
+from spectralkernels.ops.masked_conv2d.dft_gemm import dft_gemm, fits_matrices, freeze_weight, prepare_frozen
 from spectralkernels.ops.masked_conv2d.profiles import PROFILES, band_of, cost, make_inputs, observe
 
 
@@ -185,14 +185,14 @@ OPERATION = Operation(
             "kernel",
             dft_gemm,
             "truncated DFT of one mode list, as matrix products",
-            supports=needs_tensor,
+            supports=lambda **inputs: needs_tensor(**inputs) or fits_matrices(**inputs),
         ),
         Implementation(
             "dft_gemm_frozen",
             "kernel",
             dft_gemm,
             "the same with the weight transformed once, outside the clock",
-            supports=_needs_spectrum,
+            supports=lambda **inputs: _needs_spectrum(**inputs) or fits_matrices(**inputs),
             prepare=prepare_frozen,
             frozen=True,
             gradients=("x",),
@@ -203,6 +203,16 @@ OPERATION = Operation(
             torch_fft,
             "torch.fft, the product at the kept cells only",
             supports=needs_tensor,
+        ),
+        Implementation(
+            "torch_fft_frozen",
+            "baseline",
+            torch_fft,
+            "torch.fft, with the weight transformed once, outside the clock",
+            supports=_needs_spectrum,
+            prepare=prepare_frozen,
+            frozen=True,
+            gradients=("x",),
         ),
         Implementation(
             "direct",

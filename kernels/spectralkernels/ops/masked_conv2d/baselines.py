@@ -11,27 +11,41 @@ from torch import Tensor
 
 from spectralkernels.convolution import baselines
 from spectralkernels.convolution import direct as convolution
-from spectralkernels.convolution.geometry import compute_dtype
+from spectralkernels.convolution.baselines import zero_kernel
+from spectralkernels.convolution.geometry import WeightSpectrum, compute_dtype
 from spectralkernels.masks.modes import ModeList
 from spectralkernels.ops.masked_conv2d.dft_gemm import flat_indices
 from spectralkernels.spectra import Band, half
 
 
 def torch_fft(
-    x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, band: Band, modes: ModeList, groups: int
+    x: Tensor,
+    weight: Tensor | WeightSpectrum,
+    mask: Tensor,
+    bias: Tensor | None,
+    band: Band,
+    modes: ModeList,
+    groups: int,
 ) -> Tensor:
-    """rfft2 of map and kernel, complex einsum at the listed modes, times the mask, zeros elsewhere, irfft2."""
+    """rfft2 of map and kernel, complex einsum at the listed modes, times the mask, zeros elsewhere, irfft2.
+
+    A frozen weight brings its spectrum at the listed modes.
+    """
     if len(x) == 0:  # an FFT library refuses an empty batch; the answer is as empty by any route
+        weight = weight if isinstance(weight, Tensor) else zero_kernel(weight, x)
         return convolution.direct(x, weight, bias, band, groups)
     dtype = compute_dtype(x.dtype)
-    (top, _), (left, _) = band.pad
+    flat = flat_indices(modes, x.device)
+    if isinstance(weight, Tensor):
+        (top, _), (left, _) = band.pad
+        w_kept = torch.fft.rfft2(_wrapped(weight.to(dtype), band), s=band.n).flatten(2).index_select(2, flat)
+    else:  # its modes are those of a kernel that begins before the origin
+        top = left = 0
+        w_kept = torch.complex(*weight.modes.unbind(1)).t().unflatten(0, (weight.out_channels, -1))
     # Zeros before the map, as many as the padding asks for, make output i come out at position i.
     x_hat = torch.fft.rfft2(F.pad(x.to(dtype), (left, 0, top, 0)), s=band.n).flatten(2)
-    w_hat = torch.fft.rfft2(_wrapped(weight.to(dtype), band), s=band.n).flatten(2)
-    flat = flat_indices(modes, x.device)
-    x_kept = x_hat.index_select(2, flat).unflatten(1, (groups, -1))
-    w_kept = w_hat.index_select(2, flat).unflatten(0, (groups, -1))
-    product = torch.einsum("bgcf,gocf->bgof", x_kept, w_kept.conj()).flatten(1, 2)
+    x_groups, w_groups = x_hat.index_select(2, flat).unflatten(1, (groups, -1)), w_kept.unflatten(0, (groups, -1))
+    product = torch.einsum("bgcf,gocf->bgof", x_groups, w_groups.conj()).flatten(1, 2)
     y_kept = product * mask.flatten(-2)[..., flat].to(dtype)
     y_hat = y_kept.new_zeros(*y_kept.shape[:2], band.n[0] * half(band.n[1])).index_copy(2, flat, y_kept)
     y = torch.fft.irfft2(y_hat.unflatten(2, (band.n[0], -1)), s=band.n)

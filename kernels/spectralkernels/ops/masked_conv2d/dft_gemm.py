@@ -31,7 +31,7 @@ from spectralkernels.convolution.linear_maps import (
     weight_product,
     weight_product_transposed,
 )
-from spectralkernels.dft import listed_dft, stepped_dft
+from spectralkernels.dft import listed_dft, stepped_dft, too_large
 from spectralkernels.masks.modes import ModeList
 from spectralkernels.operators import operator
 from spectralkernels.spectra import Band
@@ -73,6 +73,12 @@ def prepare_frozen(
     """The inputs of `dft_gemm` with the weight transformed outside the clock."""
     frozen = freeze_weight(weight, band, modes, groups)
     return {"x": x, "weight": frozen, "mask": mask, "bias": bias, "band": band, "modes": modes, "groups": groups}
+
+
+def fits_matrices(x: Tensor, band: Band, modes: ModeList, **rest: Any) -> str | None:
+    """The reason why the transforms of the listed modes are not made as matrices, or None; see `dft.too_large`."""
+    sides, cells = (band.size, band.kernel, band.out), len(modes.cells) or None
+    return too_large(band.n, modes.kept, sides, compute_dtype(x.dtype).itemsize, cells)
 
 
 @constant

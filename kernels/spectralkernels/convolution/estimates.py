@@ -1,0 +1,257 @@
+"""How long an implementation of a band-limited convolution takes on a CPU, about: its work, times fitted seconds.
+
+`work` counts what an implementation does in units of one kind each (a multiplication in a product, a number of a plane
+in a transform, a call); `FORWARD` says what a unit takes. Estimates are good for choosing, not for promising: the
+constants are of one kind of machine, and what they must get right is which implementation is faster.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from spectralkernels.convolution.baselines import fast_band, filters_by_fft
+from spectralkernels.convolution.dft_native import LARGEST_LANE_WEIGHTS
+from spectralkernels.convolution.direct import SLOW_WIDTH
+from spectralkernels.convolution.fitted import FORWARD, FORWARD_AND_BACKWARD
+from spectralkernels.convolution.linear_maps import PIECE_BYTES
+from spectralkernels.spectra import Band, half, next_smooth
+
+LANES = 16
+"""Channels that a library convolution, a product of few columns and `dft_native` round up to: those of AVX-512."""
+LARGE = 4 << 20
+"""Numbers of a spectrum that an allocator maps anew in every call: they cost more each."""
+
+_TAKEN_FROM = {"torch_fft_fast": "torch_fft"}
+
+Work = Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What the time of a call follows from.
+
+    itemsize: bytes of a number of the computation. listed: how many modes of the band a mask lists, by steps; all if
+    None. cells: whether it lists them one by one.
+    """
+
+    batch: int
+    channels: int
+    out_channels: int
+    groups: int
+    band: Band
+    itemsize: int = 4
+    listed: int | None = None
+    cells: bool = False
+
+    @property
+    def modes(self) -> int:
+        """F."""
+        return self.band.modes if self.listed is None else self.listed
+
+    @property
+    def inputs(self) -> int:
+        """Channels per group."""
+        return self.channels // self.groups
+
+    @property
+    def outputs(self) -> int:
+        """Output channels per group."""
+        return self.out_channels // self.groups
+
+    @property
+    def planes(self) -> tuple[int, int, int]:
+        """Of x, weight and y."""
+        return self.batch * self.channels, self.out_channels * self.inputs, self.batch * self.out_channels
+
+    @property
+    def products(self) -> int:
+        """Multiplications of the product over channels, per mode or per tap and sample: B O C / groups."""
+        return self.batch * self.out_channels * self.inputs
+
+
+def seconds(name: str, sizes: Sizes, training: bool = False) -> float:
+    """Seconds of one call of the implementation `name`, about, with its backward pass if `training`.
+
+    KeyError if it is not estimated.
+    """
+    taken = (FORWARD_AND_BACKWARD if training else FORWARD)[_TAKEN_FROM.get(name, name)]
+    total = 0.0
+    for unit, count in work(name, sizes).items():
+        total += taken[unit] * count
+    return total * sizes.itemsize / 4
+
+
+def work(name: str, sizes: Sizes) -> Work:
+    """What an implementation does, by unit: see the functions below."""
+    return _WORK[name](sizes)
+
+
+# --- torch.fft ------------------------------------------------------------------------------------------------------
+
+
+def _torch_fft(sizes: Sizes) -> Work:
+    """FFTs of x, weight and y by the primes of N, the numbers they pass over, and a complex product per mode."""
+    band, planes = sizes.band, sum(sizes.planes)
+    circle = math.prod(band.n)
+    found = {"call": 1.0, "number": planes * circle, "mode": planes * sizes.modes}
+    for n in band.n:
+        unit = f"fft_{_primes(n)}"
+        found[unit] = found.get(unit, 0.0) + planes * circle * math.log2(n)
+    if len(band.n) == 2:
+        found["second_axis"] = planes * circle
+    if sizes.inputs > 1:
+        found["gemm"] = sizes.modes * sizes.groups
+        found["product"] = sizes.products * sizes.modes
+        found["large_mode"] = sum([n * sizes.modes for n in sizes.planes if n * sizes.modes > LARGE])
+    return found
+
+
+def _primes(n: int) -> str:
+    """How hard the largest prime factor of N is for an FFT library."""
+    rest, prime, largest = n, 2, 1
+    while prime * prime <= rest:
+        while rest % prime == 0:
+            rest, largest = rest // prime, prime
+        prime += 1
+    largest = max(largest, rest)
+    return "smooth" if largest <= 7 else "to_17" if largest <= 17 else "to_300" if largest <= 300 else "larger"
+
+
+def _torch_fft_fast(sizes: Sizes) -> Work:
+    return _torch_fft(replace(sizes, band=fast_band(sizes.band)))
+
+
+# --- matrices -------------------------------------------------------------------------------------------------------
+
+
+def _dft_gemm(sizes: Sizes) -> Work:
+    """Real products that transform maps and weight, few planes as slow as `LANES`; per mode and group a product."""
+    band, (of_x, of_weight, of_y) = sizes.band, sizes.planes
+    depthwise = sizes.inputs == 1
+    pieces = max(1.0, 2 * sizes.modes * of_weight * sizes.itemsize / PIECE_BYTES)
+    found = {
+        "call": 1.0,
+        "piece": pieces * (1 if depthwise else sizes.groups),
+        "map": _up(of_x) * _truncated(band.size, sizes) + _up(of_y) * _truncated(band.out, sizes),
+        "kernel": _up(of_weight) * _truncated(band.kernel, sizes),
+        "number": of_x * math.prod(band.size) + of_y * math.prod(band.out),
+        "mode": (of_x + of_weight + of_y) * sizes.modes,
+    }
+    if len(band.n) == 2 and not sizes.cells:
+        rows = of_x * band.size[0] + of_y * band.out[0] + of_weight * band.kernel[0]
+        found["half_done"] = rows * band.columns
+    if depthwise:
+        found["element"] = of_y * sizes.modes
+    else:
+        found["gemm"] = sizes.modes * sizes.groups
+        found["product"] = sizes.products * sizes.modes
+    return found
+
+
+def _truncated(plane: tuple[int, ...], sizes: Sizes) -> int:
+    """FLOPs of the transform of one plane: dense for cells, else a real product over columns and one over rows."""
+    if sizes.cells:
+        return 4 * math.prod(plane) * sizes.modes
+    first = 4 * math.prod(plane) * sizes.band.columns
+    return first if len(plane) == 1 else first + 8 * plane[0] * sizes.modes
+
+
+def _dft_native(sizes: Sizes) -> Work:
+    """Folded transforms and the product, planes in lanes: groups where these fill them better, else channels."""
+    band, (of_x, of_weight, of_y) = sizes.band, sizes.planes
+    lanes = LANES * 4 // sizes.itemsize
+    of_groups = _up(sizes.groups, lanes) / sizes.groups
+    of_outputs = _up(sizes.outputs, lanes) / sizes.outputs
+    pairs = sizes.inputs * sizes.outputs
+    if of_groups < of_outputs and 2 * sizes.modes * pairs * lanes * sizes.itemsize <= LARGEST_LANE_WEIGHTS:
+        maps = of_x * _folded(band.size, band) + of_y * _folded(band.out, band)
+        numbers = of_x * math.prod(band.size) + of_y * math.prod(band.out)
+        return {
+            "call": 1.0,
+            "lane_map": maps * of_groups,
+            "lane_kernel": of_weight * _folded(band.kernel, band) * of_groups,
+            "lane_product": sizes.products * sizes.modes * of_groups,
+            "lane_number": numbers * of_groups,
+        }
+    of_inputs = _up(sizes.inputs, lanes) / sizes.inputs
+    return {
+        "call": 1.0,
+        "group": sizes.groups,
+        "map": of_x * of_inputs * _folded(band.size, band) + of_y * of_outputs * _folded(band.out, band),
+        "kernel": of_weight * of_outputs * _folded(band.kernel, band),
+        "product": sizes.products * sizes.modes * of_outputs,
+    }
+
+
+def _folded(plane: tuple[int, ...], band: Band) -> int:
+    """FLOPs of a folded transform of one plane: 2 H W k, and 4 H k^2 for the rows of a map."""
+    first = 2 * math.prod(plane) * band.columns
+    return first if len(plane) == 1 else first + 4 * plane[0] * band.columns * band.kept[0]
+
+
+def _up(count: int, lanes: int = LANES) -> int:
+    return -(-count // lanes) * lanes
+
+
+# --- the library convolution ----------------------------------------------------------------------------------------
+
+
+def _direct(sizes: Sizes) -> Work:
+    return _convolved(sizes, sizes.band.out)
+
+
+def _convolved(sizes: Sizes, out: tuple[int, ...]) -> Work:
+    """Products by the way that oneDNN has for them, channels rounded up, and numbers of maps, answer and weight."""
+    inputs, outputs, band, (of_x, of_weight, of_y) = sizes.inputs, sizes.outputs, sizes.band, sizes.planes
+    samples, taps = math.prod(out), math.prod(band.kernel)
+    rounded = _up(inputs) if inputs >= LANES else inputs
+    if sizes.groups == 1:
+        unit, channels = ("dense" if inputs >= LANES else "few_channels"), rounded * _up(outputs)
+    elif inputs == outputs == 1:
+        unit, channels = "depthwise", _up(sizes.groups)
+    else:
+        unit, channels = "grouped", sizes.groups * rounded * _up(outputs)
+    if taps == 1:
+        unit, channels = "pointwise", sizes.groups * inputs * outputs
+    elif sizes.groups > 1 and band.kernel[-1] >= SLOW_WIDTH:
+        unit = f"wide_{unit}" if band.kernel[0] == 1 or len(band.n) == 1 else f"wide_{unit}_map"
+    return {
+        "call": 1.0,
+        unit: 2 * sizes.batch * channels * samples * taps,
+        "number": of_x * math.prod(band.size) + of_y * samples,
+        "tap": of_weight * taps,
+        "group": sizes.batch * sizes.groups if taps == 1 and sizes.groups > 1 else 0,
+    }
+
+
+def _direct_lowpass(sizes: Sizes) -> Work:
+    """The convolution of wrapped maps on the whole circle, then a filter per axis: a product or two FFTs."""
+    band, of_x, of_y = sizes.band, sizes.planes[0], sizes.planes[2]
+    found = {**_convolved(sizes, band.n), "filter": 0.0, "filter_fft": 0.0}
+    found["wrapped"] = of_x * math.prod([n + taps for n, taps in zip(band.n, band.kernel, strict=True)])
+    found["unfiltered"] = of_y * math.prod(band.n)
+    left = list(band.n)
+    for axis, (n, kept, out) in enumerate(zip(band.n, band.kept, band.out, strict=True)):
+        rows = of_y * math.prod(left) // n
+        left[axis] = out
+        if kept == half(n):
+            continue
+        if filters_by_fft(n, out, sizes.itemsize, "cpu"):
+            circle = n if next_smooth(n) == n else next_smooth(n + out - 1)
+            found["filter_fft"] += rows * circle * math.log2(circle)
+        else:
+            found["filter"] += 2.0 * rows * n * out
+    return found
+
+
+_WORK = {
+    "torch_fft": _torch_fft,
+    "torch_fft_fast": _torch_fft_fast,
+    "dft_gemm": _dft_gemm,
+    "dft_native": _dft_native,
+    "direct": _direct,
+    "direct_converted": _direct,
+    "direct_lowpass": _direct_lowpass,
+}

@@ -1,0 +1,184 @@
+"""What auto takes: the least estimated time among those that serve, within the memory of torch.fft."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+
+import pytest
+import torch
+from effort import draws
+
+from spectralkernels.convolution import choice, estimates
+from spectralkernels.convolution.choice import auto, fastest, matrices_are_light
+from spectralkernels.convolution.dft_native import build
+from spectralkernels.convolution.estimates import Sizes, seconds, work
+from spectralkernels.convolution.fitted import FORWARD, FORWARD_AND_BACKWARD
+from spectralkernels.convolution.geometry import conv_band
+from spectralkernels.masks import fft_grid, mode_list, radial
+from spectralkernels.ops.masked_conv2d.choice import mask_sizes
+
+NAMES = ("torch_fft", "torch_fft_fast", "dft_gemm", "dft_native", "direct", "direct_converted", "direct_lowpass")
+
+
+ESTIMATED = choice._estimated.__wrapped__
+
+
+def random_sizes(chance: random.Random) -> Sizes:
+    axes, groups = chance.choice([1, 2]), chance.choice([1, 1, 2, 5])
+    inputs, outputs = chance.choice([1, 1, 3, 40]), chance.choice([1, 1, 3, 40])
+    size = tuple(chance.randint(1, 900) for _ in range(axes))
+    kernel = tuple(chance.choice([1, 2, 9, 11, 60]) for _ in range(axes))
+    band = conv_band(size, kernel, compression=chance.choice([0.0, 0.3, 0.9]))
+    return Sizes(chance.randint(0, 40), inputs * groups, outputs * groups, groups, band, chance.choice([4, 8]))
+
+
+def given(table: Mapping[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """These seconds for every call, none of them remembered."""
+    monkeypatch.setattr(estimates, "seconds", lambda name, sizes, training=False: table[name])
+    monkeypatch.setattr(choice, "_estimated", ESTIMATED)
+
+
+def test_every_unit_of_work_has_seconds(seed: int):
+    chance = random.Random(seed)
+    for _ in range(400):
+        sizes = random_sizes(chance)
+        for name in NAMES:
+            for training in (False, True):
+                assert 0.0 < seconds(name, sizes, training) < float("inf")
+
+
+@pytest.mark.parametrize("table", [FORWARD, FORWARD_AND_BACKWARD])
+def test_no_unit_pays_for_being_done(table: Mapping[str, Mapping[str, float]]):
+    assert all(taken >= 0.0 for units in table.values() for taken in units.values())
+    assert all(units["call"] > 0.0 for units in table.values())
+
+
+def test_work_is_counted_as_by_hand():
+    """2 maps of 3 -> 5 channels, 8 x 6, K = 3, all of the 9 x 7 circle: 6, 15 and 10 planes, 9 * 4 modes."""
+    sizes = Sizes(2, 3, 5, 1, conv_band((8, 6), (3, 3), compression=0.0))
+    assert sizes.planes == (6, 15, 10) and sizes.modes == 36
+    ffts = work("torch_fft", sizes)
+    assert ffts["number"] == ffts["second_axis"] == 31 * 63
+    assert (ffts["mode"], ffts["gemm"], ffts["product"]) == (31 * 36, 36, 2 * 5 * 3 * 36)
+    assert ffts["fft_smooth"] == pytest.approx(31 * 63 * 5.9773, rel=1e-4)  # log2(9) + log2(7)
+    # 3 inputs as they are, 5 outputs as 16; 48 samples, 9 taps
+    assert work("direct", sizes)["few_channels"] == 2 * 2 * 3 * 16 * 48 * 9
+    assert work("dft_gemm", sizes)["map"] == 32 * (4 * 48 * 4 + 8 * 8 * 36)  # 6 and 10 planes as 16 each
+    assert work("dft_native", sizes)["map"] == (2 * 16 + 2 * 16) * (2 * 48 * 4 + 4 * 8 * 4 * 5)
+
+
+@pytest.mark.parametrize(
+    ("n", "kind"), [(1, "smooth"), (16200, "smooth"), (34, "to_17"), (16388, "to_300"), (16411, "larger")]
+)
+def test_primes_of_n(n: int, kind: str):
+    assert estimates._primes(n) == kind
+
+
+@pytest.mark.parametrize("draw", draws(20))
+def test_the_least_estimate_is_taken_and_both_are_said(draw: int, seed: int):
+    sizes = random_sizes(random.Random(seed + draw))
+    for training in (False, True):
+        by_seconds = sorted(NAMES, key=lambda name: seconds(name, sizes, training))
+        found = fastest(NAMES, sizes, training)
+        assert found.name == by_seconds[0]
+        assert f", {by_seconds[1]} " in found.because
+    assert fastest(("direct",), sizes).name == "direct"
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "groups", "compression", "chosen", "with_compiler"),
+    [
+        ((8, 64, 32, 32), (64, 64, 15, 15), 1, 0.0, "dft_gemm", "dft_native"),
+        ((8, 64, 32, 32), (64, 64, 3, 3), 1, 0.5, "dft_gemm", "dft_native"),
+        ((2, 128, 56, 56), (128, 1, 7, 7), 128, 0.0, "direct", "direct"),
+        ((2, 128, 56, 56), (128, 1, 31, 31), 128, 0.5, "dft_gemm", "dft_native"),
+        ((4, 16, 270), (32, 16, 5), 1, 0.0, "direct", "direct"),
+        ((16, 128, 270), (256, 128, 63), 1, 0.0, "dft_gemm", "dft_native"),
+        # Few channels of long series and large maps: neither a matrix nor a transform of everything.
+        ((1, 2, 16384), (2, 2, 9), 1, 0.5, "direct_lowpass", "direct_lowpass"),
+        ((1, 3, 1024, 1024), (3, 3, 3, 3), 1, 0.5, "direct_lowpass", "direct_lowpass"),
+        ((1, 2, 1, 4096), (2, 2, 1, 9), 1, 0.5, "direct_lowpass", "direct_lowpass"),
+        ((1, 2, 16384), (2, 2, 9), 1, 0.0, "direct", "direct"),
+        ((1, 2, 16384), (2, 2, 4001), 1, 0.5, "torch_fft", "torch_fft"),
+        ((1, 1, 16384), (1, 1, 4001), 1, 0.0, "torch_fft_fast", "torch_fft_fast"),
+    ],
+)
+def test_auto_takes_what_was_measured_faster(
+    shape: tuple[int, ...],
+    kernel: tuple[int, ...],
+    groups: int,
+    compression: float,
+    chosen: str,
+    with_compiler: str,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    x, weight = torch.empty(shape), torch.empty(kernel)
+    band = conv_band(shape[2:], kernel[2:], compression=compression)
+    for built, name in ((False, chosen), (True, with_compiler)):
+        monkeypatch.setattr(build, "READY", built)
+        assert auto(x, weight, None, band, groups).name == name
+
+
+def test_only_who_serves_is_asked(monkeypatch: pytest.MonkeyPatch):
+    """The cheapest are those that may not be taken."""
+    x, weight = torch.empty(2, 4, 9, 8), torch.empty(4, 4, 3, 3)
+    exact, limited = (conv_band((9, 8), (3, 3), compression=compression) for compression in (0.0, 0.5))
+    cheap = {name: 2.0 for name in NAMES}
+    for built in (False, True):
+        monkeypatch.setattr(build, "READY", built)
+        for forbidden, band in (("direct_lowpass", exact), ("direct", limited), ("torch_fft_fast", limited)):
+            given({**cheap, forbidden: 1.0}, monkeypatch)
+            assert auto(x, weight, None, band, 1).name != forbidden
+        given({**cheap, "dft_native": 1.0}, monkeypatch)
+        assert (auto(x, weight, None, limited, 1).name == "dft_native") == built
+    given({**cheap, "direct_converted": 1.0}, monkeypatch)
+    assert auto(x, weight, None, exact, 1).name == "direct_converted"
+    assert auto(x.to(memory_format=torch.channels_last), weight, None, exact, 1).name != "direct_converted"
+    assert auto(x.double(), weight.double(), None, exact, 1).name != "direct_converted"
+    series, taps = torch.empty(2, 4, 9), torch.empty(4, 4, 3)
+    assert auto(series, taps, None, conv_band((9,), (3,), compression=0.0), 1).name != "direct_converted"
+
+
+def test_a_backward_pass_counts_where_there_is_one(monkeypatch: pytest.MonkeyPatch):
+    x, weight = torch.empty(1, 2, 16), torch.empty(2, 2, 3)
+    band = conv_band((16,), (3,), compression=0.5)
+
+    def dear_to_train(name: str, sizes: Sizes, training: bool = False) -> float:
+        return 2.0 if name != "torch_fft" else 3.0 if training else 1.0
+
+    monkeypatch.setattr(estimates, "seconds", dear_to_train)
+    monkeypatch.setattr(choice, "_estimated", ESTIMATED)
+    assert auto(x, weight, None, band, 1).name == "torch_fft"
+    for trained in ((x.clone().requires_grad_(), weight), (x, weight.clone().requires_grad_())):
+        assert auto(*trained, None, band, 1).name != "torch_fft"
+        with torch.no_grad():
+            assert auto(*trained, None, band, 1).name == "torch_fft"
+
+
+@pytest.mark.parametrize(
+    ("batch", "channels", "size", "light"),
+    [(1, 1, (2500,), False), (64, 64, (2500,), True), (1, 1, (64, 64), True), (1, 1, (1000, 1000), False)],
+)
+def test_matrices_are_made_where_they_are_small_or_small_beside_the_maps(
+    batch: int, channels: int, size: tuple[int, ...], light: bool, monkeypatch: pytest.MonkeyPatch
+):
+    band = conv_band(size, tuple(3 for _ in size), compression=0.5)
+    assert matrices_are_light(Sizes(batch, channels, channels, 1, band)) == light
+    given({name: 0.0 if name == "dft_gemm" else 1.0 for name in NAMES}, monkeypatch)
+    monkeypatch.setattr(build, "READY", False)
+    x, weight = (
+        torch.zeros(()).expand(shape) for shape in ((batch, channels, *size), (channels, channels, *band.kernel))
+    )
+    assert (auto(x, weight, None, band, 1).name == "dft_gemm") == light
+
+
+def test_a_mask_counts_the_modes_that_it_lists():
+    x, weight = torch.empty(2, 3, 32, 32), torch.empty(4, 3, 3, 3)
+    n = fft_grid((32, 32), (3, 3))
+    band, disc = conv_band((32, 32), (3, 3), compression=0.0), mode_list(radial(n, 0.4), n)
+    sizes = mask_sizes(x, weight, band, disc, 1)
+    assert sizes.modes == len(disc) < sizes.band.modes and not sizes.cells
+    cells = mode_list(torch.eye(n[0], n[1] // 2 + 1), n, form="cells")
+    dense = mask_sizes(x, weight, band, cells, 1)
+    assert dense.cells and work("dft_gemm", dense)["map"] == 32 * 4 * 32 * 32 * len(cells)
