@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import synthetic_records as synthetic
 
-from spectralbench import chosen, history, report, rivals
+from spectralbench import chosen, contest, history, report, rivals
 from spectralbench.quantity import amount, ratio_words, scale, spread
 from spectralbench.report import pictures
 from spectralkernels.ops import load_operations
@@ -75,7 +75,7 @@ def test_no_rival_of_a_claim_is_on_a_slow_path_unsaid(tmp_path: Path) -> None:
     copy.parent.mkdir(parents=True)
     copy.write_bytes(newest.read_bytes())
     stored = history.current(history.load(tmp_path))
-    found = [case for cases in report.cases(stored).values() for case in cases]
+    found = [case for cases in contest.cases(stored).values() for case in cases]
     slow = 0
     for case in found:
         for family in rivals.FAMILIES:

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from spectralbench import alert, chosen, names, rivals
+from spectralbench.contest import MARKS, cases
 from spectralbench.history import History, current, load, only_machine
 from spectralbench.quantity import amount
 from spectralbench.report import changes, costs, details, grids, html, losses, markdown, pictures
 from spectralbench.report.page import Block, Detail, Figure, Fold, Heading, Table, Text
-from spectralbench.report.rows import MARKS, cases
+from spectralbench.settings import VIEWS, Setting
+from spectralbench.settings import settings as settings_of
 
 FACTS = ("gpu", "gpu_memory_bytes", "driver", "cuda", "cudnn", "cpu", "cores", "threads", "ram_bytes", "os", "python",
          "torch", "triton", "onednn", "mkl", "flags", "load", "started_at")  # fmt: skip
@@ -60,7 +62,7 @@ def _machine(
     yield Heading(2, f"{name}: {', '.join(facts)}" if facts else name)
     yield from _commits(history)
     # In the order in which operations are looked at, so that the one a reader comes for is the first.
-    settings = {name: made for name in grids.VIEWS if (made := grids.settings(name, found.get(name, ())))}
+    settings = {name: made for name in VIEWS if (made := settings_of(name, found.get(name, ())))}
     yield from _winners(settings)
     yield from _crossovers(settings)
     yield from _prices(settings)
@@ -92,7 +94,7 @@ def _commits(history: History) -> Iterator[Block]:
         yield Text("Some numbers come from a tree with uncommitted changes (`-dirty`): no baseline.", strong=True)
 
 
-def _winners(settings: Mapping[str, Sequence[grids.Setting]]) -> Iterator[Block]:
+def _winners(settings: Mapping[str, Sequence[Setting]]) -> Iterator[Block]:
     """The largest table of the first operation; the others are on their own pages."""
     yield Heading(3, "What won where?")
     if not settings:
@@ -104,7 +106,7 @@ def _winners(settings: Mapping[str, Sequence[grids.Setting]]) -> Iterator[Block]
     yield Text(MARKS)
 
 
-def _tables(own: Sequence[grids.Setting]) -> Iterator[tuple[str, Table]]:
+def _tables(own: Sequence[Setting]) -> Iterator[tuple[str, Table]]:
     """The winners of one operation: a table per setting, or one of all where nothing runs down."""
     words = " · ".join(f"x over {rivals.WORDS[family]}" for family in own[0].view.families)
     if own[0].view.down is None:
@@ -114,7 +116,7 @@ def _tables(own: Sequence[grids.Setting]) -> Iterator[tuple[str, Table]]:
         yield f"{one.name}: {words}", grids.winner_table(one)
 
 
-def _crossovers(settings: Mapping[str, Sequence[grids.Setting]]) -> Iterator[Block]:
+def _crossovers(settings: Mapping[str, Sequence[Setting]]) -> Iterator[Block]:
     """Of the largest setting of every operation."""
     yield Heading(3, "From where on does it pay?")
     tables = [table for own in settings.values() if (table := grids.crossover_table(own[:1])) is not None]
@@ -125,7 +127,7 @@ def _crossovers(settings: Mapping[str, Sequence[grids.Setting]]) -> Iterator[Blo
         yield Text("Nothing was measured at three kernel sizes or betas.")
 
 
-def _prices(settings: Mapping[str, Sequence[grids.Setting]]) -> Iterator[Block]:
+def _prices(settings: Mapping[str, Sequence[Setting]]) -> Iterator[Block]:
     found = next((prices for own in settings.values() if (prices := costs.prices(own[:1]))), None)
     if found is None:
         return
@@ -135,7 +137,7 @@ def _prices(settings: Mapping[str, Sequence[grids.Setting]]) -> Iterator[Block]:
     yield table
 
 
-def _answers(own: Sequence[grids.Setting]) -> Iterator[Block]:
+def _answers(own: Sequence[Setting]) -> Iterator[Block]:
     """On the page of one operation: winners, crossovers and prices of all its settings."""
     if not own:
         return

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from spectralbench import names
 from spectralbench.alert import Finding, Verdict
+from spectralbench.contest import times, title
 from spectralbench.history import Key, Series
 from spectralbench.report.page import Block, Cell, Table, Text
-from spectralbench.report.rows import times, title
 
 NAMED = 5
 

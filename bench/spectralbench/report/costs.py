@@ -11,10 +11,10 @@ import math
 from collections.abc import Sequence
 
 from spectralbench import names, rivals
+from spectralbench.contest import CaseRows, Row, Versus, times
 from spectralbench.quantity import amount
-from spectralbench.report.grids import LETTERS, Setting, ours
 from spectralbench.report.page import Cell, Table
-from spectralbench.report.rows import CaseRows, Row, Versus, times
+from spectralbench.settings import LETTERS, Setting, ours
 
 WORDS = (
     "error: of the answer against the uncompressed one. saved: bytes kept for backward over those of the torch "

@@ -6,11 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from spectralbench import names, rivals
+from spectralbench.contest import CaseRows, Row, fastest
 from spectralbench.quantity import amount, scale
 from spectralbench.record import Scalar
 from spectralbench.report.costs import percent, saved
 from spectralbench.report.page import Block, Cell, Heading, Table, Text
-from spectralbench.report.rows import CaseRows, Row, fastest
 
 COLUMNS = 6
 """Implementations beside each other; more of them go on in a second table."""

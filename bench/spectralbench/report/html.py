@@ -22,7 +22,7 @@ h1 { font-size: 1.6em; } h2 { margin-top: 2em; border-bottom: 1px solid var(--li
 th, td { border-bottom: 1px solid var(--line); padding: 3px 8px; text-align: left; vertical-align: top; }
 th { background: var(--pale); position: sticky; top: 0; } th[data-sort] { cursor: pointer; }
 th[aria-sort=ascending]::after { content: " \\2191"; } th[aria-sort=descending]::after { content: " \\2193"; }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
+td.n { white-space: nowrap; } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 td.win { color: var(--win); font-weight: 600; } td.lose { color: var(--lose); } td.open { color: var(--soft); }
 figure { margin: 1em 0; } figure img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
 figcaption, .soft { color: var(--soft); font-size: 14px; }

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from spectralbench import rivals
 from spectralbench.chosen import Question
+from spectralbench.contest import CaseRows, Row, Versus, fastest, title
 from spectralbench.history import ratio
 from spectralbench.quantity import amount, ratio_words
 from spectralbench.report.page import Block, Cell, Table, Text
-from spectralbench.report.rows import CaseRows, Row, Versus, fastest, title
 
 SHOWN = 10
 ALIKE = frozenset({"compression", "rate", "beta"})
@@ -65,7 +65,9 @@ def blocks(found: Sequence[CaseRows], chosen: Mapping[Question, str]) -> Iterato
         groups[loss.case.subject.operation, loss.versus.row.name, loss.versus.other.name, shape].append(loss)
     if groups:
         rows = tuple(_row(group) for group in list(groups.values())[:SHOWN])
-        yield Table(("worst case", "auto runs", "faster", "time", "its time", "auto is", "cases"), rows, frozenset({6}))
+        yield Table(
+            ("worst case", "auto runs", "faster", "time", "its time", "auto is", "cases"), rows, frozenset({3, 4, 6})
+        )
     if len(groups) > SHOWN:
         yield Text(f"{len(groups) - SHOWN} milder kinds are in the tables of the operations.")
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-Kind = Literal["", "win", "lose", "open"]
+from spectralbench.contest import Kind
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,15 +1,18 @@
-"""Rows of the report: a case with everybody who was timed at it, and ratios to the best of what a user has today."""
+"""A case with everybody who was timed at it, and ratios to the best of what a user has today (no torch)."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from spectralbench import names, rivals
 from spectralbench.history import History, Point, Ratio, Series, Subject, ratio
 from spectralbench.record import Scalar
-from spectralbench.report.page import Kind
+
+Kind = Literal["", "win", "lose", "open"]
+"""Who wins: we, another one, or nobody that is shown to."""
 
 COARSE_ERROR = {"float32": 1e-5, "complex64": 1e-5}
 """A rounding error beyond this belongs to a coarser class of accuracy, which is not compared with the others."""
