@@ -13,13 +13,13 @@ from pathlib import Path
 from spectralbench.history import History, current, load, only_machine
 
 FIGURES = (
+    "speedup_map",
     "kernel_size_sweep",
     "error_vs_compression",
     "kept_vs_beta",
     "sparse_crossover",
     "nominal_vs_achieved",
     "pareto",
-    "speedup_map",
     "watched_history",
 )
 

@@ -40,7 +40,7 @@ def blocks(found: Sequence[CaseRows]) -> Iterator[Block]:
     for implementations, cases in groups.items():
         for start in range(0, len(implementations), COLUMNS):
             shown = implementations[start : start + COLUMNS]
-            yield Heading(3, ", ".join(shown))
+            yield Heading(3, ", ".join(shown) if len(groups) > 1 else "Times")
             yield _table(cases, shown, frozenset(shared), first=start == 0)
 
 

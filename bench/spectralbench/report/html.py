@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -101,4 +102,4 @@ def _cell(one: Cell, numeric: str) -> str:
 def _text(text: str) -> str:
     """Text of a stored file with nothing in it that a browser would obey; long names may break at underscores."""
     shown = escape(printable(text))
-    return shown.replace("\n", "<br>").replace("_", "_<wbr>")
+    return re.sub(r"\w{18,}", lambda name: name[0].replace("_", "_<wbr>"), shown).replace("\n", "<br>")

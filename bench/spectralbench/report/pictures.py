@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
+from spectralbench.plot import FIGURES
 from spectralbench.report.page import Figure
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -12,8 +13,14 @@ KEYWORD = b"Description"
 
 
 def pictures(folder: Path) -> list[Figure]:
-    """Every PNG of a folder, by name; the first of a family before those of its other settings."""
-    found = sorted(folder.glob("*.png"), key=lambda path: path.stem.partition("-"))
+    """Every PNG of a folder, in the order of the figures; the first of a family before those of its other settings."""
+    order = {name: index for index, name in enumerate(FIGURES)}
+
+    def place(path: Path) -> tuple[int, tuple[str, str, str]]:
+        parts = path.stem.partition("-")
+        return order.get(parts[0], len(order)), parts
+
+    found = sorted(folder.glob("*.png"), key=place)
     return [Figure(path, finding(path) or path.stem.replace("_", " ")) for path in found]
 
 
