@@ -66,7 +66,7 @@ def blocks(found: Sequence[CaseRows], chosen: Mapping[Question, str]) -> Iterato
     if groups:
         rows = tuple(_row(group) for group in list(groups.values())[:SHOWN])
         yield Table(
-            ("worst case", "auto runs", "faster", "time", "its time", "auto is", "cases"), rows, frozenset({3, 4, 6})
+            ("worst case", "auto runs", "faster", "time", "its time", "auto is", "cases"), rows, frozenset({3, 4, 5, 6})
         )
     if len(groups) > SHOWN:
         yield Text(f"{len(groups) - SHOWN} milder kinds are in the tables of the operations.")
