@@ -32,13 +32,18 @@ def map_bytes(case: CaseRows) -> int | None:
     return math.prod(size for size in sizes if isinstance(size, int)) * BYTES[case.subject.dtype]
 
 
-def saved(case: CaseRows, row: Row, conv: Row | None) -> tuple[str, str]:
-    """Bytes saved for backward over those of the library convolution: alone, and behind a ReLU."""
+def saved(case: CaseRows, row: Row, conv: Row | None) -> tuple[float | None, float | None]:
+    """Bytes saved for backward over those of the library convolution: alone, and behind a ReLU; None if unknown."""
     own, other = row.value("saved_bytes"), None if conv is None else conv.value("saved_bytes")
     if own is None or not other:
-        return "", ""
+        return None, None
     size = map_bytes(case)
-    return times(own / other), "" if size is None else times((own + size) / other)
+    return own / other, None if size is None else (own + size) / other
+
+
+def share(value: float | None) -> str:
+    """A ratio of bytes in a table."""
+    return "" if value is None else times(value)
 
 
 def cost_table(setting: Setting) -> Table | None:
@@ -80,8 +85,8 @@ def _row(case: CaseRows, setting: Setting) -> tuple[Cell | str, ...] | None:
         row.name,
         Cell(amount(row.time.value, "second"), key=row.time.value),
         *(_against(one) for one in against),
-        alone,
-        behind,
+        share(alone),
+        share(behind),
         "" if peak is None else amount(peak, "byte"),
     )
 

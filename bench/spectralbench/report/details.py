@@ -9,7 +9,7 @@ from spectralbench import names, rivals
 from spectralbench.contest import CaseRows, Row, fastest
 from spectralbench.quantity import amount, scale
 from spectralbench.record import Scalar
-from spectralbench.report.costs import percent, saved
+from spectralbench.report.costs import percent, saved, share
 from spectralbench.report.page import Block, Cell, Heading, Table, Text
 
 COLUMNS = 6
@@ -80,7 +80,9 @@ def _extra(case: CaseRows, first: bool) -> tuple[Cell | str, ...]:
         return percent(error), ""
     alone, behind = saved(case, own, None if against is None else against.other)
     kept = own.value("saved_bytes")
-    text = f"{alone}, {behind}\nbehind ReLU" if alone and behind else "" if kept is None else amount(kept, "byte")
+    text = "" if kept is None else amount(kept, "byte")
+    if alone is not None and behind is not None:
+        text = f"{share(alone)}, {share(behind)}\nbehind ReLU"
     return percent(error), text
 
 
