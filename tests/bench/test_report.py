@@ -220,11 +220,12 @@ def test_changes_are_means_of_what_both_commits_measured(tmp_path: Path) -> None
     assert f"| conv2d | 2.0x | 1.0x | 4 | 0 | 0 | 0 | 4 | {old} to {new} |" in text
 
 
-def test_the_readers_own_machine_comes_first(tmp_path: Path) -> None:
-    for machine in ("cpu-a", "cpu-b"):
+def test_the_machine_that_measured_last_comes_first(tmp_path: Path) -> None:
+    for day, machine in enumerate(("cpu-a", "cpu-b", "cpu-c")):
         record = synthetic.record({"device_time": 1.0}, case={"n": 1})
-        synthetic.write(tmp_path, "a", synthetic.environment(machine), [record])
-    text = report.write(tmp_path, tmp_path, first="cpu-b").read_text()
+        facts = synthetic.environment(machine, started_at=None if day == 2 else f"2026-01-0{day + 1}")
+        synthetic.write(tmp_path, "a", facts, [record])
+    text = report.write(tmp_path, tmp_path).read_text()
     assert text.index("## cpu-b") < text.index("## cpu-a")
 
 

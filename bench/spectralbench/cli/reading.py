@@ -50,17 +50,19 @@ def plot(
 def report(
     results: terminal.Results = Path("results"),
     out: Annotated[Path | None, typer.Option(help="Default: REPORT.md in the results folder.")] = None,
+    machine: Annotated[str | None, typer.Option(help="Only this machine; default: all.")] = None,
 ) -> None:
-    """Write the report: what is fast, what is not, and where the project loses."""
+    """Write REPORT.md and index.html: what won where, from where on, at what price, what changed, where we lose."""
     from spectralbench import report as reporting
 
     try:
-        path = reporting.write(results, out or results / "REPORT.md")
+        path = reporting.write(results, out or results / "REPORT.md", machine)
     except (FileNotFoundError, ValueError) as error:
         raise terminal.fail(str(error), 2) from None
     except OSError as error:
         raise terminal.fail(str(error), 2) from None
     terminal.out(str(path))
+    terminal.out(str(path.with_name("index.html")))
 
 
 def alert(

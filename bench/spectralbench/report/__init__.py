@@ -28,11 +28,11 @@ FACTS = ("gpu", "gpu_memory_bytes", "driver", "cuda", "cudnn", "cpu", "cores", "
 SHOWN_FIGURES = 2
 
 
-def write(results: Path | History, out: Path, machine: str | None = None, *, first: str | None = None) -> Path:
+def write(results: Path | History, out: Path, machine: str | None = None) -> Path:
     """Write the report of one machine or all, and return the path of its Markdown; index.html lies beside it.
 
     out: a path ending in .md, or a folder for REPORT.md. A page per operation goes below `report/` beside it. Figures
-    that lie in `figures/<machine>/` beside it are shown. first: the machine that comes first, the reader's own.
+    that lie in `figures/<machine>/` beside it are shown. The machine that measured last comes first.
 
     Raises: FileNotFoundError if there are no results; ValueError, naming the known machines, for another one.
     """
@@ -41,7 +41,8 @@ def write(results: Path | History, out: Path, machine: str | None = None, *, fir
     choices = results if isinstance(results, Path) else path.parent
     blocks: list[Block] = [Heading(1, "What was measured, and who won"), *_damage(history)]
     now = current(history)
-    for name in sorted(now.machines, key=lambda one: (one != first, one)):
+    started = {name: str(found.get("started_at") or "") for name, found in now.environments.items()}
+    for name in sorted(now.machines, key=lambda one: started.get(one, ""), reverse=True):
         own = only_machine(now, name)
         findings = alert.judge(only_machine(history, name))
         blocks += _machine(own, name, path.parent, chosen.read(choices, name), findings)
