@@ -12,7 +12,7 @@ from spectralbench.record import Scalar
 from spectralbench.report.costs import percent, saved, share
 from spectralbench.report.page import Block, Cell, Heading, Table, Text
 
-COLUMNS = 6
+COLUMNS = 5
 """Implementations beside each other; more of them go on in a second table."""
 
 NOTE = (

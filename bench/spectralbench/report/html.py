@@ -20,7 +20,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
   margin: 0 auto; padding: 0 14px 60px; }
 h1 { font-size: 1.6em; } h2 { margin-top: 2em; border-bottom: 1px solid var(--line); } h3 { margin-top: 1.6em; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; margin: .4em 0 1em; }
-th, td { border-bottom: 1px solid var(--line); padding: 3px 8px; text-align: left; vertical-align: top; }
+th, td { border-bottom: 1px solid var(--line); padding: 3px 6px; text-align: left; vertical-align: top; }
 th { background: var(--pale); position: sticky; top: 0; } th[data-sort] { cursor: pointer; }
 th[aria-sort=ascending]::after { content: " \\2191"; } th[aria-sort=descending]::after { content: " \\2193"; }
 td.n { white-space: nowrap; } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
@@ -102,4 +102,4 @@ def _cell(one: Cell, numeric: str) -> str:
 def _text(text: str) -> str:
     """Text of a stored file with nothing in it that a browser would obey; long names may break at underscores."""
     shown = escape(printable(text))
-    return re.sub(r"\w{18,}", lambda name: name[0].replace("_", "_<wbr>"), shown).replace("\n", "<br>")
+    return re.sub(r"\w{12,}", lambda name: name[0].replace("_", "_<wbr>"), shown).replace("\n", "<br>")
