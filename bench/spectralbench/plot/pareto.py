@@ -98,7 +98,7 @@ def _page(setting: Setting, machine: str, suffix: str) -> Page:
                             textcoords="offset points", fontsize="xx-small", color="#555555")  # fmt: skip
         ax.set_title(f"K = {size}")
         log_axis(ax, "x", list(points["device_time"]), "second", "time per call")
-    log_axis(axes[0][0], "y", list(points["kept_bytes"]), "byte", "kept for backward behind a ReLU")
+    log_axis(axes[0][0], "y", list(points["kept_bytes"]), "byte", "kept behind a ReLU")
     bar = figure.colorbar(ScalarMappable(shades, colors), ax=axes[0][-1], pad=0.02)
     bar.set_label("error (%)")
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}"))

@@ -59,7 +59,7 @@ def draw_kept(frame: pd.DataFrame, machine: str) -> Iterator[Page | NotDrawn]:
                 if not one.empty:
                     draw_line(ax, one, "beta", "relative", look)
                     shown[name] = look
-            ratio_axis(ax, list(relative["relative"]), "stored bytes relative to dense")
+            ratio_axis(ax, list(relative["relative"]), "bytes over dense")
             ax.set_ylim(relative["relative"].min() / 1.3, max(relative["relative"].max(), 1.0) * 1.3)
             ax.set_title(f"bytes, {source} input" if source else "bytes")
             ax.set_xlabel(scaled)
@@ -95,7 +95,7 @@ def draw_crossover(frame: pd.DataFrame, machine: str) -> Iterator[Page | NotDraw
                     draw_line(ax, one, "kept_fraction", "relative", look)
                     shown[name] = look
             words = "stored bytes" if metric == "stored_bytes" else "multiply time"
-            ratio_axis(ax, list(relative["relative"]), f"{words} relative to dense")
+            ratio_axis(ax, list(relative["relative"]), f"{words} over dense")
             percent_axis(ax, "x", "density: kept coefficients")
             ax.set_title(f"{words} (below 1x it wins)")
         what = "Where sparse spectra pay off"
