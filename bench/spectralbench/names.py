@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Protocol
 
 from spectralbench.record import Scalar
 
@@ -29,6 +30,22 @@ def operation(name: str) -> str:
 def short(facts: Mapping[str, Scalar], leave_out: frozenset[str] = frozenset()) -> str:
     """What a case is, without what goes without saying. facts: its parameters, and dtype, pass and the like."""
     return " ".join(_words({name: value for name, value in facts.items() if name not in leave_out}))
+
+
+class Named(Protocol):
+    """A case: an operation at given parameters and dtype (see `spectralkernels.declare.Case`)."""
+
+    @property
+    def operation(self) -> str: ...
+    @property
+    def params(self) -> tuple[tuple[str, Scalar], ...]: ...
+    @property
+    def dtype(self) -> str: ...
+
+
+def of_case(case: Named, pass_: str) -> str:
+    """`conv2d 8x64->64 32x32 K7 c.5 fwd+bwd`."""
+    return f"{operation(case.operation)} {short({**dict(case.params), 'dtype': case.dtype, 'pass': pass_})}".strip()
 
 
 def number(value: Scalar) -> str:

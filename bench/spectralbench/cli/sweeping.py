@@ -134,7 +134,7 @@ class Bar:
         self.task = self.bar.add_task("starting", total=None)
 
     def start(self, item: Item, done: int, total: int) -> None:
-        label = short(item)
+        label = names.of_case(item.case, item.pass_)
         shown = label[: max(8, self.console.width - BESIDE_LABEL)].replace("[", r"\[")
         self.bar.update(self.task, description=shown, completed=done, total=total)
         now = self.clock()
@@ -149,12 +149,6 @@ class Bar:
             if record.status == "failed":
                 text = f"failed: {item.label} {record.implementation}: {record.failure}: {record.reason}"
                 self.bar.console.print(printable(text), markup=False)
-
-
-def short(item: Item) -> str:
-    """`conv2d 8x64->64 32x32 K7 c.5`: an item as tables and reports name it."""
-    facts = {**dict(item.case.params), "dtype": item.case.dtype, "pass": item.pass_}
-    return f"{names.operation(item.operation.name)} {names.short(facts)}"
 
 
 def _run(request: Request, results: Path, quiet: bool) -> Sweep:
@@ -210,7 +204,9 @@ def _talk_about(done: Sweep, dry_run: bool) -> None:
     if done.path is not None:
         terminal.say(f"records: {done.path}")
     if done.left and not dry_run:
-        first = ", ".join(short(item) for item in done.left[:3]) + (", ..." if len(done.left) > 3 else "")
+        first = ", ".join(names.of_case(item.case, item.pass_) for item in done.left[:3]) + (
+            ", ..." if len(done.left) > 3 else ""
+        )
         terminal.say(f"stopped by the {done.stopped}; {len(done.left)} cases are left: {first}")
         terminal.say(f"resume with the same command: {shlex.join(['spectralbench', *sys.argv[1:]])}")
 
