@@ -23,7 +23,8 @@ check: lint test
 # Measures this machine in a few minutes, in a folder that git ignores; run again, it resumes.
 bench publish: .venv/ready
 	$(BIN)/spectralbench run --profile quick --time-budget $(TIME_BUDGET) --results $(RESULTS); status=$$?; \
-	$(BIN)/spectralbench plot --results $(RESULTS) && $(BIN)/spectralbench report --results $(RESULTS) && exit $$status
+	$(BIN)/spectralbench plot --results $(RESULTS) && $(BIN)/spectralbench choices --results $(RESULTS) >/dev/null; \
+	$(BIN)/spectralbench report --results $(RESULTS) && exit $$status
 
 # The same into the tracked results, to commit.
 publish: RESULTS = results

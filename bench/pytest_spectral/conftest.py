@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from spectralbench import environment, measure, quantity, sweep
+from spectralbench import environment, measure, names, quantity, sweep
 from spectralbench.outcome import Measured, Outcome
 from spectralkernels.declare import PROFILES
 from spectralkernels.errors import RangeError
@@ -139,7 +139,7 @@ def _table(rows: list[tuple[sweep.Item, str, Measured]]) -> Iterator[str]:
     cells = [["case", "implementation", *metrics]]
     for (item, implementation, _), row in zip(rows, found, strict=True):
         values = [quantity.amount(row[name].median, row[name].unit) if name in row else "-" for name in metrics]
-        cells.append([item.label.removeprefix(item.operation.name), implementation, *values])
+        cells.append([names.of_case(item.case, item.pass_), implementation, *values])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row_cells in cells:
         left = [cell.ljust(width) for cell, width in zip(row_cells[:2], widths[:2], strict=True)]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from spectralbench import names
 from spectralbench.outcome import Failed, Measured, Skipped
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def test_operation(
             core.shown.append((item, implementation, measured))
             times = next(found.samples for found in measured.measurements if found.metric == "device_time")
             replay.load(times)
-            benchmark.group = item.label
+            benchmark.group = names.of_case(item.case, item.pass_)
             benchmark.extra_info.update(
                 {found.metric: found.median for found in measured.measurements if found.metric != "device_time"},
                 units={found.metric: found.unit for found in measured.measurements},

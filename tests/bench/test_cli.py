@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from fake_operations import SOURCES, load_operations
@@ -21,10 +23,10 @@ from rich.console import Console
 from test_cli_tables import measured
 
 from spectralbench import __version__, choices, environment, sweep, workloads
-from spectralbench.cli import main, sweeping, terminal
+from spectralbench.cli import listing, main, sweeping, terminal
 from spectralbench.cli.machine import asv_machine, write_asv_machine
 from spectralbench.record import environment_line, read_tree, record_line
-from spectralkernels.declare import PROFILES
+from spectralkernels.declare import PROFILES, Case
 
 Answer = tuple[int, str, str]
 Cli = Callable[..., Answer]
@@ -44,6 +46,7 @@ FACTS = {
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
     """Runs a command line over the fake operations, in an empty folder."""
     monkeypatch.setattr(sweep, "SOURCES", SOURCES)
+    monkeypatch.setattr(listing, "known", listing.found_out)
     monkeypatch.setattr(terminal, "operation_names", lambda: list(load_operations()))
     monkeypatch.setattr(environment, "capture", lambda root=None: dict(FACTS))
     monkeypatch.setattr(environment, "device_kind", lambda: "cpu")
@@ -69,9 +72,11 @@ def one_line(text: str) -> str:
 def test_run_prints_a_table_and_stores_the_records(cli: Cli, tmp_path: Path) -> None:
     code, out, err = cli("run", "steady", "--profile", "smoke", "--set", "rate=0.5")
     assert code == 0
-    assert "steady" in out and "best baseline" in out and "the same" in out
-    assert "3 s (3 - 4.5)" in out  # three implementations together, in the fake core's seconds
-    assert "everywhere: rate=0.5" in out
+    assert "steady size=" in out and "best base" in out and "the same" in out
+    assert max(map(len, out.splitlines())) <= 80
+    _, wide, _ = cli("run", "steady", "--profile", "smoke", "--set", "rate=0.5", "--wide")
+    assert "3 s (3 - 4.5)" in wide  # three implementations together, in the fake core's seconds
+    assert "everywhere: rate=0.5" in wide
     (file,) = read_tree(tmp_path / "results" / "records")
     assert file.path.parent.name == "cpu-test-2c"
     assert f"records: {file.path.relative_to(tmp_path)}" in err
@@ -91,7 +96,7 @@ def test_json_is_the_stored_lines_and_prints_of_an_implementation_stay_out(cli: 
 def test_a_failed_case_exits_1_and_is_named(cli: Cli) -> None:
     code, out, err = cli("run", "raising", "--profile", "smoke", "--set", "rate=0")
     assert code == 1
-    assert "failed: error" in out
+    assert re.search(r"raises +failed +error", out)
     assert "failed: raising[size=1,rate=0,exact=True,grid=tight] raises: error: ValueError: size does not suit" in err
 
 
@@ -108,7 +113,7 @@ def test_dry_run_measures_nothing(cli: Cli, tmp_path: Path) -> None:
 def test_the_time_budget_says_what_is_left_and_how_to_resume(cli: Cli) -> None:
     code, _, err = cli("run", "steady", "--profile", "smoke", "--time-budget", "0")
     assert code == 0
-    assert "stopped by the time budget; 4 cases are left: steady[size=1" in err
+    assert "stopped by the time budget; 4 cases are left: steady size=1" in err
     assert "resume with the same command: spectralbench run steady --profile smoke --time-budget 0" in err
 
 
@@ -257,20 +262,33 @@ def test_progress_off_a_terminal_is_a_line_every_ten_seconds(capsys: pytest.Capt
     moments = iter([0.0, 4.0, 12.0, 15.0, 22.0])
     watch = sweeping.Bar(False, lambda: next(moments))
     for done in range(4):
-        watch.start(SimpleNamespace(label=f"steady[size={done}]"), done, 8)  # type: ignore[arg-type]
+        watch.start(item("steady", {"size": done}), done, 8)
     assert capsys.readouterr().err.splitlines() == [
-        "1/8, 0:01:24 left: steady[size=1]",
-        "3/8, 0:00:37 left: steady[size=3]",
+        "1/8 0:01:24 left, steady size=1",
+        "3/8 0:00:37 left, steady size=3",
     ]
 
 
-def test_progress_in_a_narrow_window_shows_count_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    console = Console(file=io.StringIO(), force_terminal=True, width=60, color_system=None)
+CONV = {"batch": 8, "in_channels": 64, "out_channels": 64, "height": 32, "width": 32, "kernel_size": 7, "groups": 1,
+        "compression": 0.5, "grid": "tight", "input": "photo"}  # fmt: skip
+
+
+def item(operation: str, params: dict[str, Any]) -> Any:
+    """What a sweep tells of the case that it starts."""
+    case = Case(operation, tuple(params.items()))
+    return SimpleNamespace(operation=SimpleNamespace(name=operation), case=case, pass_="forward", label=case.id)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_progress_fits_a_window_with_count_time_left_and_case(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
     monkeypatch.setattr(terminal, "talk", lambda: console)
     watch = sweeping.Bar(False)
-    watch.start(SimpleNamespace(label="band_limited_conv2d[batch=8" + "0" * 200), 3, 57)  # type: ignore[arg-type]
+    watch.start(item("band_limited_conv2d", CONV), 3, 57)
     console.print(watch.bar)
-    assert " 3/57 -:--:-- left" in console.file.getvalue()  # type: ignore[attr-defined]
+    (line,) = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert line.startswith(" 3/57 ") and "-:--:-- left, conv2d 8x64->64" in line
+    assert ("K7 c.5" in line) == (width >= 80)
 
 
 def test_ascii_streams_get_words(tmp_path: Path) -> None:
@@ -351,6 +369,37 @@ def test_list_names_everything_and_why_it_is_not_available(cli: Cli) -> None:
         "implementations"
     ]
     assert {entry["kind"] for entry in entries} == {"operation", "metric"}
+
+
+def test_a_second_list_needs_no_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And finds out again once anything that it depends on has changed, or its file was cut off."""
+    asked: list[str | None] = []
+
+    def found_out(device: str | None) -> tuple[listing.Described, listing.Described]:
+        asked.append(device)
+        return [{"name": "steady", "summary": "it holds", "implementations": []}], [{"name": "time", "unit": "second"}]
+
+    monkeypatch.setattr(listing, "found_out", found_out)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for _ in range(3):
+        listing.known(None)
+    assert asked == [None]
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, "list"],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0 and "it holds" in done.stdout and "time (second)" in done.stdout, done.stderr
+    (file,) = (tmp_path / "cache" / "spectralbench").glob("list-*.json")
+    file.write_text(file.read_text()[:40])
+    listing.known(None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    listing.known(None)
+    listing.known("cpu")
+    assert asked == [None, None, None, "cpu"]
 
 
 def test_machine_prints_its_name_and_facts(cli: Cli) -> None:

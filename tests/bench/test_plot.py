@@ -15,9 +15,10 @@ pd = pytest.importorskip("pandas", reason="figures are an optional extra")
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 
 from spectralbench import history  # noqa: E402
-from spectralbench.plot import FIGURES, achieved, draw_all, error, kernel_size, pareto, sparse  # noqa: E402
-from spectralbench.plot.frame import measurements, spread_over  # noqa: E402
-from spectralbench.plot.style import NotDrawn, Page, looks, quartiles, styled  # noqa: E402
+from spectralbench.plot import FIGURES, achieved, draw_all, error, heat, kernel_size, pareto, sparse, watched  # noqa: E402
+from spectralbench.plot.frame import measurements, one_commit, spread_over  # noqa: E402
+from spectralbench.plot.style import DPI, NotDrawn, Page, look_of, looks, quartiles, styled  # noqa: E402
+from spectralbench.report import pictures  # noqa: E402
 
 FAMILIES = (kernel_size.draw, error.draw, sparse.draw_kept, sparse.draw_crossover, achieved.draw, pareto.draw)
 
@@ -37,13 +38,16 @@ def frame(study: history.History) -> pd.DataFrame:
 def test_every_figure_is_written(study: history.History, tmp_path: Path) -> None:
     gallery = draw_all(study, tmp_path)
     names = {path.stem for path in gallery}
-    assert set(FIGURES) <= names
+    assert {*FIGURES} - {"watched_history"} <= names
+    assert ("cpu-test-2c", "watched_history", "no kernel was timed at three or more commits") in gallery.skipped
+    assert all(pictures.finding(path).endswith(".") for path in gallery)
+    assert all(int.from_bytes(path.read_bytes()[16:20], "big") <= 1200 for path in gallery)
     assert all(path.parent == tmp_path / "cpu-test-2c" for path in gallery)
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in gallery)
     assert all(reason for _, _, reason in gallery.skipped)
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=FIGURES)
+@pytest.mark.parametrize("family", FAMILIES, ids=FIGURES[1 : 1 + len(FAMILIES)])
 def test_axes_are_labelled_and_nothing_is_clipped_or_overlaps(family, frame: pd.DataFrame) -> None:
     with styled():
         pages = [page for page in family(frame, "cpu-test-2c") if isinstance(page, Page)]
@@ -62,6 +66,7 @@ def test_axes_are_labelled_and_nothing_is_clipped_or_overlaps(family, frame: pd.
                 outer = ax.get_subplotspec().is_last_row() if ax.get_subplotspec() else False
                 assert not outer or ax.get_xlabel()
             assert not legend.get_window_extent().overlaps(figure._suptitle.get_window_extent())
+            assert figure.get_figwidth() * DPI <= 1200 and page.finding
 
 
 def test_lines_carry_the_medians_over_processes(frame: pd.DataFrame) -> None:
@@ -74,7 +79,7 @@ def test_lines_carry_the_medians_over_processes(frame: pd.DataFrame) -> None:
 
 def test_speedup_is_direct_over_ours(tmp_path: Path) -> None:
     records = []
-    for kernel in (3, 7):
+    for kernel in (3, 7, 15):
         for compression in (0.0, 0.5):
             case = {"kernel_size": kernel, "compression": compression, "grid": "tight"}
             shared = {"operation": "band_limited_conv2d", "case": case}
@@ -86,8 +91,8 @@ def test_speedup_is_direct_over_ours(tmp_path: Path) -> None:
     with styled():
         found = list(kernel_size.draw(measurements(history.load(tmp_path)), "m"))
     (page,) = [one for one in found if isinstance(one, Page)]
-    speedups = [line.get_ydata() for line in page.figure.axes[3].lines if len(line.get_ydata()) == 2]
-    assert any(list(line) == pytest.approx([3, 7]) for line in speedups)
+    speedups = [line.get_ydata() for line in page.figure.axes[3].lines if len(line.get_ydata()) == 3]
+    assert any(list(line) == pytest.approx([3, 7, 15]) for line in speedups)
 
 
 def test_styles_differ_in_more_than_colour(frame: pd.DataFrame) -> None:
@@ -96,6 +101,52 @@ def test_styles_differ_in_more_than_colour(frame: pd.DataFrame) -> None:
     assert len({look.color for look in found.values()}) == len(found)
     roles = dict(zip(frame["implementation"], frame["role"], strict=True))
     assert all(look.filled == (roles[name] == "kernel") for name, look in found.items())
+
+
+def test_a_look_is_the_same_everywhere(frame: pd.DataFrame) -> None:
+    """Whoever else is in the figure, and whatever the machine measured."""
+    whole = looks(frame)
+    for operation in frame["operation"].unique():
+        for name, look in looks(frame[frame["operation"] == operation]).items():
+            assert whole[name] == look
+    assert look_of("somebody new", "kernel") == look_of("somebody new", "kernel")
+
+
+def test_a_line_is_of_one_commit() -> None:
+    """The whole sweep of an old commit, not its places mixed with three of a newer, slower day."""
+    rows = pd.DataFrame(
+        [("a", size, "1", "old") for size in (1, 3, 7, 15)] + [("a", size, "2", "new") for size in (3, 7, 15)]
+        + [("b", size, process, mark) for size in (3, 7, 15) for process, mark in (("1", "old"), ("2", "new"))],
+        columns=["implementation", "kernel_size", "process", "mark"],
+    )  # fmt: skip
+    kept = one_commit(rows, ("implementation",), "kernel_size")
+    assert set(zip(kept["implementation"], kept["mark"], strict=True)) == {("a", "old"), ("b", "new")}
+
+
+def test_a_map_of_speedups_tells_the_ratio_and_its_doubt(study: history.History) -> None:
+    with styled():
+        pages = [page for page in heat.draw(history.current(study), "cpu-test-2c") if isinstance(page, Page)]
+        for page in pages:
+            FigureCanvasAgg(page.figure).draw()
+    ax = pages[0].figure.axes[0]
+    (image,) = ax.images
+    assert image.get_array().shape == (len(ax.get_yticks()), len(ax.get_xticks()))
+    shown = [text.get_text() for text in ax.texts if "x" in text.get_text()]
+    heights = image.get_array().compressed() if hasattr(image.get_array(), "compressed") else image.get_array().ravel()
+    assert len(shown) == len(heights)
+    first = float(shown[0].split("x")[0])
+    assert 2.0 ** heights[0] == pytest.approx(first, rel=0.06)
+
+
+def test_the_band_of_the_alert_is_drawn(tmp_path: Path) -> None:
+    synthetic.history(tmp_path, 12, random.Random(5), slower=1.5)
+    (page,) = watched.draw(history.load(tmp_path), "cpu-test-2c")
+    ax = page.figure.axes[0]
+    assert len(ax.get_xticks()) == 12 and "12 commits" in page.finding
+    band = next(patch for patch in ax.patches if patch.get_facecolor()[3] < 1)
+    low, high = sorted(band.get_extents().transformed(ax.transData.inverted()).get_points()[:, 1])
+    newest, before = ax.lines[0].get_ydata()[-1], ax.lines[0].get_ydata()[:-1]
+    assert newest > high and all(low < value < high for value in before)
 
 
 def test_undominated_points() -> None:
@@ -133,7 +184,7 @@ def test_a_missing_part_is_named(tmp_path: Path) -> None:
         synthetic.record(
             {"device_time": 1.0}, operation="band_limited_conv2d", case={"kernel_size": size, "compression": 0.5}
         )
-        for size in (3, 5)
+        for size in (3, 5, 7)
     ]
     synthetic.write(tmp_path, "a", synthetic.environment(), records)
     with styled():
@@ -142,7 +193,7 @@ def test_a_missing_part_is_named(tmp_path: Path) -> None:
 
 
 def test_unknown_names_list_the_known_ones(study: history.History, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="unknown figure 'pie'; known: kernel_size_sweep"):
+    with pytest.raises(ValueError, match="unknown figure 'pie'; known: speedup_map"):
         draw_all(study, tmp_path, only=("pie",))
     with pytest.raises(ValueError, match="known: cpu-test-2c"):
         draw_all(study, tmp_path, "nvidia-h200")
@@ -187,7 +238,8 @@ def test_neither_a_matplotlibrc_nor_a_formula_changes_a_figure(tmp_path: Path) -
         return [path.read_bytes() for path in draw_all(tmp_path, out, only=("nominal_vs_achieved",))]
 
     records = [
-        synthetic.record({"achieved_compression": c}, case={"compression": c, "input": "$\\frac$"}) for c in (0.1, 0.5)
+        synthetic.record({"achieved_compression": c}, case={"compression": c, "input": "$\\frac$"})
+        for c in (0.1, 0.5, 0.9)
     ]
     synthetic.write(tmp_path, "a", synthetic.environment(torch="2.13 $\\frac$"), records)
     plain = drawn(tmp_path / "one")

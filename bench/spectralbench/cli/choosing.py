@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from spectralbench import chosen
 from spectralbench.cli import terminal
 
 
@@ -17,7 +18,10 @@ def choices(
     machine: Annotated[str | None, typer.Option(help="Default: this one.")] = None,
     as_json: terminal.Json = False,
 ) -> None:
-    """Compare the choice of `auto` with the fastest equal, case by case, and write CHOICES.md beside the records."""
+    """Compare the choice of `auto` with the fastest equal, case by case, and write CHOICES.md beside the records.
+
+    The report reads what auto takes from choices/MACHINE.json, which is written with it.
+    """
     from spectralbench.choices import as_markdown, verdicts
     from spectralbench.environment import machine_name
     from spectralbench.history import load
@@ -37,6 +41,7 @@ def choices(
         known = ", ".join(history.machines) or "none"
         raise terminal.fail(f"no case of machine {name!r} has a choice to judge; machines with records: {known}", 3)
     page = as_markdown(name, found)
+    asked = {(one.operation, one.case, one.dtype, one.pass_): (one.chosen, one.because) for one in found}
     if as_json:
         for verdict in found:
             terminal.out(json.dumps(dataclasses.asdict(verdict)))
@@ -45,5 +50,6 @@ def choices(
     path = results / "CHOICES.md"
     try:
         path.write_text(page, encoding="utf-8")
+        chosen.write(results, name, asked)
     except OSError as error:
         raise terminal.fail(f"cannot write {path}: {error.strerror or error}", 2) from None

@@ -1,9 +1,20 @@
-"""`spectralbench list`: what there is to run, and why some of it cannot run here."""
+"""`spectralbench list`: what there is to run, and why some of it cannot run here.
+
+Finding out imports torch, which takes seconds. What was found is therefore kept in the user's cache, under the digest
+of all that it depends on: the sources, what is installed, and what the environment says of devices and compilers.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import importlib.util
 import json
+import os
+import shutil
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +26,11 @@ from spectralbench.cli import terminal
 if TYPE_CHECKING:
     from spectralkernels.declare import Operation
 
+Described = list[dict[str, Any]]
+
+SURROUNDINGS = ("TRITON_INTERPRET", "CUDA_VISIBLE_DEVICES", "CXX", "CC", "PATH", "CUDA_HOME")
+DRIVER = Path("/proc/driver/nvidia/version")
+
 
 def list_(
     operations: Annotated[list[str] | None, typer.Argument(metavar="OPERATION", help="Default: all.")] = None,
@@ -23,39 +39,69 @@ def list_(
 ) -> None:
     """List the operations, a line each, and the metrics; `list OPERATION` shows all there is to know of one."""
     terminal.check_operations(operations)
-    with terminal.usage_errors():
-        from spectralbench import sweep
-        from spectralbench.metrics import load_metrics
-        from spectralbench.worker import resolve
-
-        chosen = sweep.choose_operations(operations or (), resolve(sweep.SOURCES.operations)())
-        described = [_describe(operation, sweep.choose_device(device)) for operation in chosen]
-        metrics: list[dict[str, Any]] = [
-            {
-                "kind": "metric",
-                "name": found.name,
-                "unit": found.unit,
-                "version": found.version,
-                "devices": found.devices,
-            }
-            for found in load_metrics().values()
-        ]
+    described, metrics = known(device)
+    chosen = [entry for entry in described if not operations or entry["name"] in operations]
     if as_json:
-        for entry in (*described, *metrics):
+        for entry in (*chosen, *metrics):
             terminal.out(json.dumps(entry))
         return
     console = terminal.data()
     if operations:
-        for entry in described:
+        for entry in chosen:
             console.print(_operation_table(entry))
         return
-    console.print(_overview(described))
-    table = Table(title="metrics", title_justify="left")
-    for title in ("metric", "unit", "version", "on"):
-        table.add_column(title)
-    for metric in metrics:
-        table.add_row(metric["name"], metric["unit"], str(metric["version"]), ", ".join(metric["devices"]))
-    console.print(table)
+    console.print(_overview(chosen))
+    console.print("metrics: " + ", ".join(f"{one['name']} ({one['unit']})" for one in metrics), markup=False)
+
+
+def known(device: str | None) -> tuple[Described, Described]:
+    """Every operation and every metric, from the cache where nothing has changed since."""
+    path = _cache(device)
+    if path.is_file():
+        with contextlib.suppress(ValueError, TypeError):  # cut off while it was written: found out again
+            described, metrics = json.loads(path.read_text(encoding="utf-8"))
+            return described, metrics
+    found = found_out(device)
+    with contextlib.suppress(OSError):  # a home that cannot be written costs seconds, not an answer
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for old in path.parent.glob("list-*.json"):
+            old.unlink()
+        path.write_text(json.dumps(found), encoding="utf-8")
+    return found
+
+
+def _cache(device: str | None) -> Path:
+    digest = hashlib.sha256(f"{sys.version} {device} {DRIVER.exists()} {shutil.which('c++')}".encode())
+    for name in SURROUNDINGS:
+        digest.update(f"{name}={os.environ.get(name)}".encode())
+    installed = sorted(found.name for entry in sys.path for found in Path(entry).glob("*.dist-info"))
+    digest.update(repr(installed).encode())
+    for package in ("spectralkernels", "spectralbench"):
+        spec = importlib.util.find_spec(package)
+        assert spec is not None and spec.submodule_search_locations, "both are installed together"
+        for folder in map(Path, spec.submodule_search_locations):
+            for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.cpp"), *folder.rglob("*.h")]):
+                facts = path.stat()
+                digest.update(f"{path} {facts.st_size} {facts.st_mtime_ns}".encode())
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "spectralbench" / f"list-{digest.hexdigest()[:16]}.json"
+
+
+def found_out(device: str | None) -> tuple[Described, Described]:
+    """The same without a cache: every operation is imported and asked what it needs."""
+    from spectralbench import sweep
+    from spectralbench.metrics import load_metrics
+    from spectralbench.worker import resolve
+
+    with terminal.usage_errors():
+        where = sweep.choose_device(device)
+        operations = sweep.choose_operations((), resolve(sweep.SOURCES.operations)())
+    described = [_describe(one, where) for one in operations]
+    metrics: Described = [
+        {"kind": "metric", "name": one.name, "unit": one.unit, "version": one.version, "devices": one.devices}
+        for one in load_metrics().values()
+    ]
+    return described, metrics
 
 
 def _describe(operation: Operation, device: str) -> dict[str, Any]:
@@ -86,9 +132,10 @@ def _describe(operation: Operation, device: str) -> dict[str, Any]:
 
 def _overview(described: Sequence[dict[str, Any]]) -> Table:
     """A line per operation: what it is, and how many of its implementations work here."""
-    table = Table(title="operations", title_justify="left", caption="more: spectralbench list OPERATION")
-    for title in ("operation", "what", "works here"):
-        table.add_column(title, no_wrap=title != "what")
+    table = Table(title="operations", title_justify="left", caption="more: spectralbench list OPERATION", box=None)
+    table.add_column("operation", no_wrap=True)
+    table.add_column("what", no_wrap=True, overflow="ellipsis")
+    table.add_column("works here", no_wrap=True)
     for entry in described:
         works = sum(found["unavailable"] is None for found in entry["implementations"])
         cells = (entry["name"], entry["summary"], f"{works} of {len(entry['implementations'])}")
@@ -97,17 +144,23 @@ def _overview(described: Sequence[dict[str, Any]]) -> Table:
 
 
 def _operation_table(operation: dict[str, Any]) -> Table:
+    """Its implementations; what cannot run here for one and the same reason is one line."""
     cases = ", ".join(f"{profile} {count}" for profile, count in operation["profiles"].items())
     table = Table(
         title=escape(f"{operation['name']} (version {operation['version']}): {operation['summary']}"),
-        caption=f"parameters: {', '.join(operation['parameters'])}\ncases by profile: {cases}",
+        caption=f"from: {escape(operation['source'])}\nparameters: {', '.join(operation['parameters'])}\n"
+        f"cases by profile: {cases}",
         title_justify="left",
         caption_justify="left",
     )
     for title in ("implementation", "role", "here", "source"):
         table.add_column(title)
+    absent: dict[str, list[str]] = {}
     for implementation in operation["implementations"]:
-        reason = implementation["unavailable"]
-        cells = (implementation["name"], implementation["role"], reason or "yes", implementation["source"])
-        table.add_row(*map(escape, cells))
+        if (reason := implementation["unavailable"]) is not None:
+            absent.setdefault(reason, []).append(implementation["name"])
+            continue
+        table.add_row(*map(escape, (implementation["name"], implementation["role"], "yes", implementation["source"])))
+    for reason, members in absent.items():
+        table.add_row(*map(escape, (", ".join(members), "", reason, "")))
     return table

@@ -21,6 +21,7 @@ def plot(
     results: terminal.Results = Path("results"),
     out: Annotated[Path | None, typer.Option(help="Default: figures/ in the results folder.")] = None,
     machine: Annotated[str | None, typer.Option(help="Only this machine; default: all.")] = None,
+    why: Annotated[bool, typer.Option("--why", help="Say of everything that was not drawn why not.")] = False,
     as_json: terminal.Json = False,
 ) -> None:
     """Draw the figures from the stored results."""
@@ -33,8 +34,11 @@ def plot(
         raise terminal.fail(str(error), 2) from None
     except (ModuleNotFoundError, OSError) as error:
         raise terminal.fail(str(error), 2) from None
-    for name, figure, reason in gallery.skipped:
-        terminal.say(f"not drawn: {figure} of {name}: {reason}")
+    if why:
+        for name, figure, reason in gallery.skipped:
+            terminal.say(f"not drawn: {figure} of {name}: {reason}")
+    elif gallery.skipped:
+        terminal.say(f"not drawn: {len(gallery.skipped)} more, for want of data or of room; `--why` says what and why")
     for path in gallery.removed:
         terminal.say(f"removed, the results no longer give it: {path}")
     for path in gallery:
@@ -46,17 +50,19 @@ def plot(
 def report(
     results: terminal.Results = Path("results"),
     out: Annotated[Path | None, typer.Option(help="Default: REPORT.md in the results folder.")] = None,
+    machine: Annotated[str | None, typer.Option(help="Only this machine; default: all.")] = None,
 ) -> None:
-    """Write the report: what is fast, what is not, and where the project loses."""
+    """Write REPORT.md and index.html: what won where, from where on, at what price, what changed, where we lose."""
     from spectralbench import report as reporting
 
     try:
-        path = reporting.write(results, out or results / "REPORT.md")
+        path = reporting.write(results, out or results / "REPORT.md", machine)
     except (FileNotFoundError, ValueError) as error:
         raise terminal.fail(str(error), 2) from None
     except OSError as error:
         raise terminal.fail(str(error), 2) from None
     terminal.out(str(path))
+    terminal.out(str(path.with_name("index.html")))
 
 
 def alert(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from spectralbench import names
 from spectralbench.cli import tables, terminal
 from spectralbench.record import Record, record_line
 from spectralbench.text import printable
@@ -27,7 +28,7 @@ NOTHING = 3
 EVERY_SECONDS = 10.0
 """Between two lines of progress where there is no terminal for a bar."""
 
-BESIDE_LABEL = 42
+BESIDE_LABEL = 38
 """Columns of a bar that are not the case's name: what is too long would squeeze them."""
 
 
@@ -55,6 +56,9 @@ def run(
     pin: Annotated[
         str | None, typer.Option(metavar="JSON", help="Tiles to run with: a record's `tiles`, or @FILE with them.")
     ] = None,
+    wide: Annotated[
+        bool, typer.Option("--wide", help="Quartiles, every metric and parameters in full; needs 160 columns.")
+    ] = False,
     as_json: terminal.Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no talk but errors.")] = False,
 ) -> None:
@@ -92,7 +96,8 @@ def run(
     else:
         console = terminal.data()
         for operation, rows in tables.rows(done.records).items():
-            console.print(tables.operation_table(operation, rows))
+            for table in [tables.operation_table(operation, rows)] if wide else tables.case_tables(operation, rows):
+                console.print(table)
     if done.stopped == "interrupt":
         raise typer.Exit(INTERRUPTED)
     if any(record.status == "failed" for record in done.records):
@@ -112,9 +117,9 @@ class Bar:
         self.console = terminal.talk()
         self.bar = Progress(
             MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("left"),
             BarColumn(bar_width=12),
+            TimeRemainingColumn(),
+            TextColumn("left,"),
             TextColumn("{task.description}"),
             console=self.console,
             disable=quiet or not self.console.is_terminal,
@@ -126,13 +131,14 @@ class Bar:
         self.task = self.bar.add_task("starting", total=None)
 
     def start(self, item: Item, done: int, total: int) -> None:
-        label = item.label[: max(8, self.console.width - BESIDE_LABEL)].replace("[", r"\[")
-        self.bar.update(self.task, description=label, completed=done, total=total)
+        label = names.of_case(item.case, item.pass_)
+        shown = label[: max(8, self.console.width - BESIDE_LABEL)].replace("[", r"\[")
+        self.bar.update(self.task, description=shown, completed=done, total=total)
         now = self.clock()
         if self.lines and now - self.said >= EVERY_SECONDS:
             self.said = now
             left = f"{timedelta(seconds=round((now - self.began) / done * (total - done)))} left" if done else "first"
-            terminal.say(f"{done}/{total}, {left}: {item.label}")
+            terminal.say(f"{done}/{total} {left}, {label}")
 
     def finish(self, item: Item, records: Sequence[Record]) -> None:
         self.bar.advance(self.task)
@@ -204,7 +210,9 @@ def _talk_about(done: Sweep, dry_run: bool) -> None:
     if done.path is not None:
         terminal.say(f"records: {done.path}")
     if done.left and not dry_run:
-        first = ", ".join(item.label for item in done.left[:3]) + (", ..." if len(done.left) > 3 else "")
+        first = ", ".join(names.of_case(item.case, item.pass_) for item in done.left[:3]) + (
+            ", ..." if len(done.left) > 3 else ""
+        )
         terminal.say(f"stopped by the {done.stopped}; {len(done.left)} cases are left: {first}")
         terminal.say(f"resume with the same command: {shlex.join(['spectralbench', *sys.argv[1:]])}")
 

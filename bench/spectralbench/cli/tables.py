@@ -1,15 +1,16 @@
-"""Records as tables for people: one per operation, a row per case and implementation."""
+"""Records as tables for people: narrow ones of a case, or a wide one of an operation; a row per implementation."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from spectralbench import names
 from spectralbench.outcome import Measurement
 from spectralbench.quantity import amount, ratio_words, scale
 from spectralbench.record import Record
@@ -63,6 +64,35 @@ def rows(records: Iterable[Record]) -> dict[str, list[Row]]:
         operation: [Row(point, name, found[0].role, tuple(found)) for (point, name), found in groups.items()]
         for operation, groups in gathered.items()
     }
+
+
+NARROW: tuple[tuple[str, int], ...] = (("implementation", 33), ("time", 9), ("ratio", 12), ("saved", 8), ("error", 6))
+"""Columns of a case's table and their widths: with the gaps 80 columns."""
+
+
+def case_tables(operation: str, found: Sequence[Row]) -> Iterator[Table]:
+    """A table per case in 80 columns: time, ratio to the best baseline, bytes saved, error of the answer."""
+    for index, point in enumerate(dict.fromkeys(row.point for row in found)):
+        group = [row for row in found if row.point == point]
+        facts = {**group[0].records[0].case, "dtype": group[0].records[0].dtype, "pass": group[0].records[0].pass_}
+        title = f"{names.operation(operation)} {names.short(facts)}".strip()
+        table = Table(title=escape(title), title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0),
+                      show_header=index == 0, header_style="dim")  # fmt: skip
+        for name, width in NARROW:
+            table.add_column(name, width=width, justify="left" if name == "implementation" else "right",
+                             no_wrap=name == "time", overflow="fold")  # fmt: skip
+        best = best_baseline(group)
+        for row in group:
+            error = row.metric(["approximation_error"])
+            cells = (
+                escape(row.implementation) + (" †" if row.role == "rival" else ""),
+                _short_time(row),
+                _short_ratio(row, best),
+                _cell(row.metric(["saved_bytes"])),
+                "-" if error is None else f"{100 * statistics.median(error.samples):.2g} %",
+            )
+            table.add_row(*cells, style="bold" if row.role == "kernel" else None)
+        yield table
 
 
 def operation_table(operation: str, found: Sequence[Row]) -> Table:
@@ -125,6 +155,16 @@ def _time_cell(row: Row) -> str:
     divisor, symbol = scale((time.median,), time.unit)
     spread = f"({lower / divisor:.3g} - {upper / divisor:.3g})"
     return f"{time.median / divisor:.3g} {symbol} {spread}"
+
+
+def _short_time(row: Row) -> str:
+    return "[red]failed[/red]" if row.failed is not None else _cell(row.metric([TIME]))
+
+
+def _short_ratio(row: Row, best: Row | None) -> str:
+    if row.failed is not None:
+        return str(row.failed.failure)
+    return "best base" if row is best else _ratio_cell(row, best)
 
 
 def _ratio_cell(row: Row, best: Row | None) -> str:

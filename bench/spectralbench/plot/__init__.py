@@ -13,12 +13,14 @@ from pathlib import Path
 from spectralbench.history import History, current, load, only_machine
 
 FIGURES = (
+    "speedup_map",
     "kernel_size_sweep",
     "error_vs_compression",
     "kept_vs_beta",
     "sparse_crossover",
     "nominal_vs_achieved",
     "pareto",
+    "watched_history",
 )
 
 
@@ -54,7 +56,7 @@ def draw_all(
         raise ValueError(f"unknown figure {unknown[0]!r}; known: {', '.join(FIGURES)}")
     history = current(only_machine(results if isinstance(results, History) else load(results), machine))
     try:
-        from spectralbench.plot import achieved, error, kernel_size, pareto, sparse
+        from spectralbench.plot import achieved, error, heat, kernel_size, pareto, sparse, watched
         from spectralbench.plot.frame import measurements, misfit
         from spectralbench.plot.style import NotDrawn, save, styled
     except ModuleNotFoundError as missing:
@@ -68,23 +70,31 @@ def draw_all(
         "nominal_vs_achieved": achieved.draw,
         "pareto": pareto.draw,
     }
+    over_commits = ("kernel_size_sweep", "pareto")
+    of_history = {"speedup_map": heat.draw, "watched_history": watched.draw}
     paths: list[Path] = []
     skipped: list[tuple[str, str, str]] = []
     before: set[Path] = set()
     for name in history.machines:
         own = only_machine(history, name)
         frame = measurements(own)
+        one_point = all(len(series.points) == 1 for series in own.series)
+        past = frame if one_point or not {*only} & {*over_commits} else measurements(own, every=True)
         misfits = Counter(reason for series in own.series if (reason := misfit(series.params)))
         skipped += [(name, "all", f"{count} series: {reason}") for reason, count in misfits.items()]
         for figure in only:
             before |= {*(out / name).glob(f"{figure}.png"), *(out / name).glob(f"{figure}-*.png")}
             with styled():
-                for page in families[figure](frame, name):
+                if figure in of_history:
+                    pages = of_history[figure](own, name)
+                else:
+                    pages = families[figure](past if figure in over_commits else frame, name)
+                for page in pages:
                     if isinstance(page, NotDrawn):
                         skipped.append((name, figure, page.reason))
                         continue
                     stem = f"{figure}-{page.suffix}" if page.suffix else figure
-                    paths.append(save(page.figure, out / name / f"{stem}.png"))
+                    paths.append(save(page.figure, out / name / f"{stem}.png", page.finding))
     removed = sorted(before - set(paths))
     for path in removed:
         path.unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pandas as pd
 from matplotlib.lines import Line2D
@@ -25,6 +26,8 @@ CONVOLUTIONS = ("band_limited_conv2d", "band_limited_conv1d")
 ALONG = ("implementation", "compression", "kernel_size", "selection", "input", "fft_size", "pass", "cache", "launch",
          "grid")  # fmt: skip
 SYMMETRIC = "approximation_error_sym"
+LEAST_RATES = 4
+"""Compressions of a curve: without c = 0, where nothing is lost, three."""
 
 
 def draw(frame: pd.DataFrame, machine: str) -> Iterator[Page | NotDrawn]:
@@ -36,7 +39,7 @@ def draw(frame: pd.DataFrame, machine: str) -> Iterator[Page | NotDrawn]:
     if convolution.empty:
         yield NotDrawn("no approximation error of a band-limited convolution")
     for index, rows in enumerate((selection, convolution)):
-        drawable = settings(rows, ALONG, ("compression",))
+        drawable = settings(rows, ALONG, ("compression",), least=LEAST_RATES)
         for setting in drawable[:MOST_PAGES]:
             suffix = "-".join(part for part in ("convolution" if index else "", setting.suffix) if part)
             by = "kernel_size" if index else "selection"
@@ -54,6 +57,7 @@ def _page(rows: pd.DataFrame, machine: str, by: str, label: str, suffix: str) ->
     inputs = sorted(rows["input"].unique())
     values = spread_over(list(rows[by].unique()), 6)
     found = sequence_looks(values)
+    finding = _finding(rows, by, values)
     symmetric = SYMMETRIC in rows and by == "selection" and not rows[SYMMETRIC].isna().all()
     figure, axes = panels(1, len(inputs), sharey=True)
     for ax, source in zip(axes[0], inputs, strict=True):
@@ -78,4 +82,18 @@ def _page(rows: pd.DataFrame, machine: str, by: str, label: str, suffix: str) ->
     if symmetric:
         for value, look in found.items():
             shown[f"{value}, |Δ| / (|got| + |reference|)"] = Look(look.color, look.marker, (0, (1, 1.5)), False)
-    return Page(suffix, finish(figure, machine, "Error against compression", label, shown, rows, "median"))
+    return Page(suffix, finish(figure, machine, "Error against compression", label, shown, rows, "median"), finding)
+
+
+def _finding(rows: pd.DataFrame, by: str, values: list[Any]) -> str:
+    """The error at the compression nearest to a half, for the first and the last line."""
+    middle = min(rows["compression"].unique(), key=lambda rate: abs(rate - 0.5))
+    here = rows[rows["compression"] == middle].groupby([by, "input"])["approximation_error"].median()
+    parts = []
+    for value in dict.fromkeys((values[0], values[-1])):
+        own = here[here.index.get_level_values(0) == value]
+        if len(own):
+            low, high = 100 * own.min(), 100 * own.max()
+            span = f"{low:.2g} %" if f"{low:.2g}" == f"{high:.2g}" else f"{low:.2g} to {high:.2g} %"
+            parts.append(f"{f'K = {value}' if by == 'kernel_size' else value} costs {span}")
+    return f"At c = {middle:g}, before retraining, {' and '.join(parts)} of the answer's norm."

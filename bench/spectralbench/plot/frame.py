@@ -17,12 +17,14 @@ COLUMNS = ("subject", "operation", "implementation", "role", "dtype", "pass", "f
            "process", "mark", "torch")  # fmt: skip
 SIZES = ("batch", "in_channels", "out_channels", "channels", "height", "width", "kernel_size", "groups")
 NUMBERS = ("compression", "beta")
+USUAL = ("float32", "warm cache")
+"""What a title need not say."""
 WORDS = ("grid", "input", "selection")
 """Parameters that the figures compute with or sort by: positive integers, numbers and text."""
 
 
-def measurements(history: History) -> pd.DataFrame:
-    """One row per subject and process; parameters and metrics are columns.
+def measurements(history: History, *, every: bool = False) -> pd.DataFrame:
+    """One row per subject and process of the newest point (every: of all); parameters and metrics are columns.
 
     Times and energies keep one value per process. A metric that only some processes took (errors, bytes) is filled in
     for the others of the same subject, because it does not depend on the process.
@@ -34,7 +36,8 @@ def measurements(history: History) -> pd.DataFrame:
         subject = series.key.subject
         if misfit(series.params) or series.key.metric not in metrics:
             continue
-        for process, value in series.newest.processes:
+        points = series.points if every else series.points[-1:]
+        for point, process, value in ((at, *one) for at in points for one in at.processes):
             row = rows.setdefault(
                 (subject, process),
                 {
@@ -51,8 +54,8 @@ def measurements(history: History) -> pd.DataFrame:
                     "launch": subject.launch,
                     "seed": subject.seed,
                     "process": process,
-                    "mark": series.newest.mark,
-                    "torch": dict(series.newest.environment).get("torch", "unknown"),
+                    "mark": point.mark,
+                    "torch": dict(point.environment).get("torch", "unknown"),
                 },
             )
             row[series.key.metric] = value
@@ -92,6 +95,19 @@ def operation(frame: pd.DataFrame, names: Collection[str], needed: Sequence[str]
     return rows
 
 
+def one_commit(rows: pd.DataFrame, by: Sequence[str], over: str) -> pd.DataFrame:
+    """Of every group the rows of one commit: that with the most values of `over`, the newest of equals.
+
+    Times of two commits are times of two days, which a line must not join.
+    """
+    kept = []
+    for _, group in rows.groupby(list(by), dropna=False, sort=False) if by else [((), rows)]:
+        found = group.groupby("mark").agg(places=(over, "nunique"), newest=("process", "max"))
+        mark = found.sort_values(["places", "newest"]).index[-1]
+        kept.append(group[group["mark"] == mark])
+    return pd.concat(kept) if kept else rows
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """The rows that differ only along a figure's own axes; `label` says what they share, `suffix` is for a file."""
@@ -102,11 +118,16 @@ class Setting:
 
 
 def settings(
-    frame: pd.DataFrame, along: Collection[str], over: Collection[str], *, first: tuple[str, str] | None = None
+    frame: pd.DataFrame,
+    along: Collection[str],
+    over: Collection[str],
+    *,
+    least: int = 3,
+    first: tuple[str, str] | None = None,
 ) -> list[Setting]:
     """Split rows by everything that is neither along an axis nor a metric; the setting with the most points first.
 
-    Settings with fewer than two different values of any column in `over` have no curve and are left out. `first`
+    Settings with fewer than `least` different values of a column in `over` have no curve and are left out. `first`
     (column, value) puts those settings before the others. The first setting has no suffix, so that its file keeps a
     name that a README can link to.
     """
@@ -115,7 +136,7 @@ def settings(
     free = {*along, *frame.attrs["metrics"], *PROVENANCE, "subject"}
     fixed = [column for column in frame.columns if column not in free]
     groups = [rows for _, rows in frame.groupby(fixed, dropna=False, sort=False)]
-    groups = [rows for rows in groups if all(rows[column].nunique() > 1 for column in over)]
+    groups = [rows for rows in groups if all(rows[column].nunique() >= least for column in over)]
     groups.sort(key=lambda rows: (first is not None and rows[first[0]].iloc[0] != first[1], -len(rows)))
     varying = [column for column in fixed if frame[column].nunique(dropna=False) > 1]
     return [
@@ -133,11 +154,18 @@ def spread_over(values: Sequence[Any], count: int) -> list[Any]:
 
 
 def _label(row: pd.Series, fixed: Sequence[str]) -> str:
-    return ", ".join(_words(row, fixed))
+    return ", ".join(word for word in _words(row, fixed) if word not in USUAL)
 
 
 def _suffix(row: pd.Series, varying: Sequence[str]) -> str:
-    text = "-".join(_words(row, varying)).replace("→", "to").replace(TIMES, "x").replace(" + ", "-").replace(" = ", "")
+    text = (
+        "-".join(_words(row, varying))
+        .replace("→", "to")
+        .replace("'", "")
+        .replace(TIMES, "x")
+        .replace(" + ", "-")
+        .replace(" = ", "")
+    )
     return "".join(letter if letter.isalnum() or letter in "-._=" else "_" for letter in text)
 
 
@@ -178,6 +206,12 @@ def _words(row: pd.Series, columns: Sequence[str]) -> Iterator[str]:
         yield f"{row['launch']} launch"
     if take("seed") and row["seed"] != 0:
         yield f"seed {row['seed']}"
+    if take("relative"):
+        yield "beta in units of the map's rms" if row["relative"] else "beta as a magnitude"
+    if take("grid") and row["grid"] != "tight":
+        yield f"{row['grid']} N"
+    if take("kernel_size"):
+        yield f"K = {row['kernel_size']}"
     for name in left:
         value = row[name]
         yield f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"

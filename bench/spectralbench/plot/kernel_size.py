@@ -1,4 +1,4 @@
-"""Time against kernel size, and speed-up over direct convolution (plot P16)."""
+"""Time against kernel size, and speed-up over the library convolution in its best layout (plot P16)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from spectralbench.plot.frame import Setting, operation, settings, spread_over
+from spectralbench import rivals
+from spectralbench.plot.frame import Setting, one_commit, operation, settings, spread_over
 from spectralbench.plot.style import (
     MOST_PAGES,
     Look,
@@ -16,73 +17,79 @@ from spectralbench.plot.style import (
     draw_line,
     finish,
     log_axis,
-    looks,
+    look_of,
     panels,
     quartiles,
     ratio_axis,
     size_axis,
 )
+from spectralbench.quantity import ratio_words
 
 OPERATIONS = ("band_limited_conv2d", "band_limited_conv1d")
-DIRECT = "direct (uncompressed)"
+CONV = rivals.WORDS["conv"]
+SPREAD = "speed-ups within a process, each line of one commit: median and quartiles"
 ALONG = ("implementation", "kernel_size", "compression", "grid", "fft_size")
 
 
-def is_direct(name: str) -> bool:
-    """Whether an implementation is the plain spatial convolution, which users have today."""
-    return name in ("direct", "direct_uncompressed")
+def best_of_families(rows: pd.DataFrame) -> pd.DataFrame:
+    """The library convolution in its best layout and torch.fft at its best N, one line each; no frozen weights."""
+    rows = rows[~rows["implementation"].isin(rivals.FROZEN)]
+    kinds = rows["implementation"].map(lambda name: rivals.WORDS.get(rivals.family(name) or "", name))
+    rows = rows.assign(implementation=kinds)
+    case = [name for name in ("kernel_size", "compression", "process", "implementation", "grid") if name in rows]
+    best = rows[rows["grid"].isin(("tight",))] if "grid" in rows and "tight" in set(rows["grid"]) else rows
+    return best.loc[best.groupby(case)["device_time"].idxmin()]
 
 
 def draw(frame: pd.DataFrame, machine: str) -> Iterator[Page | NotDrawn]:
     """A page per setting: time above, speed-up below, one column per compression."""
     rows = operation(frame, OPERATIONS, ("device_time", "kernel_size", "compression"))
-    rows = rows.assign(implementation=rows["implementation"].mask(rows["implementation"].map(is_direct), DIRECT))
     drawable = settings(rows, ALONG, ("kernel_size",))
     if not drawable:
-        yield NotDrawn("no times of a band-limited convolution at two or more kernel sizes")
-    all_looks = looks(rows) if drawable else {}
+        yield NotDrawn("no times of a band-limited convolution at three or more kernel sizes")
     for setting in drawable[:MOST_PAGES]:
-        yield from _page(setting, machine, all_looks)
+        yield from _page(setting, machine)
     for setting in drawable[MOST_PAGES:]:
         yield NotDrawn(f"{setting.label}: {MOST_PAGES} settings with more points are drawn")
 
 
-def _page(setting: Setting, machine: str, all_looks: dict[str, Look]) -> Iterator[Page | NotDrawn]:
-    rows, grids = setting.rows, sorted(setting.rows["grid"].unique()) if "grid" in setting.rows else []
-    label = setting.label
-    if len(grids) > 1:
-        grid = "tight" if "tight" in grids else grids[0]
-        rows = rows[(rows["grid"] == grid) | (rows["implementation"] == DIRECT)]
-        label = f"{label}, {grid} grid"
-    plain = rows["implementation"] == DIRECT
+def _page(setting: Setting, machine: str) -> Iterator[Page | NotDrawn]:
+    whole, label = best_of_families(setting.rows), setting.label
+    rows = one_commit(whole, ("implementation", "compression"), "kernel_size")
+    plain = rows["implementation"] == CONV
     direct = rows[plain]
     sizes = sorted(rows["kernel_size"].unique())
     measured = rows[~plain].groupby("compression")["kernel_size"].nunique()
-    curves = list(measured[measured > 1].index)
+    curves = list(measured[measured > 2].index)
     if not curves:
-        yield NotDrawn(f"{label}: no compression was measured at two or more kernel sizes")
+        yield NotDrawn(f"{label}: no compression was measured at three or more kernel sizes")
         return
     compressions = spread_over(curves, 3)
     figure, axes = panels(1 if direct.empty else 2, len(compressions))
+    roles = dict(zip(rows["implementation"], rows["role"], strict=True))
     shown: dict[str, Look] = {}
     every: list[float] = []
     ratios: list[float] = []
+    fastest: list[tuple[float, str, float, float]] = []
     for column, compression in enumerate(compressions):
         here = rows[rows["compression"] == compression]
-        base = here[here["implementation"] == DIRECT]
-        for name, look in all_looks.items():
+        base = whole[(whole["implementation"] == CONV) & (whole["compression"] == compression)]
+        for name in sorted(roles, key=lambda one: (roles[one] != "kernel", one)):
             line = here[here["implementation"] == name]
-            if line.empty:
+            if line["kernel_size"].nunique() < 3:
                 continue
-            shown[name] = look
-            draw_line(axes[0][column], line, "kernel_size", "device_time", look)
+            shown[name] = look_of(name, roles[name])
+            draw_line(axes[0][column], line, "kernel_size", "device_time", shown[name])
             every += list(line["device_time"])
-            if name != DIRECT and not base.empty:
+            if name != CONV and not base.empty:
                 faster = _speedup(line, base)
                 ratios += list(faster["speedup"])
                 if not faster.empty:
-                    draw_line(axes[1][column], faster, "kernel_size", "speedup", look)
-        axes[0][column].set_title(f"compression {compression:g}")
+                    draw_line(axes[1][column], faster, "kernel_size", "speedup", shown[name])
+                    middle = quartiles(faster, "kernel_size", "speedup")["middle"]
+                    if roles[name] == "kernel":
+                        fastest += [(value, name, size, compression) for size, value in middle.items()]
+        axes[0][column].set_title(f"c = {compression:g}")
         size_axis(axes[-1][column], sizes, "kernel size K (cells)")
     for row in axes:
         for ax in row[1:]:
@@ -91,10 +98,22 @@ def _page(setting: Setting, machine: str, all_looks: dict[str, Look]) -> Iterato
     if ratios:
         for ax in axes[1]:
             ratio_axis(ax, ratios, "")
-        axes[1][0].set_ylabel("speed-up over direct\nconvolution (up is faster)")
-    yield Page(setting.suffix, finish(figure, machine, "Time against kernel size", label, shown, rows))
+        axes[1][0].set_ylabel(f"speed-up over {CONV}\n(up is faster)")
+    finding = _finding(fastest)
+    yield Page(setting.suffix, finish(figure, machine, "Time against kernel size", label, shown, rows, SPREAD), finding)
     if direct.empty:
         yield NotDrawn(f"speed-up panel of {label}: no direct convolution was measured")
+
+
+def _finding(found: list[tuple[float, str, float, float]]) -> str:
+    if not found:
+        return "Time against kernel size; no library convolution was measured beside it."
+    best, worst = max(found), min(found)
+    return (
+        f"Against the torch convolution in its best measured layout {best[1]} is at best "
+        f"{ratio_words(1 / best[0], 'second')}, at K = {best[2]:g} and c = {best[3]:g}; {worst[1]} is at worst "
+        f"{ratio_words(1 / worst[0], 'second')}, at K = {worst[2]:g} and c = {worst[3]:g}."
+    )
 
 
 def _speedup(line: pd.DataFrame, direct: pd.DataFrame) -> pd.DataFrame:

@@ -1,8 +1,13 @@
-"""Time, memory and error of every way to compute one case: which choices are not beaten in all three?"""
+"""Time, memory and error of every way to compute one case: which choices are not beaten in all three?
+
+Memory is what a layer behind a ReLU keeps for backward: the library convolution keeps the map that the ReLU has kept
+already, a band-limited one its spectrum on top of that map.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pandas as pd
 from matplotlib import colormaps
@@ -11,30 +16,44 @@ from matplotlib.colors import Normalize
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
-from spectralbench.plot.frame import Setting, operation, settings, spread_over
-from spectralbench.plot.kernel_size import OPERATIONS
-from spectralbench.plot.style import MARKERS, MOST_PAGES, Look, NotDrawn, Page, finish, log_axis, looks, panels
+from spectralbench import names, rivals
+from spectralbench.plot.frame import Setting, one_commit, operation, settings, spread_over
+from spectralbench.plot.kernel_size import OPERATIONS, best_of_families
+from spectralbench.plot.style import MOST_PAGES, Look, NotDrawn, Page, finish, log_axis, look_of, panels
 
 ALONG = ("implementation", "compression", "kernel_size", "grid", "fft_size")
-MEMORIES = ("saved_bytes", "peak_allocated", "host_peak")
+NEEDED = ("device_time", "saved_bytes", "approximation_error", "kernel_size", "compression")
+COSTS = ["device_time", "kept_bytes", "approximation_error"]
+LEAST_ERROR = 1e-4
+"""A figure whose worst answer is nearer than this to the uncompressed one has no price to show."""
 
 
 def draw(frame: pd.DataFrame, machine: str) -> Iterator[Page | NotDrawn]:
-    """A page per setting, a panel per kernel size; both passes first, because saved bytes are what training pays."""
-    memory = next((name for name in MEMORIES if len(operation(frame, OPERATIONS, ("device_time", name)))), None)
-    if memory is None:
+    """A page per setting, a panel per kernel size; both passes first, because kept bytes are what training pays."""
+    rows = operation(frame, OPERATIONS, NEEDED)
+    if rows.empty:
         yield NotDrawn("no case of a band-limited convolution has both a time and a memory")
         return
-    rows = operation(frame, OPERATIONS, ("device_time", memory, "approximation_error", "kernel_size", "compression"))
-    # A rival has the same time at every compression; `direct` stands for it at compression 0.
-    rows = rows[rows["role"] != "rival"]
-    drawable = settings(rows, ALONG, ("implementation",), first=("pass", "both"))
+    rows = rows.assign(kept_bytes=rows["saved_bytes"] + _map_bytes(rows))
+    rows.attrs["metrics"] = (*rows.attrs["metrics"], "kept_bytes")
+    every = settings(rows, ALONG, ("implementation",), first=("pass", "both"))
+    sittings = [replace(one, rows=one_commit(best_of_families(one.rows), (), "subject")) for one in every]
+    drawable = [one for one in sittings if one.rows["approximation_error"].max() >= LEAST_ERROR]
     if not drawable:
-        yield NotDrawn(f"no case with time, {memory} and approximation error of two or more implementations")
-    for setting in drawable[:MOST_PAGES]:
-        yield _page(setting, machine, memory, looks(rows))
+        yield NotDrawn("no case with time, saved bytes and an approximation error of three or more implementations")
+    for index, setting in enumerate(drawable[:MOST_PAGES]):
+        yield _page(setting, machine, setting.suffix if index else "")
     for setting in drawable[MOST_PAGES:]:
         yield NotDrawn(f"{setting.label}: {MOST_PAGES} settings are drawn")
+
+
+def _map_bytes(rows: pd.DataFrame) -> pd.Series:
+    """The map that a ReLU in front keeps anyway, for those who do not keep that very map."""
+    size = rows["dtype"].map({"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}).fillna(0)
+    for name in ("batch", "in_channels", "height", "width", "length"):
+        if name in rows:
+            size = size * rows[name].fillna(1)
+    return size.where(~rows["implementation"].isin(rivals.CONV), 0)
 
 
 def undominated(points: pd.DataFrame, costs: list[str]) -> pd.Series:
@@ -44,40 +63,52 @@ def undominated(points: pd.DataFrame, costs: list[str]) -> pd.Series:
     return ~pd.Series(beaten, index=points.index, dtype=bool)
 
 
-def _page(setting: Setting, machine: str, memory: str, all_looks: dict[str, Look]) -> Page:
+def _page(setting: Setting, machine: str, suffix: str) -> Page:
     sizes = spread_over(list(setting.rows["kernel_size"].unique()), 3)
     rows = setting.rows[setting.rows["kernel_size"].isin(sizes)]
-    costs = ["device_time", memory, "approximation_error"]
-    keys = ["kernel_size", "implementation", "compression", "subject"]
-    points = rows.groupby(keys)[costs].median().reset_index()
+    # A rival gives the uncompressed answer, whatever is dropped beside it: its error is none, its c is 0.
+    rival = rows["role"] == "rival"
+    rows = rows.assign(
+        approximation_error=rows["approximation_error"].where(~rival, 0.0),
+        compression=rows["compression"].where(~rival, 0.0),
+    )
+    keys = ["kernel_size", "implementation", "compression"]
+    points = rows.groupby(keys)[COSTS].median().reset_index()
     colors, shades = colormaps["cividis"], Normalize(0, max(points["approximation_error"].max(), 1e-12))
     figure, axes = panels(1, len(sizes), sharex=True, sharey=True)
-    present = [name for name in all_looks if name in set(points["implementation"])]
-    marks = {name: MARKERS[list(all_looks).index(name) % len(MARKERS)] for name in present}
+    roles = dict(zip(rows["implementation"], rows["role"], strict=True))
+    marks = {name: look_of(name, role).marker for name, role in roles.items()}
+    unbeaten: dict[str, int] = dict.fromkeys(roles, 0)
     for ax, size in zip(axes[0], sizes, strict=True):
         here = points[points["kernel_size"] == size]
-        best = undominated(here, costs)
-        for name in present:
+        best = undominated(here, COSTS)
+        for name in roles:
             one = here[here["implementation"] == name].sort_values("compression")
-            front = one[best[one.index]]
-            ax.plot(front["device_time"], front[memory], color="black", linewidth=1, zorder=1)
+            unbeaten[name] += int(best[one.index].sum())
+            ax.plot(one["device_time"], one["kept_bytes"], color="#BBBBBB", linewidth=1, zorder=1)
             edge = ["black" if best[index] else "#AAAAAA" for index in one.index]
             width = [1.4 if best[index] else 0.6 for index in one.index]
             ax.scatter(
-                one["device_time"], one[memory], c=colors(shades(one["approximation_error"])), marker=marks[name],
-                s=48, edgecolors=edge, linewidths=width, zorder=3,
+                one["device_time"], one["kept_bytes"], c=colors(shades(one["approximation_error"])),
+                marker=marks[name], s=40, edgecolors=edge, linewidths=width, zorder=3,
             )  # fmt: skip
+            for _, point in one.iterrows():
+                place = (point["device_time"], point["kept_bytes"])
+                ax.annotate(f"c{names.number(point['compression'])}", place, xytext=(4, 3),
+                            textcoords="offset points", fontsize="xx-small", color="#555555")  # fmt: skip
         ax.set_title(f"K = {size}")
         log_axis(ax, "x", list(points["device_time"]), "second", "time per call")
-    log_axis(axes[0][0], "y", list(points[memory]), "byte", memory.replace("_", " "))
+    log_axis(axes[0][0], "y", list(points["kept_bytes"]), "byte", "kept behind a ReLU")
     bar = figure.colorbar(ScalarMappable(shades, colors), ax=axes[0][-1], pad=0.02)
-    bar.set_label("approximation error (%)")
+    bar.set_label("error (%)")
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}"))
     shown: dict[str, Look | Line2D] = {
-        name: Line2D([], [], marker=marks[name], linestyle="none", color="#555555") for name in present
+        name: Line2D([], [], marker=marks[name], linestyle="none", color="#555555") for name in roles
     }
     shown["not beaten in all three"] = Line2D(
         [], [], marker="o", linestyle="none", color="white", markeredgecolor="black"
     )
-    shown["the same, joined by compression"] = Line2D([], [], color="black", linewidth=1)
-    return Page(setting.suffix, finish(figure, machine, "Time, memory and error", setting.label, shown, rows, "median"))
+    told = ", ".join(f"{name} in {count}" for name, count in unbeaten.items() if count)
+    finding = f"Not beaten in time, memory and error at once: {told} of {len(points)} points."
+    title = "Time, memory and error"
+    return Page(suffix, finish(figure, machine, title, setting.label, shown, rows, "median"), finding)

@@ -29,7 +29,7 @@ def draw_kept(frame: pd.DataFrame, machine: str) -> Iterator[Page | NotDrawn]:
     rows = operation(frame, ("threshold_spectrum",), ("beta", "kept_fraction"))
     drawable = settings(rows, ALONG, ("beta",))
     if not drawable:
-        yield NotDrawn("no kept fraction of threshold_spectrum at two or more values of beta")
+        yield NotDrawn("no kept fraction of threshold_spectrum at three or more values of beta")
     for setting in drawable[:MOST_PAGES]:
         rows = setting.rows
         relative = _relative_to_dense(rows, "stored_bytes", ["input", "beta"])
@@ -59,12 +59,13 @@ def draw_kept(frame: pd.DataFrame, machine: str) -> Iterator[Page | NotDrawn]:
                 if not one.empty:
                     draw_line(ax, one, "beta", "relative", look)
                     shown[name] = look
-            ratio_axis(ax, list(relative["relative"]), "stored bytes relative to dense")
+            ratio_axis(ax, list(relative["relative"]), "bytes over dense")
             ax.set_ylim(relative["relative"].min() / 1.3, max(relative["relative"].max(), 1.0) * 1.3)
             ax.set_title(f"bytes, {source} input" if source else "bytes")
             ax.set_xlabel(scaled)
         what = "Kept fraction and stored bytes against beta"
-        yield Page(setting.suffix, finish(figure, machine, what, setting.label, shown, rows))
+        finding = _smallest(relative, "beta")
+        yield Page(setting.suffix, finish(figure, machine, what, setting.label, shown, rows), finding)
     for setting in drawable[MOST_PAGES:]:
         yield NotDrawn(f"{setting.label}: {MOST_PAGES} settings with more points are drawn")
 
@@ -74,7 +75,7 @@ def draw_crossover(frame: pd.DataFrame, machine: str) -> Iterator[Page | NotDraw
     rows = operation(frame, ("sparse_multiply",), ("kept_fraction", "beta"))
     drawable = settings(rows, ("implementation", "beta"), ("kept_fraction",))
     if not drawable:
-        yield NotDrawn("no sparse_multiply at two or more densities")
+        yield NotDrawn("no sparse_multiply at three or more densities")
     for setting in drawable[:MOST_PAGES]:
         parts = {
             metric: _relative_to_dense(setting.rows, metric, ["input", "beta", "process"])
@@ -94,11 +95,12 @@ def draw_crossover(frame: pd.DataFrame, machine: str) -> Iterator[Page | NotDraw
                     draw_line(ax, one, "kept_fraction", "relative", look)
                     shown[name] = look
             words = "stored bytes" if metric == "stored_bytes" else "multiply time"
-            ratio_axis(ax, list(relative["relative"]), f"{words} relative to dense")
+            ratio_axis(ax, list(relative["relative"]), f"{words} over dense")
             percent_axis(ax, "x", "density: kept coefficients")
-            ax.set_title(f"{words} (below 1x the sparse format wins)")
+            ax.set_title(f"{words} (below 1x it wins)")
         what = "Where sparse spectra pay off"
-        yield Page(setting.suffix, finish(figure, machine, what, setting.label, shown, setting.rows))
+        finding = _pays(parts)
+        yield Page(setting.suffix, finish(figure, machine, what, setting.label, shown, setting.rows), finding)
     for setting in drawable[MOST_PAGES:]:
         yield NotDrawn(f"{setting.label}: {MOST_PAGES} settings with more points are drawn")
 
@@ -111,6 +113,36 @@ def _relative_to_dense(rows: pd.DataFrame, metric: str, keys: list[str]) -> pd.D
     paired = rows.join(dense, on=keys).dropna(subset=["of_dense", metric])
     paired = paired.assign(relative=paired[metric] / paired["of_dense"])
     return paired[~paired["implementation"].str.contains("dense")]
+
+
+def _smallest(relative: pd.DataFrame, along: str) -> str:
+    if relative.empty:
+        return "Kept coefficients against beta."
+    middle = relative.groupby(["implementation", along])["relative"].median()
+    name, place = middle.idxmin()
+    first = middle[middle < 1].groupby("implementation").apply(lambda own: own.index.get_level_values(1).min())
+    best = first.idxmin() if len(first) else None
+    begins = (
+        f"{best} is smaller than dense from beta = {first[best]:g} on" if best else "no format is smaller than dense"
+    )
+    return f"{begins}; at beta = {place:g} {name} takes {100 * middle.min():.2g} % of its bytes."
+
+
+def _pays(parts: dict[str, pd.DataFrame]) -> str:
+    """The largest measured density up to which a format is smaller, and up to which one is faster, than dense."""
+    words = []
+    for metric, relative in parts.items():
+        middle = relative.groupby(["implementation", "kept_fraction"])["relative"].median()
+        won = middle[middle < 1]
+        verb = "smaller" if metric == "stored_bytes" else "faster"
+        if won.empty:
+            words.append(f"no format is {verb} than dense at any measured density")
+        else:
+            density = won.index.get_level_values(1).max()
+            name = won[won.index.get_level_values(1) == density].idxmin()[0]
+            words.append(f"up to a measured density of {100 * density:.2g} % {name} is {verb} than dense")
+    text = "; ".join(words)
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _is_relative(rows: pd.DataFrame) -> bool:

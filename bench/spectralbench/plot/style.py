@@ -1,14 +1,16 @@
 """One style for every figure: it survives a black-and-white printer and colour-blind eyes.
 
-An implementation has a colour, a marker and a dash pattern of its own, the same in every figure of a machine. Kernels
-are solid lines with filled markers; baselines are dashed with hollow ones. The palette is Okabe and Ito's without
-yellow, which vanishes on paper.
+An implementation has a colour and a marker of its own, the same in every figure of every machine (`LOOKS`). Kernels are
+solid lines with filled markers; baselines are dashed with hollow ones. The palette is Okabe and Ito's without yellow,
+which vanishes on paper. A figure is at most 1,200 pixels wide, with its legend below, so that a page of 830 shows it
+readably.
 """
 
 from __future__ import annotations
 
 import math
 import textwrap
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,16 +30,33 @@ from spectralbench.quantity import amount, scale
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 DASHES = ((0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)), (0, (1, 1)), (0, (6, 1.5, 1.5, 1.5, 1.5, 1.5)), (0, (10, 3)))
-PANEL = (3.9, 3.2)
-MOST_PAGES = 3
+WIDTH = {1: 5.2, 2: 7.2, 3: 8.3}
+"""Inches by the number of panels beside each other: 8.3 are 1,195 pixels."""
+PANEL_HEIGHT = 2.5
+DPI = 144
+MOST_PAGES = 2
+LEAST_POINTS = 3
+"""Places on x that a curve needs."""
+
+LOOKS: Mapping[str, tuple[int, int]] = {
+    "dft_native": (1, 0), "dft_gemm": (0, 1), "dft_gemm_frozen": (5, 2), "dft_native_frozen": (4, 2),
+    "dft_triton": (2, 0), "fused_depthwise": (2, 3), "fused_series": (2, 4), "cufft_triton": (2, 5),
+    "torch conv": (7, 3), "direct": (7, 3), "direct_uncompressed": (7, 3), "torch.fft": (3, 4), "torch_fft": (3, 4),
+    "torch_fft_fast": (3, 5), "torch_fft_compile": (4, 9), "torch_fft_compiled": (4, 9), "direct_lowpass": (6, 7),
+    "fft_conv_pytorch": (5, 8), "dense": (7, 6), "coo": (3, 1), "csr": (4, 2), "index": (0, 3), "bitmap": (1, 0),
+    "triton": (2, 0), "triton_2019": (2, 9), "einsum": (7, 4), "complex_bmm": (0, 1), "real_bmm": (1, 2),
+    "three_mult": (6, 8), "broadcast": (5, 9),
+}  # fmt: skip
+"""Colour and marker (indices) of the implementations that figures know; any other's follow from its name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A drawn figure; `suffix` tells several figures of one family apart."""
+    """A drawn figure; `suffix` tells several of one family apart; `finding` is the sentence that it shows."""
 
     suffix: str
     figure: Figure
+    finding: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +96,8 @@ def styled() -> Iterator[None]:
         "lines.linewidth": 1.5,
         "lines.markersize": 5,
         "axes.titlesize": "medium",
-        "savefig.dpi": 144,
+        "savefig.dpi": DPI,
+        "legend.fontsize": "small",
         "text.parse_math": False,  # a stored name is no formula
     }
     with matplotlib.rc_context():
@@ -87,14 +107,18 @@ def styled() -> Iterator[None]:
 
 
 def looks(rows: pd.DataFrame) -> dict[str, Look]:
-    """A look for every implementation: kernels first, in alphabetical order, so that a look is stable."""
+    """A look for every implementation, kernels first."""
     names = rows[["implementation", "role"]].drop_duplicates("implementation")
     order = sorted(zip(names["implementation"], names["role"], strict=True), key=lambda one: (one[1] != "kernel", one))
-    found: dict[str, Look] = {}
-    for index, (name, role) in enumerate(order):
-        dash = "-" if role == "kernel" else DASHES[index % len(DASHES)]
-        found[name] = Look(PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)], dash, role == "kernel")
-    return found
+    return {name: look_of(name, role) for name, role in order}
+
+
+def look_of(name: str, role: str) -> Look:
+    """The one look of an implementation, in whatever figure it is drawn."""
+    stable = zlib.crc32(name.encode())
+    color, marker = LOOKS.get(name, (stable % len(PALETTE), stable // len(PALETTE) % len(MARKERS)))
+    dash = "-" if role == "kernel" else DASHES[marker % len(DASHES)]
+    return Look(PALETTE[color], MARKERS[marker], dash, role == "kernel")
 
 
 def sequence_looks(values: Sequence[Any], start: int = 0) -> dict[Any, Look]:
@@ -122,7 +146,7 @@ def draw_line(ax: Axes, rows: pd.DataFrame, x: str, y: str, look: Look, divide: 
 
 def panels(rows: int, columns: int, *, sharex: bool = True, sharey: Any = "row") -> tuple[Figure, list[list[Axes]]]:
     """A grid of panels whose labels and legends make room for each other."""
-    figure = Figure(figsize=(PANEL[0] * columns + 2.2, PANEL[1] * rows + 0.9), layout="constrained")
+    figure = Figure(figsize=(WIDTH[columns], PANEL_HEIGHT * rows + 1.3), layout="constrained")
     axes = figure.subplots(rows, columns, sharex=sharex, sharey=sharey, squeeze=False)
     return figure, [list(row) for row in axes]
 
@@ -136,15 +160,24 @@ def finish(
     rows: pd.DataFrame,
     spread: str = "median and quartiles",
 ) -> Figure:
-    """Title with machine and setting, legend beside the panels, and a caption with the numbers' origin.
+    """Title with machine and setting, legend below the panels, and a caption with the numbers' origin.
 
     spread: what is drawn of the processes, for the caption.
     """
-    width = int(figure.get_figwidth() * 12)
-    figure.suptitle("\n".join((what, *textwrap.wrap(f"{machine} · {label}", width))), fontsize="medium")
+    title = "\n".join((what, *textwrap.wrap(f"{machine} · {label}", int(figure.get_figwidth() * 13))))
+    return finish_plain(figure, title, shown, caption(rows, spread))
+
+
+def finish_plain(figure: Figure, title: str, shown: Mapping[str, Look | Line2D], origin: str) -> Figure:
+    """Title above, legend and the numbers' origin below."""
+    figure.suptitle(title, fontsize="medium")
     handles = [one if isinstance(one, Line2D) else Line2D([], [], **one.line()) for one in shown.values()]
-    figure.legend(handles, list(shown), loc="outside right center", handlelength=3.2, frameon=False)
-    figure.supxlabel("\n".join(textwrap.wrap(caption(rows, spread), width)), fontsize="small", color="#555555")
+    columns = min(len(shown), max(2, int(figure.get_figwidth() / (1.0 + 0.075 * max(map(len, shown), default=1)))))
+    legend = figure.legend(
+        handles, list(shown), loc="outside lower center", ncols=columns, handlelength=2.8, frameon=False,
+        title="\n".join(textwrap.wrap(origin, int(figure.get_figwidth() * 13))), title_fontsize="small",
+    )  # fmt: skip
+    legend.get_title().set_color("#555555")
     return figure
 
 
@@ -218,8 +251,8 @@ def size_axis(ax: Axes, values: Sequence[int], label: str) -> None:
     ax.set_xlabel(label)
 
 
-def save(figure: Figure, path: Path) -> Path:
-    """Write the figure, with the folder that it lies in."""
+def save(figure: Figure, path: Path, finding: str = "") -> Path:
+    """Write the figure, with the folder that it lies in; the finding goes into the file, for whoever shows it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    figure.savefig(path, metadata={"Description": finding, "Software": None})
     return path

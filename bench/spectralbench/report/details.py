@@ -1,0 +1,94 @@
+"""The whole table of an operation: a row per case, implementations as columns, narrow enough to be read."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from spectralbench import names, rivals
+from spectralbench.contest import CaseRows, Row, fastest
+from spectralbench.quantity import amount, scale
+from spectralbench.record import Scalar
+from spectralbench.report.costs import percent, saved, share
+from spectralbench.report.page import Block, Cell, Heading, Table, Text
+
+COLUMNS = 5
+"""Implementations beside each other; more of them go on in a second table."""
+
+NOTE = (
+    "Medians over processes, of the newest commit that measured each; the fastest of a case is bold. † a rival, which "
+    f"computes another answer. ‡ on a slow path: over {rivals.SLOW:g} times slower than its other layout or N, and "
+    "quoted nowhere."
+)
+
+
+def blocks(found: Sequence[CaseRows]) -> Iterator[Block]:
+    """Cases grouped by who was timed at them: the times, then what they save and how far off they are."""
+    yield Text(NOTE)
+    facts = [case.facts for case in found]
+    shared = {name for name in facts[0] if all(name in one and one[name] == facts[0][name] for one in facts)}
+    same = {name: value for name, value in facts[0].items() if name in shared}
+    if words := names.short(same):
+        yield Text(f"All cases: {words}.")
+    groups: dict[tuple[str, ...], list[CaseRows]] = defaultdict(list)
+    roles = {row.name: row.role for case in found for row in case.rows.values() if row.time is not None}
+    order = sorted(roles, key=lambda name: (roles[name] == "rival", roles[name] != "kernel"))
+    for case in found:
+        timed = tuple(name for name in order if name in case.rows and case.rows[name].time is not None)
+        if timed:
+            groups[timed].append(case)
+    for implementations, cases in groups.items():
+        for start in range(0, len(implementations), COLUMNS):
+            shown = implementations[start : start + COLUMNS]
+            yield Heading(3, ", ".join(shown) if len(groups) > 1 else "Times")
+            yield _table(cases, shown, frozenset(shared), first=start == 0)
+
+
+def _table(cases: Sequence[CaseRows], shown: Sequence[str], shared: frozenset[str], *, first: bool) -> Table:
+    symbol_of = {case.subject: _unit(case) for case in cases}
+    extra = ("error", "saved") if first else ()
+    rows = []
+    for case in sorted(cases, key=_order):
+        divisor, symbol = symbol_of[case.subject]
+        best = fastest(list(case.rows.values()))
+        slow = {name for family in rivals.FAMILIES for name in case.slow(family)}
+        cells = [_time(case.rows[name], divisor, best, name in slow) for name in shown]
+        name = names.short(case.facts, shared) or "the case"
+        rows.append((f"{name}\nN {case.size}" if case.size else name, symbol, *cells, *_extra(case, first)))
+    return Table(("case", "", *shown, *extra), tuple(rows), frozenset(range(2, 2 + len(shown) + len(extra))))
+
+
+def _unit(case: CaseRows) -> tuple[float, str]:
+    return scale([row.time.value for row in case.rows.values() if row.time is not None], "second")
+
+
+def _time(row: Row, divisor: float, best: Row | None, slow: bool) -> Cell:
+    assert row.time is not None, "groups hold rows with times"
+    mark = ("†" if row.role == "rival" else "") + ("‡" if slow else "")
+    return Cell(f"{row.time.value / divisor:.3g}{mark}", "win" if row is best else "", row.time.value)
+
+
+def _extra(case: CaseRows, first: bool) -> tuple[Cell | str, ...]:
+    """The price of the operation, and what our fastest saves: over the library's convolution, or in bytes."""
+    if not first:
+        return ()
+    error = max((row.value("approximation_error") or 0.0 for row in case.rows.values() if row.role != "rival"),
+                default=0.0)  # fmt: skip
+    own = case.ours() or fastest(case.timed())
+    against = None if own is None else case.against(own, "conv")
+    if own is None:
+        return percent(error), ""
+    alone, behind = saved(case, own, None if against is None else against.other)
+    kept = own.value("saved_bytes")
+    text = "" if kept is None else amount(kept, "byte")
+    if alone is not None and behind is not None:
+        text = f"{share(alone)}, {share(behind)}\nbehind ReLU"
+    return percent(error), text
+
+
+def _order(case: CaseRows) -> tuple[tuple[int, float, str], ...]:
+    return tuple(_rank(value) for value in case.facts.values())
+
+
+def _rank(value: Scalar) -> tuple[int, float, str]:
+    return (0, float(value), "") if isinstance(value, int | float) else (1, 0.0, value)

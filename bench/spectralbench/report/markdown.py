@@ -1,0 +1,52 @@
+"""A report as Markdown: one page, and a page of its own for every detail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from spectralbench.report.page import Block, Cell, Detail, Figure, Fold, Heading, Table, Text, text_of
+from spectralbench.text import cell
+
+
+def write(blocks: Sequence[Block], path: Path) -> None:
+    """Write the page to `path` and its details below the folder that it lies in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(_lines(blocks, path.parent)).rstrip("\n") + "\n", encoding="utf-8")
+
+
+def _lines(blocks: Sequence[Block], folder: Path) -> Iterator[str]:
+    for block in blocks:
+        match block:
+            case Heading(level, text):
+                yield from (f"{'#' * level} {cell(text)}", "")
+            case Text(text, strong):
+                yield from (f"**{cell(text)}**" if strong else cell(text), "")
+            case Table():
+                yield from _table(block)
+            case Figure(path, finding):
+                yield from (f"![{cell(finding)}]({path.relative_to(folder).as_posix()})", "", f"*{cell(finding)}*", "")
+            case Fold(title, inner):
+                yield from ("<details>", f"<summary>{cell(title)}</summary>", "")
+                yield from _lines(inner, folder)
+                yield from ("</details>", "")
+            case Detail(title, path, inner):
+                write([Heading(1, title), *inner], folder / path)
+                yield from (f"- [{cell(title)}]({path.as_posix()})", "")
+
+
+def _table(table: Table) -> Iterator[str]:
+    yield "| " + " | ".join(map(_broken, table.columns)) + " |"
+    yield "|" + "".join("---:|" if index in table.numbers else "---|" for index in range(len(table.columns)))
+    for row in table.rows:
+        yield "| " + " | ".join(_shown(text_of(one)) for one in row) + " |"
+    yield ""
+
+
+def _shown(one: Cell) -> str:
+    text = _broken(one.text)
+    return f"**{text}**" if one.kind == "win" and text else text
+
+
+def _broken(text: str) -> str:
+    return "<br>".join(cell(line) for line in text.split("\n"))

@@ -1,0 +1,81 @@
+"""README says what the records and the declarations say: its facts are made, and made again here."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import synthetic_records as synthetic
+
+from spectralbench import history, readme
+from spectralkernels.ops import load_operations
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def claimed(tmp_path_factory: pytest.TempPathFactory) -> history.History:
+    """The committed records of the commit that the README names."""
+    commit = next(found["commit"] for found in readme.PART.finditer(README) if found["name"] == "claims")
+    results = tmp_path_factory.mktemp("results")
+    for path in (ROOT / "results" / "records").glob(f"*/*{commit}*.jsonl"):
+        target = results / "records" / path.parent.name / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    return history.load(results)
+
+
+def test_the_facts_are_those_of_the_records_and_declarations(claimed: history.History) -> None:
+    """After a change of either: python -m spectralbench.readme [COMMIT]"""
+    assert readme.render(README, claimed, load_operations()) == README
+    assert len(list(readme.PART.finditer(README))) == 2
+
+
+def test_a_changed_number_is_noticed(claimed: history.History) -> None:
+    row = next(line for line in README.splitlines() if line.startswith("| 8x64->64 32x32 K7 |"))
+    forged = README.replace(row, row.replace("7.9x", "9.7x"))
+    assert forged != README and readme.render(forged, claimed, load_operations()) == README
+
+
+def test_claims_of_a_commit_without_any_are_refused(claimed: history.History) -> None:
+    with pytest.raises(ValueError, match="no band-limited convolution was measured beside its rivals at 00000000"):
+        readme.claims(claimed, "00000000")
+
+
+def test_a_claim_is_of_its_commit_alone(tmp_path: Path) -> None:
+    case = {"batch": 8, "in_channels": 64, "out_channels": 64, "height": 32, "width": 32, "kernel_size": 7, "groups": 1,
+            "compression": 0.5, "grid": "tight", "input": "photo"}  # fmt: skip
+    for index, ours in enumerate((1.0, 0.25)):
+        records = [
+            synthetic.record({"device_time": time, "approximation_error": 0.3}, operation="band_limited_conv2d",
+                             implementation=name, role=role, case=case, replicate=replicate, day=index)
+            for replicate in range(3)
+            for name, role, time in (("dft_gemm", "kernel", ours), ("direct_uncompressed", "rival", 2.0))
+        ]  # fmt: skip
+        synthetic.write(tmp_path, f"{index}", synthetic.environment(commit=index), records)
+    loaded = history.load(tmp_path)
+    found = [readme.claims(loaded, synthetic.commit_hash(index)[:8]) for index in (0, 1)]
+    assert "| 8x64->64 32x32 K7 | 1 s | 2.0x° | - | 30 % |" in found[0]
+    assert "| 8x64->64 32x32 K7 | 250 ms | 8.0x° | - | 30 % |" in found[1]
+    assert "too few processes" not in found[0]
+
+
+def test_every_name_in_the_readme_exists() -> None:
+    """Public names in code, files that are linked, commands of the Makefile."""
+    import spectralkernels as sk
+
+    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "sk":
+                assert hasattr(sk, node.attr), node.attr
+    for name in re.findall(r"`nn\.(\w+)`", README):
+        assert hasattr(sk.nn, name), name
+    for target in re.findall(r"\]\((?!http|#)([^)]+)\)", README):
+        assert (ROOT / target).exists(), target
+    made = re.findall(r"`make (\w+)`", README)
+    rules = (ROOT / "Makefile").read_text()
+    assert made and all(re.search(rf"^[\w ]*\b{name}\b[\w ]*:", rules, re.MULTILINE) for name in made)
