@@ -3,34 +3,44 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 # Results are what measuring writes; they cannot change what is measured.
 _NOT_RESULTS = ":(top,exclude)results"
 _TIMEOUT = 60
+_POINTERS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE")
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """commit: 40 hex digits or None, and then `why`. dirty: None, or eight hex digits of all differences."""
+    """commit: 40 hex digits or None, and then `why`. dirty: None, or eight hex digits of all differences.
+
+    shallow: the clone lacks older commits, so that nobody can say here how they follow each other.
+    """
 
     commit: str | None
     dirty: str | None = None
     why: str | None = None
+    shallow: bool = False
 
 
-def state(root: Path) -> State:
-    """The state of the git checkout around `root`; never an exception, since a benchmark must run without git too.
+def state(code: Path) -> State:
+    """The state of the git checkout around `code`, a file or folder of the code that runs.
 
-    A repository that tracks no file below `root` says nothing of the code there: a package is installed inside it.
+    Never an exception, since a benchmark must run without git too. A repository that does not track that file, or no
+    file of that folder, says nothing of the code there: a package is installed inside it.
     """
+    root, name = (code.parent, code.name) if code.is_file() else (code, ".")
     try:
-        commit = _git(root, "rev-parse", "--verify", "HEAD").decode().strip()
-        if not _git(root, "ls-files", "--", "."):
-            return State(None, why=f"the git repository around {root} tracks no file of it")
-        return State(commit, _difference(root))
+        commit = git(root, "rev-parse", "--verify", "HEAD").decode().strip()
+        if not git(root, "ls-files", "--", name):
+            lacks = "tracks no file of it" if name == "." else f"does not track {name}"
+            return State(None, why=f"the git repository around {root} {lacks}")
+        return State(commit, _difference(root), shallow=is_shallow(root))
     except FileNotFoundError:
         return State(None, why="git is not installed" if root.is_dir() else f"{root} is not a folder")
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -42,9 +52,9 @@ def state(root: Path) -> State:
 
 def _difference(root: Path) -> str | None:
     """Eight hex digits over the diff to HEAD and every untracked file, results/ excluded; None if there is nothing."""
-    top = Path(_git(root, "rev-parse", "--show-toplevel").decode().rstrip("\n"))
-    diff = _git(top, "diff", "HEAD", "--binary", "--no-ext-diff", "--no-color", "--", ".", _NOT_RESULTS)
-    listed = _git(top, "ls-files", "--others", "--exclude-standard", "-z", "--", ".", _NOT_RESULTS)
+    top = Path(git(root, "rev-parse", "--show-toplevel").decode().rstrip("\n"))
+    diff = git(top, "diff", "HEAD", "--binary", "--no-ext-diff", "--no-color", "--", ".", _NOT_RESULTS)
+    listed = git(top, "ls-files", "--others", "--exclude-standard", "-z", "--", ".", _NOT_RESULTS)
     untracked = sorted(name for name in listed.split(b"\0") if name)
     if not diff and not untracked:
         return None
@@ -58,7 +68,27 @@ def _difference(root: Path) -> str | None:
     return digest.hexdigest()[:8]
 
 
-def _git(root: Path, *arguments: str) -> bytes:
+def digest(folders: Sequence[Path]) -> str:
+    """Eight hex digits of all Python sources below `folders`, which stand in for a commit where there is none."""
+    found = hashlib.sha256()
+    for folder in folders:
+        for path in sorted(folder.rglob("*.py")):
+            found.update(f"{folder.name}/{path.relative_to(folder)}\0".encode() + path.read_bytes())
+    return found.hexdigest()[:8]
+
+
+def is_shallow(root: Path) -> bool:
+    """Whether the clone around `root` lacks older commits. Raises: as `git` does."""
+    return git(root, "rev-parse", "--is-shallow-repository").strip() == b"true"
+
+
+def git(root: Path, *arguments: str, given: bytes = b"") -> bytes:
+    """What git writes in the repository around `root`, whatever repository a hook that called us points at.
+
+    given: its standard input. Raises: OSError, subprocess.CalledProcessError, subprocess.TimeoutExpired.
+    """
     # No optional locks: reading must not disturb a git command of the user's.
     command = ("git", "--no-optional-locks", "-C", str(root), *arguments)
-    return subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT).stdout
+    surroundings = {name: value for name, value in os.environ.items() if name not in _POINTERS}
+    done = subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT, input=given, env=surroundings)
+    return done.stdout

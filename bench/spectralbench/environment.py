@@ -1,11 +1,12 @@
 """The machine and the software under a measurement: a stable slug, and the facts that mark segments of a history.
 
-Nothing here is part of a series' key except `machine_name`. Works without a GPU and without git: what cannot be found
-is None, with the reason where it is not obvious.
+Nothing here is part of a series' key except `machine_name`; which facts bound a segment is said in `identity`. Works
+without a GPU and without git: what cannot be found is None, with the reason where it is not obvious.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -21,6 +22,8 @@ from spectralbench import checkout, nvml
 from spectralbench.heap import keep_freed_memory
 from spectralkernels.errors import RangeError, Unsupported
 
+_MODEL = ("vendor_id", "cpu family", "model", "stepping", "CPU implementer", "CPU part", "CPU variant")
+_VECTOR = re.compile(r"sse|avx|fma|amx|f16c|bmi|asimd|sve|sme(\d|_|$)|fp(hp)?$|bf16|i8mm")
 _SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _NOISE = re.compile(r"\((r|tm|c)\)|@.*|\b(amd|intel|processor|cpu|core|with radeon.*|\d+-core)\b", re.IGNORECASE)
 
@@ -31,7 +34,7 @@ def device_kind() -> str:
 
 
 def machine_name() -> str:
-    """A stable slug of this machine, as `nvidia-h200` or `cpu-epyc-2c`; SPECTRALBENCH_MACHINE overrides it.
+    """A stable slug of this machine, as `nvidia-h200` or `cpu-epyc-2c-3f0a`; SPECTRALBENCH_MACHINE overrides it.
 
     Raises: RangeError if that variable is not a slug of lower-case letters, digits and single hyphens.
     """
@@ -45,12 +48,22 @@ def machine_name() -> str:
         return named
     if torch.cuda.is_available():
         return _slug(torch.cuda.get_device_name())
-    return cpu_slug(_cpu_name(), os.cpu_count() or 1)
+    return cpu_machine()
 
 
-def cpu_slug(name: str, cores: int) -> str:
-    """`cpu-<model>-<cores>c` from a model name, without vendor, marks and clock rate."""
-    return "-".join(part for part in ("cpu", _slug(_NOISE.sub(" ", name)), f"{cores}c") if part)
+def cpu_machine() -> str:
+    """The slug of this machine's CPU, whatever part of its cores this process may use."""
+    facts = _cpu_facts()
+    return cpu_slug(str(facts["cpu"]), os.cpu_count() or 1, f"{facts['cpu_model']} {facts['cpu_flags']}")
+
+
+def cpu_slug(name: str, cores: int, traits: str) -> str:
+    """`cpu-<model>-<cores>c-<hash4>` from a model name, without vendor, marks and clock rate.
+
+    traits: what tells models of one name apart, as virtual machines name only the vendor's line; it becomes the hash.
+    """
+    digest = hashlib.sha256(traits.encode()).hexdigest()[:4]
+    return "-".join(part for part in ("cpu", _slug(_NOISE.sub(" ", name)), f"{cores}c", digest) if part)
 
 
 @contextmanager
@@ -70,18 +83,19 @@ def measuring_flags() -> Iterator[None]:
         torch.set_float32_matmul_precision(precision)
 
 
-def capture(root: Path | None = None) -> dict[str, object]:
+def capture(code: Path | None = None) -> dict[str, object]:
     """Everything about machine and software that may explain a number, as JSON-ready values.
 
-    root: a folder of the git checkout whose commit is recorded (default: the working directory). `commit` is None where
-    there is none, and `no_commit` says why; `dirty` is None or eight hex digits of what differs from the commit.
+    code: a file or folder of the git checkout whose commit is recorded (default: the working directory). `commit` is
+    None where there is none, and `no_commit` says why; `dirty` is None or eight hex digits of what differs from the
+    commit; `shallow` is there where the clone lacks older commits.
     """
-    state = checkout.state(root or Path.cwd())
+    state = checkout.state(code or Path.cwd())
     facts: dict[str, object] = {
         "machine": machine_name(),
         "os": f"{platform.system()} {platform.release()}",
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count() or 1,
+        **_cpu_facts(),
+        "cores": usable_cores(),
         "ram_bytes": _ram_bytes(),
         "cpu_clock_hz": _cpu_clock_hz(),
         "load": round(os.getloadavg()[0], 2),
@@ -96,6 +110,8 @@ def capture(root: Path | None = None) -> dict[str, object]:
     }
     if state.why is not None:
         facts["no_commit"] = state.why
+    if state.shallow:
+        facts["shallow"] = True
     return facts
 
 
@@ -140,21 +156,34 @@ def _gpu_facts() -> dict[str, object]:
         return {**empty, **facts, "no_driver_facts": str(error)}
 
 
-def _cpu_name() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
-    return _found(r"(?m)^model name\s*:\s*(.+)$", text) or platform.processor() or platform.machine()
+def usable_cores() -> int:
+    """The cores that this process may run on, which `taskset` and containers make fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cpu_facts() -> dict[str, object]:
+    """The name, and what tells CPUs of one name apart: the numbers of its model, and its vector instructions."""
+    text = _cpuinfo()
+    numbers = [_found(rf"(?m)^{name}\s*:\s*(\S+)$", text) for name in _MODEL]
+    flags = (_found(r"(?m)^(?:flags|Features)\s*:\s*(.+)$", text) or "").split()
+    return {
+        "cpu": _found(r"(?m)^model name\s*:\s*(.+)$", text) or platform.processor() or platform.machine(),
+        "cpu_model": " ".join(number for number in numbers if number) or None,
+        "cpu_flags": " ".join(sorted(flag for flag in flags if _VECTOR.match(flag))) or None,
+    }
 
 
 def _cpu_clock_hz() -> float | None:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    megahertz = _found(r"(?m)^cpu MHz\s*:\s*([\d.]+)$", text)
+    megahertz = _found(r"(?m)^cpu MHz\s*:\s*([\d.]+)$", _cpuinfo())
     return float(megahertz) * 1e6 if megahertz else None
+
+
+def _cpuinfo() -> str:
+    """The kernel's description of the CPUs; empty where there is none."""
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def _ram_bytes() -> int | None:

@@ -112,6 +112,33 @@ def test_a_package_installed_inside_somebody_elses_repository_has_no_commit(clon
     state = checkout.state(installed)
     assert (state.commit, state.dirty) == (None, None)
     assert state.why == f"the git repository around {installed} tracks no file of it"
+    file = installed / "declare.py"
+    file.write_text("")
+    git(clone, "add", "--force", str(installed / "__init__.py"))
+    assert checkout.state(file).why == f"the git repository around {installed} does not track declare.py"
+    git(clone, "add", "--force", str(file))
+    assert checkout.state(file).commit == git(clone, "rev-parse", "HEAD")
+
+
+def test_a_hook_that_points_at_another_repository_is_not_believed(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = git(clone, "rev-parse", "HEAD")
+    other = clone.parent / "other"
+    other.mkdir()
+    git(other, "init", "-q")
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    assert checkout.state(clone / "kernels" / "one.py") == checkout.State(commit)
+
+
+def test_a_shallow_clone_and_another_owner_are_said(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git(clone, "commit", "-q", "--allow-empty", "-m", "second")
+    git(clone.parent, "clone", "-q", "--depth", "1", f"file://{clone}", "shallow")
+    state = checkout.state(clone.parent / "shallow")
+    assert state.shallow and state.commit == git(clone, "rev-parse", "HEAD")
+    assert environment.capture(clone.parent / "shallow")["shallow"] is True
+    assert not checkout.state(clone).shallow and "shallow" not in environment.capture(clone)
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    state = checkout.state(clone)
+    assert state.commit is None and "dubious ownership" in str(state.why)
 
 
 def test_the_environment_is_whole_and_can_be_stored(clone: Path) -> None:
@@ -139,16 +166,52 @@ def test_no_git_is_marked_in_the_environment(clone: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "cores", "slug"),
     [
-        ("AMD EPYC", 2, "cpu-epyc-2c"),
-        ("AMD EPYC 7763 64-Core Processor", 8, "cpu-epyc-7763-8c"),
-        ("Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz", 4, "cpu-xeon-platinum-8481c-4c"),
-        ("11th Gen Intel(R) Core(TM) i7-1165G7 @ 2.80GHz", 8, "cpu-11th-gen-i7-1165g7-8c"),
-        ("AMD Ryzen 7 7840U with Radeon 780M Graphics", 16, "cpu-ryzen-7-7840u-16c"),
-        ("", 1, "cpu-1c"),
+        ("AMD EPYC", 2, "cpu-epyc-2c-4cb4"),
+        ("AMD EPYC 7763 64-Core Processor", 8, "cpu-epyc-7763-8c-4cb4"),
+        ("Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz", 4, "cpu-xeon-platinum-8481c-4c-4cb4"),
+        ("11th Gen Intel(R) Core(TM) i7-1165G7 @ 2.80GHz", 8, "cpu-11th-gen-i7-1165g7-8c-4cb4"),
+        ("AMD Ryzen 7 7840U with Radeon 780M Graphics", 16, "cpu-ryzen-7-7840u-16c-4cb4"),
+        ("", 1, "cpu-1c-4cb4"),
     ],
 )
 def test_cpus_are_named_without_vendor_marks_and_clock(name: str, cores: int, slug: str) -> None:
-    assert environment.cpu_slug(name, cores) == slug
+    assert environment.cpu_slug(name, cores, "25 1 1 avx2") == slug
+
+
+CPUINFO = """processor	: 0
+vendor_id	: AuthenticAMD
+cpu family	: 25
+model		: {model}
+model name	: AMD EPYC
+stepping	: 1
+cpu MHz		: 2445.428
+flags		: fpu vme sse2 rdtscp avx2 {flag} smep nopl
+"""
+
+
+def test_virtual_machines_of_one_name_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hypervisor names the vendor's line only; a newer kernel that reports one bug more is the same machine."""
+
+    def named(**changes: object) -> str:
+        text = CPUINFO.format(**{"model": 1, "flag": "fma", **changes})
+        monkeypatch.setattr(environment, "_cpuinfo", lambda: text)
+        return environment.cpu_machine()
+
+    names = {named(), named(model=17), named(flag="fma avx512f")}
+    assert len(names) == 3 and all(name.startswith("cpu-epyc-") for name in names)
+    assert named(flag="fma flush_l1d") in names
+    facts = environment._cpu_facts()
+    assert facts == {"cpu": "AMD EPYC", "cpu_model": "AuthenticAMD 25 1 1", "cpu_flags": "avx2 fma sse2"}
+    monkeypatch.setattr(environment, "_cpuinfo", lambda: "")
+    assert environment.cpu_machine().startswith("cpu-")
+    assert environment._cpu_facts()["cpu_flags"] is None
+
+
+def test_cores_are_those_that_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = environment.cpu_machine()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3}, raising=False)
+    assert environment.usable_cores() == 1
+    assert environment.cpu_machine() == before, "the machine is the same, whatever part of it is used"
 
 
 def test_a_gpu_names_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
