@@ -13,6 +13,7 @@ from typing import Any
 
 from spectralbench import overrides
 from spectralbench.history import History, Series, ratio
+from spectralbench.identity import Identity
 from spectralbench.text import cell
 from spectralkernels.declare import Case, Implementation, Operation
 from spectralkernels.errors import RangeError, SpectralKernelsError
@@ -57,20 +58,21 @@ def verdicts(
 ) -> Iterator[Verdict]:
     """A verdict for every case of the machine whose choice was measured beside at least one equal.
 
-    Times are taken from the newest point of the choice and of whoever was measured at the same commit.
+    Times are taken from the newest point of the choice and of whoever was measured at the same commit in the same
+    conditions.
     refused: takes the cases whose inputs cannot be made again, each with the reason.
     """
-    asked: dict[tuple[str, str, str, str, int, str, str], list[Series]] = {}
+    asked: dict[Identity, list[Series]] = {}
     for series in history.series:
         subject = series.key.subject
         if (subject.machine, subject.via, series.key.metric) == (machine, "records", METRIC):
-            question = (subject.operation, subject.case, subject.dtype, subject.pass_, subject.seed)
-            asked.setdefault((*question, subject.cache, subject.launch), []).append(series)
-    for (name, text, dtype, pass_, seed, _, _), found in asked.items():
+            asked.setdefault(subject.question, []).append(series)
+    for question, found in asked.items():
+        name, text, dtype, pass_ = question.operation, question.case, question.dtype, question.pass_
         if name not in operations:
             continue
         operation = operations[name]
-        case = Case(name, tuple(found[0].params.items()), dtype, seed)
+        case = Case(name, tuple(found[0].params.items()), dtype, question.seed)
         try:
             _check(operation, case)
             inputs = operation.make_inputs(case, device)
@@ -82,12 +84,13 @@ def verdicts(
         by_name = {series.key.subject.implementation: series.newest for series in found}
         if decision.name not in by_name:
             continue
-        commit = by_name[decision.name].commit
+        chosen = by_name[decision.name]
         seconds = {
             implementation.name: by_name[implementation.name].value
             for implementation in operation.implementations
             if implementation.name in by_name
-            and by_name[implementation.name].commit == commit
+            and by_name[implementation.name].commit == chosen.commit
+            and by_name[implementation.name].environment == chosen.environment
             and (implementation.name == decision.name or equal(operation, implementation, dtype, inputs))
         }
         if len(seconds) > 1:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,32 +19,21 @@ from typing import Any, Literal
 from scipy import stats
 
 from spectralbench import asv_files
+from spectralbench.identity import Conditions, Facts, Identity, moving
 from spectralbench.outcome import Measurement
 from spectralbench.record import Damage, Record, RecordFile, Scalar, read_tree
 
 Via = Literal["records", "asv"]
-Versions = tuple[tuple[str, str], ...]
 
 LEAST_SHARED = 3
-SEGMENT_FIELDS = ("python", "torch", "triton", "cuda", "cudnn", "driver", "heap")
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
-    """What was measured, and where: the identity of an outcome. `case` is `name=value,name=value` in declared order."""
+class Subject(Identity):
+    """What was measured, on which machine; `via` tells our records from asv's results, which say less."""
 
-    via: Via
     machine: str
-    operation: str
-    operation_version: int | str
-    implementation: str
-    case: str
-    dtype: str
-    pass_: str
-    fft_size: tuple[int, ...]
-    cache: str
-    launch: str
-    seed: int
+    via: Via
 
     def __str__(self) -> str:
         words = [self.operation, self.implementation, self.case, self.dtype, self.pass_, self.cache, self.launch]
@@ -70,7 +59,8 @@ class Point:
 
     processes: (label, median of its samples) of every process; the label is the same for implementations that were
     timed interleaved, so ratios can be taken process by process. q25, q75: over the processes, or over the samples if
-    there is one process. n: samples in all. environment: the versions that bound a segment.
+    there is one process. n: samples in all. environment: the conditions that can move this metric;
+    they bound a segment.
     """
 
     commit: str | None
@@ -81,7 +71,7 @@ class Point:
     q25: float
     q75: float
     n: int
-    environment: Versions
+    environment: Facts
 
     @property
     def clean(self) -> bool:
@@ -209,7 +199,7 @@ class _Pool:
 
     commit: str | None
     dirty: str | None
-    environment: Versions
+    environment: Facts
     recorded_at: str = ""
     samples: dict[str, list[float]] = field(default_factory=dict)
     quartiles: tuple[float, float] | None = None
@@ -256,8 +246,8 @@ class _Builder:
 
     def _add_record(self, record: Record, path: Path, machine: str, environment: Mapping[str, Any], when: str) -> None:
         subject = Subject(
-            "records", machine, record.operation, record.operation_version, record.implementation, record.case_id,
-            record.dtype, record.pass_, tuple(record.fft_size), record.cache, record.launch, record.seed,
+            record.operation, record.operation_version, record.implementation, record.case_id, record.dtype,
+            record.pass_, record.fft_size, record.cache, record.launch, record.seed, machine, "records",
         )  # fmt: skip
         self._facts[subject] = (record.role, record.case)
         if record.status == "measured":
@@ -272,21 +262,22 @@ class _Builder:
                     commit, record.profile,
                 )
             )  # fmt: skip
-        versions = tuple((name, str(environment[name])) for name in SEGMENT_FIELDS if environment.get(name))
-        # Without a commit two files cannot be known to hold the same code, so they stay two points.
-        code = (commit, dirty, versions) if commit else (path.name, dirty, versions)
+        conditions = Conditions.of(environment)
         for found in record.measurements:
             key = Key(subject, found.metric, found.version, found.unit)
             pools = self._pools.setdefault(key, {})
-            pool = pools.setdefault(code, _Pool(commit, str(dirty) if dirty else None, versions, when))
+            segment = moving(found.metric, conditions)
+            # Without a commit two files cannot be known to hold the same code, so they stay two points.
+            code = (commit or path.name, dirty, segment)
+            pool = pools.setdefault(code, _Pool(commit, str(dirty) if dirty else None, segment, when))
             pool.recorded_at = min(pool.recorded_at, when)
             pool.samples.setdefault(f"{path.stem}#{record.replicate}", []).extend(found.samples)
 
     def add_asv(self, result: asv_files.Result) -> None:
+        case = ",".join([f"{name}={value}" for name, value in result.params.items()])
         subject = Subject(
-            "asv", result.machine, result.benchmark, result.version, result.implementation,
-            ",".join(f"{name}={value}" for name, value in result.params.items()), "", "", (), "", "", 0,
-        )  # fmt: skip
+            result.benchmark, result.version, result.implementation, case, "", "", (), "", "", 0, result.machine, "asv"
+        )
         self._facts[subject] = ("", result.params)
         if result.value is None:
             status, failure = ("skipped", None) if result.skipped else ("failed", "error")
@@ -370,10 +361,3 @@ def _utc(text: str) -> str:
     when = datetime.fromisoformat(text)
     when = when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
     return when.isoformat(timespec="microseconds")
-
-
-def versions_changed(old: Iterable[tuple[str, str]], new: Iterable[tuple[str, str]]) -> str:
-    """What differs between two environments in words: `torch 2.12.0 -> 2.13.0`."""
-    before, after = dict(old), dict(new)
-    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
-    return ", ".join(f"{name} {before.get(name, 'none')} -> {after.get(name, 'none')}" for name in names)

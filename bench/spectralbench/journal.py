@@ -13,14 +13,18 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
+from spectralbench.identity import MUST_MATCH, Conditions, Identity, changes
 from spectralbench.record import Damage, Record, environment_line, read_file, record_line
 
-Key = tuple[str | int, ...]
+Key = tuple[Identity, int, str]
+"""What was measured, by which process (`replicate`), for which profile."""
+K = TypeVar("K")
 
 # Facts that move while nothing that matters changes; they do not make a new file.
 VOLATILE = frozenset(
@@ -43,21 +47,22 @@ class JournalError(Exception):
     """A record file cannot be written; the message names it and says what became of earlier records."""
 
 
+@dataclass(frozen=True, slots=True)
+class Stored(Generic[K]):
+    """What a machine has stored at one code state.
+
+    records: the newest of every key that was measured in the conditions asked for. elsewhere: keys that were measured
+    in other conditions only, with what differs in words, `threads 2 -> 1`. damage: of any file of the machine.
+    """
+
+    records: Mapping[K, Record]
+    elsewhere: Mapping[K, str]
+    damage: Sequence[Damage]
+
+
 def record_key(record: Record) -> Key:
-    """What makes two records of one code state on one machine the same measurement."""
-    return (
-        record.operation,
-        record.operation_version,
-        record.case_id,
-        record.dtype,
-        record.pass_,
-        record.implementation,
-        record.cache,
-        record.launch,
-        record.seed,
-        record.replicate,
-        record.profile,
-    )
+    """What makes two records of one code state, in one place, the same measurement."""
+    return record.identity, record.replicate, record.profile
 
 
 def file_stem(environment: Mapping[str, Any], day: str | None = None) -> str:
@@ -71,30 +76,33 @@ def file_stem(environment: Mapping[str, Any], day: str | None = None) -> str:
     return "-".join(parts)
 
 
-def key_on_its_card(record: Record) -> Key:
+def key_on_its_card(record: Record) -> tuple[str, Key]:
     """`record_key` with the GPU that measured: two cards of one model are two processes, never one."""
-    return (record.card or "", *record_key(record))
+    return record.card or "", record_key(record)
 
 
-def stored(
-    folder: Path, environment: Mapping[str, Any], key_of: Callable[[Record], Key] = record_key
-) -> tuple[dict[Key, Record], list[Damage]]:
-    """The newest record of every key that this machine stored at the same commit and dirty state, and what was damaged.
+def stored(folder: Path, environment: Mapping[str, Any], key_of: Callable[[Record], K]) -> Stored[K]:
+    """What this machine stored at the same commit and dirty state, told apart by `key_of`.
 
     folder: results/records/<machine>; it may be missing.
     """
-    found: dict[Key, Record] = {}
+    found: dict[K, Record] = {}
+    elsewhere: dict[K, str] = {}
     damage: list[Damage] = []
+    wanted = Conditions.of(environment).known(MUST_MATCH)
     for path in sorted(folder.glob("*.jsonl")):
         file = read_file(path)
         damage.extend(file.damage)
         if file.environment is None or _state(file.environment) != _state(environment):
             continue
+        other = changes(Conditions.of(file.environment).known(MUST_MATCH), wanted)
         for record in file.records:
             key = key_of(record)
-            if key not in found or found[key].recorded_at <= record.recorded_at:
+            if other:
+                elsewhere[key] = other
+            elif key not in found or found[key].recorded_at <= record.recorded_at:
                 found[key] = record
-    return found, damage
+    return Stored(found, {key: other for key, other in elsewhere.items() if key not in found}, damage)
 
 
 class Journal:

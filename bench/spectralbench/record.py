@@ -24,6 +24,7 @@ from typing import Any
 
 from spectralbench import fields as stored
 from spectralbench.fields import Field
+from spectralbench.identity import Identity
 from spectralbench.outcome import Failed, Measured, Measurement, Outcome, Skipped
 
 SCHEMA = 1
@@ -34,8 +35,7 @@ Scalar = int | float | str | bool
 class Record:
     """An outcome with its identity; `measurements` is empty unless status is "measured".
 
-    operation, operation_version, implementation, role, case (parameters in declared order), dtype, pass_, fft_size,
-    cache ("warm" | "cold"), launch ("eager" | "graph"): the identity, together with machine and metric.
+    The first line holds the fields of its `identity`; case: parameters in declared order.
     replicate: index of the process; with `card`, the GPU's identifier, the unit of replication; `card` is read off the
     file's environment and not written again. profile: the sweep it came from.
     cost: floor of the forward pass {"bytes_read", "bytes_written", "flops"}.
@@ -68,7 +68,15 @@ class Record:
 
     @property
     def case_id(self) -> str:
-        return ",".join(f"{name}={value}" for name, value in self.case.items())
+        return ",".join([f"{name}={value}" for name, value in self.case.items()])
+
+    @property
+    def identity(self) -> Identity:
+        """What was measured, whatever came of it."""
+        return Identity(
+            self.operation, self.operation_version, self.implementation, self.case_id, self.dtype, self.pass_,
+            self.fft_size, self.cache, self.launch, self.seed,
+        )  # fmt: skip
 
     def metric(self, name: str) -> Measurement | None:
         """The measurement of that name, or None if it was not taken."""

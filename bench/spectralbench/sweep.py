@@ -6,11 +6,13 @@ replication is the process: the whole list runs once per process, each time in a
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from spectralbench import overrides
+from spectralbench.identity import Identity
 from spectralbench.journal import Journal, Key, record_key, stored
 from spectralbench.outcome import FailureKind, Measured
 from spectralbench.record import Damage, Record, from_outcome
@@ -51,7 +54,7 @@ class Request:
 
     operations: names, empty for all. overrides: parameter name -> comma-separated values as text.
     states: how every case is timed, all by one process that checks it once.
-    retry: kinds of stored failures that are measured again.
+    retry: kinds of stored failures that are measured again. remeasure: whether all that is stored is.
     timeout: seconds one case may take. time_budget: seconds after which no case is started. pin: see `worker.Setup`.
     select: from the items of the plan to those that are wanted, in the wanted order; default all as they are.
     """
@@ -68,6 +71,7 @@ class Request:
     timeout: float = 300.0
     time_budget: float | None = None
     retry: tuple[FailureKind, ...] = ()
+    remeasure: bool = False
     pin: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     select: Callable[[list[Item]], list[Item]] = list
     sources: Sources = SOURCES
@@ -90,6 +94,17 @@ class Item:
     states: tuple[State, ...]
     apart: tuple[str, ...] = ()
 
+    def key(self, name: str, state: State, request: Request) -> Key:
+        """What the journal knows the measurement by."""
+        return self.identity(name, state), self.replicate, request.profile
+
+    def identity(self, name: str, state: State) -> Identity:
+        """What is measured when the implementation `name` is timed in `state`."""
+        return Identity(
+            self.operation.name, self.operation.version, name, self.case.id, self.case.dtype, self.pass_, self.fft_size,
+            state.cache, state.launch, self.case.seed,
+        )  # fmt: skip
+
     @property
     def label(self) -> str:
         """Operation, case and what differs from the usual, for people."""
@@ -100,12 +115,16 @@ class Item:
 
 @dataclass(slots=True)
 class Sweep:
-    """What became of a request: every record of the plan, stored before or measured now, and what is left."""
+    """What became of a request: every record of the plan, stored before or measured now, and what is left.
+
+    elsewhere: how many are stored at this commit and do not serve, by what differs in their conditions.
+    """
 
     records: list[Record]
     reused: int
     left: list[Item]
     damage: list[Damage]
+    elsewhere: Counter[str] = field(default_factory=Counter)
     path: Path | None = None
     stopped: Literal["time budget", "interrupt"] | None = None
 
@@ -182,17 +201,17 @@ def surroundings(device: str, pin: Mapping[str, Mapping[str, int]] | None = None
     Without git a digest of the measured sources, `source`, stands in for the commit. A CPU is a machine of its own even
     where a GPU gave the machine its name. Code with pinned tiles differs from its commit: it is dirty, no baseline.
     """
-    from spectralbench import environment
+    from spectralbench import checkout, environment
 
     code = [Path(declare.__file__).parent, Path(__file__).parent]
-    facts = {**environment.capture(code[0]), "device": device}
+    facts = {**environment.capture(Path(declare.__file__)), "device": device}
     if facts["commit"] is None:
-        facts["source"] = _digest(code)
+        facts["source"] = checkout.digest(code)
     if pin:
         facts["pin"] = pin
         facts["dirty"] = hashlib.sha256(f"{facts['dirty']} {json.dumps(pin, sort_keys=True)}".encode()).hexdigest()[:8]
     if device == "cpu" and environment.device_kind() == "cuda" and not os.environ.get("SPECTRALBENCH_MACHINE"):
-        facts["machine"] = environment.cpu_slug(str(facts["cpu"]), int(str(facts["cores"])))
+        facts["machine"] = environment.cpu_machine()
     return facts
 
 
@@ -212,7 +231,7 @@ def pending(items: Sequence[Item], known: Mapping[Key, Record], request: Request
         # States that lack the same implementations are measured together.
         together: dict[tuple[tuple[str, ...], tuple[str, ...]], list[State]] = {}
         for state in item.states:
-            found = {name: known.get(_key(item, name, state, request)) for name in item.implementations}
+            found = {name: known.get(item.key(name, state, request)) for name in item.implementations}
             serving = {
                 name: record for name, record in found.items() if record is not None and _serves(record, request)
             }
@@ -228,9 +247,17 @@ def pending(items: Sequence[Item], known: Mapping[Key, Record], request: Request
 
 def preview(request: Request, results: Path, environment: Mapping[str, Any]) -> Sweep:
     """What `run` would do: `left` is what it would measure, `records` what is stored already."""
-    known, damage = stored(_folder(results, environment), environment)
-    todo, reused = pending(plan(request), known, request)
-    return Sweep(reused, len(reused), todo, damage)
+    items = plan(request)
+    known = stored(_folder(results, environment), environment, record_key)
+    todo, reused = pending(items, {} if request.remeasure else known.records, request)
+    elsewhere = Counter(
+        known.elsewhere[one]
+        for item in todo
+        for state in item.states
+        for name in item.implementations
+        if (one := item.key(name, state, request)) in known.elsewhere
+    )
+    return Sweep(reused, len(reused), todo, list(known.damage), elsewhere)
 
 
 def run(request: Request, results: Path, environment: Mapping[str, Any], progress: Progress | None = None) -> Sweep:
@@ -346,49 +373,27 @@ def _setup(request: Request) -> Setup:
     return Setup(request.sources, request.device, request.metrics, budget, request.pin)
 
 
-def _identity(item: Item, name: str, state: State, request: Request) -> dict[str, Any]:
-    return {
-        "operation": item.operation.name,
-        "operation_version": item.operation.version,
-        "implementation": name,
-        "role": item.operation.subject(name).role,
-        "case": dict(item.case.params),
-        "dtype": item.case.dtype,
-        "pass_": item.pass_,
-        "fft_size": item.fft_size,
-        "cache": state.cache,
-        "launch": state.launch,
-        "seed": item.case.seed,
-        "replicate": item.replicate,
-        "profile": request.profile,
-    }
-
-
-def _key(item: Item, name: str, state: State, request: Request) -> Key:
-    return record_key(Record(status="", recorded_at="", **_identity(item, name, state, request)))
-
-
 def _records(item: Item, results: Sequence[Mapping[str, Result]], request: Request) -> list[Record]:
     moment = datetime.now(UTC).isoformat(timespec="milliseconds")
     apart = f"not interleaved with {', '.join(item.apart)}, stored by an earlier run" if item.apart else None
     records = []
     for state, found in zip(item.states, results, strict=True):
         for name, result in found.items():
-            identity = _identity(item, name, state, request)
             # A failure says its own reason; on a measurement the note is the reader's warning.
-            if isinstance(result.outcome, Measured):
-                identity["reason"] = result.note or apart
-            records.append(from_outcome(result.outcome, recorded_at=moment, cost=item.cost, **identity))
+            note = {"reason": result.note or apart} if isinstance(result.outcome, Measured) else {}
+            records.append(
+                from_outcome(
+                    result.outcome,
+                    **{**dataclasses.asdict(item.identity(name, state)), "case": dict(item.case.params)},
+                    role=item.operation.subject(name).role,
+                    replicate=item.replicate,
+                    profile=request.profile,
+                    recorded_at=moment,
+                    cost=item.cost,
+                    **note,
+                )
+            )
     return records
-
-
-def _digest(folders: Sequence[Path]) -> str:
-    """Eight hex digits of all Python sources below `folders`."""
-    digest = hashlib.sha256()
-    for folder in folders:
-        for path in sorted(folder.rglob("*.py")):
-            digest.update(f"{folder.name}/{path.relative_to(folder)}\0".encode() + path.read_bytes())
-    return digest.hexdigest()[:8]
 
 
 def _folder(results: Path, environment: Mapping[str, Any]) -> Path:

@@ -66,7 +66,7 @@ def test_improvement_is_faster_and_fine(tmp_path: Path) -> None:
 
 def series_of_values(values: list[float]) -> history.History:
     """A history of one time series, without files, for simulations."""
-    subject = history.Subject("records", "m", "o", 1, "i", "c", "float32", "forward", (8,), "warm", "eager", 0)
+    subject = history.Subject("o", 1, "i", "c", "float32", "forward", (8,), "warm", "eager", 0, "m", "records")
     points = tuple(
         history.Point(f"{index:08d}", None, f"2026-01-{index:04d}", value, (("p", value),), value, value, 1, ())
         for index, value in enumerate(values)

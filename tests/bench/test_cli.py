@@ -22,7 +22,7 @@ from fake_operations import SOURCES, load_operations
 from rich.console import Console
 from test_cli_tables import measured
 
-from spectralbench import __version__, choices, environment, sweep, workloads
+from spectralbench import __version__, checkout, choices, environment, sweep, workloads
 from spectralbench.cli import listing, main, sweeping, terminal
 from spectralbench.cli.machine import asv_machine, write_asv_machine
 from spectralbench.record import environment_line, read_tree, record_line
@@ -179,13 +179,27 @@ def test_without_git_a_digest_of_the_sources_stands_in_for_the_commit(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(environment, "capture", lambda root=None: {**FACTS, "commit": None, "no_commit": "no git"})
-    assert cli("run", "talking", "--profile", "smoke")[0] == 0
+    code, _, err = cli("run", "talking", "--profile", "smoke")
+    assert code == 0 and err.count("of the code: no git") == 1
     (file,) = read_tree(tmp_path / "results" / "records")
     source = sweep.surroundings("cpu")["source"]
     assert file.path.name.endswith(f"-nogit-{source}.jsonl")
-    monkeypatch.setattr(sweep, "_digest", lambda folders: "another0")
+    monkeypatch.setattr(checkout, "digest", lambda folders: "another0")
     _, out, _ = cli("run", "talking", "--profile", "smoke", "--dry-run")
     assert "2 cases to measure, 0 records stored already" in out
+
+
+def test_another_thread_count_at_the_same_commit_is_measured_and_said(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli("run", "talking", "--profile", "smoke")[0] == 0
+    monkeypatch.setattr(environment, "capture", lambda root=None: {**FACTS, "threads": 7, "shallow": True})
+    _, out, err = cli("run", "talking", "--profile", "smoke", "--dry-run")
+    assert "2 cases to measure, 0 records stored already" in out
+    said = "to be measured again: 2 records of this commit come from other conditions and do not serve: threads "
+    assert err.count(said) == 1 and "-> 7" in err and err.count("this clone is shallow") == 0
+    _, out, err = cli("run", "talking", "--profile", "smoke", "--remeasure")
+    assert "measured again: 2 records" in err and err.count("this clone is shallow") == 1
 
 
 def test_a_cpu_beside_a_gpu_is_a_machine_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +207,7 @@ def test_a_cpu_beside_a_gpu_is_a_machine_of_its_own(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(environment, "capture", lambda root=None: {**FACTS, "machine": "nvidia-h200"})
     monkeypatch.setattr(environment, "device_kind", lambda: "cuda")
     assert sweep.surroundings("cuda")["machine"] == "nvidia-h200"
-    assert sweep.surroundings("cpu")["machine"] == "cpu-test-2c"
+    assert sweep.surroundings("cpu")["machine"] == environment.cpu_machine()
 
 
 INTERRUPTED = """

@@ -21,7 +21,8 @@ from spectralbench.ceilings import Roofs
 from spectralbench.gpu import correctness, native_tests, packing, pipeline
 from spectralbench.gpu.__main__ import main
 from spectralbench.gpu.budget import ENDS, Budget
-from spectralbench.gpu.correctness import Check, Finding
+from spectralbench.gpu.correctness import Finding
+from spectralbench.identity import Identity
 from spectralbench.journal import record_key
 from spectralbench.record import read_tree
 from spectralbench.sweep import Item, Request
@@ -163,7 +164,7 @@ def fake_jobs(*operations: str) -> tuple[Request, list[Item]]:
     return request, correctness.plan(request)
 
 
-def all_checks(jobs: list[Item]) -> list[Check]:
+def all_checks(jobs: list[Item]) -> list[Identity]:
     return [check for job in jobs for check in correctness.checks(job).values()]
 
 
@@ -206,7 +207,9 @@ def test_the_end_of_the_stage_is_nobodys_failure(tmp_path: Path) -> None:
 
 def test_a_wrong_backward_pass_leaves_the_forward_pass_and_rivals_are_never_left_out() -> None:
     def finding(name: str, pass_: str, kind: str) -> Finding:
-        return Finding(Check("steady", "size=1", "float32", pass_, name), "failed", kind, "0.3")
+        return Finding(
+            Identity("steady", 3, name, "size=1", "float32", pass_, (1,), "warm", "eager", 0), "failed", kind, "0.3"
+        )
 
     operations = fake_operations.load_operations()
     excluded = correctness.excluded(
@@ -269,7 +272,7 @@ def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[pipeline.Ru
 
     def check_all(*_: Any) -> list[Finding]:
         done.append("correctness")
-        check = Check("band_limited_conv2d", "K=3", "float32", "both", "dft_triton")
+        check = Identity("band_limited_conv2d", 1, "dft_triton", "K=3", "float32", "both", (8, 8), "warm", "eager", 0)
         return [Finding(check, "failed", "wrong", "relative L2 error 0.3")]
 
     def native(*_: Any) -> dict[str, Any]:

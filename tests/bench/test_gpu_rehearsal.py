@@ -129,7 +129,7 @@ def replicates(out: Path) -> dict[str, int]:
     """How many processes have judged each promise that is a ratio, in both graph states."""
     operations = load_operations()
     facts = Device("any").surroundings("cuda")
-    records = list(stored(out / "records" / "nvidia-h200", facts, key_on_its_card)[0].values())
+    records = list(stored(out / "records" / "nvidia-h200", facts, key_on_its_card).records.values())
     found = settings(records, operations, None)
     verdicts = judge(found, records, None, operations, {})
     counts: dict[str, int] = {}

@@ -15,6 +15,7 @@ import pytest
 import synthetic_records as synthetic
 
 from spectralbench import asv_files, history
+from spectralbench.identity import changes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -63,7 +64,7 @@ def test_a_changed_version_starts_a_segment(tmp_path: Path, name: str) -> None:
     assert len(series.points) == 3
     assert series.segment(series.newest) == (series.newest,)
     assert len(series.segment(series.points[0])) == 2
-    changed = history.versions_changed(series.points[0].environment, series.newest.environment)
+    changed = changes(series.points[0].environment, series.newest.environment)
     assert changed == f"{name} 1.0 -> 2.0"
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from fake_operations import SOURCES
 from spectralbench import sweep
 from spectralbench.journal import Journal
 from spectralbench.measure import Budget
-from spectralbench.record import Record, RecordFile, read_tree
+from spectralbench.outcome import Skipped
+from spectralbench.record import Record, RecordFile, from_outcome, read_tree
 from spectralbench.sweep import Item, Request
 from spectralbench.worker import Setup, State, Task, Worker, WorkerBroken
 from spectralkernels.declare import PROFILES
@@ -166,6 +167,16 @@ def test_every_profile_has_processes_and_a_budget() -> None:
 # What is measured and stored
 
 
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Results of one sweep, and the environment it ran in."""
+    environment = {**ENVIRONMENT, "device": "cpu", "cores": 2, "threads": 2, "torch": "2.13.0", "onednn": "3.12.0",
+                   "cpu_flags": "avx avx2 bmi1 f16c fma"}  # fmt: skip
+    results = tmp_path_factory.mktemp("here")
+    sweep.run(request("talking"), results, environment)
+    return results, environment
+
+
 def test_a_sweep_stores_every_outcome_with_its_identity(tmp_path: Path) -> None:
     done = sweep.run(request("steady", processes=2), tmp_path, ENVIRONMENT)
     (file,) = files(tmp_path)
@@ -202,6 +213,52 @@ def test_running_again_measures_only_what_is_missing(tmp_path: Path) -> None:
     for change in ({"commit": "fedcba"}, {"dirty": "0123"}):
         assert len(sweep.preview(request("steady"), tmp_path, {**ENVIRONMENT, **change}).left) == 4
     assert len(sweep.preview(request("steady", seed=1), tmp_path, ENVIRONMENT).left) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"threads": 1}, "threads 2 -> 1"),
+        ({"torch": "2.14.0", "cores": 1}, "cores 2 -> 1, torch 2.13.0 -> 2.14.0"),
+        ({"cpu_flags": "avx avx2 bmi1 fma avx512f"}, "cpu_flags +avx512f -f16c"),
+        ({"device": "cuda", "gpu_uuid": "GPU-1"}, "device cpu -> cuda, gpu_class none -> GPU"),
+        ({"onednn": None}, "onednn 3.12.0 -> none"),
+    ],
+    ids=["threads", "upgrade", "flags", "device", "unknown"],
+)
+def test_what_was_measured_in_other_conditions_does_not_serve(
+    here: tuple[Path, dict[str, Any]], change: dict[str, Any], words: str
+) -> None:
+    results, environment = here
+    found = sweep.preview(request("talking"), results, {**environment, **change})
+    assert (len(found.left), found.reused, dict(found.elsewhere)) == (2, 0, {words: 2})
+
+
+def test_what_moves_no_number_serves_and_remeasure_asks_again(here: tuple[Path, dict[str, Any]]) -> None:
+    results, environment = here
+    same = {**environment, "load": 9.9, "gpu_uuid": "GPU-2", "started_at": "2026-11-29T00:00:00+00:00"}
+    found = sweep.preview(request("talking"), results, same)
+    assert (found.left, found.reused, found.elsewhere) == ([], 2, {})
+    again = sweep.preview(request("talking", remeasure=True), results, environment)
+    assert (len(again.left), again.reused, again.left[0].apart) == (2, 0, ())
+
+
+def test_another_card_of_the_same_class_goes_on_where_the_first_stopped(tmp_path: Path) -> None:
+    card = {**ENVIRONMENT, "device": "cuda", "gpu_uuid": "GPU-1", "gpu_power_limit_mw": 700000}
+    item, *_ = sweep.plan(request("talking"))
+    record = from_outcome(
+        Skipped("made up"),
+        **{**asdict(item.identity(item.implementations[0], State())), "case": dict(item.case.params)},
+        role="baseline", replicate=0, profile="smoke", recorded_at="2026-11-28T00:00:00+00:00",
+    )  # fmt: skip
+    with Journal.open(tmp_path / "records" / "m", card) as journal:
+        journal.append([record])
+
+    def reused(**change: Any) -> int:
+        return sweep.preview(request("talking"), tmp_path, {**card, **change}).reused
+
+    assert (reused(), reused(gpu_uuid="GPU-2")) == (1, 1)
+    assert (reused(gpu_uuid="MIG-3"), reused(gpu_power_limit_mw=500000)) == (0, 0)
 
 
 def test_a_metric_that_was_not_taken_before_is_taken_now(tmp_path: Path) -> None:

@@ -17,13 +17,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from spectralbench.alert.tails import Array
-from spectralbench.history import Key, Series, Subject, Versions
+from spectralbench.history import Key, Series, Subject
+from spectralbench.identity import Facts
 
 ENOUGH = 3
 FAR = 4.0
 LEAST_SHIFT = 0.02
 
-Place = tuple[str, str, str, Versions]
+Place = tuple[str, str, str, Facts]
 
 
 @dataclass(slots=True)
@@ -73,7 +74,7 @@ def gather(series: Iterable[Series], metrics: Iterable[str]) -> dict[Place, Cont
     return found
 
 
-def place(key: Key, environment: Versions) -> Place:
+def place(key: Key, environment: Facts) -> Place:
     """Where controls of a series are looked for."""
     return key.subject.machine, key.subject.operation, key.metric, environment
 

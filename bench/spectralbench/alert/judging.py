@@ -16,7 +16,8 @@ from spectralbench.alert.evidence import CREDIBLE, weigh
 from spectralbench.alert.finding import Finding, Verdict
 from spectralbench.alert.rules import RULES, Override, Rule, rule_of
 from spectralbench.alert.tails import Array
-from spectralbench.history import Absence, History, Key, Point, Series, Subject, versions_changed
+from spectralbench.history import Absence, History, Key, Point, Series, Subject
+from spectralbench.identity import changes
 from spectralbench.quantity import amount
 
 WINDOW = 60
@@ -281,7 +282,7 @@ def _too_little(key: Key, point: Point, band: Sequence[Point], clean: Sequence[P
     last = clean[-1] if clean else None
     why = f"{len(band)} earlier clean points in this environment, {needed} needed"
     if last is not None and last.environment != point.environment:
-        why = f"environment changed ({versions_changed(last.environment, point.environment)}): {why}"
+        why = f"environment changed ({changes(last.environment, point.environment)}): {why}"
     old = last.value if last else None
     ratio = point.value / old if old else None
     since = last.mark if last else None

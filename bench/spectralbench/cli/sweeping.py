@@ -47,6 +47,9 @@ def run(
     time_budget: Annotated[float | None, typer.Option(min=0, help="Start no case after this many seconds.")] = None,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds after which a case is killed.")] = 300.0,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run again what failed before.")] = False,
+    remeasure: Annotated[
+        bool, typer.Option("--remeasure", help="Measure again what is stored already at this commit.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be measured.")] = False,
     results: terminal.Results = Path("results"),
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
@@ -83,6 +86,7 @@ def run(
             timeout=timeout,
             time_budget=time_budget,
             retry=get_args(FailureKind) if retry_failed else (),
+            remeasure=remeasure,
             pin=_pins(pin),
             sources=sweep.SOURCES,
         )
@@ -156,8 +160,10 @@ def swept(request: Request, results: Path, quiet: bool) -> Sweep:
 
     watch = Bar(quiet)
     surroundings = sweep.surroundings(request.device, request.pin)
-    if not quiet and (doubt := busy(surroundings)):
-        terminal.say(doubt)
+    if not quiet:
+        for doubt in (busy(surroundings), without_commit(surroundings), shallow(surroundings)):
+            if doubt:
+                terminal.say(doubt)
     try:
         with watch.bar:
             done = sweep.run(request, results, surroundings, watch)
@@ -178,6 +184,22 @@ def busy(surroundings: Mapping[str, Any]) -> str | None:
         f"this machine is busy: load {load:g} on {cores} cores before the start. Times will scatter, and threads that "
         "wait for each other make it worse; stop other work for numbers to keep"
     )
+
+
+def without_commit(surroundings: Mapping[str, Any]) -> str | None:
+    """Why the records name no commit, or None if they do."""
+    if surroundings["commit"] is not None:
+        return None
+    return (
+        f"the records name no commit, but the digest {surroundings['source']} of the code: {surroundings['no_commit']}"
+    )
+
+
+def shallow(surroundings: Mapping[str, Any]) -> str | None:
+    """A warning if older commits are missing here, or None."""
+    if not surroundings.get("shallow"):
+        return None
+    return "this clone is shallow: `alert` will know no order of older commits; `git fetch --unshallow` gets them"
 
 
 def _dry_run(request: Request, results: Path, quiet: bool) -> Sweep:
@@ -207,6 +229,11 @@ def _talk_about(done: Sweep, dry_run: bool) -> None:
         terminal.say(f"note: {note}")
     if done.reused:
         terminal.say(f"{done.reused} records were stored already by an earlier run at this commit")
+    for other, count in done.elsewhere.items():
+        verb = "to be measured" if dry_run else "measured"
+        terminal.say(
+            f"{verb} again: {count} records of this commit come from other conditions and do not serve: {other}"
+        )
     if done.path is not None:
         terminal.say(f"records: {done.path}")
     if done.left and not dry_run:

@@ -9,6 +9,7 @@ from functools import cached_property
 
 from spectralbench.ceilings import Roofs, roof_floor
 from spectralbench.gpu.classes import PRODUCTS, accuracy_class, at_least_as_accurate
+from spectralbench.identity import Identity
 from spectralbench.record import Record, Scalar
 from spectralkernels.declare import Cost, Operation
 
@@ -95,11 +96,10 @@ class Setting:
 
 def settings(records: Iterable[Record], operations: Mapping[str, Operation], roofs: Roofs | None) -> list[Setting]:
     """Every setting that has times, in the order of their first record."""
-    groups: dict[tuple[str, ...], list[Record]] = {}
+    groups: dict[Identity, list[Record]] = {}
     for record in records:
         if record.status == "measured" and record.metric("device_time") is not None and record.operation in operations:
-            key = (record.operation, record.case_id, record.dtype, record.pass_, record.launch, record.cache)
-            groups.setdefault(key, []).append(record)
+            groups.setdefault(record.identity.question, []).append(record)
     return [_setting(found, operations[found[0].operation], roofs) for found in groups.values()]
 
 

@@ -12,39 +12,30 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from spectralbench import sweep
 from spectralbench.gpu.budget import Budget
 from spectralbench.gpu.plan import Excluded
+from spectralbench.identity import Identity
 from spectralbench.outcome import Failed, Measured, Outcome, Skipped
 from spectralbench.sweep import Item
-from spectralbench.worker import Setup, Task, Worker, WorkerBroken
+from spectralbench.worker import Setup, State, Task, Worker, WorkerBroken
 from spectralkernels.declare import Operation
 
 LONGEST_CHECK = 120.0
+WHOLE = {field.name for field in fields(Identity)}
 BYTES_PER_PROCESS = 12 << 30
 """Device memory that one process may need: the float64 reference of the largest case, several times over."""
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """What is checked, in the words of a record."""
-
-    operation: str
-    case: str
-    dtype: str
-    pass_: str
-    implementation: str
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
     """What became of a check: status is "right", "skipped" or "failed"; kind is a failure's."""
 
-    check: Check
+    check: Identity
     status: str
     kind: str | None = None
     reason: str | None = None
@@ -61,10 +52,9 @@ def plan(request: sweep.Request) -> list[Item]:
     return [item for item in plain if item.implementations]
 
 
-def checks(item: Item) -> dict[str, Check]:
+def checks(item: Item) -> dict[str, Identity]:
     """The checks of a job by implementation."""
-    fields = (item.operation.name, item.case.id, item.case.dtype, item.pass_)
-    return {name: Check(*fields, name) for name in item.implementations}
+    return {name: item.identity(name, State()) for name in item.implementations}
 
 
 def processes(device: str) -> int:
@@ -135,7 +125,7 @@ def check_all(
     return found
 
 
-def _without(item: Item, known: Collection[Check]) -> Item:
+def _without(item: Item, known: Collection[Identity]) -> Item:
     """A job less the checks that were made before; a check that only ran out of time is made again."""
     return replace(item, implementations=tuple(name for name, check in checks(item).items() if check not in known))
 
@@ -144,7 +134,7 @@ def _timed_out(outcome: Outcome) -> bool:
     return isinstance(outcome, Failed) and outcome.kind == "timeout"
 
 
-def _finding(check: Check, outcome: Outcome) -> Finding:
+def _finding(check: Identity, outcome: Outcome) -> Finding:
     match outcome:
         case Measured(measurements):
             return Finding(check, "right", rounding_error=measurements[0].median)
@@ -162,14 +152,19 @@ def _append(path: Path, findings: Sequence[Finding]) -> None:
 
 
 def read(path: Path) -> list[Finding]:
-    """The findings of a file; a line that a kill has torn is left out, so that its check is made again."""
+    """The findings of a file; a line that a kill has torn, or that does not say all of what was checked, is left out.
+
+    Its check is made again.
+    """
     found = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
-            fields = json.loads(line)
+            stored = json.loads(line)
         except json.JSONDecodeError:
             continue
-        found.append(Finding(**{**fields, "check": Check(**fields["check"])}))
+        check = stored["check"]
+        if check.keys() == WHOLE:
+            found.append(Finding(**{**stored, "check": Identity(**{**check, "fft_size": tuple(check["fft_size"])})}))
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -77,10 +78,16 @@ class Run:
     def summarise(self) -> str:
         """Write the summary of what is stored so far."""
         folder = self.out / "records" / str(self.environment["machine"])
-        found, damage = stored(folder, self.environment, key_on_its_card)
-        notes = [*self.notes, *(f"damaged record: {harm}" for harm in damage)]
+        known = stored(folder, self.environment, key_on_its_card)
+        notes = [*self.notes, *(f"damaged record: {harm}" for harm in known.damage)]
+        notes += [
+            f"{count} records of this commit were measured in other conditions and are left out: {other}"
+            for other, count in Counter(known.elsewhere.values()).items()
+        ]
         operations = resolve(self.sources.operations)()
-        state = summary.Stored(self.environment, list(found.values()), self.roofs, self.excluded, self.checked, notes)
+        state = summary.Stored(
+            self.environment, list(known.records.values()), self.roofs, self.excluded, self.checked, notes
+        )
         return summary.write(state, operations, self.out)
 
     def _stage(self, name: str) -> bool:
