@@ -8,6 +8,7 @@ from enum import Enum
 
 from spectralbench.history import Key
 from spectralbench.quantity import ratio_words
+from spectralbench.record import Damage
 
 
 class Verdict(Enum):
@@ -28,7 +29,8 @@ class Finding:
     later level over the earlier one, freed of what moved the controls; None where it does not exist. resolution: the
     smallest relative change of the newest point that would have been reported. since: the last commit before the
     change. changed_at: the commit that made it, None if nothing changed. commit: the newest one. earlier: number of
-    points before the change. failed: it was measured before and fails now.
+    points before the change. failed: it was measured before and fails, is skipped or is gone now. too_few: there are
+    not enough points to judge it by.
     """
 
     key: Key
@@ -43,6 +45,7 @@ class Finding:
     resolution: float | None = None
     failed: bool = False
     changed_at: str | None = None
+    too_few: bool = False
 
     @property
     def words(self) -> str:
@@ -50,9 +53,12 @@ class Finding:
         return "" if self.old is None or self.new is None else ratio_words(self.ratio, self.key.unit)
 
 
-def exit_code(findings: Sequence[Finding]) -> int:
-    """0 fine, 1 a regression or a case that fails now, 3 nothing could be judged. (2 is the command line's: usage.)"""
-    if any(finding.verdict is Verdict.SLOWER or finding.failed for finding in findings):
+def exit_code(findings: Sequence[Finding], doubtful: Sequence[Damage] = ()) -> int:
+    """0 fine, 1 a regression, a case that fails now or damage in the newest results, 3 too few points everywhere.
+
+    (2 is the command line's: usage.) A change that the noise could explain was judged: it shows no regression.
+    """
+    if doubtful or any(finding.verdict is Verdict.SLOWER or finding.failed for finding in findings):
         return 1
-    judged = (Verdict.FASTER, Verdict.SAME)
-    return 0 if any(finding.verdict in judged for finding in findings) else 3
+    judged = any(finding.verdict is not Verdict.NO_DATA and not finding.too_few for finding in findings)
+    return 0 if judged else 3

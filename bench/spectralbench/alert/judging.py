@@ -66,7 +66,8 @@ def judge(
 ) -> list[Finding]:
     """One finding per series and environment that the newest commit of the series was measured in.
 
-    A series that was measured before and whose newest outcome is a failure gives NO DATA with `failed` set.
+    A series that was measured before and that fails, is skipped or is gone at its newest commit gives NO DATA with
+    `failed` set; one process that fails is enough.
     Dirty points are judged but never serve as a baseline. The geometric mean of every implementation's cases is judged
     beside them. rate: the false discovery rate over the whole run (Benjamini and Hochberg), of slower and of faster.
 
@@ -81,6 +82,9 @@ def judge(
         absence = _absence(series.key, absences)
         if absence is not None:
             findings.append(_no_data(series, absence))
+            continue
+        if not series.placed:
+            findings.append(_off_the_line(series))
             continue
         rule = rule_of(series.key, rules, overrides)
         for index, point in enumerate(series.points):
@@ -286,7 +290,14 @@ def _too_little(key: Key, point: Point, band: Sequence[Point], clean: Sequence[P
     old = last.value if last else None
     ratio = point.value / old if old else None
     since = last.mark if last else None
-    return Finding(key, Verdict.CANNOT_TELL, why, old, point.value, ratio, point.mark, since, len(band))
+    return Finding(key, Verdict.CANNOT_TELL, why, old, point.value, ratio, point.mark, since, len(band), too_few=True)
+
+
+def _off_the_line(series: Series) -> Finding:
+    """CANNOT TELL, because nobody knows which of its commits is the newest."""
+    why = f"none of its {len(series.points)} points is on the first-parent line of HEAD"
+    last = series.newest
+    return Finding(series.key, Verdict.CANNOT_TELL, why, None, last.value, None, last.mark, None, 0, too_few=True)
 
 
 def _not_positive(key: Key, point: Point, band: Sequence[Point]) -> Finding:
@@ -300,8 +311,8 @@ def _positive(points: Sequence[Point]) -> bool:
 
 def _no_data(series: Series, absence: Absence) -> Finding:
     last = series.newest
-    failed = absence.status == "failed"
-    kind = f"failed ({absence.failure})" if failed else "skipped"
+    failed = absence.status == "failed" or absence.lost
+    kind = f"failed ({absence.failure})" if absence.failure else absence.status
     commit = absence.commit[:8] if absence.commit else "no commit"
     reason = f"{kind}: {absence.reason}"
     return Finding(series.key, Verdict.NO_DATA, reason, last.value, None, None, commit, last.mark, 0, failed=failed)

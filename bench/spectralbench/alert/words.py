@@ -8,26 +8,29 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from spectralbench.alert.finding import Finding, Verdict, exit_code
 from spectralbench.quantity import amount
+from spectralbench.record import Damage
 from spectralbench.text import cell, printable
 
 LINES = 20
 ANSWERS = {0: "No regression.", 1: "**Regressions or failures.**", 3: "Not enough history to judge anything."}
 
 
-def to_terminal(findings: Sequence[Finding]) -> str:
+def to_terminal(findings: Sequence[Finding], doubtful: Sequence[Damage] = ()) -> str:
     """A first line that answers, and at most LINES lines in all: what is worse, then what is better."""
     worse = [found for found in findings if found.verdict is Verdict.SLOWER or found.failed]
     better = [found for found in findings if found.verdict is Verdict.FASTER]
-    code = exit_code(findings)
+    code = exit_code(findings, doubtful)
     answer = ANSWERS[code].strip("*")
     if code == 1:
         failed = sum(found.failed for found in findings)
-        answer = f"{len(worse) - failed} series got worse and {failed} fail that were measured before."
+        answer = f"{len(worse) - failed} series got worse and {failed} fail or are gone that were measured before."
+    if doubtful:
+        answer += f" {_lost(doubtful)}"
     lines = [f"{answer} {_summary(findings)}."]
     shown = [*_by_size(worse), *_by_size(better)]
     for found in shown[: LINES - 2]:
         at = found.changed_at or found.commit or "no commit"
-        what = "FAILS" if found.failed else f"{found.verdict.value} {found.words}"
+        what = "NO NUMBER" if found.failed else f"{found.verdict.value} {found.words}"
         where = f"{found.key} [{found.key.subject.machine}]"
         lines.append(printable(f"  {what} at {at}: {where}: {found.reason}".replace("\n", " ")))
     rest = len(shown) - (LINES - 2)
@@ -38,7 +41,7 @@ def to_terminal(findings: Sequence[Finding]) -> str:
     return "\n".join(lines)
 
 
-def to_json(findings: Sequence[Finding]) -> str:
+def to_json(findings: Sequence[Finding], doubtful: Sequence[Damage] = ()) -> str:
     """All findings with their identity, verdict, numbers and reason, as one JSON document."""
     rows = [
         {
@@ -67,16 +70,23 @@ def to_json(findings: Sequence[Finding]) -> str:
         }
         for finding in findings
     ]
-    summary = {"exit_code": exit_code(findings), "verdicts": _counts(findings), "findings": rows}
+    summary = {
+        "exit_code": exit_code(findings, doubtful),
+        "verdicts": _counts(findings),
+        "damage_in_the_newest_results": [str(damage) for damage in doubtful],
+        "findings": rows,
+    }
     return json.dumps(summary, indent=1, allow_nan=False) + "\n"
 
 
-def to_markdown(findings: Sequence[Finding]) -> str:
+def to_markdown(findings: Sequence[Finding], doubtful: Sequence[Damage] = ()) -> str:
     """A summary, then the regressions, failures, improvements and unclear changes, each in a table."""
-    lines = ["# Alert", "", f"{ANSWERS[exit_code(findings)]} {_summary(findings)}.", ""]
+    lines = ["# Alert", "", f"{ANSWERS[exit_code(findings, doubtful)]} {_summary(findings)}.", ""]
+    if doubtful:
+        lines += [f"**{_lost(doubtful)}**", "", *(f"- {cell(str(damage))}" for damage in doubtful), ""]
     failed = [finding for finding in findings if finding.failed]
     lines += _table("Regressions", [f for f in findings if f.verdict is Verdict.SLOWER])
-    lines += _table("Failing now, measured before", failed)
+    lines += _table("Failing or gone now, measured before", failed)
     lines += _table("Improvements", [f for f in findings if f.verdict is Verdict.FASTER])
     unclear = [finding for finding in findings if finding.verdict is Verdict.CANNOT_TELL]
     lines += _table("Changes that the noise could explain", [f for f in unclear if f.resolution is not None])
@@ -86,6 +96,10 @@ def to_markdown(findings: Sequence[Finding]) -> str:
         lines += [f"| {count} | {cell(reason)} |" for reason, count in reasons.most_common()]
         lines.append("")
     return "\n".join(lines)
+
+
+def _lost(doubtful: Sequence[Damage]) -> str:
+    return f"The newest results are damaged in {len(doubtful)} places, so that nobody can say what they held."
 
 
 def _summary(findings: Sequence[Finding]) -> str:

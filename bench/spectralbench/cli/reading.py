@@ -75,7 +75,7 @@ def alert(
     everything: Annotated[bool, typer.Option("--all", help="The whole page instead of at most 20 lines.")] = False,
     as_json: terminal.Json = False,
 ) -> None:
-    """Judge every series up to its newest point; exit 1 on a regression, 3 if there is too little history."""
+    """Judge every series up to its newest commit; exit 1 on a regression or loss, 3 if there is too little history."""
     from spectralbench import alert as alerting
     from spectralbench import history
 
@@ -85,17 +85,19 @@ def alert(
     except (FileNotFoundError, ValueError) as error:
         raise terminal.fail(str(error), 2) from None
     _say_damage(loaded.damage)
-    findings = alerting.judge(loaded, overrides=overrides)
+    for note in loaded.notes:
+        terminal.say(note)
+    findings, doubtful = alerting.judge(loaded, overrides=overrides), loaded.doubtful
     if out is not None:
         try:
             out.mkdir(parents=True, exist_ok=True)
-            (out / "alert.md").write_text(alerting.to_markdown(findings), encoding="utf-8")
-            (out / "alert.json").write_text(alerting.to_json(findings), encoding="utf-8")
+            (out / "alert.md").write_text(alerting.to_markdown(findings, doubtful), encoding="utf-8")
+            (out / "alert.json").write_text(alerting.to_json(findings, doubtful), encoding="utf-8")
         except OSError as error:
             raise terminal.fail(f"cannot write the alert to {out}: {error}", 2) from None
     form = alerting.to_json if as_json else alerting.to_markdown if everything else alerting.to_terminal
-    terminal.out(form(findings).rstrip("\n"))
-    raise typer.Exit(alerting.exit_code(findings))
+    terminal.out(form(findings, doubtful).rstrip("\n"))
+    raise typer.Exit(alerting.exit_code(findings, doubtful))
 
 
 def _say_damage(damage: Iterable[Damage]) -> None:

@@ -159,7 +159,7 @@ def swept(request: Request, results: Path, quiet: bool) -> Sweep:
     from spectralbench.worker import WorkerBroken
 
     watch = Bar(quiet)
-    surroundings = sweep.surroundings(request.device, request.pin)
+    surroundings = _surroundings(request)
     if not quiet:
         for doubt in (busy(surroundings), without_commit(surroundings), shallow(surroundings)):
             if doubt:
@@ -205,11 +205,19 @@ def shallow(surroundings: Mapping[str, Any]) -> str | None:
 def _dry_run(request: Request, results: Path, quiet: bool) -> Sweep:
     from spectralbench import sweep
 
-    done = sweep.preview(request, results, sweep.surroundings(request.device, request.pin))
+    done = sweep.preview(request, results, _surroundings(request))
     if not quiet:
         _talk_about(done, dry_run=True)
         _talk_about_pins(request, done)
     return done
+
+
+def _surroundings(request: Request) -> dict[str, Any]:
+    """The environment of the records; `only`: what nobody asked for has not vanished. A selection says nothing of it."""
+    from spectralbench import sweep
+
+    facts = sweep.surroundings(request.device, request.pin)
+    return {**facts, "only": request.implementations} if request.select is list else facts
 
 
 def _talk_about(done: Sweep, dry_run: bool) -> None:
