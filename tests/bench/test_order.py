@@ -94,7 +94,7 @@ def test_a_side_branch_is_no_baseline_of_the_main_line(repository: Repository) -
     series = repository.series()
     assert commits(series) == line and [point.commit for point in series.aside] == side
     assert repository.judged().verdict is Verdict.SLOWER
-    (note,) = history.load(repository.root / "results").notes
+    (note,) = history.load(repository.root / "results").order.notes
     assert note.startswith("set aside: 3 measured commits (") and "first-parent line of HEAD" in note
     git(repository.root, "merge", "-q", "--no-ff", "-m", "merge", "side")
     assert commits(repository.series()) == line, "merged, it is still not a first parent"
@@ -113,7 +113,7 @@ def test_what_a_rebase_left_behind_is_set_aside_and_said(repository: Repository)
     git(repository.root, "gc", "-q", "--prune=now")
     loaded = history.load(repository.root / "results")
     assert commits(loaded.series[0]) == [first, new]
-    assert "1 measured commits" in loaded.notes[0] and "not known to git here" in loaded.notes[0]
+    assert "1 measured commits" in loaded.order.notes[0] and "not known to git here" in loaded.order.notes[0]
 
 
 def test_commits_after_head_are_aside_while_an_old_one_is_checked_out(repository: Repository) -> None:
@@ -158,7 +158,11 @@ def test_a_shallow_clone_sets_nothing_aside_and_says_why(repository: Repository,
     (repository.root / "results").rename(tmp_path / "shallow" / "results")
     loaded = history.load(tmp_path / "shallow" / "results")
     assert commits(loaded.series[0]) == [line[index] for index in (1, 0, 2, 3)]
-    assert len(loaded.notes) == 1 and "git fetch --unshallow" in loaded.notes[0] and "3 commits" in loaded.notes[0]
+    assert (
+        len(loaded.order.notes) == 1
+        and "git fetch --unshallow" in loaded.order.notes[0]
+        and "3 commits" in loaded.order.notes[0]
+    )
 
 
 def test_without_git_the_clock_orders_and_the_reason_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +183,7 @@ def test_a_commit_that_is_named_like_a_branch_is_not_that_branch(repository: Rep
     for day, name in enumerate((commit, "main", "HEAD", commit[:8])):
         repository.measure(name, 1.0, day)
     assert commits(repository.series()) == [commit]
-    assert "3 measured commits" in history.load(repository.root / "results").notes[0]
+    assert "3 measured commits" in history.load(repository.root / "results").order.notes[0]
 
 
 def test_another_owner_is_said(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from spectralbench.cli import (
     choosing,
     comparing,
     fingerprinting,
+    keeping,
     listing,
     machine,
     modelling,
@@ -55,6 +56,7 @@ app.command("model")(modelling.model)
 app.command("plot")(reading.plot)
 app.command("report")(reading.report)
 app.command("alert")(reading.alert)
+app.add_typer(keeping.app)
 app.command("compare")(comparing.compare)
 app.command("profile")(profiling.profile)
 app.command("fingerprint")(fingerprinting.fingerprint)

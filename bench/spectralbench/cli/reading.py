@@ -85,7 +85,7 @@ def alert(
     except (FileNotFoundError, ValueError) as error:
         raise terminal.fail(str(error), 2) from None
     _say_damage(loaded.damage)
-    for note in loaded.notes:
+    for note in loaded.order.notes:
         terminal.say(note)
     findings, doubtful = alerting.judge(loaded, overrides=overrides), loaded.doubtful
     if out is not None:

@@ -199,7 +199,7 @@ class Builder:
             tuple(absences),
             {machine: file.environment for machine, file in newest.items()},
             (*self._homeless, *doubtful),
-            known.notes,
+            known,
         )
 
     def _vanished(self, known: Order) -> Iterator[Absence]:

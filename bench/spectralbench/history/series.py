@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from scipy import stats
 
+from spectralbench.history.ancestry import Order
 from spectralbench.identity import Facts, Identity
 from spectralbench.record import Damage, Scalar
 
@@ -126,7 +127,7 @@ class History:
 
     absences: the newest outcome of every subject that gave no number at its newest commit, or failed in any process of
     it. environments: the newest environment of every machine that has records. damage: all that could not be used;
-    doubtful: the part of it that may belong to the newest commit of a machine. notes: how commits could be ordered.
+    doubtful: the part of it that may belong to the newest commit of a machine. order: how commits follow each other.
     """
 
     series: tuple[Series, ...]
@@ -134,7 +135,7 @@ class History:
     absences: tuple[Absence, ...] = ()
     environments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
     doubtful: tuple[Damage, ...] = ()
-    notes: tuple[str, ...] = ()
+    order: Order = field(default_factory=Order, hash=False)
 
     @property
     def machines(self) -> tuple[str, ...]:

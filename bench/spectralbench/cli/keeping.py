@@ -1,0 +1,174 @@
+"""`spectralbench history`: what is stored, point by point, and another name for a machine. None of it needs torch."""
+
+from __future__ import annotations
+
+import json
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from spectralbench.cli import terminal
+from spectralbench.text import printable
+
+if TYPE_CHECKING:
+    from spectralbench.history import History, Point, Series
+
+NOTHING = 3
+MOST_SERIES = 20
+
+app = typer.Typer(name="history", no_args_is_help=True, help="Show what is stored; it is never rewritten.")
+
+
+@app.command("list")
+def list_(
+    results: terminal.Results = Path("results"),
+    machine: Annotated[str | None, typer.Option(help="Only this machine; default: all.")] = None,
+    as_json: terminal.Json = False,
+) -> None:
+    """List the commits that were measured on each machine, oldest first in the order of git."""
+    loaded = _load(results, machine)
+    points: dict[tuple[str, str, str | None, str | None], list[Point]] = {}
+    for series in loaded.series:
+        subject = series.key.subject
+        for point in (*series.points, *series.aside):
+            points.setdefault((subject.machine, subject.via, point.commit, point.dirty), []).append(point)
+    rows = []
+    for (name, via, commit, dirty), found in points.items():
+        first = min(point.recorded_at for point in found)
+        place = loaded.order.place(commit, first)
+        rows.append(
+            {
+                "machine": name,
+                "via": via,
+                "place": place or (2, 0, first),
+                "commit": commit,
+                "dirty": dirty,
+                "first": first[:19],
+                "values": len(found),
+                "processes": max(len(point.processes) for point in found),
+                "wrong": sum(point.wrong for point in found),
+                "note": "aside" if place is None else "",
+            }
+        )
+    rows.sort(key=lambda row: (row["machine"], row["via"], row.pop("place")))
+    _print(rows, "what was measured", as_json)
+
+
+@app.command()
+def show(
+    series: Annotated[str, typer.Argument(help="Part of a series' name, or a pattern such as 'conv2d*device_time'.")],
+    results: terminal.Results = Path("results"),
+    machine: Annotated[str | None, typer.Option(help="Only this machine; default: all.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help=f"More than {MOST_SERIES} series too.")] = False,
+    as_json: terminal.Json = False,
+) -> None:
+    """Show the points of the series whose name holds a text: values, processes and what changed around them."""
+    loaded = _load(results, machine)
+    found = [one for one in loaded.series if series in str(one.key) or fnmatchcase(str(one.key), f"*{series}*")]
+    if not found:
+        metrics = ", ".join(sorted({one.key.metric for one in loaded.series})) or "none"
+        raise terminal.fail(f"no series is named like {series!r}; metrics: {metrics}", NOTHING)
+    for one in found if everything or as_json else found[:MOST_SERIES]:
+        _print(list(_points(one)), f"{one.key} [{one.key.subject.machine}], {one.key.unit}", as_json)
+    if len(found) > MOST_SERIES and not (everything or as_json):
+        terminal.say(f"{len(found) - MOST_SERIES} more series; --all shows them")
+
+
+@app.command()
+def rekey(
+    old: Annotated[str, typer.Argument(metavar="OLD", help="The machine's name in the files.")],
+    new: Annotated[
+        str, typer.Argument(metavar="NEW", help="The name that it shall have; see `spectralbench machine`.")
+    ],
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FACT=VALUE", help="Only files whose first line says so, e.g. cpu_capability=AVX2."),
+    ] = None,
+    results: terminal.Results = Path("results"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be written.")] = False,
+) -> None:
+    """Copy a machine's files to another name; only the first line of a copy differs, and the originals stay."""
+    from spectralbench import rekey as rekeying
+
+    wanted = {}
+    for text in where or ():
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise terminal.fail(f"--where takes FACT=VALUE, got {text!r}", 2)
+        wanted[name] = value
+    made = []
+    try:
+        for copy in rekeying.rekey(results, old, new, wanted, write=not dry_run):
+            if copy.left is None:
+                made.append(copy)
+                terminal.out(str(copy.new))
+            else:
+                terminal.say(f"not copied: {copy.old.name}: {copy.left}")
+    except (rekeying.RekeyError, OSError) as error:
+        raise terminal.fail(str(error), 2) from None
+    if not made:
+        raise terminal.fail("nothing to copy; the reasons are above", NOTHING)
+    if not dry_run:
+        terminal.say(
+            f"{len(made)} files are below {new} now; the originals stay in the history too until you remove them:"
+        )
+        terminal.say(f"git rm {' '.join(str(copy.old) for copy in made)}")
+
+
+def _load(results: Path, machine: str | None) -> History:
+    from spectralbench import history
+
+    try:
+        loaded = history.only_machine(history.load(results), machine)
+    except (FileNotFoundError, ValueError) as error:
+        raise terminal.fail(str(error), 2) from None
+    for damage in loaded.damage:
+        terminal.say(f"damaged record skipped: {damage}")
+    for note in loaded.order.notes:
+        terminal.say(note)
+    return loaded
+
+
+def _points(series: Series) -> Any:
+    from spectralbench.identity import changes
+
+    before = None
+    for point in (*series.points, *series.aside):
+        yield {
+            "commit": point.mark,
+            "first": point.recorded_at[:19],
+            "value": point.value,
+            "q25": point.q25,
+            "q75": point.q75,
+            "processes": len(point.processes),
+            "samples": point.n,
+            "conditions": "" if before is None else changes(before.environment, point.environment),
+            "note": "wrong" if point.wrong else "aside" if point in series.aside or not series.placed else "",
+        }
+        before = point
+
+
+def _print(rows: list[dict[str, Any]], title: str, as_json: bool) -> None:
+    if as_json:
+        for row in rows:
+            terminal.out(json.dumps({**row, "title": title}))
+        return
+    if not rows:
+        return
+    shown = [name for name in rows[0] if any(row[name] not in (None, "", 0) for row in rows)]
+    table = Table(title=escape(printable(title)), title_justify="left")
+    for name in shown:
+        table.add_column(name, no_wrap=name in ("commit", "machine"))
+    for row in rows:
+        table.add_row(*(escape(printable(_cell(row[name]))) for name in shown))
+    terminal.data().print(table)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
