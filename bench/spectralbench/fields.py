@@ -15,8 +15,9 @@ import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 LARGEST_FILE = 256 << 20
 """Bytes of a file that is read at all; a journal begins a new one at 1 MiB."""
@@ -41,9 +42,23 @@ def checked(fields: Mapping[str, Any], declared: Mapping[str, Field]) -> None:
     Raises: ValueError naming the field, what it must be and what it is; KeyError for a required one that is missing.
     """
     for name, field in declared.items():
-        value = fields[name] if field.required else fields.get(name)
-        if (field.required or value is not None) and not field.holds(value):
+        value = fields.get(name)
+        if value is None and not field.required:
+            continue
+        if not field.holds(value):
+            fields[name]  # a missing one has no value to show
             raise ValueError(f"{name} must be {field.expected}, got {reprlib.repr(value)}")
+
+
+def _refused(word: str) -> float:
+    raise ValueError(f"{word} is not a number")
+
+
+def _nan_only(word: str) -> float:
+    return float("nan") if word == "NaN" else _refused(word)
+
+
+_PLAIN, _WITH_NAN = json.JSONDecoder(parse_constant=_refused), json.JSONDecoder(parse_constant=_nan_only)
 
 
 def parsed(text: str, *, not_a_number: bool = False) -> Any:
@@ -52,13 +67,8 @@ def parsed(text: str, *, not_a_number: bool = False) -> Any:
     Raises: ValueError for anything else, for nesting that no record has, and for text that no file could store.
     """
 
-    def constant(word: str) -> float:
-        if word == "NaN" and not_a_number:
-            return float("nan")
-        raise ValueError(f"{word} is not a number")
-
     try:
-        value = json.loads(text, parse_constant=constant)
+        value = (_WITH_NAN if not_a_number else _PLAIN).decode(text)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair cannot be written anywhere
     except RecursionError:
@@ -71,6 +81,15 @@ def regular_file(path: Path) -> bytes:
 
     Raises: OSError where it cannot be read, is too large, or is a FIFO, a device or a folder: those may never end.
     """
+    return _read(path, lambda file: file.read())
+
+
+def first_line(path: Path) -> bytes:
+    """The bytes of a file up to its first line end, at most 1 MiB. Raises: as `regular_file` does."""
+    return _read(path, lambda file: file.readline(1 << 20))
+
+
+def _read(path: Path, take: Callable[[BinaryIO], bytes]) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(descriptor)
@@ -79,14 +98,20 @@ def regular_file(path: Path) -> bytes:
         if status.st_size > LARGEST_FILE:
             raise OSError(f"{status.st_size >> 20} MiB are more than the {LARGEST_FILE >> 20} MiB that are read")
         with os.fdopen(descriptor, "rb", closefd=False) as file:
-            return file.read()
+            return take(file)
     finally:
         os.close(descriptor)
 
 
 def is_name(value: Any) -> bool:
     """A word that may become part of a path, a title or a table cell as it stands."""
-    return type(value) is str and _NAME.fullmatch(value) is not None
+    return type(value) is str and _matches(_NAME, value)
+
+
+@lru_cache(maxsize=1 << 14)
+def _matches(pattern: re.Pattern[str], text: str) -> bool:
+    """The names of a history are few and are met a million times."""
+    return pattern.fullmatch(text) is not None
 
 
 def is_number(value: Any) -> bool:
@@ -113,8 +138,13 @@ def is_text(value: Any) -> bool:
 
 def is_moment(value: Any) -> bool:
     """An ISO time that has a place in UTC."""
+    return type(value) is str and _is_time(value)
+
+
+@lru_cache(maxsize=1 << 12)
+def _is_time(text: str) -> bool:
     try:
-        return type(value) is str and datetime.fromisoformat(value).astimezone(UTC) is not None
+        return datetime.fromisoformat(text).astimezone(UTC) is not None
     except (ValueError, OverflowError):
         return False
 
@@ -123,7 +153,7 @@ def is_case(value: Any) -> bool:
     return (
         type(value) is dict
         and len(value) <= 50
-        and all(_PARAMETER.fullmatch(name) and is_scalar(item) for name, item in value.items())
+        and all(_matches(_PARAMETER, name) and is_scalar(item) for name, item in value.items())
     )
 
 
@@ -132,7 +162,9 @@ def is_sizes(value: Any) -> bool:
 
 
 def is_samples(value: Any) -> bool:
-    return type(value) is list and value != [] and all(map(is_number, value))
+    if type(value) is not list or not value or not set(map(type, value)) <= {int, float}:
+        return False
+    return (_SMALLEST <= min(value) and max(value) < 2**63) or all(map(is_number, value))
 
 
 def is_facts(value: Any, depth: int = 3) -> bool:

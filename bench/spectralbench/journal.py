@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from spectralbench.identity import MUST_MATCH, Conditions, Identity, changes
-from spectralbench.record import Damage, Record, environment_line, read_file, record_line
+from spectralbench.record import Damage, Record, environment_line, read_environment, read_file, record_line
 
 Key = tuple[Identity, int, str]
 """What was measured, by which process (`replicate`), for which profile."""
@@ -52,7 +52,8 @@ class Stored(Generic[K]):
     """What a machine has stored at one code state.
 
     records: the newest of every key that was measured in the conditions asked for. elsewhere: keys that were measured
-    in other conditions only, with what differs in words, `threads 2 -> 1`. damage: of any file of the machine.
+    in other conditions only, with what differs in words, `threads 2 -> 1`. damage: of the files of that state, and of
+    those that do not say theirs.
     """
 
     records: Mapping[K, Record]
@@ -91,6 +92,8 @@ def stored(folder: Path, environment: Mapping[str, Any], key_of: Callable[[Recor
     damage: list[Damage] = []
     wanted = Conditions.of(environment).known(MUST_MATCH)
     for path in sorted(folder.glob("*.jsonl")):
+        if _is_of_another_state(path, environment):
+            continue
         file = read_file(path)
         damage.extend(file.damage)
         if file.environment is None or _state(file.environment) != _state(environment):
@@ -196,6 +199,14 @@ class Journal:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._descriptor, size)
             raise
+
+
+def _is_of_another_state(path: Path, environment: Mapping[str, Any]) -> bool:
+    """Whether the first line says so: a history has a hundred times more files than one commit has."""
+    with contextlib.suppress(OSError):
+        first = read_environment(path)
+        return first is not None and _state(first) != _state(environment)
+    return False
 
 
 def _state(environment: Mapping[str, Any]) -> tuple[Any, ...]:

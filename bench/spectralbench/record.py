@@ -214,6 +214,18 @@ def read_file(path: Path) -> RecordFile:
     return RecordFile(path, environment, tuple(records), tuple(damage))
 
 
+def read_environment(path: Path) -> Mapping[str, Any] | None:
+    """The first line of a file, without reading the rest; None where `read_file` would find damage in it.
+
+    Raises: OSError (see `fields.regular_file`).
+    """
+    try:
+        fields = _parse(stored.first_line(path).removeprefix(codecs.BOM_UTF8))
+        return _environment(fields) if fields["kind"] == "environment" else None
+    except (ValueError, KeyError):
+        return None
+
+
 def read_tree(root: Path) -> Iterator[RecordFile]:
     """Every record file below `root` (results/records), in the order of their names."""
     for path in sorted(root.glob("*/*.jsonl")):

@@ -8,6 +8,9 @@ Whatever cannot be used is named in `History.damage`; nothing is dropped silentl
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,14 +42,27 @@ def load(results: Path) -> History:
     if not results.is_dir():
         raise FileNotFoundError(f"expected a folder of results, got {results}; run `spectralbench run` first")
     builder = Builder()
-    for file in read_tree(results / "records"):
-        builder.add_file(file)
-    read, damage = asv_files.read_tree(results / "asv")
-    builder.damage.extend(damage)
-    for result in read:
-        builder.add_asv(result)
-    # Records are of this package's commits: they lie in its repository, or were moved away from it.
-    return builder.history((results, Path(__file__).parent))
+    with _without_collector():
+        for file in read_tree(results / "records"):
+            builder.add_file(file)
+        read, damage = asv_files.read_tree(results / "asv")
+        builder.damage.extend(damage)
+        for result in read:
+            builder.add_asv(result)
+        # Records are of this package's commits: they lie in its repository, or were moved away from it.
+        return builder.history((results, Path(__file__).parent))
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Python's collector looks through millions of objects again and again that are all kept: a third of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def only_machine(history: History, machine: str | None) -> History:

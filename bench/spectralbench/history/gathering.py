@@ -41,16 +41,20 @@ class _Pool:
     unseen: int = 0
 
     def point(self, wrong: bool) -> Point:
-        processes = tuple((label, statistics.median(found)) for label, found in self.samples.items())
+        processes = tuple([(label, _median(found)) for label, found in self.samples.items()])
         values = [value for _, value in processes]
         spread = values if len(values) > 1 else next(iter(self.samples.values()))
         lower, upper = Measurement("", 0, "", tuple(spread)).quartiles
         if self.quartiles is not None and len(values) == 1:
             lower, upper = self.quartiles
-        count = sum(len(found) for found in self.samples.values()) + self.unseen
-        value = statistics.median(values)
+        count = sum(map(len, self.samples.values())) + self.unseen
+        value = _median(values)
         commit, dirty = self.code.commit, self.code.dirty
         return Point(commit, dirty, self.recorded_at, value, processes, lower, upper, count, self.environment, wrong)
+
+
+def _median(values: list[float]) -> float:
+    return values[0] if len(values) == 1 else statistics.median(values)
 
 
 @dataclass(slots=True)
