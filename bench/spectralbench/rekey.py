@@ -71,28 +71,41 @@ def _copy(file: RecordFile, path: Path, old: str, where: Mapping[str, str], writ
         return Copy(file.path, path, "it is there already" if same else "another file of that name is there")
     if write:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, content)
-        copy = read_file(path)
-        if copy.records != file.records:
-            raise RekeyError(f"{path} does not read back as {file.path}; remove it")
+        _write(path, content, file)
     return Copy(file.path, path)
 
 
 def _with_first_line(content: bytes, first: bytes) -> bytes:
     """The content with another environment; everything else byte for byte, damage included."""
     lines = content.removeprefix(codecs.BOM_UTF8).split(b"\n")
-    at = next(number for number, line in enumerate(lines) if b'"environment"' in line)
+    at = next(number for number, line in enumerate(lines) if _is_environment(line))
     return b"\n".join([*lines[:at], first.rstrip(b"\n"), *lines[at + 1 :]])
 
 
-def _write(path: Path, content: bytes) -> None:
-    """The whole file or none: a copy that is cut off would be taken for the original's end."""
+def _is_environment(line: bytes) -> bool:
+    try:
+        found = fields.parsed(line.decode())
+    except ValueError:
+        return False
+    return isinstance(found, dict) and found.get("kind") == "environment"
+
+
+def _write(path: Path, content: bytes, file: RecordFile) -> None:
+    """The whole copy or none: one that is cut off would be taken for the original's end.
+
+    Raises: RekeyError if it does not read back as `file`.
+    """
     part = path.with_suffix(".part")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.rename(path)
+    try:
+        with part.open("wb") as copy:
+            copy.write(content)
+            copy.flush()
+            os.fsync(copy.fileno())
+        if read_file(part).records != file.records:
+            raise RekeyError(f"the copy of {file.path} does not read back as the file, and is not kept")
+        part.rename(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _text(value: object) -> str:

@@ -95,6 +95,24 @@ def test_a_file_that_does_not_say_where_it_belongs_is_left_and_named(tmp_path: P
     }  # fmt: skip
 
 
+def test_a_torn_first_line_before_the_whole_one_stays_as_it_is(results: Path) -> None:
+    path = results / "records" / "cpu-epyc-2c" / "f0.jsonl"
+    path.write_bytes(b'{"schema":1,"kind":"environment","machine":"cpu-e\n' + path.read_bytes())
+    assert run(results, "rekey", "cpu-epyc-2c", "cpu-a").exit_code == 0
+    copy = read_file(results / "records" / "cpu-a" / "f0.jsonl")
+    assert (len(copy.records), [damage.line for damage in copy.damage]) == (2, [1])
+
+
+def test_a_disk_that_is_full_leaves_no_half_copy(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(rekey.os, "fsync", full)
+    done = run(results, "rekey", "cpu-epyc-2c", "cpu-a")
+    assert done.exit_code == 2 and "No space left" in done.output
+    assert list((results / "records" / "cpu-a").iterdir()) == []
+
+
 def test_the_list_and_a_series_show_what_is_stored(results: Path) -> None:
     done = run(results, "list", "--json")
     assert done.exit_code == 0, done.output

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import synthetic_records as synthetic
+from typer.testing import CliRunner
 
 from spectralbench import alert, history, report
 from spectralbench.alert import Verdict
+from spectralbench.cli import app
 from spectralbench.identity import MOVED_BY, NAMES, Conditions, changes, moving
 from spectralbench.metrics import load_metrics
 
@@ -230,6 +232,20 @@ def test_damage_in_the_newest_results_is_no_success(tmp_path: Path) -> None:
     assert "The newest results are damaged in 1 places" in alert.to_terminal(findings, loaded.doubtful)
     assert "The newest results are damaged" in alert.to_markdown(findings, loaded.doubtful)
     assert json.loads(alert.to_json(findings, loaded.doubtful))["exit_code"] == 1
+
+
+def test_the_command_says_why_and_exits_1(tmp_path: Path) -> None:
+    steady(tmp_path, commits=1)
+    facts = synthetic.environment(commit=None, no_commit="git is not installed", **HERE)
+    path = synthetic.write(tmp_path, "newest", facts, [synthetic.record(METRICS, day=9)])
+    done = CliRunner().invoke(app, ["alert", "--results", str(tmp_path)])
+    assert done.exit_code == 0, "the fractions and bytes of the first commit are its baseline"
+    assert done.output.count("cpu-test-2c: its newest results name no commit") == 1
+    assert "git is not installed" in done.output.replace("\n", " ")
+    with path.open("a") as file:
+        file.write("{broken")
+    done = CliRunner().invoke(app, ["alert", "--results", str(tmp_path)])
+    assert done.exit_code == 1 and "The newest results are damaged in 1 places" in done.output
 
 
 @pytest.mark.parametrize("content", ["", "\x00\x00", '{"schema":1,"kind":"envir'], ids=["empty", "zeros", "cut"])

@@ -87,6 +87,10 @@ def alert(
     _say_damage(loaded.damage)
     for note in loaded.order.notes:
         terminal.say(note)
+    for machine, facts in loaded.environments.items():
+        if facts.get("commit") is None:
+            why = facts.get("no_commit", "git did not say why")
+            terminal.say(f"{machine}: its newest results name no commit and are a baseline for none: {why}")
     findings, doubtful = alerting.judge(loaded, overrides=overrides), loaded.doubtful
     if out is not None:
         try:

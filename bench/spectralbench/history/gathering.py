@@ -295,7 +295,7 @@ def _cleared(failed: _Outcome, here: Sequence[_Outcome]) -> bool:
 
 
 def _short(code: _Code) -> str:
-    return (code.commit or "no commit")[:8] + ("-dirty" if code.dirty else "")
+    return (code.commit[:8] if code.commit else "no commit") + ("-dirty" if code.dirty else "")
 
 
 @lru_cache(maxsize=4096)
