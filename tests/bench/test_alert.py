@@ -115,6 +115,9 @@ def test_a_spike_that_is_over_is_the_same() -> None:
 def test_a_time_of_zero_or_less_is_never_faster(bad: float) -> None:
     (found,) = alert.judge(series_of_values([1.0, 1.01, 0.99, 1.0, bad]))
     assert found.verdict is Verdict.CANNOT_TELL and "no measurement" in found.reason
+    assert alert.exit_code([found]) == 1
+    (found,) = alert.judge(series_of_values([1.0, 1.01, bad, 1.0, 1.0]))
+    assert found.verdict is Verdict.CANNOT_TELL and alert.exit_code([found]) == 0, "an old one only cannot be judged by"
 
 
 def write_sittings(results: Path, factors: list[float], kernel: float, rng: random.Random) -> None:

@@ -302,7 +302,9 @@ def _off_the_line(series: Series) -> Finding:
 
 def _not_positive(key: Key, point: Point, band: Sequence[Point]) -> Finding:
     why = f"a {key.metric} of zero or less is no measurement: damaged here or earlier"
-    return Finding(key, Verdict.CANNOT_TELL, why, None, point.value, None, point.mark, band[-1].mark, len(band))
+    lost = not _positive((point,))
+    last = band[-1].mark
+    return Finding(key, Verdict.CANNOT_TELL, why, None, point.value, None, point.mark, last, len(band), failed=lost)
 
 
 def _positive(points: Sequence[Point]) -> bool:
