@@ -45,7 +45,7 @@ class Conditions:
     """What surrounded a measurement and may move its number; None is what its file does not tell, a value of its own.
 
     cores: that the process may use (`sched_getaffinity`). cpu_model: family, model and stepping. cpu_flags: the vector
-    instructions, separated by spaces. gpu_class: the first word of the card's identifier, "GPU" or "MIG".
+    instructions, separated by spaces. gpu_class: "GPU" for a whole card, "MIG" for a slice of one.
     What belongs to a GPU is None where nothing ran on one.
     """
 
@@ -76,7 +76,7 @@ class Conditions:
         """From the first line of a record file."""
         found = {name: str(value) for name in NAMES if (value := environment.get(name)) not in (None, "")}
         if "gpu_uuid" in found:
-            found["gpu_class"] = found["gpu_uuid"].partition("-")[0]
+            found["gpu_class"] = "MIG" if found["gpu_uuid"].startswith("MIG") else "GPU"
         if found.get("device") == "cpu":
             found = {name: value for name, value in found.items() if name not in OF_A_GPU}
         return cls(**found)
