@@ -213,7 +213,7 @@ def _dry_run(request: Request, results: Path, quiet: bool) -> Sweep:
 
 
 def _surroundings(request: Request) -> dict[str, Any]:
-    """The environment of the records; `only`: what nobody asked for has not vanished. A selection says nothing of it."""
+    """The environment of the records; `only`: what nobody asked for has not vanished. Selections say nothing."""
     from spectralbench import sweep
 
     facts = sweep.surroundings(request.device, request.pin)
