@@ -39,7 +39,7 @@ SLOW = 1.5
 """A member of a family this many times slower than its best is on a slow path: it is marked and never quoted."""
 
 FROZEN = frozenset(
-    {"dft_gemm_frozen", "dft_native_frozen"}
+    {"dft_gemm_frozen", "dft_native_frozen", "torch_fft_frozen"}
     | {f"dft_triton_frozen{rounding}" for rounding in ("", "_tf32", "_fp16", "_bf16")}
 )
 """Implementations whose weight is transformed outside the clock: for inference alone, compared with nobody."""
