@@ -119,6 +119,31 @@ def rekey(
         terminal.say(f"git rm {' '.join(str(copy.old) for copy in made)}")
 
 
+@app.command()
+def export(
+    target: Annotated[
+        Path, typer.Argument(help="FILE.csv, FILE.parquet, or a folder for asv; see there how to publish.")
+    ],
+    results: terminal.Results = Path("results"),
+    machine: Annotated[str | None, typer.Option(help="Only this machine; default: all.")] = None,
+) -> None:
+    """Write the points of the records as a table, or as what `asv publish` makes its page of."""
+    from spectralbench import export as exporting
+
+    loaded = _load(results, machine)
+    try:
+        if target.suffix:
+            count = exporting.write_table(loaded, target)
+            terminal.say(f"{count} points: {target}")
+            return
+        count = exporting.write_asv(loaded, target, Path.cwd())
+    except exporting.GIT_ERRORS as error:
+        raise terminal.fail(f"asv needs the repository of the commits, run this inside it: {error}", 2) from None
+    except (ValueError, ImportError, OSError) as error:
+        raise terminal.fail(str(error), 2) from None
+    terminal.say(f"{count} commits: asv --config {target / 'asv.conf.json'} publish")
+
+
 def _load(results: Path, machine: str | None) -> History:
     from spectralbench import history
 

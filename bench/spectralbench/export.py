@@ -1,0 +1,216 @@
+"""The history in other tools' formats: a table (CSV, Parquet), and a folder that `asv publish` turns into its page.
+
+    FOLDER/asv.conf.json                     asv --config FOLDER/asv.conf.json publish, then preview
+    FOLDER/results/benchmarks.json           a benchmark per operation and metric: implementations x cases
+    FOLDER/results/<machine>/<hash8>-records.json    a commit, whoever measured it
+
+asv gets the clean points of our records: what was measured in a dirty tree, without a commit, or was wrong has no place
+on its axis. Where a commit was measured in several conditions it gets the newest.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from spectralbench import checkout, names
+from spectralbench.history import History, Point, Series
+
+UNITS = {"second": "seconds", "byte": "bytes", "joule": "joules", "1": "unit"}
+ENVIRONMENT = "records"
+COLUMNS = ("result", "params", "version", "started_at", "duration", "stats_ci_99_a", "stats_ci_99_b", "stats_q_25",
+           "stats_q_75", "stats_number", "stats_repeat", "samples", "profile")  # fmt: skip
+
+
+def rows(history: History) -> Iterator[dict[str, Any]]:
+    """A flat row per point of our records: its identity, its commit, its value over processes, its conditions."""
+    for series in _ours(history):
+        subject = series.key.subject
+        for point in (*series.points, *series.aside):
+            yield {
+                "machine": subject.machine,
+                "commit": point.commit,
+                "dirty": point.dirty,
+                "recorded_at": point.recorded_at,
+                "operation": subject.operation,
+                "operation_version": subject.operation_version,
+                "implementation": subject.implementation,
+                "role": series.role,
+                "case": subject.case,
+                "dtype": subject.dtype,
+                "pass": subject.pass_,
+                "fft_size": "x".join(map(str, subject.fft_size)),
+                "cache": subject.cache,
+                "launch": subject.launch,
+                "seed": subject.seed,
+                "metric": series.key.metric,
+                "unit": series.key.unit,
+                "value": point.value,
+                "q25": point.q25,
+                "q75": point.q75,
+                "processes": len(point.processes),
+                "samples": point.n,
+                "wrong": point.wrong,
+                "placed": series.placed and point not in series.aside,
+                "conditions": "; ".join(f"{name} {value}" for name, value in point.environment),
+            }
+
+
+def write_table(history: History, path: Path) -> int:
+    """Write `rows` as CSV, or as Parquet where the name ends so; how many there are.
+
+    Raises: ValueError on another ending; ImportError where pandas or its Parquet engine is missing; OSError.
+    """
+    found = list(rows(history))
+    if path.suffix == ".csv":
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(found[0]) if found else ["machine"])
+            writer.writeheader()
+            writer.writerows(found)
+    elif path.suffix == ".parquet":
+        import pandas as pd
+
+        pd.DataFrame(found).to_parquet(path)
+    else:
+        raise ValueError(f"the ending says what to write: FILE.csv, FILE.parquet or a folder, got {path.name!r}")
+    return len(found)
+
+
+def write_asv(history: History, folder: Path, repository: Path) -> int:
+    """Write everything that `asv publish` needs into a folder; how many commits it holds.
+
+    repository: the checkout whose commits were measured. Raises: ValueError if the folder holds something else;
+    OSError; subprocess.CalledProcessError where there is no repository.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / "asv.conf.json").is_file():
+        raise ValueError(f"{folder} holds something else already")
+    branch = checkout.git(repository, "rev-parse", "--abbrev-ref", "HEAD").decode().strip()
+    top = checkout.git(repository, "rev-parse", "--show-toplevel").decode().rstrip("\n")
+    project = {"version": 1, "project": "spectralbench", "repo": top, "branches": [branch], "dvcs": "git",
+               "benchmark_dir": f"{top}/bench/asv_spectral", "results_dir": "results", "html_dir": "html",
+               "env_dir": "env", "show_commit_url": "#"}  # fmt: skip
+    benchmarks: dict[str, Any] = {"version": 2}
+    files: dict[tuple[str, str], dict[str, Any]] = {}
+    for name, members in _by_benchmark(history).items():
+        declared = _benchmark(name, members)
+        benchmarks[name] = declared
+        for (machine, commit), points in _by_commit(members).items():
+            file = files.setdefault((machine, commit), _file(machine, commit, history.environments.get(machine, {})))
+            file["results"][name] = _row(declared, points)
+            newest = max(_milliseconds(point) for point in points.values())
+            file["date"] = max(file["date"], newest)
+    _write(folder / "asv.conf.json", project)
+    _write(folder / "results" / "benchmarks.json", benchmarks)
+    for (machine, commit), file in files.items():
+        _write(folder / "results" / machine / f"{commit[:8]}-{ENVIRONMENT}.json", file)
+        about = {name: file["params"][name] for name in ("arch", "cpu", "machine", "num_cpu", "os", "ram")}
+        _write(folder / "results" / machine / "machine.json", {**about, "version": 1})
+    return len({commit for _, commit in files})
+
+
+def _ours(history: History) -> Iterator[Series]:
+    return (series for series in history.series if series.key.subject.via == "records")
+
+
+def _by_benchmark(history: History) -> dict[str, list[Series]]:
+    found: dict[str, list[Series]] = {}
+    for series in _ours(history):
+        if any(point.clean for point in series.points):
+            found.setdefault(f"{series.key.subject.operation}.track_{series.key.metric}", []).append(series)
+    return dict(sorted(found.items()))
+
+
+def _benchmark(name: str, members: Sequence[Series]) -> dict[str, Any]:
+    """What asv must know of a benchmark: its unit, its version, and the implementations and cases along its axes."""
+    key = members[0].key
+    newest = max((series.key for series in members), key=lambda key: (str(key.subject.operation_version),))
+    return {
+        "code": f"{key.metric} of {key.subject.operation}",
+        "name": name,
+        "param_names": ["implementation", "case"],
+        "params": [
+            sorted({repr(series.key.subject.implementation) for series in members}),
+            sorted({repr(_label(series)) for series in members}),
+        ],
+        "pretty_name": f"{names.operation(key.subject.operation)}: {key.metric.replace('_', ' ')}",
+        "timeout": 600.0,
+        "type": "track",
+        "unit": UNITS.get(key.unit, key.unit),
+        "version": f"{newest.subject.operation_version}.{newest.metric_version}",
+    }
+
+
+def _label(series: Series) -> str:
+    """A case in short words; N always, since two grids may be the only difference."""
+    subject = series.key.subject
+    facts = {**series.params, "dtype": subject.dtype, "pass": subject.pass_, "cache": subject.cache,
+             "launch": subject.launch, "seed": subject.seed}  # fmt: skip
+    version = "" if subject.operation_version == 1 else f" v{subject.operation_version}"
+    return f"{names.short(facts)} N{'x'.join(map(str, subject.fft_size))}{version}"
+
+
+def _by_commit(members: Sequence[Series]) -> dict[tuple[str, str], dict[tuple[str, str], Point]]:
+    """Machine and commit -> implementation and case -> the newest clean point."""
+    found: dict[tuple[str, str], dict[tuple[str, str], Point]] = {}
+    for series in members:
+        subject = series.key.subject
+        place = repr(subject.implementation), repr(_label(series))
+        for point in series.points:
+            if point.clean and point.commit is not None:
+                points = found.setdefault((subject.machine, point.commit), {})
+                if place not in points or points[place].recorded_at < point.recorded_at:
+                    points[place] = point
+    return found
+
+
+def _row(declared: Mapping[str, Any], points: Mapping[tuple[str, str], Point]) -> list[Any]:
+    """One benchmark at one commit, in the order of asv's columns; NaN is what was not measured there."""
+    places = [(name, case) for name in declared["params"][0] for case in declared["params"][1]]
+    here = [points.get(place) for place in places]
+    started = max(_milliseconds(point) for point in points.values())
+
+    def column(value: str) -> list[float | None]:
+        return [None if point is None else getattr(point, value) for point in here]
+
+    return [
+        [math.nan if point is None else point.value for point in here],
+        declared["params"],
+        declared["version"],
+        started,
+        0.0,
+        column("q25"),
+        column("q75"),
+        column("q25"),
+        column("q75"),
+        [None if point is None else 1 for point in here],
+        [None if point is None else len(point.processes) for point in here],
+        [None if point is None else [value for _, value in point.processes] for point in here],
+    ]
+
+
+def _file(machine: str, commit: str, environment: Mapping[str, Any]) -> dict[str, Any]:
+    told = {name: str(environment.get(name) or "") for name in ("cpu", "cores", "os", "python")}
+    known = {"arch": "", "cpu": told["cpu"], "machine": machine, "num_cpu": told["cores"], "os": told["os"], "ram": ""}
+    python = told["python"]
+    return {"commit_hash": commit, "env_name": ENVIRONMENT, "date": 0, "params": {**known, "python": python},
+            "python": python, "requirements": {}, "env_vars": {}, "result_columns": list(COLUMNS), "results": {},
+            "durations": {}, "version": 2}  # fmt: skip
+
+
+def _milliseconds(point: Point) -> int:
+    return round(datetime.fromisoformat(point.recorded_at).timestamp() * 1000)
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+GIT_ERRORS = (subprocess.CalledProcessError, FileNotFoundError)
+"""What `write_asv` raises where there is no repository, or no git."""
