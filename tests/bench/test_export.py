@@ -114,9 +114,8 @@ def test_asv_publishes_it_and_sees_a_planted_regression(repository: tuple[Path, 
     done = subprocess.run(command, cwd=target, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     regressions = json.loads((target / "html" / "regressions.json").read_text())["regressions"]
-    assert [name for name, *_ in regressions] == ["masked_multiply.track_device_time('triton', 'x2 c.5 N32x32')"] or [
-        "triton" in name for name, *_ in regressions
-    ] == [True]
+    (name,) = (name for name, *_ in regressions)
+    assert name.startswith("masked_multiply.track_device_time('triton'")
     shown = json.loads((target / "html" / "index.json").read_text())
     assert len(shown["revision_to_hash"]) >= 10
 
