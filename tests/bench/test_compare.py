@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import Cli
 from synthetic_records import record
-from test_cli import Cli, cli  # noqa: F401 - a fixture
 
 from spectralbench import compare as comparing
 from spectralbench.compare import CompareError, Ratio, Sweep, checkout, exit_code, judge, order, race
@@ -134,7 +134,7 @@ def test_a_commit_is_checked_out_beside_the_working_tree_and_taken_away_again(tm
         pass
 
 
-def test_record_files_are_compared_as_they_are(cli: Cli, tmp_path: Path) -> None:  # noqa: F811
+def test_record_files_are_compared_as_they_are(cli: Cli, tmp_path: Path) -> None:
     facts = {"machine": "cpu-test-2c", "commit": "1" * 40, "dirty": None}
     for name, factor in (("a", 1.0), ("b", 1.5)):
         lines = [
@@ -150,7 +150,7 @@ def test_record_files_are_compared_as_they_are(cli: Cli, tmp_path: Path) -> None
     assert code == 0 and out.splitlines()[0] == "a.jsonl against a.jsonl: 2 SAME"
 
 
-def test_what_cannot_be_compared_is_said(cli: Cli, tmp_path: Path) -> None:  # noqa: F811
+def test_what_cannot_be_compared_is_said(cli: Cli, tmp_path: Path) -> None:
     code, _, err = cli("compare", "nonsense", "--control", "plain")
     assert code == 2 and "'nonsense' is no commit, branch or tag here, no record file" in err
     broken = tmp_path / "kernels" / "spectralkernels"

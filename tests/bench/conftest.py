@@ -1,0 +1,33 @@
+"""The command line over operations without mathematics, in an empty folder."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import FACTS, Answer, Cli
+from fake_operations import SOURCES, load_operations
+
+from spectralbench import environment, sweep
+from spectralbench.cli import listing, main, terminal
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
+    """Runs a command line over the fake operations, in an empty folder."""
+    monkeypatch.setattr(sweep, "SOURCES", SOURCES)
+    monkeypatch.setattr(listing, "known", listing.found_out)
+    monkeypatch.setattr(terminal, "operation_names", lambda: list(load_operations()))
+    monkeypatch.setattr(environment, "capture", lambda root=None: dict(FACTS))
+    monkeypatch.setattr(environment, "device_kind", lambda: "cpu")
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["spectralbench", *arguments])
+        with pytest.raises(SystemExit) as left:
+            main()
+        streams = capsys.readouterr()
+        return int(left.value.code or 0), streams.out, streams.err
+
+    return call
