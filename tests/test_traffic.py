@@ -188,19 +188,22 @@ class TestInterpretedProducts:
 
 @interpreter
 class TestInterpretedPacking:
-    @pytest.mark.parametrize(("columns", "n"), [(18, 34), (17, 33)])
-    def test_threshold_streams(self, seed: int, columns: int, n: int):
-        """Above the floor are only partners in self-conjugate columns, one or two of each row."""
+    @pytest.mark.parametrize(("columns", "n", "tanh"), [(18, 34, True), (17, 33, True), (17, 33, False)])
+    def test_threshold_streams(self, seed: int, columns: int, n: int, tanh: bool):
+        """Above the floor are partners in self-conjugate columns, one or two of each row, and, for the activation, each
+        kept value once more in and out; nothing beyond them is touched."""
         from spectralkernels.ops.threshold_spectrum.kernels import _launch
 
         y_hat, rms = complex_randn(3, 4, n, columns), torch.rand(12) + 0.5
         with counted_traffic() as launches:
-            _, words = _launch(y_hat, 0.8, rms, True, n)
+            _, words = _launch(y_hat, 0.8, rms, tanh, n)
         moved = only(launches)
         kept = 8 * sum(word.bit_count() for word in (words.long() & 0xFFFFFFFF).tolist())
-        assert moved.arguments["values_ptr"].stored == kept
+        values = moved.arguments["values_ptr"]
+        assert values.stored_distinct == kept
+        assert (values.stored, values.loaded) == ((2 * kept, kept) if tanh else (kept, 0))
         floor = y_hat.nbytes + rms.nbytes + words.nbytes + kept
-        assert 1.0 < moved.bytes / floor <= STREAMING
+        assert 1.0 < (moved.bytes - 2 * kept * tanh) / floor <= STREAMING
         assert ratio(moved, y_ptr=torch.view_as_real(y_hat)) <= 1 + 2 / columns
 
     @pytest.mark.parametrize("compact", [False, True])

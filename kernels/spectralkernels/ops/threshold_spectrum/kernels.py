@@ -4,7 +4,8 @@ At 4.3 TB/s and 10 bytes per coefficient an H200 has time for 69 instructions ea
 warp holds a word, lane i the i-th of 32 consecutive coefficients: its bits meet in one warp-wide sum, and a slot is the
 end of the word less the set bits from its own on, so that nothing is scanned but 32 counts. A lane therefore loads
 64 bits, one coefficient, and a warp 256 consecutive bytes; 128 bits a lane would need two sums per coefficient or a
-pass through shared memory.
+pass through shared memory. The activation is a second pass of the program over what it packed, 16 bytes per kept
+coefficient that only caches see: so its 28 instructions are spent on these alone, whole warps at a time.
 """
 
 from __future__ import annotations
@@ -69,10 +70,12 @@ def threshold_kernel(
     FULL: tl.constexpr,
     TANH: tl.constexpr,
     APPROXIMATE: tl.constexpr,
+    AT_ONCE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """One program owns BLOCK consecutive coefficients: reads 8 bytes each, writes 1/8 byte each and 8 per kept one.
 
+    With TANH it reads what it packed once more, AT_ONCE values in a step, and writes it again.
     Coefficients of the self-conjugate columns also read their partner's 8 bytes (from cache: it is near). ROWS and
     COLUMNS are compile-time so that a division is one multiplication; FULL says that the last block is not short.
     """
@@ -116,10 +119,19 @@ def threshold_kernel(
 
     words = tl.sum(tl.where(kept, 1 << lane, 0), axis=1)
     tl.store(words_ptr + block * (BLOCK // 32) + word, words)
-    slots = tl.cumsum(popcount(words), 0)[:, None] - popcount(words[:, None] & (-1 << lane))
-    if TANH:
-        y = as_coefficient(spectral_tanh(real(y), APPROXIMATE), spectral_tanh(imaginary(y), APPROXIMATE))
+    ends = tl.cumsum(popcount(words), 0)
+    slots = ends[:, None] - popcount(words[:, None] & (-1 << lane))
     tl.store(tl.max_contiguous(values_ptr + start + slots, (1, 2)), y, mask=kept)
+    if TANH:
+        n_kept = tl.max(ends, 0)
+        # what a thread reads now other threads of the program wrote
+        tl.debug_barrier()
+        for first in tl.range(0, n_kept, AT_ONCE):
+            slot = first + tl.arange(0, AT_ONCE)
+            packed_ptrs = values_ptr + start + slot
+            value = tl.load(packed_ptrs, mask=slot < n_kept, other=0)
+            re, im = spectral_tanh(real(value), APPROXIMATE), spectral_tanh(imaginary(value), APPROXIMATE)
+            tl.store(packed_ptrs, as_coefficient(re, im), mask=slot < n_kept)
 
 
 @operator("threshold_bitmap", dense=True)
@@ -155,6 +167,7 @@ def _launch(y_hat: Tensor, beta: float, rms: Tensor | None, tanh: bool, n: int) 
             "FULL": numel % BLOCK == 0,
             "TANH": tanh,
             "APPROXIMATE": not interpreted(),
+            "AT_ONCE": 32 * NUM_WARPS,
             "BLOCK": BLOCK,
         },
         options={"num_warps": NUM_WARPS},
