@@ -134,10 +134,25 @@ class TestInterpretedProducts:
         mask = torch.zeros(6, 7, dtype=torch.bool)
         mask[:2, :5] = True
         moved = counted(tiled_launch(x, w, mask if masked else None, y, 1, True).run)
-        # 16 bytes are read at once, so a kept cell brings the other one of its pair.
+        # Without a search 16 bytes are read at once, so a kept cell brings the other one of its pair.
         part = float(mask.view(-1, 2).any(1).double().mean()) if masked else 1.0
         assert moved.arguments["x_ptr"].loaded == pytest.approx(part * x.nbytes * ceil(40, tile(33, 40).o))
         assert moved.arguments["w_ptr"].loaded == pytest.approx(part * w.nbytes * ceil(33, tile(33, 40).b))
+        assert ratio(moved, y_ptr=y) == 1.0
+
+    def test_looked_up_cells_are_read_alone(self, seed: int):
+        """No neighbour of a kept cell is read, and a mask once per program."""
+        from spectralkernels.ops.masked_multiply.kernels import tile, tiled_launch
+
+        x, w, y = complex_randn(17, 33, 9, 7), complex_randn(40, 33, 9, 7), complex_randn(17, 40, 9, 7)
+        mask = torch.rand(9, 7) < 0.4
+        launch = tiled_launch(x, w, mask, y, 1, True)
+        moved = counted(launch.run)
+        part = int(mask.sum()) / mask.numel()
+        assert launch.arguments["WORDS"] == 2
+        assert moved.arguments["x_ptr"].loaded == pytest.approx(part * x.nbytes * ceil(40, tile(17, 40).o))
+        assert moved.arguments["w_ptr"].loaded == pytest.approx(part * w.nbytes * ceil(17, tile(17, 40).b))
+        assert moved.arguments["mask_ptr"].loaded == mask.nbytes * launch.grid[0]
         assert ratio(moved, y_ptr=y) == 1.0
 
     def test_planewise_multiply_shares_nothing(self, seed: int):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from guarded_interpreter import judged_compiler
@@ -10,6 +12,7 @@ pytest.importorskip("triton")
 
 from spectralkernels.aot import MachineCode, compile_kernel
 from spectralkernels.ops.masked_multiply import kernels
+from spectralkernels.spectra import low_pass_mask
 
 pytestmark = judged_compiler
 
@@ -53,7 +56,8 @@ def spills(code: MachineCode) -> int:
 @pytest.mark.parametrize("mask", [torch.bool, torch.float32, None], ids=["bool", "float", "no-mask"])
 def test_dense_tile(capability: int, mask: torch.dtype | None) -> None:
     planned, code = compiled("tiled_launch", capability, mask=mask)
-    assert planned.arguments["UNIT"] == 4  # 34 x 18 cells: every plane begins at a multiple of 16 bytes
+    # 34 x 18 cells: every plane begins at a multiple of 16 bytes, but a cell that is looked up anywhere.
+    assert planned.arguments["UNIT"] == (4 if mask is None else 2)
     assert spills(code) == 0
     assert code.shared <= code.shared_limit
     # Two blocks of 256 threads share the 65536 registers of an SM.
@@ -64,8 +68,9 @@ def test_dense_tile(capability: int, mask: torch.dtype | None) -> None:
     if mask != torch.float32:
         assert code.count("FMUL") == 0
     # Spectra go to shared memory in flight: x as 64-bit pieces (two floats for each of 256 threads), w as 128-bit.
-    assert code.count("LDGSTS", "128") == code.count("LDGSTS", "64") == 3
-    assert code.count("LDGSTS") == 6
+    in_flight = (code.count("LDGSTS", "64"), code.count("LDGSTS", "128"))
+    assert in_flight == ((3, 3) if mask is None else (9, 0))
+    assert code.count("LDGSTS") == sum(in_flight)
     # Twelve shared loads (8 of x, 4 of w) for those 128 multiply-adds, each one cell.
     assert code.count("LDS", "64") == ROWS_B + ROWS_O
     assert code.count("STG") == code.count("STG", "64") == ROWS_B * ROWS_O
@@ -98,7 +103,7 @@ def test_backward_shapes(capability: int) -> None:
     y = torch.empty(64, 64, 34, 18, dtype=torch.complex64, device="meta")
     planned = kernels.tiled_launch(x, g, torch.empty(34, 18, dtype=torch.bool, device="meta"), y, 1, True)
     code = compile_kernel(planned.kernel, planned.arguments, capability, **planned.options)
-    assert planned.arguments["UNIT"] == 4
+    assert planned.arguments["WORDS"] == 32
     assert spills(code) == 0 and code.registers <= 128
     assert fused_multiply_adds(code) == 4 * ROWS_B * ROWS_O
 
@@ -109,6 +114,28 @@ def test_the_2019_kernel(capability: int) -> None:
     assert spills(code) == 0 and code.registers <= 64
     # One thread, one cell: real and imaginary parts come as single floats, as in the original.
     assert code.count("LDG", "128") == 0 and code.count("LDG") >= 4
+
+
+@pytest.mark.parametrize(("compression", "most"), [(0.25, 0.9), (0.5, 0.8), (0.8, 0.8)])
+def test_looking_up_cells_saves_instructions(compression: float, most: float) -> None:
+    """Issued by all programs of a layer of 64 channels; fewer than 32 take cells as they lie."""
+    kept = low_pass_mask((34, 34), compression)
+    runs = -(-kept.numel() // RULE.f)
+    touched = sum(bool(run.any()) for run in kept.flatten().split(RULE.f))
+    issued = {}
+    for channels in (16, 64):
+        _, code = compiled("tiled_launch", 90, channels=channels)
+        body, rest = loop_and_rest(code)
+        heavy = touched if channels < 32 else -(-int(kept.sum()) // RULE.f)
+        issued[channels] = heavy * 64 * body + (runs + (channels >= 32)) * rest
+    assert issued[64] <= most * issued[16], issued
+
+
+def loop_and_rest(code: MachineCode) -> tuple[int, int]:
+    """Instructions of the loop over channels, and of all the rest."""
+    targets = ((at, re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)) for at, text in enumerate(code.instructions))
+    (body,) = [at + 1 - int(found[1], 16) // 16 for at, found in targets if found and int(found[1], 16) < 16 * at]
+    return body, sum(not text.startswith("NOP") for text in code.instructions) - body
 
 
 def test_large_tensors_use_64_bit_offsets() -> None:

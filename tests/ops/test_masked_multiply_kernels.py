@@ -60,8 +60,12 @@ class TestInterpreted:
 
     @pytest.mark.parametrize("launch", LAUNCHES)
     @pytest.mark.parametrize("draw", draws(36))
-    def test_random_shapes(self, seed: int, draw: int, launch: str) -> None:
+    def test_random_shapes(self, seed: int, draw: int, launch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        from spectralkernels.ops.masked_multiply import cells
+
         rng = random.Random(seed + draw)
+        # Programs look up their cells, or take them as they lie.
+        monkeypatch.setattr(cells, "FEWEST_CHANNELS", rng.choice((1, 100)))
         torch.manual_seed(seed + draw)
         groups = rng.choice((1, 1, 2, 3))
         plane = rng.choice(SIZES)
@@ -100,6 +104,40 @@ class TestInterpreted:
         except AssertionError:
             caught = True
         assert caught
+
+    def test_cells_are_looked_up(self, seed: int) -> None:
+        """From the number of channels on that pays for it, in planes of 5 to 32 words."""
+        from spectralkernels.ops.masked_multiply.cells import FEWEST_CHANNELS
+        from spectralkernels.ops.masked_multiply.kernels import tiled_launch
+
+        for kind, plane in zip(MASKS[1:], ((13, 11), (34, 18), (1, 1000), (16, 9), (11, 12)), strict=True):
+            x, w = spectrum(2, FEWEST_CHANNELS, *plane), spectrum(3, FEWEST_CHANNELS, *plane)
+            mask = some_mask(kind, plane)
+            assert mask is not None
+            expected = reference(x, w, mask, 1)
+            assert tiled_launch(x, w, mask, expected, 1, True).arguments["WORDS"] >= mask.numel() / 32
+            x[..., mask == 0] = float("nan")
+            w[..., mask == 0] = float("nan")
+            y = self.run("tiled_launch", x, w, mask, 1, True)
+            assert relative_error(y, expected) <= TOLERANCE["complex64"], (kind, plane)
+            assert not y[..., mask == 0].any(), (kind, plane)
+
+    def test_a_mask_may_change_before_any_call(self, seed: int) -> None:
+        """Nothing remembers its cells, not even where torch counts no version of it."""
+        x, w, mask = spectrum(2, 32, 16, 9), spectrum(3, 32, 16, 9), torch.ones(16, 9, dtype=torch.bool)
+        for _ in range(2):
+            mask.data.copy_(torch.rand(16, 9) < 0.5)
+            y = masked_multiply(x, w, mask, impl="triton")
+            assert relative_error(y, reference(x, w, mask, 1)) <= TOLERANCE["complex64"]
+
+    @pytest.mark.parametrize("change", [{"WORDS": 2}, {"BLOCK_F": 8}, {"plane": 79}], ids=str)
+    def test_cells_looked_up_wrongly_are_caught(self, seed: int, change: dict[str, int]) -> None:
+        x, w, mask = spectrum(3, 33, 16, 5), spectrum(9, 33, 16, 5), torch.rand(16, 5) < 0.9
+        mask[15, 4] = True
+        expected = reference(x, w, mask, 1)
+        assert relative_error(self.run("tiled_launch", x, w, mask, 1, True), expected) <= TOLERANCE["complex64"]
+        y = self.run("tiled_launch", x, w, mask, 1, True, change)
+        assert not relative_error(y, expected) <= TOLERANCE["complex64"]
 
     @pytest.mark.parametrize(
         "tile", [{"b": 8, "o": 16}, {"f": 64}, {"rows_b": 4, "rows_o": 2}, {"b": 32, "o": 8}], ids=str

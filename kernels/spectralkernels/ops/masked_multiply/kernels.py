@@ -1,4 +1,4 @@
-"""The Triton kernels of `masked_multiply` and their launches (the only module here that imports Triton).
+"""The Triton kernels of `masked_multiply` and their launches (with `cells`, the only module that imports Triton).
 
 Spectra stay interleaved (re, im) pairs as torch and cuFFT store them; each [U, V] plane is addressed as one flat run of
 U V cells, so that tiles are aligned whatever V is and any mask is allowed, not only a rectangle.
@@ -19,6 +19,7 @@ from torch import Tensor
 from spectralkernels.aot import NamedLaunch, target_capability
 from spectralkernels.errors import RangeError
 from spectralkernels.launch import Launch, dense
+from spectralkernels.ops.masked_multiply.cells import cells_of_block, searched_words
 from spectralkernels.tuning import Site, rounded
 
 
@@ -79,12 +80,15 @@ def tiled_kernel(
     ROWS_O: tl.constexpr,
     LANES_O: tl.constexpr,
     BLOCK_F: tl.constexpr,
+    WORDS: tl.constexpr,
 ):
     """One program owns BLOCK_F neighbouring cells of ROWS_B LANES_B maps and ROWS_O LANES_O outputs of one group.
 
     It loops over the group's channels; per cell and channel it reads 8 (BLOCK_B + BLOCK_O) bytes for
-    4 BLOCK_B BLOCK_O fused multiply-adds, and writes 8 BLOCK_B BLOCK_O bytes once, dropped cells as zeros. Pairs of
-    cells that are both dropped are not read; a program with nothing kept reads nothing but its mask.
+    4 BLOCK_B BLOCK_O fused multiply-adds, and writes 8 BLOCK_B BLOCK_O bytes once, dropped cells as zeros. A program
+    with nothing kept reads nothing but its mask.
+    With WORDS, they are neighbours among the kept cells or among the dropped ones (see `cells`); without, pairs of
+    cells that are both dropped are not read, but computed with their neighbours.
     Strides and `plane` count units of UNIT floats: 4 promises 16-byte alignment, 2 does not. mask_ptr may be None.
     A thread holds ROWS_B x ROWS_O outputs of one cell; LANES_B and LANES_O spread over threads.
     """
@@ -99,14 +103,23 @@ def tiled_kernel(
     batch_0 = (pid % n_batch_blocks) * BLOCK_B
     pid = pid // n_batch_blocks
     group = pid % groups
-    cell_0 = (pid // groups) * BLOCK_F
+    block = pid // groups
 
     n_floats = plane * UNIT
-    cells = cell_0 + tl.arange(0, BLOCK_F)
-    offs = 2 * cell_0 + tl.arange(0, 2 * BLOCK_F)
-    in_plane = offs < n_floats
     n_channels = group_channels
-    if mask_ptr is not None:
+    if WORDS > 0:
+        cells, kept = cells_of_block(mask_ptr, block, n_floats // 2, BLOCK_F, WORDS)
+        offs = tl.reshape(2 * cells[:, None] + tl.arange(0, 2)[None, :], (2 * BLOCK_F,))
+        # a cell is one access; that lanes run along the cells is decided by a claim that widens none
+        cells = tl.max_contiguous(cells, 2)
+        offs = tl.max_contiguous(tl.multiple_of(offs, 2), 2)
+        in_plane = tl.max_constancy(offs < n_floats, 2)
+        n_channels = tl.where(kept, group_channels, 0)
+    else:
+        cells = block * BLOCK_F + tl.arange(0, BLOCK_F)
+        offs = 2 * block * BLOCK_F + tl.arange(0, 2 * BLOCK_F)
+        in_plane = offs < n_floats
+    if mask_ptr is not None and WORDS == 0:
         scale = tl.load(mask_ptr + cells, mask=2 * cells < n_floats, other=0)
         keep = scale != 0
         n_channels = tl.where(tl.max(keep.to(tl.int32), 0) > 0, group_channels, 0)
@@ -150,7 +163,12 @@ def tiled_kernel(
         else:
             acc_re -= x_im * w_im
             acc_im += x_re * w_im
-    if mask_ptr is not None:
+    if WORDS > 0:
+        if mask_ptr.dtype.element_ty != tl.int1:
+            scale = tl.load(mask_ptr + cells, mask=2 * cells < n_floats, other=0)
+            acc_re *= scale[None, None, None, None, :]
+            acc_im *= scale[None, None, None, None, :]
+    elif mask_ptr is not None:
         # Dropped cells of a pair whose other cell is kept were read, so they must be chosen away, not multiplied by 0.
         if mask_ptr.dtype.element_ty != tl.int1:
             acc_re *= scale[None, None, None, None, :]
@@ -245,13 +263,17 @@ def tiled_launch(x_hat: Tensor, w_hat: Tensor, mask: Tensor | None, y: Tensor, g
     bucket = {name: rounded(size) for name, size in sizes.items()}
     chosen = TILE.choose(bucket, tile(batch, group_outputs), target_capability(x.device))
     plane = 2 * cells
-    aligned = plane % 4 == 0 and _multiples_of_4(x) and _multiples_of_4(w)
+    words = searched_words(cells, w.shape[1], chosen.f) if mask is not None else 0
+    aligned = words == 0 and plane % 4 == 0 and _multiples_of_4(x) and _multiples_of_4(w)
     unit = 4 if aligned else 2
     reach = max(chosen.b * x.stride(0), chosen.o * w.stride(0), x.stride(1), w.stride(1), chosen.b * w.shape[0] * plane)
     return Launch(
         kernel=tiled_kernel,
         grid=(
-            triton.cdiv(batch, chosen.b) * triton.cdiv(group_outputs, chosen.o) * groups * triton.cdiv(cells, chosen.f),
+            triton.cdiv(batch, chosen.b)
+            * triton.cdiv(group_outputs, chosen.o)
+            * groups
+            * (triton.cdiv(cells, chosen.f) + (words > 0)),
         ),
         arguments={
             "x_ptr": x,
@@ -276,6 +298,7 @@ def tiled_launch(x_hat: Tensor, w_hat: Tensor, mask: Tensor | None, y: Tensor, g
             "ROWS_O": chosen.rows_o,
             "LANES_O": chosen.o // chosen.rows_o,
             "BLOCK_F": chosen.f,
+            "WORDS": words,
         },
         options={"num_warps": chosen.warps, "enable_fp_fusion": True},
         strided=("x_ptr", "w_ptr"),
