@@ -24,6 +24,7 @@ from spectralkernels.convolution.fused_depthwise.operators import Geometry, Oper
 from spectralkernels.convolution.fused_depthwise.precision import PRECISIONS, precision
 from spectralkernels.convolution.geometry import conv_band
 from spectralkernels.spectra import Band
+from spectralkernels.traffic import counted_traffic
 
 CPU = torch.device("cpu")
 
@@ -201,6 +202,30 @@ class TestInterpreted:
             activations = sum(tensor.nbytes for tensor in saved if tensor.shape != weight.shape)
             assert activations == 0 if not trained else activations / x.nbytes <= share + 0.0005
 
+    @pytest.mark.parametrize(("size", "name"), [((12, 11), "tf32x3"), ((9, 33), "fp32"), ((9, 33), "fp16")])
+    def test_the_gradient_of_the_bias_comes_with_that_of_the_kernel(self, seed: int, size: tuple[int, int], name: str):
+        """From x and from its modes, of one block of columns and of several; dy is not read for it again."""
+        from spectralkernels.convolution import fused_depthwise as package
+        from spectralkernels.convolution.fused_depthwise.launches import v_blocks
+
+        band = conv_band(size, (4, 3), compression=0.0)
+        geometry = geometry_of(band)
+        assert v_blocks(geometry, precision(name)) == (2 if name == "fp32" else 1)
+        x, weight, dy = torch.randn(3, 2, *size), torch.randn(2, 1, 4, 3), torch.randn(3, 2, *size) + 0.2
+        facts = (geometry.starts, geometry.n, geometry.kept)
+        _, modes = package._conv(x, weight, None, *facts, geometry.out, name, True)
+        for saved, kept_modes in ((x, False), (modes, True)):
+            with counted_traffic() as launches:
+                *_, db = package._conv_backward(
+                    dy, saved, weight, *facts, geometry.size, name, kept_modes, False, True, True
+                )
+            assert relative_error(db, dy.double().sum((0, 2, 3))) <= PRECISIONS[name].error
+            (moved,) = launches
+            assert moved.arguments["dy_ptr"].loaded == dy.nbytes * v_blocks(geometry, precision(name))
+        dx, dw, alone = package._conv_backward(dy, x, weight, *facts, geometry.size, name, False, False, False, True)
+        assert dx.numel() == dw.numel() == 0
+        torch.testing.assert_close(alone, dy.sum((0, 2, 3)))
+
     def test_both_savings_give_the_same_gradient(self, seed: int):
         band = conv_band((12, 11), (4, 3), compression=0.5)
         geometry = geometry_of(band)
@@ -209,9 +234,11 @@ class TestInterpreted:
         x, weight, dy = torch.randn(5, 2, 12, 11), torch.randn(2, 1, 4, 3), torch.randn(5, 2, 12, 11)
         facts = (geometry.starts, geometry.n, geometry.kept)
         _, modes = package._conv(x, weight, None, *facts, geometry.out, "tf32x3", True)
-        from_x = package._conv_backward(dy, x, weight, *facts, geometry.size, "tf32x3", False, False, True)[1]
-        again = package._conv_backward(dy, x, weight, *facts, geometry.size, "tf32x3", False, False, True)[1]
-        from_modes = package._conv_backward(dy, modes, weight, *facts, geometry.size, "tf32x3", True, False, True)[1]
+        from_x = package._conv_backward(dy, x, weight, *facts, geometry.size, "tf32x3", False, False, True, False)[1]
+        again = package._conv_backward(dy, x, weight, *facts, geometry.size, "tf32x3", False, False, True, False)[1]
+        from_modes = package._conv_backward(
+            dy, modes, weight, *facts, geometry.size, "tf32x3", True, False, True, False
+        )[1]
         assert torch.equal(from_x, again)
         assert relative_error(from_modes, from_x) <= 1e-6
 

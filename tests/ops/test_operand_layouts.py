@@ -97,8 +97,8 @@ def fused_depthwise() -> tuple[Any, ...]:
     back = (*facts, [8, 7], "tf32x3")
     return (
         ("fused_depthwise", (x, w, b, *facts, [8, 7], "tf32x3", True)),
-        ("fused_depthwise_backward", (y, z, w, *back, True, True, True)),
-        ("fused_depthwise_backward", (y, x, w, *back, False, True, True)),
+        ("fused_depthwise_backward", (y, z, w, *back, True, True, True, True)),
+        ("fused_depthwise_backward", (y, x, w, *back, False, True, True, False)),
     )
 
 

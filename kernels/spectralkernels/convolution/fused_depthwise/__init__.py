@@ -199,8 +199,12 @@ def _conv_backward(
     kept_modes: bool,
     need_x: bool,
     need_weight: bool,
-) -> tuple[Tensor, Tensor]:
-    """(dx, dw); saved is Z if `kept_modes`, else x. A gradient that is not needed comes back empty."""
+    need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dx, dw, db); saved is Z if `kept_modes`, else x. A gradient that is not needed comes back empty.
+
+    The spectrum of dy that dw is made of holds its sums, in the accuracy of the class.
+    """
     from spectralkernels.convolution.fused_depthwise.launches import (
         map_gradient_launch,
         partial_sums,
@@ -209,7 +213,7 @@ def _conv_backward(
 
     geometry, chosen = _geometry(size, dy.shape[2:], weight.shape[2:], starts, n, kept), precision(accuracy)
     batch, channels = dy.shape[:2]
-    dx, dw = dy.new_empty(0), weight.new_empty(0)
+    dx, dw, db = dy.new_empty(0), weight.new_empty(0), dy.new_empty(0)
     if need_x:
         dx = dy.new_empty(batch, channels, *size)
         map_gradient_launch(dy, weight, dx, geometry, chosen).run()
@@ -217,9 +221,14 @@ def _conv_backward(
         count = partial_sums(batch, channels, geometry, chosen)
         sums = dy.new_empty(count, channels, *geometry.taps, dtype=torch.float32)
         x, modes = (None, saved) if kept_modes else (saved, None)
-        weight_gradient_launch(dy, x, modes, sums, geometry, chosen).run()
+        bias = sums.new_empty(count, channels) if need_bias else None
+        weight_gradient_launch(dy, x, modes, sums, geometry, chosen, bias).run()
         dw = sums.sum(0).unsqueeze(1).to(weight.dtype)
-    return dx, dw
+        if bias is not None:
+            db = bias.sum(0).to(dy.dtype)
+    elif need_bias:
+        db = dy.sum((0, 2, 3))
+    return dx, dw, db
 
 
 @_conv_backward.register_fake
@@ -235,9 +244,10 @@ def _(
     kept_modes: bool,
     need_x: bool,
     need_weight: bool,
-) -> tuple[Tensor, Tensor]:
+    need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     dx = dy.new_empty(*dy.shape[:2], *size) if need_x else dy.new_empty(0)
-    return dx, weight.new_empty(weight.shape if need_weight else (0,))
+    return dx, weight.new_empty(weight.shape if need_weight else (0,)), dy.new_empty(dy.shape[1] if need_bias else 0)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -251,15 +261,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _differentiate(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
-    dx, dw = None, None
-    if need_x or need_weight:
-        dx, dw = _conv_backward(dy, *ctx.saved_tensors, *ctx.geometry, need_x, need_weight)
-    return (
-        dx if need_x else None,
-        dw if need_weight else None,
-        dy.sum((0, 2, 3)) if need_bias else None,
-        *(None for _ in range(6)),
-    )
+    dx, dw, db = _conv_backward(dy, *ctx.saved_tensors, *ctx.geometry, need_x, need_weight, need_bias)
+    gradients = (dx if need_x else None, dw if need_weight else None, db if need_bias else None)
+    return *gradients, *(None for _ in range(6))
 
 
 _conv.register_autograd(_differentiate, setup_context=_save)

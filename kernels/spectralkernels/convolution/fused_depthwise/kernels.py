@@ -248,6 +248,7 @@ def weight_gradient_kernel(
     x_ptr,
     modes_ptr,
     partial_ptr,
+    bias_ptr,
     columns_dy_ptr,
     rows_dy_ptr,
     columns_x_ptr,
@@ -284,7 +285,8 @@ def weight_gradient_kernel(
 
     Per plane it reads OUT_H OUT_W elements of dy and either the 2 F kept reals (modes_ptr) or the H W elements of x
     (x_ptr); the other pointer is None. It writes TAPS_H TAPS_W partial sums once, at [images, block,
-    channel]: the sum over programs is another launch, so the order of additions is fixed.
+    channel]: the sum over programs is another launch, so the order of additions is fixed. bias_ptr, if any, gets the
+    sum over each program's dy at [images, block, channel], from its mean's mode; blocks that do not hold it give zero.
     """
     channel = tl.program_id(0) % channels
     part = tl.program_id(0) // channels
@@ -299,6 +301,7 @@ def weight_gradient_kernel(
     d_sc = tl.zeros((V // 8, 8, U), tl.float32)
     d_cs = tl.zeros((V // 8, 8, U), tl.float32)
     d_ss = tl.zeros((V // 8, 8, U), tl.float32)
+    means = tl.zeros((V // 8, 8, U), tl.float32)
     for step in tl.range(0, IMAGES, num_stages=STAGES):
         image = first + step
         exists = image < batch
@@ -314,6 +317,8 @@ def weight_gradient_kernel(
             sc = _load_quadrant(z_ptr, v_0, exists, ROWS, COLUMNS, U, V, 1, 0)
             cs = _load_quadrant(z_ptr, v_0, exists, ROWS, COLUMNS, U, V, 0, 1)
             ss = _load_quadrant(z_ptr, v_0, exists, ROWS, COLUMNS, U, V, 1, 1)
+        if bias_ptr is not None:
+            means += g_cc
         d_cc += g_cc * cc
         d_cc += g_sc * sc
         d_cc += g_cs * cs
@@ -330,6 +335,13 @@ def weight_gradient_kernel(
         d_ss -= g_sc * cs
         d_ss -= g_cs * sc
         d_ss += g_ss * cc
+    if bias_ptr is not None:
+        # The mean's mode is the sum over a plane, times the two numbers that its matrices hold there.
+        v = v_0 + tl.arange(0, V // 8)[:, None, None] * 8 + tl.arange(0, 8)[None, :, None]
+        mean = (v == 0) & (tl.arange(0, U)[None, None, :] == 0)
+        total = tl.sum(tl.reshape(tl.where(mean, means, 0.0), (V * U,)), 0)
+        scale = tl.load(columns_dy_ptr).to(tl.float32) * tl.load(rows_dy_ptr).to(tl.float32)
+        tl.store(bias_ptr + part * channels + channel, total / scale)
     # Sums over a batch can leave the range of half precision, and one product per program is cheap.
     rows_weight = tl.trans(_matrix(rows_weight_ptr, TILE_TAPS_H, 2 * U, 2 * U))
     columns_weight = tl.trans(_matrix(columns_weight_ptr + 2 * v_0, TILE_TAPS_W, 2 * V, 2 * V * V_BLOCKS))

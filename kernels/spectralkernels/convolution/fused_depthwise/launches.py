@@ -45,11 +45,18 @@ def map_gradient_launch(dy: Tensor, weight: Tensor, dx: Tensor, geometry: Geomet
 
 
 def weight_gradient_launch(
-    dy: Tensor, x: Tensor | None, modes: Tensor | None, partial: Tensor, geometry: Geometry, precision: Precision
+    dy: Tensor,
+    x: Tensor | None,
+    modes: Tensor | None,
+    partial: Tensor,
+    geometry: Geometry,
+    precision: Precision,
+    bias: Tensor | None = None,
 ) -> Launch:
     """The launch that fills `partial`, Float32 [programs per channel, channel, *taps], whose sum is the gradient.
 
-    Exactly one of x (maps) and modes (their kept spectrum) is given.
+    Exactly one of x (maps) and modes (their kept spectrum) is given. bias: Float32 [programs per channel, channel], so
+    filled that its sum is the gradient of the bias, or None.
     """
     made = operators(geometry, precision, dy.device)
     batch, channels = dy.shape[:2]
@@ -63,6 +70,7 @@ def weight_gradient_launch(
             "x_ptr": x,
             "modes_ptr": modes,
             "partial_ptr": partial,
+            "bias_ptr": bias,
             **_pointers("dy", made.analyse_output),
             **_pointers("x", made.analyse_map),
             **_pointers("weight", made.synthesise_taps),
@@ -235,7 +243,7 @@ def _constants(geometry: Geometry, precision: Precision) -> dict[str, Any]:
 
 
 def _watched(kind: str, shape: tuple[int, int], geometry: Geometry, name: str, maps: torch.dtype) -> NamedLaunch:
-    """A forward pass, or a gradient with respect to x or weight, on maps of shape (batch, channels)."""
+    """A forward pass, or a gradient in x, in the kernel, or in it and the bias, on maps of shape (batch, channels)."""
 
     def call() -> None:
         planned = PRECISIONS[name]
@@ -250,7 +258,8 @@ def _watched(kind: str, shape: tuple[int, int], geometry: Geometry, name: str, m
             map_gradient_launch(y, weight, x, geometry, planned).run()
         else:
             sums = torch.empty(partial_sums(*shape, geometry, planned), shape[1], *geometry.taps, device="meta")
-            weight_gradient_launch(y, x, None, sums, geometry, planned).run()
+            bias = sums.new_empty(sums.shape[:2]) if kind == "dw, db" else None
+            weight_gradient_launch(y, x, None, sums, geometry, planned, bias).run()
 
     size, taps = ("x".join(map(str, sides)) for sides in (geometry.size, geometry.taps))
     return NamedLaunch(f"{kind} {name} B{shape[0]} C{shape[1]} {size} K{taps}", call)
@@ -264,6 +273,7 @@ FINGERPRINTS = (
     _watched("forward", (8, 768), _SMALL, "bf16", torch.bfloat16),
     _watched("dx", (8, 768), _SMALL, "bf16", torch.bfloat16),
     _watched("dw", (8, 768), _SMALL, "bf16", torch.bfloat16),
+    _watched("dw, db", (8, 768), _SMALL, "bf16", torch.bfloat16),
     _watched("forward", (8, 768), _SMALL, "tf32x3", torch.float32),
     _watched("dw", (8, 768), _SMALL, "tf32x3", torch.float32),
     _watched("forward", (8, 768), _SMALL, "bf16x3", torch.float32),
