@@ -141,11 +141,11 @@ def implicit_gemm() -> tuple[Any, ...]:
     )
 
 
-def masked_multiply(name: str) -> tuple[Any, ...]:
-    x, w = spectra(3, 4, 5, 4), spectra(6, 2, 5, 4)
+def masked_multiply(name: str, channels: int, *plane: int) -> tuple[Any, ...]:
+    x, w = spectra(3, 2 * channels, *plane), spectra(6, channels, *plane)
     return tuple(
         (f"masked_multiply_{name}", (x, w, mask, 2, conjugate))
-        for mask, conjugate in ((None, True), (torch.rand(5, 4), False), (torch.rand(5, 4) < 0.5, True))
+        for mask, conjugate in ((None, True), (torch.rand(plane), False), (torch.rand(plane) < 0.5, True))
     )
 
 
@@ -200,8 +200,10 @@ FAMILIES: tuple[Callable[[], tuple[Any, ...]], ...] = (
     lambda: dft_triton((17, 16), (18, 18), (1, 2), 1),
     lambda: dft_triton((3, 4), (4, 6), (1, 2), 4),
     implicit_gemm,
-    lambda: masked_multiply("triton"),
-    lambda: masked_multiply("triton_2019"),
+    # Cells as they lie, and looked up.
+    lambda: masked_multiply("triton", 2, 5, 4),
+    lambda: masked_multiply("triton", 32, 9, 15),
+    lambda: masked_multiply("triton_2019", 2, 5, 4),
     threshold,
     sparse,
     spec_block,
