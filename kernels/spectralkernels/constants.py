@@ -18,6 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 MOST_BYTES = 128 << 20
 """Of all constants together: the transforms of a ResNet on maps of 224 x 224 take 3 MB."""
@@ -48,7 +49,7 @@ def constant(make: Callable[_Arguments, _Made]) -> Callable[_Arguments, _Made]:
 
     @wraps(make)
     def remembered(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Made:
-        if torch.compiler.is_compiling() or _faked() or getattr(_in_builder, "active", False):
+        if traced() or getattr(_in_builder, "active", False):
             return make(*args, **kwargs)
         key = (make, args, *kwargs.items())
         entry = _entries.get(key)
@@ -73,8 +74,11 @@ def forget() -> None:
     _entries.clear()
 
 
-def _faked() -> bool:
-    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
+def traced(*tensors: Tensor) -> bool:
+    """Whether values cannot be read: torch.compile or export is tracing, or there are fake or meta tensors."""
+    if torch.compiler.is_compiling() or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None:
+        return True
+    return any(each.device.type == "meta" or isinstance(each, FakeTensor) for each in tensors)
 
 
 def _forget() -> None:

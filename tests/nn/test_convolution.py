@@ -287,7 +287,7 @@ def test_autocast_and_channels_last(seed: int):
         (lambda: layer(compression=1.0), sk.RangeError, r"compression must lie in \[0, 1\)"),
         (lambda: layer(padding_mode="mirror"), ValueError, "padding_mode must be one of"),
         (lambda: sk.nn.MaskedConv2d(2, 2, 3, mask=ones, stride=2), sk.Unsupported, "MaskedConv2d: its stride"),
-        (lambda: layer()(torch.randn(4, 9, 6)), sk.ShapeError, "x must have 4 dimensions"),
+        (lambda: layer()(torch.randn(9, 6)), sk.ShapeError, "x must have 4 dimensions"),
     ],
 )
 def test_bad_arguments(make, error: type[Exception], message: str):

@@ -247,10 +247,10 @@ X, W = torch.zeros(2, 4, 8, 8), torch.zeros(6, 4, 3, 3)
         ((X, W.double()), {}, sk.DtypeError, r"weight must have the dtype of x \(float32\), got float64"),
         ((X, W.to("meta")), {}, sk.DtypeError, r"weight must be on the device of x \(cpu\), got meta"),
         (
-            (X[0], W),
+            (X[0, 0], W),
             {},
             sk.ShapeError,
-            r"x must have 4 dimensions \[batch, channel, height, width\], got shape \[4, 8, 8\]",
+            r"x must have 4 dimensions \[batch, channel, height, width\], or 3 for one sample, got shape \[8, 8\]",
         ),
         ((X, W[0]), {}, sk.ShapeError, r"weight must have 4 dimensions \[out_channel, in_channel / groups, "),
         ((X, W[:, :3]), {}, sk.ShapeError, "weight must have 4 input channels per group"),

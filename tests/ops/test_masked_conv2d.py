@@ -333,7 +333,7 @@ X, W, M = torch.zeros(2, 4, 8, 8), torch.zeros(6, 4, 3, 3), torch.ones(9, 5)
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [
-        ((X[0], W, M), {}, sk.ShapeError, r"x must have 4 dimensions \[batch, channel, height, width\]"),
+        ((X[0, 0], W, M), {}, sk.ShapeError, r"x must have 4 dimensions \[batch, channel, height, width\]"),
         ((X, W[0], M), {}, sk.ShapeError, r"weight must have 4 dimensions"),
         ((X.int(), W, M), {}, sk.DtypeError, "x must be one of float32"),
         ((X, W.double(), M), {}, sk.DtypeError, "weight must have the dtype of x"),

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spectralkernels.layouts import is_channels_last
 from spectralkernels.spectra import Band
 from spectralkernels.tf32 import tf32_allowed
 
@@ -43,12 +44,7 @@ def channels_last_pays(x: Tensor, weight: Tensor, groups: int) -> bool:
     if x.device.type != "cpu" or x.dtype != torch.float32 or groups == 1 or weight.shape[-1] < SLOW_WIDTH:
         return False
     # conv2d itself takes the fast way for such maps or kernels, and answers in their layout
-    return not (_is_channels_last(x) or _is_channels_last(weight))
-
-
-def _is_channels_last(tensor: Tensor) -> bool:
-    layout = torch.channels_last
-    return tensor.dim() == 4 and tensor.is_contiguous(memory_format=layout) and not tensor.is_contiguous()
+    return not (is_channels_last(x) or is_channels_last(weight))
 
 
 def direct_converted(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spectralkernels.autocast import cast
-from spectralkernels.checks import as_integer, check_dims, check_tensor
+from spectralkernels.checks import as_integer
 from spectralkernels.convolution import (
     baselines,
     dft_native,
@@ -33,6 +33,7 @@ from spectralkernels.convolution.geometry import (
 from spectralkernels.declare import Implementation, Operation, Role, Tolerance
 from spectralkernels.dispatch import dispatch
 from spectralkernels.launch import triton_unavailable
+from spectralkernels.layouts import as_given, batched
 from spectralkernels.spectra import Band
 from spectralkernels.tf32 import tf32_unavailable
 
@@ -52,8 +53,7 @@ def call(
     impl: str,
 ) -> Tensor:
     """Check the arguments of a public call, work out its geometry and run it."""
-    check_tensor("x", x)
-    check_dims("x", x, f"[batch, channel, {spatial}]")
+    given, x = x, batched(x, f"[batch, channel, {spatial}]")
     groups = as_integer("groups", groups)
     device = x.device.type
     x, weight, bias = cast(x, device), cast(weight, device), cast(bias, device)
@@ -65,7 +65,7 @@ def call(
         check_arguments(x, weight, bias, groups, stride, spatial)
         band = conv_band(tuple(x.shape[2:]), tuple(weight.shape[2:]), **geometry)
     inputs = {"x": x, "weight": weight, "bias": bias, "band": band, "groups": groups}
-    return dispatch(operation, impl, device, inputs)
+    return as_given(dispatch(operation, impl, device, inputs), given, x, weight)
 
 
 def _tensor_weight(supports: Callable[..., str | None] | None = None) -> Callable[..., str | None]:

@@ -22,6 +22,7 @@ from spectralkernels.convolution.geometry import GridChoice, Padding, WeightSpec
 from spectralkernels.dispatch import Explanation
 from spectralkernels.errors import Unsupported
 from spectralkernels.explain import explain
+from spectralkernels.layouts import as_given
 from spectralkernels.masks import ModeList, fft_grid, hermitian, mode_list
 from spectralkernels.nn.frozen import Kept, has_use, kept_or_made, may_keep
 from spectralkernels.ops.band_limited_conv1d import band_limited_conv1d
@@ -96,12 +97,13 @@ class _BandLimited(_Spectral):
         def make() -> WeightSpectrum | None:
             # Whoever is faster with the weight itself keeps it.
             use = has_use(self.explain(input))
-            return weight_spectrum(self.weight, tuple(x.shape[2:]), **geometry) if use else None
+            return weight_spectrum(self.weight, tuple(x.shape[-len(self.stride) :]), **geometry) if use else None
 
         # A spectrum has no stride.
         whole = all(step == 1 for step in self.stride)
         weight = self._weight_for(x, (tuple(x.shape), *geometry.values()), make) if whole else self.weight
-        return self.operation(x, weight, self.bias, **geometry, stride=self._stride(), impl=self.impl)
+        y = self.operation(x, weight, self.bias, **geometry, stride=self._stride(), impl=self.impl)
+        return as_given(y, y, input, self.weight)  # a padded map and a kept spectrum do not tell
 
     def explain(self, input: Tensor) -> Explanation:
         """What runs for maps like these with the weight as a tensor, and why: see `sk.explain`."""
@@ -128,7 +130,7 @@ class BandLimitedConv2d(_BandLimited, nn.Conv2d):
     by position or by name, and besides
     compression: fraction of half-spectrum coefficients to drop, 0 <= c < 1. grid, impl: as in `band_limited_conv2d`.
     With a `padding_mode` other than zeros the map is padded first, and the band is that of the padded map.
-    Input: Real [batch, channel, height, width]. Output: [batch, out_channel, out_height, out_width].
+    Input: Real [batch, channel, height, width], or one sample. Output: [batch, out_channel, out_height, out_width].
     Raises: Unsupported for a dilation other than 1; RangeError on a bad compression.
     """
 
@@ -171,7 +173,7 @@ class MaskedConv2d(_Spectral, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         x, padding = self._padded(input)
-        size, kernel = (x.shape[2], x.shape[3]), (self.weight.shape[2], self.weight.shape[3])
+        size, kernel = (x.shape[-2], x.shape[-1]), (self.weight.shape[2], self.weight.shape[3])
         n = fft_grid(size, kernel, padding=padding, grid=self.grid)
         mask, modes = self._mask_on(n, x.device)
         geometry: dict[str, Any] = {"padding": padding, "grid": self.grid, "groups": self.groups}
@@ -182,7 +184,8 @@ class MaskedConv2d(_Spectral, nn.Conv2d):
             return masked_weight_spectrum(self.weight, modes, size, **geometry)
 
         weight = self._weight_for(x, (tuple(x.shape), modes, *geometry.values()), make)
-        return masked_conv2d(x, weight, mask, self.bias, modes=modes, **geometry, impl=self.impl)
+        y = masked_conv2d(x, weight, mask, self.bias, modes=modes, **geometry, impl=self.impl)
+        return as_given(y, y, input, self.weight)
 
     def _mask_on(self, n: tuple[int, int], device: torch.device) -> tuple[Tensor, ModeList | None]:
         """The mask on a grid, and its modes: listed once for each grid, mask and device, and never while tracing."""

@@ -38,7 +38,7 @@ def band_limited_conv2d(
 ) -> Tensor:
     """Convolve maps with the high frequencies left out.
 
-    x: Real [batch, channel, height, width], any strides; float32, float64, or half (computed in float32). Within
+    x: Real [batch, channel, height, width], or one sample of it, any strides; float32, float64, or half (computed in float32). Within
         torch.autocast x, weight and bias are cast as by torch.nn.functional.conv2d.
     weight: Real [out_channel, channel / groups, kernel_height, kernel_width], odd or even, may be larger than the map;
         or a `WeightSpectrum` made by `weight_spectrum` for the same geometry (frozen weights).
@@ -49,7 +49,8 @@ def band_limited_conv2d(
         With c > 0 another N is another operator.
     stride: of the output; above 1 the operation is `strided_conv2d`, with implementations of its own, whose band is
         that of stride 1. impl: a name of `implementations("band_limited_conv2d")`, or "auto".
-    Returns: Real [batch, out_channel, out_height, out_width], dtype of x. Differentiable in x, weight and bias.
+    Returns: Real [batch, out_channel, out_height, out_width], dtype of x, in channels_last where x or weight is.
+        Differentiable in x, weight and bias.
     Raises: ShapeError, DtypeError, RangeError on arguments that do not fit; Unsupported if `impl` cannot run here.
     """
     if checked_stride(stride) != (1, 1):

@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 
 from spectralkernels.autocast import as_written
-from spectralkernels.checks import REAL_DTYPES, check_dims, check_dtype
+from spectralkernels.checks import REAL_DTYPES, check_dtype
 from spectralkernels.convolution.geometry import compute_dtype
 from spectralkernels.declare import Block, Case, Cost, Decision, Implementation, Operation, Pass, Scalar, Tolerance
 from spectralkernels.dispatch import dispatch
 from spectralkernels.errors import DtypeError, RangeError, ShapeError
 from spectralkernels.inputs import feature_map
+from spectralkernels.layouts import as_given, batched
 from spectralkernels.masks import soft_window_side
 from spectralkernels.masks.window import held_stride, ramp
 from spectralkernels.resampling import check_target, factors
@@ -47,7 +48,7 @@ def diff_stride2d(
 ) -> Tensor:
     """Pool maps at learned strides.
 
-    x: Real [batch, channel, height, width], each side above R; half types are computed in float32.
+    x: Real [batch, channel, height, width], or one sample of it, each side above R; half types are computed in float32.
     strides: Real [2], (S_h, S_w), on the device of x. Before use S is moved into [N / (N - R), N / 2] (T22); the
         gradient passes through that move, so that a stride outside can come back.
     smoothness: R > 0, the width of the ramp in frequencies.
@@ -56,10 +57,10 @@ def diff_stride2d(
     size: (M_h, M_w) to crop to instead, whatever the window holds beyond; nothing is read either.
     legacy_scale: multiply by N_h N_w / (M_h M_w), as an unscaled FFT and a scaled inverse do.
     compat: the authors' positions and thresholds, for even sides; not with `size`.
-    Returns: Real [batch, channel, M_h, M_w], dtype of x. Differentiable in x and strides.
+    Returns: Real [batch, channel, M_h, M_w], dtype and layout of x. Differentiable in x and strides.
     Raises: ShapeError, DtypeError, RangeError on arguments that do not fit; Unsupported if `impl` cannot run here.
     """
-    check_dims("x", x, "[batch, channel, height, width]")
+    given, x = x, batched(x, "[batch, channel, height, width]")
     check_dtype("x", x, REAL_DTYPES)
     plane = (x.shape[2], x.shape[3])
     if not smoothness > 0.0:
@@ -84,7 +85,8 @@ def diff_stride2d(
     check_target(plane, target)
     inputs: dict[str, Any] = {"x": x, "strides": strides, "size": target, "smoothness": smoothness}
     scale = math.prod(plane) / math.prod(target) if legacy_scale else 1.0
-    return dispatch(OPERATION, impl, x.device.type, {**inputs, "scale": scale, "compat": compat})
+    y = dispatch(OPERATION, impl, x.device.type, {**inputs, "scale": scale, "compat": compat})
+    return as_given(y, given, x)
 
 
 def diff_stride_size(plane: tuple[int, int], strides: Tensor, smoothness: float) -> tuple[int, int]:

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from spectralkernels.autocast import as_written
-from spectralkernels.checks import REAL_DTYPES, check_dims, check_dtype
+from spectralkernels.checks import REAL_DTYPES, check_dtype
 from spectralkernels.convolution.geometry import compute_dtype
 from spectralkernels.declare import Block, Case, Cost, Decision, Implementation, Operation, Scalar, Tolerance
 from spectralkernels.dispatch import dispatch
 from spectralkernels.inputs import feature_map
+from spectralkernels.layouts import as_given, batched
 from spectralkernels.resampling import check_share, low_pass_matrix, passes, resample
 from spectralkernels.spectra import half
 
@@ -30,16 +31,16 @@ from spectralkernels.spectra import half
 def frequency_dropout2d(x: Tensor, share: float | Tensor, *, impl: str = "auto") -> Tensor:
     """Drop the frequencies of maps above a share of the band.
 
-    x: Real [batch, channel, height, width]; half types are computed in float32.
+    x: Real [batch, channel, height, width], or one sample of it; half types are computed in float32.
     share: t, a number in [0, 1], or a real tensor of one on the device of x, which is not read on the host. 0 keeps
         the mean alone, 1 everything. Draw it from U(c, 1); c by `masks.dropout_floor`.
-    Returns: Real, shape and dtype of x; kept coefficients are not scaled. Differentiable in x, twice and more.
+    Returns: Real, shape, dtype and layout of x; kept coefficients are not scaled. Differentiable in x, twice and more.
     Raises: ShapeError, DtypeError, RangeError on arguments that do not fit; Unsupported if `impl` cannot run here.
     """
-    check_dims("x", x, "[batch, channel, height, width]")
+    given, x = x, batched(x, "[batch, channel, height, width]")
     check_dtype("x", x, REAL_DTYPES)
     check_share(share)
-    return dispatch(OPERATION, impl, x.device.type, {"x": x, "share": share})
+    return as_given(dispatch(OPERATION, impl, x.device.type, {"x": x, "share": share}), given, x)
 
 
 def _dft_gemm(x: Tensor, share: float | Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from spectralkernels.declare import Block, Case, Cost, Decision, Implementation,
 from spectralkernels.dispatch import dispatch
 from spectralkernels.errors import RangeError, ShapeError
 from spectralkernels.inputs import feature_map, he_kernel
+from spectralkernels.layouts import as_given, batched
 
 Padding = Literal["same", "valid"] | int | tuple[int, int]
 
@@ -41,14 +42,14 @@ def ph_conv2d(
 ) -> Tensor:
     """Convolve maps with a sum of Kronecker products.
 
-    x: Real [batch, channel, height, width]; within torch.autocast cast as by torch.nn.functional.conv2d.
+    x: Real [batch, channel, height, width], or one sample of it; within torch.autocast cast as by torch.nn.functional.conv2d.
     a: Real [n, n, n], n matrices of n x n. f: Real [n, out_channel / n, channel / n, kernel_height, kernel_width].
     bias: Real [out_channel] or None. stride, padding, dilation: as in torch.nn.functional.conv2d.
     impl: how the kernel is built: "matmul", "einsum" or "kron", or "auto".
     Returns: Real [batch, out_channel, out_height, out_width]. Differentiable in x, a, f and bias, twice and more.
     Raises: ShapeError, DtypeError, RangeError on arguments that do not fit; Unsupported if `impl` cannot run here.
     """
-    check_dims("x", x, "[batch, channel, height, width]")
+    given, x = x, batched(x, "[batch, channel, height, width]")
     device = x.device.type
     x, a, f, bias = cast(x, device), cast(a, device), cast(f, device), cast(bias, device)
     check_dtype("x", x, REAL_DTYPES)
@@ -61,7 +62,8 @@ def ph_conv2d(
         )
     check_bias(bias, f.shape[0] * f.shape[1], x)
     inputs: dict[str, Any] = {"x": x, "a": a, "f": f, "bias": bias}
-    return dispatch(OPERATION, impl, device, {**inputs, "stride": stride, "padding": padding, "dilation": dilation})
+    y = dispatch(OPERATION, impl, device, {**inputs, "stride": stride, "padding": padding, "dilation": dilation})
+    return as_given(y, given, x)
 
 
 def ph_kernel(a: Tensor, f: Tensor) -> Tensor:

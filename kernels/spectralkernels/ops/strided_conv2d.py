@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spectralkernels.autocast import as_written, cast
-from spectralkernels.checks import check_dims, check_tensor, checked_stride
+from spectralkernels.checks import as_integer, checked_stride
 from spectralkernels.convolution import baselines
 from spectralkernels.convolution.cases import case_cost, case_inputs, observed
 from spectralkernels.convolution.choice import MAP_FLOP_RATIO
@@ -38,6 +38,7 @@ from spectralkernels.convolution.strided import strided_band, strided_dft_gemm, 
 from spectralkernels.declare import Block, Case, Cost, Decision, Implementation, Operation, Scalar
 from spectralkernels.dispatch import dispatch
 from spectralkernels.errors import RangeError
+from spectralkernels.layouts import as_given, batched
 from spectralkernels.spectra import Band
 
 
@@ -60,18 +61,18 @@ def strided_conv2d(
     stride: one number >= 1 or (vertical, horizontal). impl: a name of `implementations("strided_conv2d")`, or "auto".
     Returns: Real [batch, out_channel, ceil(out_height / s_h), ceil(out_width / s_w)], dtype of x.
     """
-    check_tensor("x", x)
-    check_dims("x", x, "[batch, channel, height, width]")
+    given, x = x, batched(x, "[batch, channel, height, width]")
     steps = checked_stride(stride)
     if not isinstance(weight, Tensor):
         raise RangeError(f"stride must be 1 with a frozen WeightSpectrum, got {stride}; pass the weight itself")
     device = x.device.type
     x, weight, bias = cast(x, device), cast(weight, device), cast(bias, device)
+    groups = as_integer("groups", groups)
     check_arguments(x, weight, bias, groups, 1, "height, width")
     size, kernel = tuple(x.shape[2:]), tuple(weight.shape[2:])
     band = conv_band(size, kernel, compression=compression, padding=padding, grid=grid)
     inputs = {"x": x, "weight": weight, "bias": bias, "band": band, "groups": groups, "stride": steps}
-    return dispatch(OPERATION, impl, device, inputs)
+    return as_given(dispatch(OPERATION, impl, device, inputs), given, x, weight)
 
 
 def auto(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int, stride: tuple[int, int]) -> Decision:
@@ -117,7 +118,7 @@ def _alias_fold(
             folded = folded.unflatten(axis, (step, n // step)).mean(axis)
         high, wide = strided_sides(band.out, stride)
         y = torch.fft.ifft2(folded).real[..., :high, :wide]
-        return (y if bias is None else y + bias.to(dtype).view(-1, 1, 1)).to(x.dtype)
+        return (y if bias is None else y + bias.to(dtype).view(-1, 1, 1)).to(x.dtype).contiguous()
 
 
 def _divides(band: Band, stride: tuple[int, int], **rest: Any) -> str | None:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from spectralkernels.autocast import cast
-from spectralkernels.checks import as_integer, as_integers, check_dims, check_tensor, kind
+from spectralkernels.checks import as_integer, as_integers, kind
+from spectralkernels.constants import traced
 from spectralkernels.convolution.geometry import (
     GridChoice,
     Padding,
@@ -34,6 +35,7 @@ from spectralkernels.convolution.implementations import DIRECT
 from spectralkernels.declare import Implementation, Operation, Tolerance
 from spectralkernels.dispatch import dispatch
 from spectralkernels.errors import DtypeError, ShapeError
+from spectralkernels.layouts import as_given, batched
 from spectralkernels.masks import hermitian, mode_list
 from spectralkernels.masks.geometry import check_mask
 from spectralkernels.masks.modes import ModeList, every_mode
@@ -64,7 +66,7 @@ def masked_conv2d(
 ) -> Tensor:
     """Convolve maps under a mask of their half spectrum.
 
-    x: Real [batch, channel, height, width], any strides; float32, float64, or half (computed in float32). Within
+    x: Real [batch, channel, height, width], or one sample of it, any strides; float32, float64, or half (computed in float32). Within
         torch.autocast x, weight and bias are cast as by torch.nn.functional.conv2d.
     weight: Real [out_channel, channel / groups, kernel_height, kernel_width], may be larger than the map; or a frozen
         `WeightSpectrum` made by `masked_weight_spectrum` for the same geometry and modes.
@@ -73,14 +75,13 @@ def masked_conv2d(
     bias: Real [out_channel] or None.
     modes: what is computed; frequencies outside count as masked. None lists the non-zero cells of the mask, which
         copies it to the host; but lists every mode if the mask has a gradient (that of a zero cell is not zero) or
-        while torch.compile traces. Pass `masks.mode_list(mask, n)` to avoid either. A frozen weight brings its own.
+        while torch.compile traces or where it is fake. Pass `masks.mode_list(mask, n)` to avoid either. A frozen weight brings its own.
     padding, groups, grid: as in `band_limited_conv2d`. impl: a name of `implementations("masked_conv2d")`, or "auto".
-    Returns: Real [batch, out_channel, out_height, out_width], dtype of x. Differentiable in x, weight, bias
-        and a float mask.
+    Returns: Real [batch, out_channel, out_height, out_width], dtype of x, in channels_last where x or weight is.
+        Differentiable in x, weight, bias and a float mask.
     Raises: ShapeError, DtypeError, RangeError on arguments that do not fit; Unsupported if `impl` cannot run here.
     """
-    check_tensor("x", x)
-    check_dims("x", x, "[batch, channel, height, width]")
+    given, x = x, batched(x, "[batch, channel, height, width]")
     groups = as_integer("groups", groups)
     _check_modes(modes, (type(None),))
     device = x.device.type
@@ -97,14 +98,15 @@ def masked_conv2d(
         mask = mask.to(torch.promote_types(mask.dtype, compute_dtype(x.dtype)))
     mask = hermitian(mask, n)
     if modes is None:
-        whole = mask.requires_grad or torch.compiler.is_compiling()
+        whole = mask.requires_grad or traced(mask)
         modes = every_mode(n) if whole else mode_list(mask, n)
     if isinstance(weight, WeightSpectrum):
         check_spectrum_arguments(x, weight, bias, band, groups, 1, modes)
     if modes.n != n:
         raise ShapeError(f"modes must be listed on the grid {n} of this call, got {modes.n}; see masks.mode_list")
     inputs: dict[str, Any] = {"x": x, "weight": weight, "mask": mask, "bias": bias}
-    return dispatch(OPERATION, impl, device, {**inputs, "band": band, "modes": modes, "groups": groups})
+    y = dispatch(OPERATION, impl, device, {**inputs, "band": band, "modes": modes, "groups": groups})
+    return as_given(y, given, x, weight)
 
 
 def masked_weight_spectrum(

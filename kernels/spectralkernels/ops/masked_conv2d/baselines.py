@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spectralkernels.constants import traced
 from spectralkernels.convolution import baselines
 from spectralkernels.convolution import direct as convolution
 from spectralkernels.convolution.baselines import zero_kernel
@@ -65,6 +66,8 @@ def direct_supports(mask: Tensor, **rest: Any) -> str | None:
     """Direct convolution has no mask. Reads the mask, so that a CUDA device is waited for."""
     if mask.requires_grad:
         return "direct convolution has no gradient of the mask; detach it, or take another implementation"
+    if traced(mask):
+        return "direct convolution has no mask, and this one cannot be read to see whether it is one of ones"
     return None if all_pass(mask) else "direct convolution has no mask; it needs one of ones"
 
 

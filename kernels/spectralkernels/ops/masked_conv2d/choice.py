@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from spectralkernels.constants import traced
 from spectralkernels.convolution.choice import fastest, matrices_are_light, remembered
 from spectralkernels.convolution.estimates import Sizes
 from spectralkernels.convolution.geometry import WeightSpectrum, compute_dtype
@@ -40,7 +41,7 @@ def auto(
     if too_large is None and matrices_are_light(sizes):
         names.append("dft_gemm")
     # A mask with a gradient needs one, and a traced mask cannot be read.
-    readable = not mask.requires_grad and not torch.compiler.is_compiling()
+    readable = not mask.requires_grad and not traced(mask)
     if readable and len(modes) == band.n[0] * half(band.n[1]) and all_pass(mask):
         names.append("direct")
     training = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or mask.requires_grad)

@@ -17,10 +17,11 @@ import math
 
 from torch import Tensor
 
-from spectralkernels.checks import REAL_DTYPES, check_dims, check_dtype
+from spectralkernels.checks import REAL_DTYPES, check_dtype
 from spectralkernels.declare import Decision, Implementation, Operation, Tolerance
 from spectralkernels.dispatch import dispatch
 from spectralkernels.errors import RangeError
+from spectralkernels.layouts import as_given, batched
 from spectralkernels.ops.spectral_pool2d.profiles import PROFILES, cost, make_inputs, observe, reference
 from spectralkernels.ops.spectral_pool2d.routes import (
     dft_gemm,
@@ -47,17 +48,17 @@ def spectral_pool2d(
 ) -> Tensor:
     """Pool maps by cropping their spectrum.
 
-    x: Real [batch, channel, height, width]; half types are computed in float32.
+    x: Real [batch, channel, height, width], or one sample of it; half types are computed in float32.
     size: (height, width) of the answer; or stride: one number >= 1 or (vertical, horizontal), real, of which
         floor(side / stride) remains. compat: as the authors of DiffStride round, vertical to even sizes, both >= 2.
     even: "average", "code", "alias", "drop" or "raw", what becomes of the frequency M / 2 of an even size M.
     share: frequency dropout: also drop |u| > share (M_h // 2 + 1) or |v| > share (M_w // 2 + 1); a number, or a tensor
         of one on the device of x (no synchronisation). See `masks.frequency_dropout`.
     legacy_scale: multiply by N_h N_w / (M_h M_w), as an unscaled FFT and a scaled inverse do in both public codes.
-    Returns: Real [batch, channel, M_h, M_w], dtype of x. Differentiable in x, twice and more.
+    Returns: Real [batch, channel, M_h, M_w], dtype and layout of x. Differentiable in x, twice and more.
     Raises: ShapeError, DtypeError, RangeError on arguments that do not fit; Unsupported if `impl` cannot run here.
     """
-    check_dims("x", x, "[batch, channel, height, width]")
+    given, x = x, batched(x, "[batch, channel, height, width]")
     check_dtype("x", x, REAL_DTYPES)
     check_rule(even)
     plane = (x.shape[2], x.shape[3])
@@ -76,7 +77,7 @@ def spectral_pool2d(
         "pooling": "spectral",
         "weight": None,
     }
-    return dispatch(OPERATION, impl, x.device.type, inputs)
+    return as_given(dispatch(OPERATION, impl, x.device.type, inputs), given, x)
 
 
 # --- declaration ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,43 @@
+"""Maps as torch.nn.functional.conv2d takes and gives them: one sample or a batch, in channels_last or not."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spectralkernels.checks import check_tensor
+from spectralkernels.errors import ShapeError
+
+
+def batched(x: Tensor, dims: str) -> Tensor:
+    """x with a batch axis; `dims` is the layout in words with it, `[batch, channel, height, width]`.
+
+    Raises: DtypeError if x is no tensor, ShapeError if it has neither the dimensions of a batch nor of one sample.
+    """
+    check_tensor("x", x)
+    wanted = dims.count(",") + 1
+    if x.dim() == wanted - 1:
+        return x.unsqueeze(0)
+    if x.dim() != wanted:
+        raise ShapeError(
+            f"x must have {wanted} dimensions {dims}, or {wanted - 1} for one sample, got shape {list(x.shape)}"
+        )
+    return x
+
+
+def as_given(y: Tensor, given: Tensor, *operands: object) -> Tensor:
+    """An answer [batch, channel, ...] in the form of the call: without a batch where `given` has none, and in
+    channels_last where a tensor among `operands` is; within torch.func, which knows no layouts, as it comes."""
+    layouts = y.dim() == 4 and not torch._C._are_functorch_transforms_active()
+    if layouts and any(isinstance(each, Tensor) and is_channels_last(each) for each in operands):
+        y = y.contiguous(memory_format=torch.channels_last)
+    return y.squeeze(0) if given.dim() < y.dim() else y
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    """Whether the strides are those of [batch, height, width, channel] and no others: of a map or a kernel."""
+    if tensor.dim() != 4 or not tensor.is_contiguous(memory_format=torch.channels_last):
+        return False
+    # One channel is contiguous either way: its stride tells what it was converted to.
+    one_channel = tensor.shape[1] == 1 and tensor.stride(1) == 1 and tensor.shape[2] * tensor.shape[3] > 1
+    return one_channel or not tensor.is_contiguous()
