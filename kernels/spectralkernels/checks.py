@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -125,7 +124,7 @@ def check_channels(channels: int, weight: Tensor, groups: int, x_name: str = "x"
 
 
 def check_compression(compression: float) -> None:
-    if math.isnan(compression) or not 0.0 <= compression < 1.0:
+    if not 0.0 <= compression < 1.0:  # nor is nan
         raise RangeError(
             f"compression must lie in [0, 1), the fraction of coefficients to drop, got {compression}; "
             "a percentage must be divided by 100"
@@ -134,14 +133,17 @@ def check_compression(compression: float) -> None:
 
 def checked_beta(beta: Any) -> float:
     """A threshold as a float; RangeError on what is none."""
-    refusal = f"beta must be a number >= 0, got {kind(beta)}; 0 keeps every coefficient that is not zero"
     try:
-        value = float(as_number("beta", beta))
+        value = as_number("beta", beta)
     except DtypeError as error:
-        raise RangeError(refusal) from error
+        raise RangeError(_no_beta(beta)) from error
     if not value >= 0.0:
-        raise RangeError(refusal)
-    return value
+        raise RangeError(_no_beta(beta))
+    return value if isinstance(value, float) else float(value)  # a traced number stays one
+
+
+def _no_beta(beta: Any) -> str:
+    return f"beta must be a number >= 0, got {kind(beta)}; 0 keeps every coefficient that is not zero"
 
 
 def check_choice(name: str, value: object, known: Sequence[str]) -> None:

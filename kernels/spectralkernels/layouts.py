@@ -6,15 +6,21 @@ import torch
 from torch import Tensor
 
 from spectralkernels.checks import check_tensor
-from spectralkernels.errors import ShapeError
+from spectralkernels.errors import ShapeError, Unsupported
 
 
 def batched(x: Tensor, dims: str) -> Tensor:
     """x with a batch axis; `dims` is the layout in words with it, `[batch, channel, height, width]`.
 
-    Raises: DtypeError if x is no tensor, ShapeError if it has neither the dimensions of a batch nor of one sample.
+    Raises: DtypeError if x is no tensor, ShapeError if it has neither the dimensions of a batch nor of one sample;
+    Unsupported within torch.jit.trace, which would take sizes for numbers.
     """
     check_tensor("x", x)
+    if torch.jit.is_tracing():
+        raise Unsupported(
+            "torch.jit.trace would hold the sizes of its example as numbers, the matrices for them as well; "
+            "export the model with torch.export, or compile it with torch.compile"
+        )
     wanted = dims.count(",") + 1
     if x.dim() == wanted - 1:
         return x.unsqueeze(0)

@@ -103,9 +103,14 @@ class Band:
         return self.kept[-1]
 
     @property
+    def height(self) -> int:
+        """How many `rows` there are; unlike them it may be traced."""
+        return min(2 * self.kept[0] - 1, self.n[0]) if len(self.n) == 2 else 1
+
+    @property
     def modes(self) -> int:
         """Kept coefficients F of the half spectrum."""
-        return len(self.rows) * self.columns
+        return self.height * self.columns
 
     @property
     def half_cells(self) -> int:
@@ -126,9 +131,12 @@ def fft_size(size: int, kernel: int, pad: tuple[int, int], out: int, grid: GridN
     pow2:  the next power of two of `seed`. fast: the next 7-smooth size of `tight`.
     All give the same answer at compression 0; above it N is part of the operator.
     """
-    tight = max(size + max(pad), out)
+    # Only what is asked for: sizes that torch.compile traces have no number, and a power of two needs one.
+    if grid in ("tight", "fast"):
+        tight = max(size + max(pad), out)
+        return tight if grid == "tight" else next_smooth(tight)
     seed = size + sum(pad) + max(kernel - 1, out - 1)
-    return {"tight": tight, "seed": seed, "pow2": next_pow2(seed), "fast": next_smooth(tight)}[grid]
+    return seed if grid == "seed" else next_pow2(seed)
 
 
 def hermitian_weights(n: int, columns: int) -> Tensor:

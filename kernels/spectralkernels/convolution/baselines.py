@@ -194,7 +194,7 @@ def _low_pass_response(n: int, kept: int, out: int, dtype: torch.dtype, device: 
 
 def torch_fft(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> Tensor:
     """rfft, crop, complex einsum, zero-restore, irfft: the algorithm of Dziedzic et al. 2019 on torch.fft."""
-    if len(x) == 0:  # an FFT library refuses an empty batch; the answer is as empty by any route
+    if x.shape[0] == 0:  # an FFT library refuses an empty batch; the answer is as empty by any route
         return direct(x, weight, bias, band, groups)
     y_hat = _einsum(_crop(_x_hat(x, band), band), _crop(_w_hat(weight, band), band), groups)
     return _inverse(_restore(y_hat, band), x.dtype, bias, band)
@@ -202,7 +202,7 @@ def torch_fft(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups
 
 def torch_fft_frozen(x: Tensor, weight: WeightSpectrum, bias: Tensor | None, band: Band, groups: int) -> Tensor:
     """`torch_fft` with the modes of a frozen weight: no transform of it, and no matrix as long as the maps."""
-    if len(x) == 0:
+    if x.shape[0] == 0:
         return direct(x, zero_kernel(weight, x), bias, band, groups)
     z = torch.fft.rfftn(x.to(compute_dtype(x.dtype)), s=band.n, dim=_axes(x))
     # Modes are ordered (column, row): those of `dft.stepped_dft`.
@@ -247,7 +247,7 @@ def cufft_triton(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, gro
     """rfft, one Triton kernel that crops, multiplies, sums and zero-pads in place of four steps, irfft."""
     from spectralkernels.ops.masked_multiply import masked_multiply
 
-    if len(x) == 0:
+    if x.shape[0] == 0:
         return direct(x, weight, bias, band, groups)
     x_hat, w_hat = _x_hat(x, band), _w_hat(weight, band)
     if len(band.n) == 1:

@@ -12,6 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from spectralkernels.constants import traced
 from spectralkernels.convolution import estimates
 from spectralkernels.convolution.cost import dft_gemm_flops, direct_flops
 from spectralkernels.convolution.dft_native import build
@@ -25,6 +26,8 @@ LONG_DEPTHWISE_SERIES = 1024
 """Samples from which an FFT per series beats a matrix, on a device that no estimate is for."""
 MAP_FLOP_RATIO = 5.0
 """What a product of dft_gemm costs against one of oneDNN, K = 5 to 7 at 64 channels of 32 x 32 on a two-core CPU."""
+TRACED_BATCH = 32
+"""Samples that a traced call is taken to have, whatever it is traced with."""
 LEAST_BYTES, MOST_RATIO = 16 << 20, 4
 """Matrices may take the former, and beyond it so many times the planes that torch.fft holds."""
 BUILD_BYTES = 8
@@ -44,7 +47,7 @@ def auto(x: Tensor, weight: Tensor | WeightSpectrum, bias: Tensor | None, band: 
         return Decision("dft_gemm_frozen", because)
     if x.device.type != "cpu":
         return _unmeasured(weight, band, fits_matrices(x, band))
-    if torch.compiler.is_compiling():
+    if traced(x):
         return _traced(x, weight, band, groups, fits_matrices(x, band))
     sizes = Sizes(len(x), x.shape[1], len(weight), groups, band, compute_dtype(x.dtype).itemsize)
     # What is not plain may be in channels_last, and the answer then has to be; other dtypes are slow in it.
@@ -68,13 +71,15 @@ def _estimated(sizes: Sizes, plain: bool, built: bool, training: bool) -> Decisi
 
 
 def _traced(x: Tensor, weight: Tensor, band: Band, groups: int, refusal: str | None) -> Decision:
-    """What torch.compile traces, by a rule of few guards: sizes may have no number, and a graph keeps no constants."""
+    """What torch.compile traces, by a rule of few guards: sizes may have no number, and a graph serves every batch."""
     if refusal is not None:
         return Decision("torch_fft", refusal)
-    sizes = (len(x), x.shape[1], len(weight), groups, band)
+    sizes = (TRACED_BATCH, x.shape[1], weight.shape[0], groups, band)
     if band.compression == 0.0 and direct_flops(*sizes) <= MAP_FLOP_RATIO * dft_gemm_flops(*sizes):
         return Decision("direct", "nothing is dropped, and the direct sum needs little arithmetic")
-    return Decision("dft_native" if build.READY else "dft_gemm", "only kept modes are computed, by an opaque operator")
+    # An exported graph goes to machines that may have no compiler.
+    name = "dft_native" if build.READY and not torch.compiler.is_exporting() else "dft_gemm"
+    return Decision(name, "only kept modes are computed, by an opaque operator")
 
 
 def _unmeasured(weight: Tensor, band: Band, refusal: str | None) -> Decision:
@@ -99,7 +104,7 @@ def _matrix(side: tuple[int, ...], sizes: Sizes) -> int:
     if sizes.cells:
         return 2 * sizes.modes * math.prod(side)
     columns = 2 * sizes.band.columns * side[-1]
-    return columns if len(side) == 1 else columns + 4 * len(sizes.band.rows) * side[0]
+    return columns if len(side) == 1 else columns + 4 * sizes.band.height * side[0]
 
 
 def fastest(names: tuple[str, ...], sizes: Sizes, training: bool = False) -> Decision:
@@ -114,7 +119,7 @@ def fastest(names: tuple[str, ...], sizes: Sizes, training: bool = False) -> Dec
         elif second == first or seconds[name] < seconds[second]:
             second = name
     because = "it has the least estimated time on a CPU"
-    if torch.compiler.is_compiling() or first == second:  # sizes that are traced may have no number
+    if first == second:
         return Decision(first, because)
     return Decision(first, f"{because}: {seconds[first]:.2g} s, {second} {seconds[second]:.2g} s")
 

@@ -54,4 +54,4 @@ def _product(batch: int, channels: int, out_channels: int, groups: int, band: Ba
 def _truncated(plane: tuple[int, ...], band: Band) -> int:
     """A truncated DFT is a real product over the last axis, then (in 2-D) a complex one over the rows."""
     first = 4 * math.prod(plane) * band.columns
-    return first if len(plane) == 1 else first + 8 * plane[0] * band.columns * len(band.rows)
+    return first if len(plane) == 1 else first + 8 * plane[0] * band.columns * band.height

@@ -69,7 +69,7 @@ def _conv(
 ) -> tuple[Tensor, Tensor]:
     """(y, Z): the convolution, and the kept spectrum of x that backward reuses."""
     z = analyse(x, _transform(x, _origin(n), x.shape[2:], n, kept))
-    y = weight_product(z, weight, _transform(x, starts, weight.shape[2:], n, kept), len(x), groups)
+    y = weight_product(z, weight, _transform(x, starts, weight.shape[2:], n, kept), x.shape[0], groups)
     return _inverse(y, out, n, kept, bias).to(x.dtype), z
 
 
@@ -130,7 +130,9 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     z = composed.modes_of(x, _transform(x, _origin(n), x.shape[2:], n, kept))
     w = composed.modes_of(weight, _transform(x, starts, weight.shape[2:], n, kept))
-    return _composed_inverse(composed.product(z, w, len(x), len(weight), groups), out, n, kept, bias, x.dtype), z
+    return _composed_inverse(
+        composed.product(z, w, x.shape[0], weight.shape[0], groups), out, n, kept, bias, x.dtype
+    ), z
 
 
 def _save_conv(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -182,7 +184,7 @@ def _apply(
 ) -> Tensor:
     """The convolution with the modes of a frozen weight."""
     z = analyse(x, _transform(x, _origin(n), x.shape[2:], n, kept))
-    return _inverse(product(z, w, out_channels, len(x), groups), out, n, kept, bias).to(x.dtype)
+    return _inverse(product(z, w, out_channels, x.shape[0], groups), out, n, kept, bias).to(x.dtype)
 
 
 @_apply.register_fake
@@ -208,7 +210,7 @@ def _(
     x: Tensor, w: Tensor, bias: Tensor | None, out_channels: int, groups: int, n: Ints, kept: Ints, out: Ints
 ) -> Tensor:
     z = composed.modes_of(x, _transform(x, _origin(n), x.shape[2:], n, kept))
-    return _composed_inverse(composed.product(z, w, len(x), out_channels, groups), out, n, kept, bias, x.dtype)
+    return _composed_inverse(composed.product(z, w, x.shape[0], out_channels, groups), out, n, kept, bias, x.dtype)
 
 
 def _save_apply(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -66,7 +66,7 @@ def _conv(
 ) -> tuple[Tensor, Tensor]:
     """(y, Z): the convolution, and the kept spectrum of x that backward reuses."""
     z = analyse(x, _forward(x, (0, 0), x.shape[2:], n, kept))
-    modes = weight_product(z, weight, _forward(x, starts, weight.shape[2:], n, kept), len(x), groups)
+    modes = weight_product(z, weight, _forward(x, starts, weight.shape[2:], n, kept), x.shape[0], groups)
     y = synthesise(modes, _inverse(modes, n, kept, out, stride), strided_sides(out, stride), bias)
     return y.to(x.dtype), z
 

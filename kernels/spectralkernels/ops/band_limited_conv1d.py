@@ -34,8 +34,8 @@ def band_limited_conv1d(
 ) -> Tensor:
     """Convolve series with the high frequencies left out.
 
-    x: Real [batch, channel, length], or one sample of it, any strides; float32, float64, or half (computed in float32). Within
-        torch.autocast x, weight and bias are cast as by torch.nn.functional.conv1d.
+    x: Real [batch, channel, length], or one sample of it, any strides; float32, float64, or half
+        (computed in float32). Within torch.autocast x, weight and bias are cast as by torch.nn.functional.conv1d.
     weight: Real [out_channel, channel / groups, kernel], or a `WeightSpectrum` made by `weight_spectrum`.
     bias: Real [out_channel] or None.
     compression: fraction of the N // 2 + 1 coefficients to drop, 0 <= c < 1; above 0 at least one is dropped.

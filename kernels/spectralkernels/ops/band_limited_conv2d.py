@@ -38,8 +38,8 @@ def band_limited_conv2d(
 ) -> Tensor:
     """Convolve maps with the high frequencies left out.
 
-    x: Real [batch, channel, height, width], or one sample of it, any strides; float32, float64, or half (computed in float32). Within
-        torch.autocast x, weight and bias are cast as by torch.nn.functional.conv2d.
+    x: Real [batch, channel, height, width], or one sample of it, any strides; float32, float64, or half
+        (computed in float32). Within torch.autocast x, weight and bias are cast as by torch.nn.functional.conv2d.
     weight: Real [out_channel, channel / groups, kernel_height, kernel_width], odd or even, may be larger than the map;
         or a `WeightSpectrum` made by `weight_spectrum` for the same geometry (frozen weights).
     bias: Real [out_channel] or None.

@@ -42,7 +42,8 @@ def ph_conv2d(
 ) -> Tensor:
     """Convolve maps with a sum of Kronecker products.
 
-    x: Real [batch, channel, height, width], or one sample of it; within torch.autocast cast as by torch.nn.functional.conv2d.
+    x: Real [batch, channel, height, width], or one sample of it; within torch.autocast cast as by
+        torch.nn.functional.conv2d.
     a: Real [n, n, n], n matrices of n x n. f: Real [n, out_channel / n, channel / n, kernel_height, kernel_width].
     bias: Real [out_channel] or None. stride, padding, dilation: as in torch.nn.functional.conv2d.
     impl: how the kernel is built: "matmul", "einsum" or "kron", or "auto".

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from spectralkernels.autocast import as_written, cast
 from spectralkernels.checks import as_integer, checked_stride
+from spectralkernels.constants import traced
 from spectralkernels.convolution import baselines
 from spectralkernels.convolution.cases import case_cost, case_inputs, observed
-from spectralkernels.convolution.choice import MAP_FLOP_RATIO
+from spectralkernels.convolution.choice import MAP_FLOP_RATIO, TRACED_BATCH
 from spectralkernels.convolution.cost import dft_gemm_flops, direct_flops
 from spectralkernels.convolution.dft_gemm import dft_gemm
 from spectralkernels.convolution.geometry import (
@@ -77,7 +78,8 @@ def strided_conv2d(
 
 def auto(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int, stride: tuple[int, int]) -> Decision:
     """The library convolution where nothing is dropped and it needs little arithmetic, else the matrix products."""
-    sizes = (len(x), x.shape[1], len(weight), groups, strided_band(band, stride))
+    samples = TRACED_BATCH if traced(x) else x.shape[0]
+    sizes = (samples, x.shape[1], weight.shape[0], groups, strided_band(band, stride))
     ratio = direct_flops(*sizes) / dft_gemm_flops(*sizes)
     if band.compression == 0.0 and (x.device.type != "cpu" or ratio <= MAP_FLOP_RATIO):
         return Decision("direct", "nothing is dropped, and the direct sum skips what the stride does")

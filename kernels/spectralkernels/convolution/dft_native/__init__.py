@@ -81,8 +81,8 @@ def _conv(
 ) -> tuple[Tensor, Tensor]:
     """(y, Z): the convolution, and what `analyse` made of x if `keep` and no larger than x, else nothing."""
     band, sizes, dtype = Kept(tuple(n), tuple(kept)), _sizes(x, weight, groups), compute_dtype(x.dtype)
-    y, z = x.new_empty(len(x), len(weight), *out, dtype=dtype), x.new_empty(0, dtype=dtype)
-    if len(x) == 0:
+    y, z = x.new_empty(x.shape[0], weight.shape[0], *out, dtype=dtype), x.new_empty(0, dtype=dtype)
+    if x.shape[0] == 0:
         return y.to(x.dtype), z
     maps, kernel, offset = _plain(x), _plain(weight), None if bias is None else _plain(bias)
     of_x, of_weight = _fold(band, x.shape[2:], dtype), _kernel_fold(band, weight.shape[2:], front, dtype)
@@ -109,10 +109,10 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     band, sizes, dtype = Kept(tuple(n), tuple(kept)), _sizes(x, weight, groups), compute_dtype(x.dtype)
     numbers = 0
-    if keep and len(x) > 0 and not groups_in_lanes(band, sizes, dtype):
+    if keep and x.shape[0] > 0 and not groups_in_lanes(band, sizes, dtype):
         numbers = library.spectrum_numbers(band.count, sizes, dtype)
     z = x.new_empty(numbers if numbers <= x.numel() else 0, dtype=dtype)
-    return x.new_empty(len(x), len(weight), *out), z
+    return x.new_empty(x.shape[0], weight.shape[0], *out), z
 
 
 @operator("dft_native_conv_backward")
@@ -131,10 +131,10 @@ def _conv_backward(
 ) -> tuple[Tensor, Tensor]:
     """(dx, dw); x is given where z is empty and dw wanted. A gradient that is not needed comes back empty."""
     band, dtype = Kept(tuple(n), tuple(kept)), compute_dtype(dy.dtype)
-    sizes = Sizes(len(dy), groups, weight.shape[1], len(weight) // groups)
-    dx = dy.new_empty((len(dy), groups * sizes.inputs, *size) if need_x else (0,), dtype=dtype)
+    sizes = Sizes(dy.shape[0], groups, weight.shape[1], weight.shape[0] // groups)
+    dx = dy.new_empty((dy.shape[0], groups * sizes.inputs, *size) if need_x else (0,), dtype=dtype)
     dw = weight.new_empty(weight.shape if need_weight else (0,), dtype=dtype)
-    if len(dy) == 0:
+    if dy.shape[0] == 0:
         return dx.to(dy.dtype), dw.zero_().to(weight.dtype)
     gradient, kernel, taps = _plain(dy), _plain(weight), weight.shape[2:]
     of_y = _fold(band, dy.shape[2:], dtype, inverse=True)
@@ -146,7 +146,7 @@ def _conv_backward(
         sides = (of_y, of_x, of_weight, to_x, to_weight)
         library.convolve_lanes_backward(band, sides, sizes, gradient, maps, kernel, None, *wanted)
     else:
-        turned = Sizes(len(dy), groups, sizes.outputs, sizes.inputs)
+        turned = Sizes(dy.shape[0], groups, sizes.outputs, sizes.inputs)
         g = library.analyse(band, of_y, turned, gradient)
         if need_x:
             of_weight = _kernel_fold(band, taps, front, dtype, conjugate=True)
@@ -201,7 +201,7 @@ def _save_conv(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor])
     again = output[1].numel() == 0 and ctx.needs_input_grad[1]
     ctx.save_for_backward(x if again else None, output[1], weight)
     ctx.geometry = (front, groups, n, kept, list(x.shape[2:]))
-    ctx.batch, ctx.out = len(x), out
+    ctx.batch, ctx.out = x.shape[0], out
 
 
 def _differentiate_conv(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -226,9 +226,9 @@ def _apply(
 ) -> Tensor:
     """The convolution with the modes of a frozen weight, repacked once."""
     band, dtype = Kept(tuple(n), tuple(kept)), compute_dtype(x.dtype)
-    sizes = Sizes(len(x), groups, x.shape[1] // groups, out_channels // groups)
-    y = x.new_empty(len(x), out_channels, *out, dtype=dtype)
-    if len(x) == 0:
+    sizes = Sizes(x.shape[0], groups, x.shape[1] // groups, out_channels // groups)
+    y = x.new_empty(x.shape[0], out_channels, *out, dtype=dtype)
+    if x.shape[0] == 0:
         return y.to(x.dtype)
     in_lanes = groups_in_lanes(band, sizes, dtype)
     packed = packed_modes(w, band, sizes, _centre(x.shape[2:], out), in_lanes, transposed=False)
@@ -252,9 +252,9 @@ def _(
 @operator("dft_native_apply_backward")
 def _apply_backward(dy: Tensor, w: Tensor, channels: int, groups: int, n: Ints, kept: Ints, size: Ints) -> Tensor:
     band, dtype = Kept(tuple(n), tuple(kept)), compute_dtype(dy.dtype)
-    sizes = Sizes(len(dy), groups, channels // groups, dy.shape[1] // groups)
-    dx = dy.new_empty(len(dy), channels, *size, dtype=dtype)
-    if len(dy) == 0:
+    sizes = Sizes(dy.shape[0], groups, channels // groups, dy.shape[1] // groups)
+    dx = dy.new_empty(dy.shape[0], channels, *size, dtype=dtype)
+    if dy.shape[0] == 0:
         return dx.to(dy.dtype)
     in_lanes = groups_in_lanes(band, sizes, dtype)
     packed = packed_modes(w, band, sizes, _centre(size, dy.shape[2:]), in_lanes, transposed=True)
@@ -264,7 +264,7 @@ def _apply_backward(dy: Tensor, w: Tensor, channels: int, groups: int, n: Ints, 
         sides = (of_y, to_x, of_y, to_x, to_x)
         library.convolve_lanes_backward(band, sides, sizes, gradient, None, None, packed, dx, None)
     else:
-        turned = Sizes(len(dy), groups, sizes.outputs, sizes.inputs)
+        turned = Sizes(dy.shape[0], groups, sizes.outputs, sizes.inputs)
         g = library.analyse(band, of_y, turned, gradient)
         library.convolve(band, of_y, to_x, turned, (0, 0, 0), g, None, packed, None, dx)
     return dx.to(dy.dtype)
@@ -303,7 +303,7 @@ _apply.register_autograd(_differentiate_apply, setup_context=_save_apply)
 
 
 def _sizes(x: Tensor, weight: Tensor, groups: int) -> Sizes:
-    return Sizes(len(x), groups, weight.shape[1], len(weight) // groups)
+    return Sizes(x.shape[0], groups, weight.shape[1], weight.shape[0] // groups)
 
 
 def _taps(weight: Tensor, groups: int) -> tuple[int, int, int]:

@@ -29,7 +29,7 @@ def gradients(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tensor | 
     """(dx, dw, db) as torch's own operations; dz is the gradient of the saved spectrum."""
     (x, z, weight), (front, groups, n, kept, size) = ctx.saved_tensors, ctx.geometry
     band, batch = Kept(tuple(n), tuple(kept)), ctx.batch
-    sizes = Sizes(batch, groups, weight.shape[1], len(weight) // groups)
+    sizes = Sizes(batch, groups, weight.shape[1], weight.shape[0] // groups)
     if x is not None:
         modes = composed.modes_of(x, _transform(x, _origin(n), size, n, kept))
     elif z.numel() > 0:

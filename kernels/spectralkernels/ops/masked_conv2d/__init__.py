@@ -66,8 +66,8 @@ def masked_conv2d(
 ) -> Tensor:
     """Convolve maps under a mask of their half spectrum.
 
-    x: Real [batch, channel, height, width], or one sample of it, any strides; float32, float64, or half (computed in float32). Within
-        torch.autocast x, weight and bias are cast as by torch.nn.functional.conv2d.
+    x: Real [batch, channel, height, width], or one sample of it, any strides; float32, float64, or half
+        (computed in float32). Within torch.autocast x, weight and bias are cast as by torch.nn.functional.conv2d.
     weight: Real [out_channel, channel / groups, kernel_height, kernel_width], may be larger than the map; or a frozen
         `WeightSpectrum` made by `masked_weight_spectrum` for the same geometry and modes.
     mask: Bool or Float [N_h, N_w // 2 + 1], or [batch, 1, N_h, N_w // 2 + 1] with one mask per sample, on the grid
@@ -75,7 +75,8 @@ def masked_conv2d(
     bias: Real [out_channel] or None.
     modes: what is computed; frequencies outside count as masked. None lists the non-zero cells of the mask, which
         copies it to the host; but lists every mode if the mask has a gradient (that of a zero cell is not zero) or
-        while torch.compile traces or where it is fake. Pass `masks.mode_list(mask, n)` to avoid either. A frozen weight brings its own.
+        while torch.compile traces or where it is fake. Pass `masks.mode_list(mask, n)` to avoid either. A frozen weight
+        brings its own.
     padding, groups, grid: as in `band_limited_conv2d`. impl: a name of `implementations("masked_conv2d")`, or "auto".
     Returns: Real [batch, out_channel, out_height, out_width], dtype of x, in channels_last where x or weight is.
         Differentiable in x, weight, bias and a float mask.

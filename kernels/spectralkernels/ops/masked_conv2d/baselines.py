@@ -32,7 +32,7 @@ def torch_fft(
 
     A frozen weight brings its spectrum at the listed modes.
     """
-    if len(x) == 0:  # an FFT library refuses an empty batch; the answer is as empty by any route
+    if x.shape[0] == 0:  # an FFT library refuses an empty batch; the answer is as empty by any route
         weight = weight if isinstance(weight, Tensor) else zero_kernel(weight, x)
         return convolution.direct(x, weight, bias, band, groups)
     dtype = compute_dtype(x.dtype)

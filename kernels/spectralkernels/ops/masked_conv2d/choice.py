@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from spectralkernels.constants import traced
-from spectralkernels.convolution.choice import fastest, matrices_are_light, remembered
+from spectralkernels.convolution.choice import matrices_are_light, remembered
 from spectralkernels.convolution.estimates import Sizes
 from spectralkernels.convolution.geometry import WeightSpectrum, compute_dtype
 from spectralkernels.declare import Decision
@@ -36,17 +36,18 @@ def auto(
         return Decision("dft_gemm_frozen", because)
     if x.device.type != "cpu":
         return Decision("torch_fft", too_large) if too_large else Decision("dft_gemm", "no GPU has been measured yet")
+    if traced(x, mask):  # by a rule without guards
+        because = "only listed modes are computed, by an opaque operator"
+        return Decision("torch_fft", too_large) if too_large else Decision("dft_gemm", because)
     sizes = mask_sizes(x, weight, band, modes, groups)
     names = ["torch_fft"]
     if too_large is None and matrices_are_light(sizes):
         names.append("dft_gemm")
-    # A mask with a gradient needs one, and a traced mask cannot be read.
-    readable = not mask.requires_grad and not traced(mask)
-    if readable and len(modes) == band.n[0] * half(band.n[1]) and all_pass(mask):
+    # A mask with a gradient needs one.
+    if not mask.requires_grad and len(modes) == band.n[0] * half(band.n[1]) and all_pass(mask):
         names.append("direct")
     training = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or mask.requires_grad)
-    choose = fastest if torch.compiler.is_compiling() else remembered
-    return choose(tuple(names), sizes, training)
+    return remembered(tuple(names), sizes, training)
 
 
 def mask_sizes(x: Tensor, weight: Tensor, band: Band, modes: ModeList, groups: int) -> Sizes:

@@ -51,7 +51,7 @@ def dft_gemm(
     """x [B, C, H, W], weight [O, C / groups, K_h, K_w] or its spectrum, mask [N_h, N_w // 2 + 1] or [B, 1, ...],
     bias [O] | None -> [B, O, *out]."""
     starts = [-before for before, _ in band.pad]
-    out_channels = len(weight) if isinstance(weight, Tensor) else weight.out_channels
+    out_channels = weight.shape[0] if isinstance(weight, Tensor) else weight.out_channels
     values = weight if isinstance(weight, Tensor) else weight.modes
     layout = [number for pair in (modes.cells or modes.steps) for number in pair]
     where = (starts, out_channels, groups, band.n, layout, bool(modes.cells), band.out)
@@ -111,7 +111,7 @@ def _conv(
     """
     modes = _mode_list(tuple(n), tuple(layout), listed)
     z = analyse(x, _transform(x, modes, (0, 0), x.shape[2:]))
-    y = _product(z, weight, starts, out_channels, len(x), groups, modes)
+    y = _product(z, weight, starts, out_channels, x.shape[0], groups, modes)
     y *= _values(mask, modes, y)
     return synthesise(y, _transform(y, modes, (0, 0), out, inverse=True), out, bias).to(x.dtype), z
 
@@ -159,7 +159,7 @@ def _conv_backward(
     dx, dw, dmask = dy.new_empty(0), weight.new_empty(0), mask.new_empty(0)
     if need_mask:
         assert z is not None
-        dmask = _mask_gradient(g, _product(z, weight, starts, dy.shape[1], len(dy), groups, modes), mask, modes)
+        dmask = _mask_gradient(g, _product(z, weight, starts, dy.shape[1], dy.shape[0], groups, modes), mask, modes)
     g *= _values(mask, modes, g)
     if need_x:
         if weight.dim() == 3:
@@ -208,7 +208,7 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     modes = _mode_list(tuple(n), tuple(layout), listed)
     z = composed.modes_of(x, _transform(x, modes, (0, 0), x.shape[2:]))
-    product = composed.product(z, _composed_weight(z, weight, starts, modes), len(x), out_channels, groups)
+    product = composed.product(z, _composed_weight(z, weight, starts, modes), x.shape[0], out_channels, groups)
     inverse = _transform(z, modes, (0, 0), out, inverse=True)
     y = composed.maps_of(product * _values(mask, modes, z), inverse, out)
     return composed.with_bias(y, bias).to(x.dtype), z
@@ -258,7 +258,7 @@ def _composed_backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[
             dw = composed.weight_product(masked, z, groups)
             dw = composed.maps_of(dw, of_weight, weight.shape[2:]).to(weight.dtype)
         if need_mask:
-            cells = (composed.product(z, w, len(dy), dy.shape[1], groups) * g).sum((1, 3)).t()
+            cells = (composed.product(z, w, dy.shape[0], dy.shape[1], groups) * g).sum((1, 3)).t()
             dmask = _at_modes(cells, mask, modes)
         db = dy.sum((0, 2, 3)) if need_bias else None
     if need_x and sum_for_x is not None:

@@ -28,7 +28,7 @@ def decide(y_hat: Tensor, beta: float, rms: Tensor | None, n: int) -> Tensor:
 
     y_hat: Complex [..., U, V]. rms: Real [planes] or None. Returns: Bool [..., U, V].
     """
-    limit = beta if rms is None or math.isinf(beta) else (beta * rms).reshape(*y_hat.shape[:-2], 1, 1)
+    limit = beta if rms is None or beta == math.inf else (beta * rms).reshape(*y_hat.shape[:-2], 1, 1)
     kept = ~(y_hat.abs() <= limit)
     columns = kept[..., :: y_hat.shape[-1] - 1] if n % 2 == 0 else kept[..., :1]
     columns |= columns.flip(-2).roll(1, -2)  # row u beside row -u mod U
