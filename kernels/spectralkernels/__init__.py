@@ -7,6 +7,8 @@
 Needs torch alone; Triton, CUDA and everything else only add implementations.
 """
 
+import torch
+
 from spectralkernels import diagnose, masks, nn
 from spectralkernels.convolution.geometry import WeightSpectrum
 from spectralkernels.dispatch import Availability, Explanation, implementations
@@ -24,6 +26,7 @@ from spectralkernels.ops.spec_block import spec_block
 from spectralkernels.ops.spectral_pool2d import spectral_pool2d
 from spectralkernels.ops.threshold_spectrum import threshold_spectrum
 from spectralkernels.sparse import SparseSpectrum
+from spectralkernels.spectra import Band
 
 __all__ = [
     "Availability",
@@ -55,5 +58,8 @@ __all__ = [
     "threshold_spectrum",
     "weight_spectrum",
 ]
+
+# What torch.load(weights_only=True) may make of a file.
+torch.serialization.add_safe_globals([Band, SparseSpectrum, WeightSpectrum, masks.ModeList])
 
 __version__ = "0.1.0"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # masks are built on this module
     from spectralkernels.masks.modes import ModeList
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class WeightSpectrum:
     """A frozen weight, transformed once for one geometry; the convolution it was made for takes it for a weight.
 
@@ -39,6 +39,10 @@ class WeightSpectrum:
     mode_list: the modes of a mask; None for the whole band.
     modes: Real [F, 2, O * C / groups], see `dft`. A snapshot: it does not follow later changes of the weight and
     carries no gradient.
+
+    A call with it need not repeat compression, padding, groups and grid. It compares by value, moves with `to`, and is
+    saved and loaded by torch, `weights_only=True` included. In a module, keep `modes` as a buffer, and call with
+    `dataclasses.replace(spectrum, modes=self.modes)`.
     """
 
     modes: Tensor
@@ -47,6 +51,30 @@ class WeightSpectrum:
     in_channels_per_group: int
     groups: int
     mode_list: ModeList | None = None
+
+    def to(self, *args: Any, **kwargs: Any) -> WeightSpectrum:
+        """The same spectrum on a device or in float32 or float64; arguments as in torch.Tensor.to."""
+        modes = self.modes.to(*args, **kwargs)
+        if modes.dtype not in (torch.float32, torch.float64):
+            raise DtypeError(f"a WeightSpectrum is held in float32 or float64, half maps included, got {modes.dtype}")
+        return replace(self, modes=modes)
+
+    def __eq__(self, other: object) -> bool:
+        """Equal geometry, and equal modes on the same device."""
+        if not isinstance(other, WeightSpectrum):
+            return NotImplemented
+        facts = [(one.band, one.out_channels, one.groups, one.mode_list, one.modes.device) for one in (self, other)]
+        return facts[0] == facts[1] and self.modes.dtype == other.modes.dtype and torch.equal(self.modes, other.modes)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        kernel = [self.out_channels, self.in_channels_per_group, *self.band.kernel]
+        band = f"compression={self.band.compression}" if self.mode_list is None else f"{len(self.mode_list)} modes"
+        return (
+            f"WeightSpectrum(weight={kernel}, size={self.band.size}, n={self.band.n}, {band}, groups={self.groups}, "
+            f"dtype={self.modes.dtype}, device={self.modes.device})"
+        )
 
 
 def needs_tensor(weight: Tensor | WeightSpectrum, **rest: object) -> str | None:
@@ -148,18 +176,53 @@ def conv_band(
     on both sides. grid: a policy of `spectra.fft_size`, or the FFT size itself.
     Raises: ShapeError where no output is left; DtypeError or RangeError on a bad compression, padding or grid.
     """
-    compression = as_number("compression", compression)
-    check_compression(compression)
-    axes = len(size)
     if min(*size, *kernel) < 1:
         raise ShapeError(f"map and kernel must have at least one sample per axis, got map {size} and kernel {kernel}")
-    pad = _per_axis_padding(padding, kernel)
+    return _band(size, kernel, compression, _per_axis_padding(padding, kernel), grid)
+
+
+def filled(geometry: dict[str, Any]) -> dict[str, Any]:
+    """The options of a call that are not given, None, as they are for a weight that is a tensor."""
+    defaults = {"compression": 0.0, "padding": "same", "grid": "tight", "groups": 1}
+    return {name: defaults[name] if value is None else value for name, value in geometry.items()}
+
+
+def frozen_band(
+    spectrum: WeightSpectrum,
+    size: tuple[int, ...],
+    *,
+    compression: float | None,
+    padding: Padding | None,
+    grid: GridChoice | None,
+) -> Band:
+    """The geometry of a call with a frozen weight: what is None is the spectrum's own. Errors as in `conv_band`."""
+    own = spectrum.band
+    if size != own.size:
+        maker = _maker(spectrum.mode_list)
+        raise ShapeError(
+            f"this WeightSpectrum was made for {own}, maps of {own.size}, got {size}; make one with {maker}(...) "
+            "for this map size"
+        )
+    compression = own.compression if compression is None else compression
+    pad = own.pad if padding is None else _per_axis_padding(padding, own.kernel)
+    return _band(size, own.kernel, compression, pad, own.n if grid is None else grid)
+
+
+def _band(
+    size: tuple[int, ...],
+    kernel: tuple[int, ...],
+    compression: float,
+    pad: tuple[tuple[int, int], ...],
+    grid: GridChoice,
+) -> Band:
+    compression = as_number("compression", compression)
+    check_compression(compression)
     out = tuple(h + before + after - k + 1 for h, k, (before, after) in zip(size, kernel, pad, strict=True))
     if min(out) < 1:
         raise ShapeError(
             f"kernel {kernel} is larger than the padded map {size} + {pad}; pad more or use padding='same'"
         )
-    rule: Callable[[int, float], int] = kept_1d if axes == 1 else kept_2d
+    rule: Callable[[int, float], int] = kept_1d if len(size) == 1 else kept_2d
     n = _grid_sizes(grid, size, kernel, pad, out)
     return Band(size, kernel, pad, out, n, tuple(rule(each, compression) for each in n), compression)
 

@@ -28,7 +28,9 @@ from spectralkernels.convolution.geometry import (
     check_arguments,
     check_spectrum_arguments,
     conv_band,
+    filled,
     fits_matrices,
+    frozen_band,
 )
 from spectralkernels.declare import Implementation, Operation, Role, Tolerance
 from spectralkernels.dispatch import dispatch
@@ -45,25 +47,26 @@ def call(
     bias: Tensor | None,
     *,
     spatial: str,
-    compression: float,
-    padding: Padding,
-    groups: int,
-    grid: GridChoice,
+    compression: float | None,
+    padding: Padding | None,
+    groups: int | None,
+    grid: GridChoice | None,
     stride: int,
     impl: str,
 ) -> Tensor:
     """Check the arguments of a public call, work out its geometry and run it."""
     given, x = x, batched(x, f"[batch, channel, {spatial}]")
-    groups = as_integer("groups", groups)
+    frozen = isinstance(weight, WeightSpectrum)
+    groups = as_integer("groups", (weight.groups if frozen else 1) if groups is None else groups)
     device = x.device.type
     x, weight, bias = cast(x, device), cast(weight, device), cast(bias, device)
     geometry: dict[str, Any] = {"compression": compression, "padding": padding, "grid": grid}
     if isinstance(weight, WeightSpectrum):
-        band = conv_band(tuple(x.shape[2:]), weight.band.kernel, **geometry)
+        band = frozen_band(weight, tuple(x.shape[2:]), **geometry)
         check_spectrum_arguments(x, weight, bias, band, groups, stride)
     else:
         check_arguments(x, weight, bias, groups, stride, spatial)
-        band = conv_band(tuple(x.shape[2:]), tuple(weight.shape[2:]), **geometry)
+        band = conv_band(tuple(x.shape[2:]), tuple(weight.shape[2:]), **filled(geometry))
     inputs = {"x": x, "weight": weight, "bias": bias, "band": band, "groups": groups}
     return as_given(dispatch(operation, impl, device, inputs), given, x, weight)
 

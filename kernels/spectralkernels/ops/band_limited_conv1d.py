@@ -25,10 +25,10 @@ def band_limited_conv1d(
     weight: Tensor | WeightSpectrum,
     bias: Tensor | None = None,
     *,
-    compression: float = 0.0,
-    padding: Padding = "same",
-    groups: int = 1,
-    grid: GridChoice = "tight",
+    compression: float | None = None,
+    padding: Padding | None = None,
+    groups: int | None = None,
+    grid: GridChoice | None = None,
     stride: int = 1,
     impl: str = "auto",
 ) -> Tensor:
@@ -38,7 +38,8 @@ def band_limited_conv1d(
         (computed in float32). Within torch.autocast x, weight and bias are cast as by torch.nn.functional.conv1d.
     weight: Real [out_channel, channel / groups, kernel], or a `WeightSpectrum` made by `weight_spectrum`.
     bias: Real [out_channel] or None.
-    compression: fraction of the N // 2 + 1 coefficients to drop, 0 <= c < 1; above 0 at least one is dropped.
+    compression: fraction of the N // 2 + 1 coefficients to drop, 0 <= c < 1; above 0 at least one is dropped. None is
+        0, or that of a frozen weight; so are None of padding, groups and grid.
     padding, groups, grid, stride, impl: as in `band_limited_conv2d`, one axis instead of two.
     Returns: Real [batch, out_channel, out_length], dtype of x. Differentiable in x, weight and bias.
     Raises: ShapeError, DtypeError, RangeError on arguments that do not fit; Unsupported if `impl` cannot run here.

@@ -17,7 +17,14 @@ from spectralkernels.convolution.baselines import ideal, reference
 from spectralkernels.convolution.cases import case_cost, case_inputs, observed
 from spectralkernels.convolution.choice import auto
 from spectralkernels.convolution.dft_gemm import freeze_weight
-from spectralkernels.convolution.geometry import GridChoice, Padding, WeightSpectrum, check_frozen_weight, conv_band
+from spectralkernels.convolution.geometry import (
+    GridChoice,
+    Padding,
+    WeightSpectrum,
+    check_frozen_weight,
+    conv_band,
+    filled,
+)
 from spectralkernels.convolution.implementations import CHECKED, IMPLEMENTATIONS, RIVALS, TOLERANCE, call
 from spectralkernels.declare import Block, Case, Operation, Scalar
 from spectralkernels.ops.strided_conv2d import strided_conv2d
@@ -29,10 +36,10 @@ def band_limited_conv2d(
     weight: Tensor | WeightSpectrum,
     bias: Tensor | None = None,
     *,
-    compression: float = 0.0,
-    padding: Padding = "same",
-    groups: int = 1,
-    grid: GridChoice = "tight",
+    compression: float | None = None,
+    padding: Padding | None = None,
+    groups: int | None = None,
+    grid: GridChoice | None = None,
     stride: int | tuple[int, int] = 1,
     impl: str = "auto",
 ) -> Tensor:
@@ -43,7 +50,8 @@ def band_limited_conv2d(
     weight: Real [out_channel, channel / groups, kernel_height, kernel_width], odd or even, may be larger than the map;
         or a `WeightSpectrum` made by `weight_spectrum` for the same geometry (frozen weights).
     bias: Real [out_channel] or None.
-    compression: fraction of half-spectrum coefficients to drop, 0 <= c < 1; 0 keeps everything.
+    compression: fraction of half-spectrum coefficients to drop, 0 <= c < 1; 0 keeps everything. Here and below None is
+        what the frozen weight was made for, or 0, "same", groups of 1 and "tight" for a tensor.
     padding: "same", "valid", zeros per side, or (vertical, horizontal).
     grid: FFT size N per axis: "tight" (H + K // 2 for "same"), "seed" (the paper's), "pow2", "fast", or sizes.
         With c > 0 another N is another operator.
@@ -59,10 +67,7 @@ def band_limited_conv2d(
             weight,
             bias,
             stride=stride,
-            compression=compression,
-            padding=padding,
-            groups=groups,
-            grid=grid,
+            **filled({"compression": compression, "padding": padding, "groups": groups, "grid": grid}),
             impl=impl,
         )
     return call(

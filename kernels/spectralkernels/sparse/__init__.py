@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from spectralkernels.errors import RangeError, Unsupported
+from spectralkernels.errors import DtypeError, RangeError, Unsupported
 from spectralkernels.sparse import bitmap
 from spectralkernels.stages import staged
 
@@ -57,6 +57,13 @@ class SparseSpectrum:
     def __repr__(self) -> str:
         shape = list(self.shape)
         return f"SparseSpectrum(shape={shape}, format={self.format!r}, dtype={self.dtype}, device={self.device})"
+
+    def to(self, *args: Any, **kwargs: Any) -> SparseSpectrum:
+        """The same spectrum on a device or in complex64 or complex128; arguments as in torch.Tensor.to."""
+        values = self.values.to(*args, **kwargs)
+        if not values.is_complex():
+            raise DtypeError(f"the values of a SparseSpectrum are complex, got {values.dtype}")
+        return replace(self, values=values, index=tuple(each.to(values.device) for each in self.index))
 
     @property
     def dtype(self) -> torch.dtype:

@@ -29,6 +29,8 @@ from spectralkernels.convolution.geometry import (
     check_spectrum_arguments,
     compute_dtype,
     conv_band,
+    filled,
+    frozen_band,
     needs_tensor,
 )
 from spectralkernels.convolution.implementations import DIRECT
@@ -59,9 +61,9 @@ def masked_conv2d(
     bias: Tensor | None = None,
     *,
     modes: ModeList | None = None,
-    padding: Padding = "same",
-    groups: int = 1,
-    grid: GridChoice = "tight",
+    padding: Padding | None = None,
+    groups: int | None = None,
+    grid: GridChoice | None = None,
     impl: str = "auto",
 ) -> Tensor:
     """Convolve maps under a mask of their half spectrum.
@@ -77,22 +79,25 @@ def masked_conv2d(
         copies it to the host; but lists every mode if the mask has a gradient (that of a zero cell is not zero) or
         while torch.compile traces or where it is fake. Pass `masks.mode_list(mask, n)` to avoid either. A frozen weight
         brings its own.
-    padding, groups, grid: as in `band_limited_conv2d`. impl: a name of `implementations("masked_conv2d")`, or "auto".
+    padding, groups, grid: as in `band_limited_conv2d`; None is what a frozen weight was made for.
+    impl: a name of `implementations("masked_conv2d")`, or "auto".
     Returns: Real [batch, out_channel, out_height, out_width], dtype of x, in channels_last where x or weight is.
         Differentiable in x, weight, bias and a float mask.
     Raises: ShapeError, DtypeError, RangeError on arguments that do not fit; Unsupported if `impl` cannot run here.
     """
     given, x = x, batched(x, "[batch, channel, height, width]")
-    groups = as_integer("groups", groups)
+    frozen = isinstance(weight, WeightSpectrum)
+    groups = as_integer("groups", (weight.groups if frozen else 1) if groups is None else groups)
     _check_modes(modes, (type(None),))
     device = x.device.type
     x, weight, bias = cast(x, device), cast(weight, device), cast(bias, device)
     if isinstance(weight, WeightSpectrum):
-        kernel, modes = weight.band.kernel, weight.mode_list if modes is None else modes
+        modes = weight.mode_list if modes is None else modes
+        band = frozen_band(weight, tuple(x.shape[2:]), compression=None, padding=padding, grid=grid)
     else:
         check_arguments(x, weight, bias, groups, 1, "height, width")
-        kernel = tuple(weight.shape[2:])
-    band = conv_band(tuple(x.shape[2:]), kernel, compression=0.0, padding=padding, grid=grid)
+        options = filled({"compression": None, "padding": padding, "grid": grid})
+        band = conv_band(tuple(x.shape[2:]), tuple(weight.shape[2:]), **options)
     n = (band.n[0], band.n[1])
     _check_mask(mask, x)
     if mask.is_floating_point():  # a pair of cells gets its mean in the precision of the computation
