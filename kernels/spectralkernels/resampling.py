@@ -22,8 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectralkernels.checks import as_number, check_choice
 from spectralkernels.constants import constant
-from spectralkernels.errors import RangeError, ShapeError
+from spectralkernels.errors import DtypeError, RangeError, ShapeError
 from spectralkernels.spectra import half
 
 # What the cosine at M / 2 is multiplied by: twice the weight of +M/2 and of -M/2.
@@ -32,8 +33,7 @@ EVEN_RULES = tuple(_NYQUIST)
 
 
 def check_rule(rule: str) -> None:
-    if rule not in EVEN_RULES:
-        raise RangeError(f"even must be one of {', '.join(EVEN_RULES)}, got {rule!r}")
+    check_choice("even", rule, EVEN_RULES)
 
 
 def check_target(size: tuple[int, ...], target: tuple[int, ...]) -> None:
@@ -48,7 +48,8 @@ def pooled_size(
     plane: tuple[int, int], stride: float | tuple[float, float], *, compat: bool = False
 ) -> tuple[int, int]:
     """What remains of a map at real strides >= 1: floor(side / stride), at least 1; compat: see `spectral_pool2d`."""
-    strides = stride if isinstance(stride, tuple) else (stride, stride)
+    given = stride if isinstance(stride, (tuple, list)) else (stride, stride)
+    strides = tuple(as_number("stride", step) for step in given)
     if len(strides) != 2 or not all(step >= 1.0 for step in strides):
         raise RangeError(f"stride must be one number >= 1 or two, (vertical, horizontal), got {stride}")
     height, width = (max(1, math.floor(side / step)) for side, step in zip(plane, strides, strict=True))
@@ -57,12 +58,14 @@ def pooled_size(
     return height, width
 
 
-def check_share(share: float | Tensor | None) -> None:
+def check_share(share: float | Tensor | None, device: torch.device) -> None:
     """A share of the band: a number in [0, 1], or a real tensor of one element."""
     if isinstance(share, Tensor):
+        if share.device != device:
+            raise DtypeError(f"share must be on the device of x ({device}), got {share.device}; move one of them")
         if share.numel() != 1 or not share.is_floating_point():
             raise RangeError(f"share must be one real number, got {share.dtype} {list(share.shape)}")
-    elif share is not None and not 0.0 <= share <= 1.0:
+    elif share is not None and not 0.0 <= as_number("share", share) <= 1.0:
         raise RangeError(f"share must lie in [0, 1], a share of the band, got {share}")
 
 

@@ -187,7 +187,11 @@ def test_it_compiles_whole(operation: str, seed: int):
         ({"stride": 0.5}, sk.RangeError, "stride must be one number >= 1"),
         ({}, sk.RangeError, "takes either size or stride"),
         ({"stride": 2.0, "size": (4, 4)}, sk.RangeError, "takes either size or stride"),
-        ({"stride": 2.0, "even": "mean"}, sk.RangeError, "even must be one of average, code, alias, drop, raw"),
+        (
+            {"stride": 2.0, "even": "mean"},
+            sk.RangeError,
+            "even must be .average., .code., .alias., .drop. or .raw., got .mean.",
+        ),
         ({"stride": 2.0, "share": 1.5}, sk.RangeError, r"share must lie in \[0, 1\]"),
         ({"stride": 2.0, "share": torch.ones(2)}, sk.RangeError, "share must be one real number"),
         ({"stride": 2.0, "impl": "library"}, sk.Unsupported, "pooling='max'"),

@@ -56,8 +56,9 @@ def call(
 ) -> Tensor:
     """Check the arguments of a public call, work out its geometry and run it."""
     given, x = x, batched(x, f"[batch, channel, {spatial}]")
-    frozen = isinstance(weight, WeightSpectrum)
-    groups = as_integer("groups", (weight.groups if frozen else 1) if groups is None else groups)
+    if groups is None:
+        groups = weight.groups if isinstance(weight, WeightSpectrum) else 1
+    groups = as_integer("groups", groups)
     device = x.device.type
     x, weight, bias = cast(x, device), cast(weight, device), cast(bias, device)
     geometry: dict[str, Any] = {"compression": compression, "padding": padding, "grid": grid}

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from spectralkernels.autocast import as_written
-from spectralkernels.checks import REAL_DTYPES, check_dtype
+from spectralkernels.checks import REAL_DTYPES, as_integers, as_number, check_dtype, check_tensor
 from spectralkernels.convolution.geometry import compute_dtype
 from spectralkernels.declare import Block, Case, Cost, Decision, Implementation, Operation, Pass, Scalar, Tolerance
 from spectralkernels.dispatch import dispatch
@@ -63,12 +63,14 @@ def diff_stride2d(
     given, x = x, batched(x, "[batch, channel, height, width]")
     check_dtype("x", x, REAL_DTYPES)
     plane = (x.shape[2], x.shape[3])
-    if not smoothness > 0.0:
+    smoothness = as_number("smoothness", smoothness)
+    if not 0.0 < smoothness < math.inf:
         raise RangeError(f"smoothness must be above 0, got {smoothness}; spectral_pool2d has a hard edge")
     if min(plane) <= smoothness or min(plane) < 2:
         raise RangeError(
             f"each side of the map {plane} must exceed smoothness={smoothness} and 1; lower the smoothness"
         )
+    check_tensor("strides", strides)
     if strides.shape != (2,) or not strides.is_floating_point():
         raise ShapeError(
             f"strides must be Real [2], vertical and horizontal, got {strides.dtype} {list(strides.shape)}"
@@ -79,9 +81,10 @@ def diff_stride2d(
         raise RangeError(f"compat needs even sides, got {plane}: at odd ones the authors' code misplaces the mean")
     if size is not None and (compat or not cropping):
         raise RangeError("size must be left out with compat=True or cropping=False, which have sizes of their own")
-    target = (
-        plane if not cropping else tuple(size) if size is not None else diff_stride_size(plane, strides, smoothness)
-    )
+    if size is not None:
+        target = as_integers("size", size, (2,))
+    else:
+        target = diff_stride_size(plane, strides, smoothness) if cropping else plane
     check_target(plane, target)
     inputs: dict[str, Any] = {"x": x, "strides": strides, "size": target, "smoothness": smoothness}
     scale = math.prod(plane) / math.prod(target) if legacy_scale else 1.0

@@ -22,6 +22,7 @@ from spectralkernels.checks import REAL_DTYPES, check_dtype
 from spectralkernels.convolution.geometry import compute_dtype
 from spectralkernels.declare import Block, Case, Cost, Decision, Implementation, Operation, Scalar, Tolerance
 from spectralkernels.dispatch import dispatch
+from spectralkernels.errors import DtypeError
 from spectralkernels.inputs import feature_map
 from spectralkernels.layouts import as_given, batched
 from spectralkernels.resampling import check_share, low_pass_matrix, passes, resample
@@ -39,7 +40,9 @@ def frequency_dropout2d(x: Tensor, share: float | Tensor, *, impl: str = "auto")
     """
     given, x = x, batched(x, "[batch, channel, height, width]")
     check_dtype("x", x, REAL_DTYPES)
-    check_share(share)
+    if share is None:
+        raise DtypeError("share must be a number, got None; without a dropout pass the maps as they are")
+    check_share(share, x.device)
     return as_given(dispatch(OPERATION, impl, x.device.type, {"x": x, "share": share}), given, x)
 
 

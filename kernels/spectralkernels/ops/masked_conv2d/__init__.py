@@ -86,8 +86,9 @@ def masked_conv2d(
     Raises: ShapeError, DtypeError, RangeError on arguments that do not fit; Unsupported if `impl` cannot run here.
     """
     given, x = x, batched(x, "[batch, channel, height, width]")
-    frozen = isinstance(weight, WeightSpectrum)
-    groups = as_integer("groups", (weight.groups if frozen else 1) if groups is None else groups)
+    if groups is None:
+        groups = weight.groups if isinstance(weight, WeightSpectrum) else 1
+    groups = as_integer("groups", groups)
     _check_modes(modes, (type(None),))
     device = x.device.type
     x, weight, bias = cast(x, device), cast(weight, device), cast(bias, device)

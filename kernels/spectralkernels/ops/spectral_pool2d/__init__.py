@@ -17,7 +17,7 @@ import math
 
 from torch import Tensor
 
-from spectralkernels.checks import REAL_DTYPES, check_dtype
+from spectralkernels.checks import REAL_DTYPES, as_integers, check_dtype
 from spectralkernels.declare import Decision, Implementation, Operation, Tolerance
 from spectralkernels.dispatch import dispatch
 from spectralkernels.errors import RangeError
@@ -64,9 +64,9 @@ def spectral_pool2d(
     plane = (x.shape[2], x.shape[3])
     if (size is None) == (stride is None):
         raise RangeError(f"spectral_pool2d takes either size or stride, got size={size}, stride={stride}")
-    target = tuple(size) if stride is None else pooled_size(plane, stride, compat=compat)  # type: ignore[arg-type]
+    target = as_integers("size", size, (2,)) if stride is None else pooled_size(plane, stride, compat=compat)
     check_target(plane, target)
-    check_share(share)
+    check_share(share, x.device)
     scale = math.prod(plane) / math.prod(target) if legacy_scale else 1.0
     inputs = {
         "x": x,
