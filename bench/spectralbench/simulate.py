@@ -73,7 +73,7 @@ def false_alarms(rng: np.random.Generator, runs: int) -> Iterator[str]:
                 cells = []
                 for sitting in (False, True):
                     for processes in (1, 3, 5):
-                        counts = [alarms(weigh(run(rng, kind, size, earlier, processes, sitting))).sum()
+                        counts = [alarms(_judged(run(rng, kind, size, earlier, processes, sitting))).sum()
                                   for _ in range(runs)]  # fmt: skip
                         cells.append(f"{sum(count > 0 for count in counts)} ({sum(counts)})")
                 yield f"| {kind} {100 * size:g} % | {earlier} | {' | '.join(cells)} |"
@@ -93,8 +93,13 @@ def power(rng: np.random.Generator, runs: int) -> Iterator[str]:
     ]  # fmt: skip
     steps += [
         (f"+1 % a commit for 10 commits after {flat}, 2 %, {processes} processes", 0.02, flat + 9, processes,
-         lambda n: np.log(1.01) * np.maximum(np.arange(n) - n + 11, 0), None)
+         partial(_drift, commits=10), None)
         for flat in (8, 20) for processes in (3, 5)
+    ]  # fmt: skip
+    steps += [
+        (f"+1 % a commit for all of 40 commits, 2 %, {processes} processes", 0.02, 39, processes,
+         partial(_drift, commits=40), None)
+        for processes in (3, 5)
     ]  # fmt: skip
     yield "| planted | " + " | ".join(KINDS) + " | gaussian, sitting noise |"
     yield "|---|" + "---|" * (len(KINDS) + 1)
@@ -105,7 +110,7 @@ def power(rng: np.random.Generator, runs: int) -> Iterator[str]:
             for _ in range(runs):
                 values = run(rng, kind, size, earlier, processes, sitting)
                 values[:CHANGED] += change(earlier + 1)[None, :, None]
-                found = weigh(values)
+                found = _judged(values)
                 hit = found_alone(found)
                 hits.append(hit.mean())
                 if back is not None:
@@ -126,12 +131,20 @@ def slow_host(rng: np.random.Generator, runs: int) -> Iterator[str]:
             values[:, -1] += np.log(SLOW_HOST)
             level = np.median(values[:20], axis=(1, 2), keepdims=True)
             shift = np.broadcast_to(np.median(values[:20] - level, axis=0), values.shape)
-            counts.append(alarms(weigh(freed(values, shift)[0])).sum())
+            counts.append(alarms(_judged(freed(values, shift)[0])).sum())
         yield f"| {kind} 2 % | {sum(count > 0 for count in counts)} ({sum(counts)}) |"
+
+
+def _judged(values: Array) -> Evidence:
+    return weigh(values, alarm=RATE / RUN, practical=PRACTICAL)
 
 
 def _step(length: int, back: int, ratio: float) -> Array:
     return np.log(ratio) * (np.arange(length) >= length - back)
+
+
+def _drift(length: int, commits: int) -> Array:
+    return np.log(1.01) * np.maximum(np.arange(length) - length + commits + 1, 0)
 
 
 def main() -> None:

@@ -106,6 +106,33 @@ def test_a_slow_drift_is_seen(seed: int) -> None:
     assert alert.judge(series_of_values(values))[0].verdict is Verdict.SLOWER
 
 
+def test_a_drift_is_seen_whole_however_many_processes_see_its_newest_part(seed: int) -> None:
+    """A drift is a chain of changes, and the newest one, weaker than the whole, used to take its place."""
+    rng = np.random.default_rng(seed)
+    values = simulate.run(rng, "gaussian", 0.02, 17, 5, False)
+    values[: simulate.CHANGED] += np.log(1.01) * np.maximum(np.arange(18) - 7, 0)[None, :, None]
+    found = weigh(values, practical=simulate.PRACTICAL)
+    assert simulate.found_alone(found).mean() >= 0.9
+    assert not simulate.alarms(found)[simulate.CHANGED :].sum() > 5, "the others did not drift"
+
+
+def test_an_outlier_among_the_processes_is_not_the_noise_of_a_series(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = simulate.run(rng, "gaussian", 0.02, 8, 5, False)
+    values[: simulate.CHANGED, -1] += np.log(1.10)
+    values[: simulate.CHANGED, 2, 1] += 1.0
+    values[simulate.CHANGED :, 3, 1] += 1.0
+    assert simulate.found_alone(weigh(values)).mean() >= 0.9
+
+
+def test_other_numbers_of_processes_are_no_change(seed: int) -> None:
+    """The mean of the fastest of one process is higher than that of the fastest of five."""
+    rng = np.random.default_rng(seed)
+    values = simulate.run(rng, "exponential", 0.04, 8, 5, False)
+    values[:, -1, 1:] = np.nan
+    assert simulate.alarms(weigh(values)).sum() <= 1
+
+
 def test_a_spike_that_is_over_is_the_same() -> None:
     steady = [1.0, 1.01, 0.99, 1.0, 1.01, 0.99, 1.0]
     assert alert.judge(series_of_values([*steady, 1.5, 1.0]))[0].verdict is Verdict.SAME

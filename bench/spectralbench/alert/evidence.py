@@ -27,9 +27,11 @@ CREDIBLE = 1e-3
 HUGE = 1e9
 LEAST_PLACEBOS = 300
 NOTHING = 1e-20
+OUTLIER = 4.0
 ROUNDS = 4
 SHUFFLES = 6
-TRIM = 0.34
+MEANS = ((0.0, 0.0), (0.34, 0.34), (0.0, 0.4))
+SYMMETRIC = 2
 TRUSTED = 200.0
 
 
@@ -54,7 +56,7 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class _Model:
-    """One way to see the run. points: [series, point]; within: variance of the newest point from its own processes."""
+    """One way to see the run. points: [series, point]; within: see `_within`."""
 
     points: Array
     within: Array
@@ -75,19 +77,26 @@ class _Splits:
     over: Array
 
 
-def weigh(values: Array, *, minimum: int = 3, alarm: float = 1e-5) -> Evidence:
+def weigh(values: Array, *, minimum: int = 3, alarm: float = 1e-5, practical: float | Array = 0.0) -> Evidence:
     """Search every series for its newest change.
 
+    A newer change takes the place of an older one only if it would be told by itself: it is beyond `practical`, and
+    its p value is at most `alarm`. A drift is a chain of changes, each weaker than the one before, and the whole of it
+    is what must be told.
+
     values: float64 [series, point, process] logarithms, the newest point last; NaN where there is no point or process.
-    minimum: points that must lie before a change. alarm: the p value that `visible` is about.
+    minimum: points that must lie before a change. alarm: the p value that `visible` is about. practical: relative
+    change worth telling, one or an array [series].
     """
+    values = _thinned(values)
     model = _best_model(values, minimum, alarm)
     start = np.zeros(len(values), dtype=np.int64)
     found = _search(model, start, minimum)
     for _ in range(ROUNDS):
         credible = np.minimum(found.slower, found.faster) < CREDIBLE
         later = _search(model, np.where(credible, found.split, start), minimum)
-        newer = credible & (np.minimum(later.slower, later.faster) < CREDIBLE)
+        told = (np.minimum(later.slower, later.faster) <= alarm) & (np.abs(np.expm1(later.change)) > practical)
+        newer = credible & told
         if not newer.any():
             break
         start = np.where(newer, found.split, start)
@@ -96,12 +105,25 @@ def weigh(values: Array, *, minimum: int = 3, alarm: float = 1e-5) -> Evidence:
     return replace(found, visible=_visible(model, start, minimum, alarm))
 
 
+def _thinned(values: Array) -> Array:
+    """No earlier point with more processes than the newest of its series: those of five stray less than those of one,
+    and would say nothing of what is usual for it."""
+    known = np.isfinite(values)
+    return np.where(np.cumsum(known, 2) <= known[:, -1:].sum(2, keepdims=True), values, np.nan)
+
+
 def _best_model(values: Array, minimum: int, alarm: float) -> _Model:
-    """Of the mean and the trimmed mean, with the fitted and a firm prior, what shows the median series most."""
+    """Of some means of the processes, with the fitted and a firm prior, what shows the median series most.
+
+    The mean of the faster processes is not that of all if their number changes, so it is tried only if it does not.
+    """
+    counts = np.isfinite(values).sum(2)
+    equal = len(np.unique(counts[counts > 0])) <= 1
     models = []
-    for trim in (0.0, TRIM):
-        points, within = _points(values, trim)
+    for below, above in MEANS if equal else MEANS[:SYMMETRIC]:
+        points = _points(values, below, above)
         prior = usual(np.diff(points[:, :-1], axis=1))
+        within = _within(values, points, prior)
         priors = (prior,) if prior is None else (prior, Prior(prior.mean, prior.mean, TRUSTED))
         for chosen in priors:
             model = _Model(points, within, chosen)
@@ -113,18 +135,35 @@ def _best_model(values: Array, minimum: int, alarm: float) -> _Model:
     return replace(best, older=_shuffled(best, minimum))
 
 
-def _points(values: Array, trim: float) -> tuple[Array, Array]:
-    """The trimmed mean of each point's processes, and the variance that the processes give the newest one."""
+def _points(values: Array, below: float, above: float) -> Array:
+    """The mean of each point's processes without those fractions of the fastest and of the slowest."""
+    known = np.isfinite(values)
+    counts = known.sum(2)[:, :, None]
+    rank = np.arange(values.shape[2])
+    middle = (rank >= np.floor(counts * below)) & (rank < counts - np.floor(counts * above))
+    total = np.where(middle, np.sort(values, 2), 0.0).sum(2)  # NaN sorts last
+    return np.where(counts[:, :, 0] > 0, total / np.maximum(middle.sum(2), 1), np.nan)
+
+
+def _within(values: Array, points: Array, prior: Prior | None) -> Array:
+    """The variance of the newest point that the spread of a series' processes leads one to expect.
+
+    In a run it is the usual variance, times how far the processes of this series stray beyond the usual, moderated as
+    every variance is: a mean of some of them varies less than all say, and one outlier is not the noise of a series.
+    """
     known = np.isfinite(values)
     counts = known.sum(2)
-    cut = np.floor(counts * trim)[:, :, None]
-    rank = np.arange(values.shape[2])
-    middle = (rank >= cut) & (rank < counts[:, :, None] - cut)
-    total = np.where(middle, np.sort(values, 2), 0.0).sum(2)  # NaN sorts last
-    points = np.where(counts > 0, total / np.maximum(middle.sum(2), 1), np.nan)
-    squares = np.where(known, (values - points[:, :, None]) ** 2, 0.0).sum((1, 2))
+    strays = np.where(known, np.abs(values - points[:, :, None]), 0.0)
     free = np.maximum(counts - 1, 0).sum(1)
-    return points, squares / np.maximum(free, 1) / np.maximum(counts[:, -1], 1)
+    if prior is None:
+        return (strays**2).sum((1, 2)) / np.maximum(free, 1) / np.maximum(counts[:, -1], 1)
+    mean = strays.sum((1, 2)) / np.maximum(free, 1)
+    common = float(np.median(mean[free > 0])) if (free > 0).any() else 0.0
+    if common == 0:
+        return np.zeros(len(values))
+    mean = np.minimum(strays, OUTLIER * common).sum((1, 2)) / np.maximum(free, 1)
+    beyond = (mean / np.median(mean[free > 0])) ** 2
+    return prior.mean * (free * beyond + prior.degrees) / (free + prior.degrees)
 
 
 def _search(model: _Model, start: Array, minimum: int) -> Evidence:
@@ -192,7 +231,7 @@ def _moderated(variance: Array, degrees: Array, prior: Prior | None) -> tuple[Ar
 
 def _placebos(model: _Model, minimum: int) -> tuple[Tail, Tail] | None:
     """Tails of every earlier point against the other earlier ones of its series; None if there are too few."""
-    earlier = _steady(model, minimum)
+    earlier, within = _steady(model, minimum)
     known = np.isfinite(earlier)
     count = known.sum(1, keepdims=True)
     use = known & (count >= 3)
@@ -205,18 +244,20 @@ def _placebos(model: _Model, minimum: int) -> tuple[Tail, Tail] | None:
     free = np.maximum(others - 1, 1) * np.ones_like(deviation)
     rest = np.maximum((deviation**2).sum(1, keepdims=True) - lost, 0.0)
     variance, degrees = _moderated(rest / free, free, model.prior)
+    variance = np.maximum(variance, within[:, None])
     z = deviate(deviation * count / others, np.sqrt(variance * (1 + 1 / others)), degrees)[use]
     return fit(z), fit(-z)
 
 
 def _shuffled(model: _Model, minimum: int) -> tuple[Tail, Tail] | None:
     """Tails of the largest deviate of all splits before the newest point, in earlier points put in random order."""
-    earlier = _steady(model, minimum)
-    earlier = earlier[np.isfinite(earlier).sum(1) > minimum + 1]
+    earlier, within = _steady(model, minimum)
+    long = np.isfinite(earlier).sum(1) > minimum + 1
+    earlier, within = earlier[long], within[long]
     if len(earlier) * SHUFFLES < LEAST_PLACEBOS:
         return None
     rng = np.random.default_rng(20261128)
-    start, within = np.zeros(len(earlier), dtype=np.int64), np.zeros(len(earlier))
+    start = np.zeros(len(earlier), dtype=np.int64)
     highest, lowest = [], []
     for _ in range(SHUFFLES):
         order = np.where(np.isfinite(earlier), rng.random(earlier.shape), -1.0)
@@ -228,11 +269,12 @@ def _shuffled(model: _Model, minimum: int) -> tuple[Tail, Tail] | None:
     return fit(np.concatenate(highest)), fit(-np.concatenate(lowest))
 
 
-def _steady(model: _Model, minimum: int) -> Array:
-    """The earlier points of the series that have not changed plainly within them."""
+def _steady(model: _Model, minimum: int) -> tuple[Array, Array]:
+    """The earlier points of the series that have not changed plainly within them, and the `within` of those series."""
     before = replace(model, points=model.points[:, :-1], newest=None, older=None)
     found = _search(before, np.zeros(len(model.points), dtype=np.int64), minimum)
-    return before.points[np.minimum(found.slower, found.faster) > CHANGED]
+    steady = np.minimum(found.slower, found.faster) > CHANGED
+    return before.points[steady], before.within[steady]
 
 
 def _visible(model: _Model, start: Array, minimum: int, alarm: float) -> Array:
@@ -248,7 +290,7 @@ def _visible(model: _Model, start: Array, minimum: int, alarm: float) -> Array:
     half = alarm / 2
     z = stats.norm.isf(half)
     if model.newest is not None:
-        z = max(z, model.newest[0].deviate(half))
+        z = max(z, *(tail.deviate(half) for tail in model.newest))
     t = np.minimum(stats.t.isf(stats.norm.sf(min(z, 37.0)), degrees), HUGE)
     spread = np.sqrt(variance * (1 + 1 / np.maximum(count, 1)))
     # Every change of an exact series is visible, however many deviations an alarm takes.

@@ -111,9 +111,10 @@ def _weigh(tracks: Sequence[_Track], controls: Mapping[Place, Controls], minimum
     values = _array(tracks)
     shifts, counted = _shifts(tracks, controls, values.shape)
     alarm = min(rate / len(tracks), CREDIBLE)
-    raw = weigh(values, minimum=minimum, alarm=alarm)
+    practical = np.array([track.rule.practical for track in tracks])
+    raw = weigh(values, minimum=minimum, alarm=alarm, practical=practical)
     fair, newest, moved = freed(values, shifts)
-    found = raw if not np.isfinite(shifts).any() else weigh(fair, minimum=minimum, alarm=alarm)
+    found = raw if not np.isfinite(shifts).any() else weigh(fair, minimum=minimum, alarm=alarm, practical=practical)
     # One or two controls may have changed themselves: then the subject must have moved on its own as well.
     doubtful = moved.any(1) & (counted < ENOUGH)
     slower = np.where(doubtful, np.maximum(found.slower, raw.slower), found.slower)
@@ -130,7 +131,7 @@ def _weigh(tracks: Sequence[_Track], controls: Mapping[Place, Controls], minimum
     means, rows = _means([tracks[index] for index in timed], fair[timed])
     if means:
         plain = _plain(rows)
-        found = weigh(rows, minimum=minimum, alarm=alarm)
+        found = weigh(rows, minimum=minimum, alarm=alarm, practical=MEAN_RULE.practical)
         judged += [
             _Judged(track, float(found.change[i]), plain[i], float(found.slower[i]), float(found.faster[i]),
                     int(found.split[i]) - (rows.shape[1] - len(track.points)), float(found.visible[i]),
