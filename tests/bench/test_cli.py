@@ -191,6 +191,14 @@ def test_alert_exits_by_what_it_finds(cli: Cli, tmp_path: Path) -> None:
     code, out, _ = cli("alert", "--results", "slower", "--json")
     assert (code, json.loads(out)["exit_code"]) == (1, 1)
     assert cli("alert", "--results", "young")[0] == 3
+    code, out, _ = cli("alert", "--results", "slower", "--format", "github", "--junit", "told/junit.xml")
+    assert code == 1 and "::error title=SLOWER" in out
+    assert 'failures="1"' in (tmp_path / "told" / "junit.xml").read_text()
+    (tmp_path / "pyproject.toml").write_text('[tool.spectralbench.alert]\nrules = ["device_time=150%"]\n')
+    assert cli("alert", "--results", "slower")[0] == 0
+    assert cli("alert", "--results", "slower", "--rule", "device_time=3%")[0] == 1, "the command line comes last"
+    (tmp_path / "pyproject.toml").write_text("[tool.spectralbench.alert]\nrule = 1\n")
+    assert cli("alert", "--results", "slower")[0] == 2
 
 
 def test_alert_names_damage_on_stderr(cli: Cli, tmp_path: Path) -> None:

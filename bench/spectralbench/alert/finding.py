@@ -12,11 +12,15 @@ from spectralbench.record import Damage
 
 
 class Verdict(Enum):
-    """What the evidence says about one series; FASTER and SLOWER mean better and worse for every metric."""
+    """What the evidence says about one series; FASTER and SLOWER mean better and worse for every metric.
+
+    LESS EXACT: faster, and at the same commit the error grew beyond `rules.LESS_EXACT` times: it bought the time.
+    """
 
     FASTER = "FASTER"
     SAME = "SAME"
     SLOWER = "SLOWER"
+    LESS_EXACT = "LESS EXACT"
     CANNOT_TELL = "CANNOT TELL"
     NO_DATA = "NO DATA"
 
@@ -30,7 +34,8 @@ class Finding:
     smallest relative change of the newest point that would have been reported. since: the last commit before the
     change. changed_at: the commit that made it, None if nothing changed. commit: the newest one. earlier: number of
     points before the change. failed: it was measured before and fails, is skipped or is gone now. too_few: there are
-    not enough points to judge it by.
+    not enough points to judge it by. around: marks of the two points before and after the change. unexpected: it is
+    better, where a rule says that nothing may change until the expectation is written anew.
     """
 
     key: Key
@@ -46,6 +51,13 @@ class Finding:
     failed: bool = False
     changed_at: str | None = None
     too_few: bool = False
+    around: tuple[str, ...] = ()
+    unexpected: bool = False
+
+    @property
+    def worse(self) -> bool:
+        """Whether it makes a run exit with 1."""
+        return self.verdict is Verdict.SLOWER or self.failed or self.unexpected
 
     @property
     def words(self) -> str:
@@ -58,7 +70,7 @@ def exit_code(findings: Sequence[Finding], doubtful: Sequence[Damage] = ()) -> i
 
     (2 is the command line's: usage.) A change that the noise could explain was judged: it shows no regression.
     """
-    if doubtful or any(finding.verdict is Verdict.SLOWER or finding.failed for finding in findings):
+    if doubtful or any(finding.worse for finding in findings):
         return 1
     judged = any(finding.verdict is not Verdict.NO_DATA and not finding.too_few for finding in findings)
     return 0 if judged else 3

@@ -14,7 +14,7 @@ from scipy import stats
 from spectralbench.alert.control import ENOUGH, LEAST_SHIFT, Controls, Place, freed, gather, place
 from spectralbench.alert.evidence import CREDIBLE, weigh
 from spectralbench.alert.finding import Finding, Verdict
-from spectralbench.alert.rules import RULES, Override, Rule, rule_of
+from spectralbench.alert.rules import ERRORS, LESS_EXACT, RULES, Override, Rule, rule_of
 from spectralbench.alert.tails import Array
 from spectralbench.history import Absence, History, Key, Point, Series, Subject
 from spectralbench.identity import changes
@@ -103,7 +103,7 @@ def judge(
                 tracks[series.key.metric].append(_Track(series.key, (*band, point), rule))
     controls = gather(history.series, (metric for metric, rule in rules.items() if rule.host))
     judged = [one for found in tracks.values() for one in _weigh(found, controls, minimum, rate)]
-    return findings + _verdicts(judged, rate)
+    return _exactness(findings + _verdicts(judged, rate))
 
 
 def _weigh(tracks: Sequence[_Track], controls: Mapping[Place, Controls], minimum: int, rate: float) -> list[_Judged]:
@@ -257,8 +257,29 @@ def _verdict(one: _Judged, slower: bool, faster: bool) -> Finding:
     return Finding(
         track.key, verdict, why + host, statistics.median(point.value for point in before), track.points[-1].value,
         ratio, track.points[-1].mark, before[-1].mark, count, resolution if math.isfinite(resolution) else None,
-        changed_at=changed,
+        changed_at=changed, around=tuple(point.mark for point in (*before[-2:], *after[:2])),
+        unexpected=rule.pinned and verdict is Verdict.FASTER,
     )  # fmt: skip
+
+
+def _exactness(findings: list[Finding]) -> list[Finding]:
+    """Faster by being less exact is called that: where an error of the same subject is worse at the same commit."""
+    grown = {
+        (found.key.subject, found.commit): found
+        for found in findings
+        if found.key.metric in ERRORS and found.ratio is not None and found.new is not None
+        and (found.verdict is Verdict.SLOWER or found.ratio > LESS_EXACT)
+    }  # fmt: skip
+    called = []
+    for found in findings:
+        error = grown.get((found.key.subject, found.commit))
+        if error is not None and found.verdict is Verdict.FASTER and found.key.metric == "device_time":
+            told = (
+                f"{error.key.metric} is {error.ratio:.3g} times what it was: {amount(error.new or 0, error.key.unit)}"
+            )
+            found = replace(found, verdict=Verdict.LESS_EXACT, reason=f"{found.reason}; {told}")
+        called.append(found)
+    return called
 
 
 def _exact(key: Key, point: Point, band: Sequence[Point], rule: Rule) -> Finding:
@@ -279,6 +300,7 @@ def _exact(key: Key, point: Point, band: Sequence[Point], rule: Rule) -> Finding
     return Finding(
         key, verdict, why, old, point.value, ratio, point.mark, band[-1].mark, len(band), rule.practical,
         changed_at=None if verdict is Verdict.SAME else point.mark,
+        unexpected=rule.pinned and verdict is Verdict.FASTER,
     )  # fmt: skip
 
 

@@ -1,11 +1,13 @@
-"""How each metric is judged, and rules for single series from the command line."""
+"""How each metric is judged, and rules for single series from the command line or `pyproject.toml`."""
 
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 from types import MappingProxyType
 
 from spectralbench.history import Key
@@ -16,13 +18,15 @@ class Rule:
     """How one metric is judged.
 
     practical: smallest relative change worth a person's time. exact: there is no noise. fact: not a cost, so that a
-    change in either direction is a regression. host: a slow host moves it, so that baselines are its controls.
+    change in either direction is a regression. pinned: somebody expects the number as it is, so that a change for the
+    better fails too, until the rule is taken back. host: a slow host moves it, so that baselines are its controls.
     """
 
     practical: float
     exact: bool = False
     fact: bool = False
     host: bool = False
+    pinned: bool = False
 
 
 RULES: Mapping[str, Rule] = MappingProxyType(
@@ -43,8 +47,11 @@ RULES: Mapping[str, Rule] = MappingProxyType(
     }
 )
 DEFAULT_RULE = Rule(0.05)
+ERRORS = ("rounding_error", "approximation_error", "approximation_error_sym")
+LESS_EXACT = 2.0
+"""An error that grows by more than this has bought the time."""
 
-_FORM = re.compile(r"(?P<metric>[^:=]+)(:(?P<series>.+))?=(?P<percent>\d+(\.\d+)?)%")
+_FORM = re.compile(r"(?P<metric>[^:=]+)(:(?P<series>.+))?=(?P<percent>\d+(\.\d+)?)%(?P<pinned>!?)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +61,45 @@ class Override:
     metric: str
     series: str
     practical: float
+    pinned: bool = False
 
 
 def parse(text: str) -> Override:
-    """`device_time:conv2d*=3%` or `device_time=3%`.
+    """`device_time:conv2d*=3%` or `device_time=3%`; `3%!` also fails if it is better by more than that.
 
     Raises: ValueError that shows the form and the known metrics.
     """
     found = _FORM.fullmatch(text.strip())
     if found is None:
-        raise ValueError(f"expected METRIC[:SERIES]=PERCENT%, such as device_time:conv2d*=3%, got {text!r}")
+        raise ValueError(
+            f"expected METRIC[:SERIES]=PERCENT%, such as device_time:conv2d*=3% or =3%! (better fails), got {text!r}"
+        )
     if found["metric"] not in RULES:
         raise ValueError(f"unknown metric {found['metric']!r} in {text!r}; known: {', '.join(RULES)}")
-    return Override(found["metric"], found["series"] or "*", float(found["percent"]) / 100)
+    return Override(found["metric"], found["series"] or "*", float(found["percent"]) / 100, bool(found["pinned"]))
+
+
+def configured(file: Path) -> list[Override]:
+    """The rules of `[tool.spectralbench.alert] rules = ["device_time:conv2d*=3%"]`; none if there is no such file.
+
+    Raises: ValueError that names the file, if it is not TOML, has another key there or a rule that `parse` refuses.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ValueError(f"cannot read {file}: {error}") from error
+    try:
+        table = tomllib.loads(text).get("tool", {}).get("spectralbench", {}).get("alert", {})
+        if set(table) - {"rules"}:
+            raise ValueError(f"unknown {', '.join(sorted(set(table) - {'rules'}))}; known: rules")
+        texts = table.get("rules", [])
+        if not isinstance(texts, list) or not all(isinstance(one, str) for one in texts):
+            raise ValueError(f"expected a list of texts as rules, got {texts!r}")
+        return [parse(one) for one in texts]
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"[tool.spectralbench.alert] in {file}: {error}") from error
 
 
 def rule_of(key: Key, rules: Mapping[str, Rule], overrides: Sequence[Override] = ()) -> Rule:
@@ -75,5 +108,5 @@ def rule_of(key: Key, rules: Mapping[str, Rule], overrides: Sequence[Override] =
     for override in overrides:
         names = (key.subject.operation, str(key.subject))
         if override.metric == key.metric and any(fnmatchcase(name, override.series) for name in names):
-            rule = replace(rule, practical=override.practical)
+            rule = replace(rule, practical=override.practical, pinned=override.pinned)
     return rule

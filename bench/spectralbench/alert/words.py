@@ -12,33 +12,49 @@ from spectralbench.record import Damage
 from spectralbench.text import cell, printable
 
 LINES = 20
+BETTER = (Verdict.LESS_EXACT, Verdict.FASTER)
 ANSWERS = {0: "No regression.", 1: "**Regressions or failures.**", 3: "Not enough history to judge anything."}
+
+
+def headline(findings: Sequence[Finding], doubtful: Sequence[Damage] = ()) -> str:
+    """The answer in one line."""
+    code = exit_code(findings, doubtful)
+    answer = ANSWERS[code].strip("*")
+    if code == 1:
+        failed, pinned = sum(found.failed for found in findings), sum(found.unexpected for found in findings)
+        worse = sum(found.worse for found in findings) - failed - pinned
+        answer = f"{worse} series got worse and {failed} fail or are gone that were measured before."
+        answer += f" {pinned} are better than a rule expects: take the rule back." * bool(pinned)
+    if doubtful:
+        answer += f" {_lost(doubtful)}"
+    return f"{answer} {_summary(findings)}."
 
 
 def to_terminal(findings: Sequence[Finding], doubtful: Sequence[Damage] = ()) -> str:
     """A first line that answers, and at most LINES lines in all: what is worse, then what is better."""
-    worse = [found for found in findings if found.verdict is Verdict.SLOWER or found.failed]
-    better = [found for found in findings if found.verdict is Verdict.FASTER]
-    code = exit_code(findings, doubtful)
-    answer = ANSWERS[code].strip("*")
-    if code == 1:
-        failed = sum(found.failed for found in findings)
-        answer = f"{len(worse) - failed} series got worse and {failed} fail or are gone that were measured before."
-    if doubtful:
-        answer += f" {_lost(doubtful)}"
-    lines = [f"{answer} {_summary(findings)}."]
-    shown = [*_by_size(worse), *_by_size(better)]
-    for found in shown[: LINES - 2]:
-        at = found.changed_at or found.commit or "no commit"
-        what = "NO NUMBER" if found.failed else f"{found.verdict.value} {found.words}"
-        where = f"{found.key} [{found.key.subject.machine}]"
-        lines.append(printable(f"  {what} at {at}: {where}: {found.reason}".replace("\n", " ")))
+    lines = [headline(findings, doubtful)]
+    shown = worst_first(found for found in findings if found.worse)
+    shown += worst_first(found for found in findings if found.verdict in BETTER and not found.worse)
+    lines += [f"  {title(found)}: {reason(found)}" for found in shown[: LINES - 2]]
     rest = len(shown) - (LINES - 2)
     if rest > 0:
         lines.append(f"  and {rest} more; `spectralbench alert --all` shows everything")
     elif len(findings) > len(shown):
         lines.append("  `spectralbench alert --all` shows what is unclear and why")
     return "\n".join(lines)
+
+
+def title(found: Finding) -> str:
+    """One line: what happened to which series at which commit."""
+    at = found.changed_at or found.commit or "no commit"
+    what = "NO NUMBER" if found.failed else f"{found.verdict.value} {found.words}"
+    return printable(f"{what} at {at}: {found.key} [{found.key.subject.machine}]".replace("\n", " "))
+
+
+def reason(found: Finding) -> str:
+    """Why, in one line."""
+    why = f"better than a rule expects, {found.reason}" if found.unexpected else found.reason
+    return printable(why.replace("\n", " "))
 
 
 def to_json(findings: Sequence[Finding], doubtful: Sequence[Damage] = ()) -> str:
@@ -57,6 +73,7 @@ def to_json(findings: Sequence[Finding], doubtful: Sequence[Damage] = ()) -> str
             "unit": finding.key.unit,
             "verdict": finding.verdict.value,
             "failed": finding.failed,
+            "unexpected": finding.unexpected,
             "reason": finding.reason,
             "old": finding.old,
             "new": finding.new,
@@ -87,7 +104,9 @@ def to_markdown(findings: Sequence[Finding], doubtful: Sequence[Damage] = ()) ->
     failed = [finding for finding in findings if finding.failed]
     lines += _table("Regressions", [f for f in findings if f.verdict is Verdict.SLOWER])
     lines += _table("Failing or gone now, measured before", failed)
-    lines += _table("Improvements", [f for f in findings if f.verdict is Verdict.FASTER])
+    lines += _table("Faster by being less exact", [f for f in findings if f.verdict is Verdict.LESS_EXACT])
+    lines += _table("Better than a rule expects", [f for f in findings if f.unexpected])
+    lines += _table("Improvements", [f for f in findings if f.verdict is Verdict.FASTER and not f.unexpected])
     unclear = [finding for finding in findings if finding.verdict is Verdict.CANNOT_TELL]
     lines += _table("Changes that the noise could explain", [f for f in unclear if f.resolution is not None])
     reasons = Counter(finding.reason for finding in unclear if finding.resolution is None)
@@ -111,7 +130,8 @@ def _counts(findings: Iterable[Finding]) -> dict[str, int]:
     return {verdict.value: counted[verdict] for verdict in Verdict if counted[verdict]}
 
 
-def _by_size(findings: Sequence[Finding]) -> list[Finding]:
+def worst_first(findings: Iterable[Finding]) -> list[Finding]:
+    """What fails or is gone, then the largest change."""
     return sorted(findings, key=lambda found: (not found.failed, -abs((found.ratio or 1) - 1)))
 
 
@@ -121,7 +141,7 @@ def _table(title: str, findings: Sequence[Finding]) -> Iterator[str]:
         return
     head = "| series | metric | old | new | change | last before | changed at | newest | why |"
     yield from (f"## {title}", "", head, "|---" * 9 + "|")
-    for found in _by_size(findings):
+    for found in worst_first(findings):
         unit = found.key.unit
         old = "" if found.old is None else amount(found.old, unit)
         new = "" if found.new is None else amount(found.new, unit)

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,6 +14,7 @@ from spectralbench.cli import terminal
 from spectralbench.record import Damage
 
 NOTHING_TO_JUDGE = 3
+Form = Literal["text", "github"]
 
 
 def plot(
@@ -70,9 +71,15 @@ def alert(
     out: Annotated[Path | None, typer.Option(help="Also write alert.md and alert.json into this folder.")] = None,
     rule: Annotated[
         list[str] | None,
-        typer.Option(metavar="METRIC[:SERIES]=PERCENT%", help="A practical limit, e.g. device_time:conv2d*=3%."),
+        typer.Option(
+            metavar="METRIC[:SERIES]=PERCENT%[!]",
+            help="A practical limit, e.g. device_time:conv2d*=3%; with ! better fails too. After those of "
+            "[tool.spectralbench.alert] rules in the pyproject.toml beside the results; the last that matches counts.",
+        ),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="The whole page instead of at most 20 lines.")] = False,
+    form: Annotated[Form, typer.Option("--format", help="text, or github: annotations of a workflow.")] = "text",
+    junit: Annotated[Path | None, typer.Option(help="Also write a JUnit file: worse series are failures.")] = None,
     as_json: terminal.Json = False,
 ) -> None:
     """Judge every series up to its newest commit; exit 1 on a regression or loss, 3 if there is too little history."""
@@ -80,7 +87,8 @@ def alert(
     from spectralbench import history
 
     try:
-        overrides = [alerting.parse(text) for text in rule or ()]
+        overrides = alerting.configured(results.resolve().parent / "pyproject.toml")
+        overrides += [alerting.parse(text) for text in rule or ()]
         loaded = history.load(results)
     except (FileNotFoundError, ValueError) as error:
         raise terminal.fail(str(error), 2) from None
@@ -91,16 +99,27 @@ def alert(
         if facts.get("commit") is None:
             why = facts.get("no_commit", "git did not say why")
             terminal.say(f"{machine}: its newest results name no commit and are a baseline for none: {why}")
-    findings, doubtful = alerting.judge(loaded, overrides=overrides), loaded.doubtful
-    if out is not None:
-        try:
+    try:
+        findings = alerting.explain(alerting.judge(loaded, overrides=overrides), (results, Path(__file__).parent))
+    except ValueError as error:
+        raise terminal.fail(str(error), 2) from None
+    doubtful = loaded.doubtful
+    try:
+        if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             (out / "alert.md").write_text(alerting.to_markdown(findings, doubtful), encoding="utf-8")
             (out / "alert.json").write_text(alerting.to_json(findings, doubtful), encoding="utf-8")
-        except OSError as error:
-            raise terminal.fail(f"cannot write the alert to {out}: {error}", 2) from None
-    form = alerting.to_json if as_json else alerting.to_markdown if everything else alerting.to_terminal
-    terminal.out(form(findings, doubtful).rstrip("\n"))
+        if junit is not None:
+            junit.parent.mkdir(parents=True, exist_ok=True)
+            junit.write_text(alerting.to_junit(findings, doubtful), encoding="utf-8")
+    except OSError as error:
+        raise terminal.fail(f"cannot write the alert: {error}", 2) from None
+    write = alerting.to_markdown if everything else alerting.to_terminal
+    if form == "github":
+        write = alerting.to_github
+    if as_json:
+        write = alerting.to_json
+    terminal.out(write(findings, doubtful).rstrip("\n"))
     raise typer.Exit(alerting.exit_code(findings, doubtful))
 
 
