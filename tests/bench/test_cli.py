@@ -201,6 +201,51 @@ def test_alert_exits_by_what_it_finds(cli: Cli, tmp_path: Path) -> None:
     assert cli("alert", "--results", "slower")[0] == 2
 
 
+def steady_history(results: Path, twin: list[float], newest: str = str(FACTS["commit"])) -> None:
+    """`twin` beside the baseline `plain`, which takes 2 s as a fresh process of the two does; a commit per value."""
+    for index, value in enumerate(twin):
+        moment = f"2026-01-{index + 1:02d}T00:00:00.000+00:00"
+        commit = newest if index == len(twin) - 1 else f"{index:08d}" * 5
+        facts = {**FACTS, "commit": commit, "started_at": moment, "device": "cpu"}
+        records = [
+            measured(time + 1e-4 * ((index + replicate) % 3), operation="steady", operation_version=3,
+                     implementation=name, role=role, fft_size=(1,), dtype="float32", pass_="forward", seed=0,
+                     case={"size": 1, "rate": 0, "exact": True, "grid": "tight"}, cache="warm", launch="eager",
+                     replicate=replicate, recorded_at=moment)
+            for replicate in range(3) for name, role, time in (("plain", "baseline", 2.0), ("twin", "kernel", value))
+        ]  # fmt: skip
+        folder = results / "records" / "cpu-test-2c"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{index:03d}.jsonl").write_text(environment_line(facts) + "".join(map(record_line, records)))
+
+
+def test_what_would_page_is_timed_again_and_forgotten_if_it_went_away(cli: Cli, tmp_path: Path) -> None:
+    steady_history(tmp_path / "results", [2.0] * 6 + [3.0])
+    assert cli("alert")[0] == 1
+    code, out, err = cli("alert", "--remeasure", "--processes", "3")
+    assert code == 0 and out.startswith("No regression.")
+    assert "timing again 1 slower series in 3 fresh processes each" in err
+    stored = [one for file in read_tree(tmp_path / "results" / "records") for one in file.records]
+    assert len(stored) == 7 * 6 + 3 * 2, "kept beside the others"
+
+
+def test_what_is_still_slower_when_timed_again_pages_and_says_so(cli: Cli, tmp_path: Path) -> None:
+    steady_history(tmp_path / "results", [1.0] * 6 + [2.0])
+    code, out, _ = cli("alert", "--remeasure", "--processes", "3")
+    assert code == 1 and "SLOWER 2.00x slower" in out and "timed again in 3 fresh processes: +100 %" in out
+
+
+def test_what_cannot_be_timed_again_is_said_and_stays_slower(cli: Cli, tmp_path: Path) -> None:
+    steady_history(tmp_path / "other", [2.0] * 6 + [3.0], newest="f" * 40)
+    code, _, err = cli("alert", "--results", "other", "--remeasure")
+    assert code == 1 and "not timed again: 1 slower series, measured at ffffffff, checked out is abcdef12" in err
+    steady_history(tmp_path / "late", [2.0] * 6 + [3.0])
+    code, _, err = cli("alert", "--results", "late", "--remeasure", "--time-budget", "0")
+    assert code == 1 and "not timed again: 1 slower series, stopped by the time budget" in err
+    steady_history(tmp_path / "fine", [2.0] * 7)
+    assert cli("alert", "--results", "fine", "--remeasure")[0] == 0
+
+
 def test_alert_names_damage_on_stderr(cli: Cli, tmp_path: Path) -> None:
     history(tmp_path / "results", [1e-3], damage="{cut")
     _, _, err = cli("alert")

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from spectralbench.cli import terminal
 from spectralbench.record import Damage
+
+if TYPE_CHECKING:
+    from spectralbench.alert import Finding
+    from spectralbench.history import History
 
 NOTHING_TO_JUDGE = 3
 Form = Literal["text", "github"]
@@ -80,6 +84,11 @@ def alert(
     everything: Annotated[bool, typer.Option("--all", help="The whole page instead of at most 20 lines.")] = False,
     form: Annotated[Form, typer.Option("--format", help="text, or github: annotations of a workflow.")] = "text",
     junit: Annotated[Path | None, typer.Option(help="Also write a JUnit file: worse series are failures.")] = None,
+    remeasure: Annotated[
+        bool, typer.Option("--remeasure", help="Time again what is slower, at this commit, before it counts.")
+    ] = False,
+    processes: Annotated[int, typer.Option(min=3, help="Fresh processes of --remeasure.")] = 5,
+    time_budget: Annotated[float | None, typer.Option(min=0, help="Seconds of --remeasure.")] = None,
     as_json: terminal.Json = False,
 ) -> None:
     """Judge every series up to its newest commit; exit 1 on a regression or loss, 3 if there is too little history."""
@@ -99,10 +108,16 @@ def alert(
         if facts.get("commit") is None:
             why = facts.get("no_commit", "git did not say why")
             terminal.say(f"{machine}: its newest results name no commit and are a baseline for none: {why}")
-    try:
-        findings = alerting.explain(alerting.judge(loaded, overrides=overrides), (results, Path(__file__).parent))
-    except ValueError as error:
-        raise terminal.fail(str(error), 2) from None
+
+    def judged(read: History) -> list[Finding]:
+        try:
+            return alerting.explain(alerting.judge(read, overrides=overrides), (results, Path(__file__).parent))
+        except ValueError as error:
+            raise terminal.fail(str(error), 2) from None
+
+    findings = judged(loaded)
+    if remeasure:
+        findings = _again(loaded, findings, results, processes, time_budget, judged)
     doubtful = loaded.doubtful
     try:
         if out is not None:
@@ -121,6 +136,43 @@ def alert(
         write = alerting.to_json
     terminal.out(write(findings, doubtful).rstrip("\n"))
     raise typer.Exit(alerting.exit_code(findings, doubtful))
+
+
+def _again(
+    loaded: History,
+    findings: list[Finding],
+    results: Path,
+    processes: int,
+    time_budget: float | None,
+    judged: Callable[[History], list[Finding]],
+) -> list[Finding]:
+    """The findings after what is slower was timed again; what could not be is said, and stays as it was."""
+    if not any(one.verdict.value == "SLOWER" and one.key.metric == "device_time" for one in findings):
+        return findings
+    from spectralbench import confirm, history, sweep
+    from spectralbench.cli.sweeping import Bar
+    from spectralbench.journal import JournalError
+    from spectralbench.worker import WorkerBroken
+
+    with terminal.usage_errors():
+        surroundings = sweep.surroundings(sweep.choose_device(None))
+        plan = confirm.plan(loaded, findings, surroundings, processes, sweep.SOURCES)
+    for why, count in plan.refused.items():
+        terminal.say(f"not timed again: {count} slower series, {why}")
+    if not plan.items:
+        return findings
+    terminal.say(f"timing again {len(plan.keys)} slower series in {processes} fresh processes each")
+    watch = Bar(quiet=False)
+    try:
+        with watch.bar:
+            done = confirm.measure(plan.items, results, surroundings, sweep.SOURCES, time_budget, watch)
+    except (JournalError, WorkerBroken) as error:
+        raise terminal.fail(str(error), 2) from None
+    read, again = confirm.judged_by(history.load(results), loaded, plan.keys, processes)
+    if len(again) < len(plan.keys):
+        why = f"stopped by the {done.stopped}" if done.stopped else "a process gave no time"
+        terminal.say(f"not timed again: {len(plan.keys) - len(again)} slower series, {why}")
+    return confirm.told(judged(read), again, processes)
 
 
 def _say_damage(damage: Iterable[Damage]) -> None:
