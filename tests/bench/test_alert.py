@@ -116,6 +116,28 @@ def test_a_drift_is_seen_whole_however_many_processes_see_its_newest_part(seed: 
     assert not simulate.alarms(found)[simulate.CHANGED :].sum() > 5, "the others did not drift"
 
 
+@pytest.mark.parametrize("until", [0, 150])
+def test_a_drift_slower_than_the_window_is_seen_from_the_anchor(until: int, seed: int) -> None:
+    """0.03 % a commit is 1.8 % over the window, within the practical percent, and 6 % since the beginning."""
+    rng = np.random.default_rng(seed)
+    values = [1.0003**index * (1 + 0.002 * float(rng.standard_normal())) for index in range(200)]
+    later = None if not until else {f"{index:08d}" for index in range(until, 200)}
+    (found,) = alert.judge(series_of_values(values), since=later)
+    assert found.verdict is (Verdict.SAME if until else Verdict.SLOWER)
+    if not until:
+        assert "between the anchor at 00000004 and there" in found.reason
+
+
+def test_an_old_step_is_taken_back_by_a_later_release(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = [(1.2 if index >= 20 else 1.0) * (1 + 0.002 * float(rng.standard_normal())) for index in range(40)]
+    assert alert.judge(series_of_values(values))[0].verdict is Verdict.SLOWER
+    (found,) = alert.judge(series_of_values(values), since={f"{index:08d}" for index in range(26, 40)})
+    assert found.verdict is Verdict.SAME
+    (found,) = alert.judge(series_of_values([*values, 1.5]), since=set())
+    assert found.verdict is Verdict.SLOWER and found.earlier == 5, "a release at HEAD leaves its anchor"
+
+
 def test_an_outlier_among_the_processes_is_not_the_noise_of_a_series(seed: int) -> None:
     rng = np.random.default_rng(seed)
     values = simulate.run(rng, "gaussian", 0.02, 8, 5, False)

@@ -8,15 +8,16 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import FACTS, Cli, one_line
 from test_cli_tables import measured
 
-from spectralbench import __version__, choices, workloads
+from spectralbench import __version__, choices, confirm, sweep, workloads
 from spectralbench.cli import listing, main, sweeping, terminal
 from spectralbench.cli.machine import asv_machine, write_asv_machine
-from spectralbench.record import environment_line, record_line
+from spectralbench.record import environment_line, read_tree, record_line
 
 
 def test_ascii_streams_get_words(tmp_path: Path) -> None:
@@ -229,8 +230,19 @@ def test_what_would_page_is_timed_again_and_forgotten_if_it_went_away(cli: Cli, 
     assert len(stored) == 7 * 6 + 3 * 2, "kept beside the others"
 
 
-def test_what_is_still_slower_when_timed_again_pages_and_says_so(cli: Cli, tmp_path: Path) -> None:
+def test_what_is_still_slower_when_timed_again_pages_and_says_so(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     steady_history(tmp_path / "results", [1.0] * 6 + [2.0])
+
+    def at_once(items: list[sweep.Item], results: Path, facts: dict[str, Any], *_: object) -> sweep.Sweep:
+        path = results / "records" / "cpu-test-2c" / "again.jsonl"
+        assert [(item.replicate, item.implementations) for item in items] == [(n, ("plain", "twin")) for n in (3, 4, 5)]
+        lines = (results / "records" / "cpu-test-2c" / "006.jsonl").read_text().splitlines(keepends=True)
+        path.write_text("".join(lines))
+        return sweep.Sweep([], 0, [], [])
+
+    monkeypatch.setattr(confirm, "measure", at_once)
     code, out, _ = cli("alert", "--remeasure", "--processes", "3")
     assert code == 1 and "SLOWER 2.00x slower" in out and "timed again in 3 fresh processes: +100 %" in out
 
@@ -242,6 +254,8 @@ def test_what_cannot_be_timed_again_is_said_and_stays_slower(cli: Cli, tmp_path:
     steady_history(tmp_path / "late", [2.0] * 6 + [3.0])
     code, _, err = cli("alert", "--results", "late", "--remeasure", "--time-budget", "0")
     assert code == 1 and "not timed again: 1 slower series, stopped by the time budget" in err
+    code, _, err = cli("alert", "--results", "late", "--since", "--no-such")
+    assert code == 2 and "--since takes a commit, tag or branch that git knows here, got '--no-such'" in err
     steady_history(tmp_path / "fine", [2.0] * 7)
     assert cli("alert", "--results", "fine", "--remeasure")[0] == 0
 

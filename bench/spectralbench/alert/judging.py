@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +21,7 @@ from spectralbench.identity import changes
 from spectralbench.quantity import amount
 
 WINDOW = 60
+ANCHOR = 5
 EXACT_WINDOW = 20
 MIN_EARLIER = 3
 RATE = 0.01
@@ -30,11 +31,22 @@ MEAN_RULE = Rule(0.02)
 
 @dataclass(frozen=True, slots=True)
 class _Track:
-    """One series in the environment of one newest point: the clean points before it, oldest first, and itself last."""
+    """One series in the environment of one newest point: the clean points before it, oldest first, and itself last.
+
+    gap: how many of them are the anchor, where points between it and the window are left out; else 0.
+    """
 
     key: Key
     points: tuple[Point, ...]
     rule: Rule
+    gap: int = 0
+
+    @property
+    def over_the_gap(self) -> str:
+        """What is said of a change that lies between the anchor and the window."""
+        return (
+            f"; it came anywhere between the anchor at {self.points[self.gap - 1].mark} and there" if self.gap else ""
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +73,7 @@ def judge(
     *,
     rules: Mapping[str, Rule] = RULES,
     overrides: Sequence[Override] = (),
+    since: Collection[str] | None = None,
     minimum: int = MIN_EARLIER,
     rate: float = RATE,
 ) -> list[Finding]:
@@ -69,7 +82,9 @@ def judge(
     A series that was measured before and that fails, is skipped or is gone at its newest commit gives NO DATA with
     `failed` set; one process that fails is enough.
     Dirty points are judged but never serve as a baseline. The geometric mean of every implementation's cases is judged
-    beside them. rate: the false discovery rate over the whole run (Benjamini and Hochberg), of slower and of faster.
+    beside them. A time is held against the newest WINDOW points and, however slowly it drifts, against an anchor: the
+    ANCHOR points that stand first in its environment, or last before `since`, the commits after a release.
+    rate: the false discovery rate over the whole run (Benjamini and Hochberg), of slower and of faster.
 
     Raises: ValueError if `rate` is not in (0, 1) or `minimum` is less than 1.
     """
@@ -91,7 +106,7 @@ def judge(
             if (point.commit, point.dirty) != (series.newest.commit, series.newest.dirty):
                 continue
             clean = [other for other in series.points[:index] if other.clean]
-            band = [other for other in clean if other.environment == point.environment][-WINDOW:]
+            band, gap = _band([other for other in clean if other.environment == point.environment], since)
             needed = 1 if rule.exact else minimum
             if len(band) < needed:
                 findings.append(_too_little(series.key, point, band, clean, needed))
@@ -100,10 +115,19 @@ def judge(
             elif series.key.unit in ("second", "joule") and not _positive((*band, point)):
                 findings.append(_not_positive(series.key, point, band))
             else:
-                tracks[series.key.metric].append(_Track(series.key, (*band, point), rule))
+                tracks[series.key.metric].append(_Track(series.key, (*band, point), rule, gap))
     controls = gather(history.series, (metric for metric, rule in rules.items() if rule.host))
     judged = [one for found in tracks.values() for one in _weigh(found, controls, minimum, rate)]
     return _exactness(findings + _verdicts(judged, rate))
+
+
+def _band(points: Sequence[Point], since: Collection[str] | None) -> tuple[list[Point], int]:
+    """The anchor and the newest points, and how many are the anchor if there is a gap after it."""
+    later = len(points) if since is None else sum(point.commit in since for point in points)
+    kept = list(points[max(len(points) - later - ANCHOR, 0) :])
+    if len(kept) <= WINDOW:
+        return kept, 0
+    return kept[:ANCHOR] + kept[ANCHOR - WINDOW :], ANCHOR
 
 
 def _weigh(tracks: Sequence[_Track], controls: Mapping[Place, Controls], minimum: int, rate: float) -> list[_Judged]:
@@ -253,6 +277,7 @@ def _verdict(one: _Judged, slower: bool, faster: bool) -> Finding:
         verdict = Verdict.SLOWER if slower else Verdict.FASTER
         basis = "no noise seen in the band" if one.quiet else f"p = {one.slower if slower else one.faster:.1g}"
         why = f"{percent} since {after[0].mark} ({basis}, {count} points before, {len(after)} after)"
+        why += track.over_the_gap if split == track.gap else ""
     changed = after[0].mark if verdict in (Verdict.SLOWER, Verdict.FASTER) else None
     return Finding(
         track.key, verdict, why + host, statistics.median(point.value for point in before), track.points[-1].value,

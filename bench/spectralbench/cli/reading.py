@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+import subprocess
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from spectralbench import checkout
 from spectralbench.cli import terminal
 from spectralbench.record import Damage
 
@@ -81,6 +83,9 @@ def alert(
             "[tool.spectralbench.alert] rules in the pyproject.toml beside the results; the last that matches counts.",
         ),
     ] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="REF", help="A release that slow drift is held against; default: the first.")
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="The whole page instead of at most 20 lines.")] = False,
     form: Annotated[Form, typer.Option("--format", help="text, or github: annotations of a workflow.")] = "text",
     junit: Annotated[Path | None, typer.Option(help="Also write a JUnit file: worse series are failures.")] = None,
@@ -99,6 +104,7 @@ def alert(
         overrides = alerting.configured(results.resolve().parent / "pyproject.toml")
         overrides += [alerting.parse(text) for text in rule or ()]
         loaded = history.load(results)
+        later = None if since is None else _commits_since(since, (results, Path(__file__).parent))
     except (FileNotFoundError, ValueError) as error:
         raise terminal.fail(str(error), 2) from None
     _say_damage(loaded.damage)
@@ -111,7 +117,9 @@ def alert(
 
     def judged(read: History) -> list[Finding]:
         try:
-            return alerting.explain(alerting.judge(read, overrides=overrides), (results, Path(__file__).parent))
+            return alerting.explain(
+                alerting.judge(read, overrides=overrides, since=later), (results, Path(__file__).parent)
+            )
         except ValueError as error:
             raise terminal.fail(str(error), 2) from None
 
@@ -136,6 +144,17 @@ def alert(
         write = alerting.to_json
     terminal.out(write(findings, doubtful).rstrip("\n"))
     raise typer.Exit(alerting.exit_code(findings, doubtful))
+
+
+def _commits_since(reference: str, roots: Sequence[Path]) -> frozenset[str]:
+    """The commits after a reference on the first-parent line. ValueError if no repository around `roots` knows it."""
+    for root in roots:
+        try:
+            told = checkout.git(root, "rev-list", "--first-parent", "--end-of-options", f"{reference}..HEAD", "--")
+            return frozenset(told.decode().split())
+        except (OSError, subprocess.SubprocessError):
+            continue
+    raise ValueError(f"--since takes a commit, tag or branch that git knows here, got {reference!r}")
 
 
 def _again(
