@@ -113,6 +113,15 @@ def test_faster_by_being_less_exact_is_called_that(tmp_path: Path, seed: int, er
     assert ("## Faster by being less exact" in alert.to_markdown([found])) == (error > 1e-7)
 
 
+def test_what_measuring_said_of_a_time_is_told_with_its_change(tmp_path: Path) -> None:
+    for index in range(6):
+        said = {"launch_bound": "near an empty launch", "energy": "no counter"} if index == 5 else None
+        time = synthetic.record({"device_time": 1.5 if index == 5 else 1.0}, day=index, unavailable=said)
+        synthetic.write(tmp_path, f"{index}", synthetic.environment(commit=index), [time])
+    (found,) = alert.judge(history.load(tmp_path))
+    assert found.reason.endswith("; launch_bound: near an empty launch")
+
+
 @pytest.mark.parametrize("value", [0.5, 2.0])
 def test_a_pinned_expectation_fails_in_either_direction(value: float) -> None:
     (found,) = alert.judge(series_of_values([*STEADY, value]), overrides=[alert.parse("device_time:o=3%!")])

@@ -278,6 +278,8 @@ def _verdict(one: _Judged, slower: bool, faster: bool) -> Finding:
         basis = "no noise seen in the band" if one.quiet else f"p = {one.slower if slower else one.faster:.1g}"
         why = f"{percent} since {after[0].mark} ({basis}, {count} points before, {len(after)} after)"
         why += track.over_the_gap if split == track.gap else ""
+    if verdict is not Verdict.SAME:
+        why += "".join(f"; {kind}: {words}" for kind, words in track.points[-1].remarks)
     changed = after[0].mark if verdict in (Verdict.SLOWER, Verdict.FASTER) else None
     return Finding(
         track.key, verdict, why + host, statistics.median(point.value for point in before), track.points[-1].value,

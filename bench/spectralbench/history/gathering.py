@@ -19,6 +19,9 @@ from spectralbench.identity import Conditions, Facts, Identity, moving
 from spectralbench.outcome import Measurement
 from spectralbench.record import Damage, Record, RecordFile, Scalar
 
+REMARKS = ("launch_bound", "launch_gaps", "precision")
+"""What measuring says of a time that it gave all the same, stored beside what it could not give."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Code:
@@ -39,6 +42,7 @@ class _Pool:
     samples: dict[str, list[float]] = field(default_factory=dict)
     quartiles: tuple[float, float] | None = None
     unseen: int = 0
+    remarks: dict[str, str] = field(default_factory=dict)
 
     def point(self, wrong: bool) -> Point:
         processes = tuple([(label, _median(found)) for label, found in self.samples.items()])
@@ -50,7 +54,8 @@ class _Pool:
         count = sum(map(len, self.samples.values())) + self.unseen
         value = _median(values)
         commit, dirty = self.code.commit, self.code.dirty
-        return Point(commit, dirty, self.recorded_at, value, processes, lower, upper, count, self.environment, wrong)
+        return Point(commit, dirty, self.recorded_at, value, processes, lower, upper, count, self.environment, wrong,
+                     tuple(self.remarks.items()))  # fmt: skip
 
 
 def _median(values: list[float]) -> float:
@@ -155,6 +160,8 @@ class Builder:
                 pool = pools[file.code, segment] = _Pool(file.code, segment, when)
             pool.recorded_at = min(pool.recorded_at, when)
             pool.samples.setdefault(label, []).extend(found.samples)
+            if found.metric == "device_time" and record.unavailable:
+                pool.remarks.update((kind, record.unavailable[kind]) for kind in REMARKS if kind in record.unavailable)
 
     def add_asv(self, result: asv_files.Result) -> None:
         """One of asv's results."""

@@ -52,6 +52,7 @@ class Point:
     timed interleaved, so ratios can be taken process by process. q25, q75: over the processes, or over the samples if
     there is one process. n: samples in all. environment: the conditions that can move this metric;
     they bound a segment. wrong: a process of this commit gave a wrong answer there, so that no number of it counts.
+    remarks: (kind, words) of what measuring said of its times: "launch_bound", "launch_gaps", "precision".
     """
 
     commit: str | None
@@ -64,6 +65,7 @@ class Point:
     n: int
     environment: Facts
     wrong: bool = False
+    remarks: tuple[tuple[str, str], ...] = ()
 
     @property
     def clean(self) -> bool:
