@@ -148,6 +148,9 @@ def test_rules_come_from_a_file_and_its_errors_name_it(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(ValueError, match=why):
             alert.configured(file)
+    file.write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"cannot read .*pyproject\.toml"):
+        alert.configured(file)
 
 
 def hostile(found: Finding) -> Finding:

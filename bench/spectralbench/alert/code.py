@@ -50,7 +50,7 @@ class _Repository:
                     one.identity: one
                     for name in _git(
                         self.root, "ls-tree", "--full-tree", "-r", "--name-only", commit, "--", *names
-                    ).split()
+                    ).splitlines()
                     for one in stored.parse(_git(self.root, "show", f"{commit}:{name}"), f"{name} at {commit}")
                 }
                 if names

@@ -88,7 +88,7 @@ def configured(file: Path) -> list[Override]:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
         return []
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read {file}: {error}") from error
     try:
         table = tomllib.loads(text).get("tool", {}).get("spectralbench", {}).get("alert", {})
