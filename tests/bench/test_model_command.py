@@ -135,7 +135,7 @@ def test_the_table_fits_80_columns_and_shows_failures():
 
 def test_the_figure_needs_a_rate_of_zero(tmp_path: Path):
     path = drawing.draw(steps.rows(RECORDS), "a net", tmp_path / "new" / "out.svg")
-    assert "saved for backward" in path.read_text() or path.stat().st_size > 1000
+    assert "<svg" in path.read_text()
     with pytest.raises(ValueError, match="at compression 0 and at another"):
         drawing.draw(steps.rows(RECORDS[2:4]), "a net", tmp_path / "no.png")
 

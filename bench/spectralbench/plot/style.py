@@ -252,7 +252,8 @@ def size_axis(ax: Axes, values: Sequence[int], label: str) -> None:
 
 
 def save(figure: Figure, path: Path, finding: str = "") -> Path:
-    """Write the figure, with the folder that it lies in; the finding goes into the file, for whoever shows it."""
+    """Write the figure, with the folder that it lies in; the finding goes into a PNG, for whoever shows it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Description": finding, "Software": None})
+    # Other formats know neither of these keys by that name.
+    figure.savefig(path, metadata={"Description": finding, "Software": None} if path.suffix == ".png" else None)
     return path
