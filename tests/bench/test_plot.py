@@ -247,3 +247,11 @@ def test_neither_a_matplotlibrc_nor_a_formula_changes_a_figure(tmp_path: Path) -
     with matplotlib.rc_context({"savefig.transparent": True, "text.usetex": True, "font.size": 30.0}):
         assert drawn(tmp_path / "two") == plain
         assert matplotlib.rcParams["font.size"] == 30.0
+
+
+def test_the_version_of_torch_is_told_by_what_it_can_move(tmp_path: Path) -> None:
+    """A fraction is the same whatever torch is, and so its series does not know it."""
+    for name, torch in (("a", "2.12.0"), ("b", "2.13.0")):
+        both = synthetic.record({"achieved_compression": 0.5, "device_time": 1.0}, day=name == "b")
+        synthetic.write(tmp_path, name, synthetic.environment(torch=torch, commit=int(name == "b")), [both])
+    assert set(measurements(history.load(tmp_path), every=True)["torch"]) == {"2.12.0", "2.13.0"}

@@ -55,9 +55,11 @@ def measurements(history: History, *, every: bool = False) -> pd.DataFrame:
                     "seed": subject.seed,
                     "process": process,
                     "mark": point.mark,
-                    "torch": dict(point.environment).get("torch", "unknown"),
+                    "torch": "unknown",
                 },
             )
+            # What torch cannot move, such as a fraction, does not tell its version; the others of the row do.
+            row["torch"] = dict(point.environment).get("torch", row["torch"])
             row[series.key.metric] = value
     # Parameters stay Python objects: an operation without one must not turn the others' integers into floats.
     frame = pd.DataFrame(list(rows.values()), dtype=object)
