@@ -110,6 +110,11 @@ def everything(**inputs: Any) -> str | None:
     return None
 
 
+def all_of(*conditions: Callable[..., str | None]) -> Callable[..., str | None]:
+    """Support that several conditions decide: the first reason among them."""
+    return lambda **inputs: next((reason for check in conditions if (reason := check(**inputs))), None)
+
+
 @dataclass(frozen=True, slots=True)
 class Implementation:
     """One way to compute an operation.

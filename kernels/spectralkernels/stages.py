@@ -31,9 +31,7 @@ def staged(name: str) -> Callable[[Callable[_Arguments, _Made]], Callable[_Argum
     def decorate(function: Callable[_Arguments, _Made]) -> Callable[_Arguments, _Made]:
         @wraps(function)
         def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Made:
-            if not _profiled():
-                return function(*args, **kwargs)
-            with torch.profiler.record_function(PREFIX + name):
+            with stage(name):
                 return function(*args, **kwargs)
 
         return call

@@ -157,10 +157,15 @@ def _lowpass(
 @constant
 def _low_pass_matrix(n: int, kept: int, out: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Real [out, n]: the first rows of the circulant that keeps |u| < kept."""
-    spectrum = (torch.fft.fftfreq(n, 1.0 / n, dtype=torch.float64).abs() < kept).double()
-    impulse = torch.fft.ifft(spectrum).real
+    impulse = _low_pass_impulse(n, kept)
     lag = torch.arange(out).unsqueeze(1) - torch.arange(n).unsqueeze(0)
     return impulse[lag.remainder(n)].to(dtype=dtype, device=device)
+
+
+def _low_pass_impulse(n: int, kept: int) -> Tensor:
+    """Float64 [n]: the response on the circle of the filter that keeps |u| < kept."""
+    spectrum = (torch.fft.fftfreq(n, 1.0 / n, dtype=torch.float64).abs() < kept).double()
+    return torch.fft.ifft(spectrum).real
 
 
 def _filtered_by_fft(y: Tensor, axis: int, n: int, kept: int, out: int) -> Tensor:
@@ -181,8 +186,7 @@ def _filtered_by_fft(y: Tensor, axis: int, n: int, kept: int, out: int) -> Tenso
 def _low_pass_response(n: int, kept: int, out: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Complex [M // 2 + 1]: the spectrum, on the smallest 7-smooth circle M >= n + out - 1, of the filter that keeps
     |u| < kept of n, at the lags from an input of n samples to an output of `out`."""
-    spectrum = (torch.fft.fftfreq(n, 1.0 / n, dtype=torch.float64).abs() < kept).double()
-    impulse = torch.fft.ifft(spectrum).real
+    impulse = _low_pass_impulse(n, kept)
     lags = torch.arange(1 - n, out)
     filter_ = torch.zeros(next_smooth(n + out - 1), dtype=torch.float64)
     filter_[lags.remainder(len(filter_))] = impulse[lags.remainder(n)]
@@ -204,7 +208,7 @@ def torch_fft_frozen(x: Tensor, weight: WeightSpectrum, bias: Tensor | None, ban
     """`torch_fft` with the modes of a frozen weight: no transform of it, and no matrix as long as the maps."""
     if x.shape[0] == 0:
         return direct(x, zero_kernel(weight, x), bias, band, groups)
-    z = torch.fft.rfftn(x.to(compute_dtype(x.dtype)), s=band.n, dim=_axes(x))
+    z = _transform(x.to(compute_dtype(x.dtype)), band)
     # Modes are ordered (column, row): those of `dft.stepped_dft`.
     w = torch.complex(*weight.modes.unbind(1)).unflatten(0, (band.columns, -1)).movedim(2, 0)
     w = w.unflatten(0, (weight.out_channels, weight.in_channels_per_group))

@@ -24,9 +24,7 @@ def direct(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: i
 
     Only legal at compression 0. The answer has the layout that conv2d gives it.
     """
-    if channels_last_pays(x, weight, groups):
-        return direct_converted(x, weight, bias, band, groups)
-    return _direct(x, weight, bias, band, groups)
+    return _direct(x, weight, bias, band, groups, convolve_in_best_layout)
 
 
 SLOW_WIDTH = 10
@@ -88,12 +86,19 @@ def on_cpu_only(device: str) -> str | None:
     return None if device == "cpu" else "a GPU's library converts layouts itself; `channels_last` holds them so"
 
 
-def _direct(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> Tensor:
+def _direct(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    band: Band,
+    groups: int,
+    convolution: Callable[..., Tensor],
+) -> Tensor:
     sides = tuple(before for before, _ in band.pad)
     if all(before == after for before, after in band.pad):
-        return convolve(x, weight, bias, padding=sides, groups=groups)
+        return convolution(x, weight, bias, padding=sides, groups=groups)
     flat = [zeros for pair in reversed(band.pad) for zeros in pair]
-    return convolve(F.pad(x, flat), weight, bias, padding=tuple(0 for _ in sides), groups=groups)
+    return convolution(F.pad(x, flat), weight, bias, padding=tuple(0 for _ in sides), groups=groups)
 
 
 def direct_supports(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> str | None:
@@ -103,7 +108,7 @@ def direct_supports(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, 
 
 def direct_channels_last(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> Tensor:
     """`direct` in the layout that tensor cores like, [batch, height, width, channel] in memory; so is its answer."""
-    return _direct(_channels_last(x), _channels_last(weight), bias, band, groups)
+    return _direct(_channels_last(x), _channels_last(weight), bias, band, groups, convolve)
 
 
 def prepare_channels_last(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> dict[str, Any]:

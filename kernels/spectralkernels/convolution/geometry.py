@@ -187,6 +187,13 @@ def filled(geometry: dict[str, Any]) -> dict[str, Any]:
     return {name: defaults[name] if value is None else value for name, value in geometry.items()}
 
 
+def checked_groups(groups: int | None, weight: Tensor | WeightSpectrum) -> int:
+    """The groups of a call: those of a frozen weight, or 1, where none are given."""
+    if groups is None:
+        return weight.groups if isinstance(weight, WeightSpectrum) else 1
+    return as_integer("groups", groups)
+
+
 def frozen_band(
     spectrum: WeightSpectrum,
     size: tuple[int, ...],

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from spectralkernels.autocast import cast
-from spectralkernels.checks import as_integer
 from spectralkernels.convolution import (
     baselines,
     dft_native,
@@ -27,12 +26,13 @@ from spectralkernels.convolution.geometry import (
     WeightSpectrum,
     check_arguments,
     check_spectrum_arguments,
+    checked_groups,
     conv_band,
     filled,
     fits_matrices,
     frozen_band,
 )
-from spectralkernels.declare import Implementation, Operation, Role, Tolerance
+from spectralkernels.declare import Implementation, Operation, Role, Tolerance, all_of
 from spectralkernels.dispatch import dispatch
 from spectralkernels.launch import triton_unavailable
 from spectralkernels.layouts import as_given, batched
@@ -56,9 +56,7 @@ def call(
 ) -> Tensor:
     """Check the arguments of a public call, work out its geometry and run it."""
     given, x = x, batched(x, f"[batch, channel, {spatial}]")
-    if groups is None:
-        groups = weight.groups if isinstance(weight, WeightSpectrum) else 1
-    groups = as_integer("groups", groups)
+    groups = checked_groups(groups, weight)
     device = x.device.type
     x, weight, bias = cast(x, device), cast(weight, device), cast(bias, device)
     geometry: dict[str, Any] = {"compression": compression, "padding": padding, "grid": grid}
@@ -105,11 +103,6 @@ def _bf16_only(x: Tensor, **rest: Any) -> str | None:
 
 def _compressed_only(band: Band, **rest: Any) -> str | None:
     return None if band.compression > 0.0 else "at compression 0 it is an implementation, not a rival"
-
-
-def _all_of(*conditions: Callable[..., str | None]) -> Callable[..., str | None]:
-    """The first reason among several conditions."""
-    return lambda **inputs: next((reason for check in conditions if (reason := check(**inputs))), None)
 
 
 TOLERANCE = Tolerance(
@@ -185,7 +178,7 @@ def _direct_modes(name: str, role: Role, source: str, legal: Callable[..., str |
             role,
             source=f"{source}, {how}",
             engine="library",
-            supports=_all_of(legal, *conditions),
+            supports=all_of(legal, *conditions),
             **{"tolerance": DIRECT, **fields},
         )
         for mode, how, fields, conditions in _MODES
@@ -208,7 +201,7 @@ IMPLEMENTATIONS = (
         "kernel",
         dft_gemm,
         "the same with the weight transformed once, outside the clock",
-        supports=_all_of(_needs_spectrum, fits_matrices),
+        supports=all_of(_needs_spectrum, fits_matrices),
         prepare=prepare_frozen,
         frozen=True,
         gradients=("x", "bias"),
@@ -269,7 +262,7 @@ IMPLEMENTATIONS = (
         "baseline",
         baselines.torch_fft_fast,
         f"{_PAPER}, on the next 7-smooth N",
-        supports=_tensor_weight(_all_of(_uncompressed_only, baselines.fast_grid_differs)),
+        supports=_tensor_weight(all_of(_uncompressed_only, baselines.fast_grid_differs)),
     ),
     Implementation(
         "torch_fft_compile",
@@ -287,7 +280,7 @@ IMPLEMENTATIONS = (
         _IMPLICIT_GEMM,
         engine="triton",
         available=triton_unavailable,
-        supports=_all_of(_tensor_weight(direct.direct_supports), implicit_gemm.supports),
+        supports=all_of(_tensor_weight(direct.direct_supports), implicit_gemm.supports),
         tolerance=implicit_gemm.TOLERANCE,
     ),
     Implementation(
@@ -318,7 +311,7 @@ RIVALS = (
         f"{_IMPLICIT_GEMM}, without a band limit",
         engine="triton",
         available=triton_unavailable,
-        supports=_all_of(_compressed_only, implicit_gemm.supports),
+        supports=all_of(_compressed_only, implicit_gemm.supports),
         tolerance=implicit_gemm.TOLERANCE,
     ),
     Implementation(
@@ -326,7 +319,7 @@ RIVALS = (
         "rival",
         baselines.torch_fft_fast,
         f"{_PAPER}, with the band of the next 7-smooth N: what a user would take who may choose N",
-        supports=_all_of(_compressed_only, baselines.fast_grid_differs),
+        supports=all_of(_compressed_only, baselines.fast_grid_differs),
         reference=baselines.fast_reference,
     ),
 )

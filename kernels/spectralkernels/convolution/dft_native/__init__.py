@@ -31,7 +31,7 @@ from spectralkernels.convolution.dft_native.folding import Fold, fold
 from spectralkernels.convolution.dft_native.frozen import packed_modes
 from spectralkernels.convolution.dft_native.library import Kept, Sizes
 from spectralkernels.convolution.geometry import WeightSpectrum, compute_dtype, fits_matrices, needs_tensor
-from spectralkernels.declare import Implementation
+from spectralkernels.declare import Implementation, all_of
 from spectralkernels.operators import operator
 from spectralkernels.spectra import Band
 
@@ -352,7 +352,7 @@ IMPLEMENTATIONS = (
         "folded truncated DFT in C++, compiled at first use",
         engine="native",
         available=build.unavailable,
-        supports=lambda **inputs: needs_tensor(**inputs) or fits_matrices(**inputs),
+        supports=all_of(needs_tensor, fits_matrices),
     ),
     Implementation(
         "dft_native_frozen",
@@ -361,7 +361,7 @@ IMPLEMENTATIONS = (
         "the same with the weight transformed once, outside the clock",
         engine="native",
         available=build.unavailable,
-        supports=lambda **inputs: _needs_spectrum(**inputs) or fits_matrices(**inputs),
+        supports=all_of(_needs_spectrum, fits_matrices),
         prepare=prepare_frozen,
         frozen=True,
         gradients=("x", "bias"),

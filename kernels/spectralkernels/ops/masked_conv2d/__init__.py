@@ -27,6 +27,7 @@ from spectralkernels.convolution.geometry import (
     check_arguments,
     check_frozen_weight,
     check_spectrum_arguments,
+    checked_groups,
     compute_dtype,
     conv_band,
     filled,
@@ -34,7 +35,7 @@ from spectralkernels.convolution.geometry import (
     needs_tensor,
 )
 from spectralkernels.convolution.implementations import DIRECT
-from spectralkernels.declare import Implementation, Operation, Tolerance
+from spectralkernels.declare import Implementation, Operation, Tolerance, all_of
 from spectralkernels.dispatch import dispatch
 from spectralkernels.errors import DtypeError, ShapeError
 from spectralkernels.layouts import as_given, batched
@@ -86,9 +87,7 @@ def masked_conv2d(
     Raises: ShapeError, DtypeError, RangeError on arguments that do not fit; Unsupported if `impl` cannot run here.
     """
     given, x = x, batched(x, "[batch, channel, height, width]")
-    if groups is None:
-        groups = weight.groups if isinstance(weight, WeightSpectrum) else 1
-    groups = as_integer("groups", groups)
+    groups = checked_groups(groups, weight)
     _check_modes(modes, (type(None),))
     device = x.device.type
     x, weight, bias = cast(x, device), cast(weight, device), cast(bias, device)
@@ -194,14 +193,14 @@ OPERATION = Operation(
             "kernel",
             dft_gemm,
             "truncated DFT of one mode list, as matrix products",
-            supports=lambda **inputs: needs_tensor(**inputs) or fits_matrices(**inputs),
+            supports=all_of(needs_tensor, fits_matrices),
         ),
         Implementation(
             "dft_gemm_frozen",
             "kernel",
             dft_gemm,
             "the same with the weight transformed once, outside the clock",
-            supports=lambda **inputs: _needs_spectrum(**inputs) or fits_matrices(**inputs),
+            supports=all_of(_needs_spectrum, fits_matrices),
             prepare=prepare_frozen,
             frozen=True,
             gradients=("x",),
