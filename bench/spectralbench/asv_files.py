@@ -37,7 +37,9 @@ RESULT_FILE: Mapping[str, Field] = {
     "requirements": Field("an object", lambda value: type(value) is dict, required=False),
 }
 """The fields of a result file that are read, besides `version`."""
-_UNITS = {"seconds": "second", "bytes": "byte", "joules": "joule", "unit": "1", "": "1"}
+UNITS = {"second": "seconds", "byte": "bytes", "joule": "joules", "1": "unit"}
+"""Our units by asv's names."""
+_UNITS = {"": "1", **{theirs: ours for ours, theirs in UNITS.items()}}
 _KINDS = ("track_", "time_", "timeraw_", "peakmem_", "mem_")
 _NO_MATRIX = ("machine", "python", "os", "arch", "cpu", "num_cpu", "ram")
 

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from spectralbench import checkout, names
+from spectralbench.asv_files import API_VERSION, UNITS
 from spectralbench.history import History, Point, Series
 
-UNITS = {"second": "seconds", "byte": "bytes", "joule": "joules", "1": "unit"}
 ENVIRONMENT = "records"
 COLUMNS = ("result", "params", "version", "started_at", "duration", "stats_ci_99_a", "stats_ci_99_b", "stats_q_25",
            "stats_q_75", "stats_number", "stats_repeat", "samples", "profile")  # fmt: skip
@@ -95,7 +95,7 @@ def write_asv(history: History, folder: Path, repository: Path) -> int:
     project = {"version": 1, "project": "spectralbench", "repo": top, "branches": [branch], "dvcs": "git",
                "benchmark_dir": f"{top}/bench/asv_spectral", "results_dir": "results", "html_dir": "html",
                "env_dir": "env", "show_commit_url": "#"}  # fmt: skip
-    benchmarks: dict[str, Any] = {"version": 2}
+    benchmarks: dict[str, Any] = {"version": API_VERSION}
     files: dict[tuple[str, str], dict[str, Any]] = {}
     for name, members in _by_benchmark(history).items():
         declared = _benchmark(name, members)
@@ -129,7 +129,7 @@ def _by_benchmark(history: History) -> dict[str, list[Series]]:
 def _benchmark(name: str, members: Sequence[Series]) -> dict[str, Any]:
     """What asv must know of a benchmark: its unit, its version, and the implementations and cases along its axes."""
     key = members[0].key
-    newest = max((series.key for series in members), key=lambda key: (str(key.subject.operation_version),))
+    newest = max((series.key for series in members), key=lambda key: str(key.subject.operation_version))
     return {
         "code": f"{key.metric} of {key.subject.operation}",
         "name": name,
@@ -200,7 +200,7 @@ def _file(machine: str, commit: str, environment: Mapping[str, Any]) -> dict[str
     python = told["python"]
     return {"commit_hash": commit, "env_name": ENVIRONMENT, "date": 0, "params": {**known, "python": python},
             "python": python, "requirements": {}, "env_vars": {}, "result_columns": list(COLUMNS), "results": {},
-            "durations": {}, "version": 2}  # fmt: skip
+            "durations": {}, "version": API_VERSION}  # fmt: skip
 
 
 def _milliseconds(point: Point) -> int:

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from spectralbench.ceilings import Ceilings
-from spectralbench.plot.style import MARKERS, PALETTE, styled
+from spectralbench.plot.style import MARKERS, PALETTE, save, styled
 from spectralbench.profiling import CaseProfile, Profile
 from spectralbench.profiling.memory import Mark, Timeline
 from spectralbench.profiling.trace import OUTSIDE
@@ -36,7 +36,7 @@ def draw(found: CaseProfile, ceilings: Ceilings, title: str, folder: Path) -> li
             figure.suptitle(
                 textwrap.fill(title.replace(",", ", ").replace(",  ", ", "), TITLE_COLUMNS), fontsize="small"
             )
-            figure.savefig(path)
+            save(figure, path)
             plt.close(figure)
     return paths
 

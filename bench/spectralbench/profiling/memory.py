@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import profile, record_function
 
 from spectralbench.answers import tensors_in
+from spectralbench.profiling.trace import activities
 
 FORWARD, BACKWARD = "forward", "backward"
 _DEVICE_TYPES = {"cpu": 0, "cuda": 1}
@@ -59,10 +60,9 @@ def over_a_step(forward: Callable[[], Any], device: str, backward: bool) -> Time
 
     forward: returns a tensor, or something with tensors inside; the first that has a graph is differentiated.
     """
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
     with torch.set_grad_enabled(backward):
         _step(forward, backward)
-        with profile(activities=activities, profile_memory=True) as profiler:
+        with profile(activities=activities(device), profile_memory=True) as profiler:
             _step(forward, backward)
             if device == "cuda":
                 torch.cuda.synchronize()

@@ -55,7 +55,7 @@ def trace(run: Callable[[], object], seconds: float, device: str, kept: Path | N
     """
     count = min(MOST_CALLS, max(2, round(SECONDS / seconds)))
     busy = Busy(device)
-    with profile(activities=_activities(device)) as profiler, busy:
+    with profile(activities=activities(device)) as profiler, busy:
         for _ in range(count):
             with record_function(CALL):
                 run()
@@ -81,7 +81,8 @@ def trace(run: Callable[[], object], seconds: float, device: str, kept: Path | N
     )
 
 
-def _activities(device: str) -> list[ProfilerActivity]:
+def activities(device: str) -> list[ProfilerActivity]:
+    """What a profiler has to watch on a device."""
     return [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
 
 
