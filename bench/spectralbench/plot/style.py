@@ -8,6 +8,7 @@ readably.
 
 from __future__ import annotations
 
+import io
 import math
 import textwrap
 import zlib
@@ -24,6 +25,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from spectralbench.quantity import amount, scale
 
@@ -251,9 +254,21 @@ def size_axis(ax: Axes, values: Sequence[int], label: str) -> None:
     ax.set_xlabel(label)
 
 
+COLOURS = 256
+"""Of a PNG's palette: a third of the bytes of full colour, and no difference that an eye sees."""
+
+
 def save(figure: Figure, path: Path, finding: str = "") -> Path:
     """Write the figure, with the folder that it lies in; the finding goes into a PNG, for whoever shows it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Other formats know neither of these keys by that name.
-    figure.savefig(path, metadata={"Description": finding, "Software": None} if path.suffix == ".png" else None)
+    if path.suffix != ".png":
+        figure.savefig(path)
+        return path
+    facts = PngInfo()
+    facts.add_text("Description", finding)
+    with io.BytesIO() as drawn:
+        figure.savefig(drawn, format="png")
+        with Image.open(drawn) as image:
+            few = image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+    few.save(path, optimize=True, pnginfo=facts)
     return path
