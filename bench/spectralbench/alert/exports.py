@@ -51,9 +51,12 @@ def to_junit(findings: Sequence[Finding], doubtful: Sequence[Damage] = ()) -> st
 
 def _command(level: str, what: str, why: str) -> str:
     """`::error title=...::...`, escaped as the runner's toolkit does."""
-    text = printable(why).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-    name = printable(what).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-    return f"::{level} title={name.replace(':', '%3A').replace(',', '%2C')}::{text}"
+    name = _escaped(what).replace(":", "%3A").replace(",", "%2C")
+    return f"::{level} title={name}::{_escaped(why)}"
+
+
+def _escaped(text: str) -> str:
+    return printable(text).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
 def _legal(text: str) -> str:
