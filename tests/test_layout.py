@@ -18,10 +18,11 @@ READERS = ("outcome", "record", "history", "alert", "report", "plot", "asv_files
 SOURCES = sorted([*(ROOT / "kernels").rglob("*.py"), *(ROOT / "bench").rglob("*.py")])
 
 
-def imports(path: Path) -> set[str]:
+def imports(path: Path, *, at_the_top: bool = False) -> set[str]:
     """Modules that a file imports, at its top or inside a function."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for node in tree.body if at_the_top else ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -59,10 +60,19 @@ def readers() -> list[Path]:
 
 @pytest.mark.parametrize("path", readers(), ids=lambda path: path.name)
 def test_readers_need_neither_torch_nor_kernels(path: Path):
-    measuring = ("measure", "clock", "sweep", "worker", "metrics", "environment", "profiling")
+    measuring = ("measure", "clock", "sweep", "worker", "environment", "profiling")
     assert not starts(
         imports(path), "torch", "triton", "spectralkernels", *(f"spectralbench.{name}" for name in measuring)
     )
+
+
+@pytest.mark.parametrize("path", sorted((BENCH / "metrics").glob("*.py")), ids=lambda path: path.name)
+def test_the_facts_of_a_metric_are_read_without_what_it_measures_with(path: Path):
+    """Readers of records take unit, rule and axis from the file that measures."""
+    ours = {"spectralbench.identity", "spectralbench.metrics"}
+    found = imports(path, at_the_top=True)
+    assert {name for name in found if name.startswith("spectral") and not starts({name}, *ours)} == set()
+    assert {name.split(".")[0] for name in found} <= {*sys.stdlib_module_names, "spectralbench"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "bench").glob("*_spectral/*.py")), ids=lambda path: path.parent.name)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from spectralbench.outcome import Outcome
     from spectralkernels.declare import Case, Operation, Pass, Scalar
 
-METRICS = ("device_time", "saved_bytes", "rounding_error", "approximation_error", "stored_bytes", "kept_fraction")
 TIMEOUT = 600.0  # seconds; a first Triton compilation passes asv's 60
 UNITS = {"second": "seconds", "byte": "bytes", "1": "unit"}  # the names by which asv scales and labels an axis
 
@@ -34,11 +33,11 @@ Number = float | dict[str, Any]
 def suite(operation: Operation, metrics: Mapping[str, Metric]) -> type:
     """The asv class of one operation.
 
-    Returns: a class with `params`, `param_names`, `setup_cache` and a `track_<metric>` method for each of METRICS that
-        the operation yields.
+    Returns: a class with `params`, `param_names`, `setup_cache` and a `track_<metric>` method for each metric that
+        follows the operation (`Metric.asv`).
     Raises: ValueError where the asv profile is no dense grid: asv knows only cartesian products.
     """
-    names = tuple(name for name in METRICS if name in metrics and _yields(operation, name))
+    names = tuple(name for name, metric in metrics.items() if metric.asv is not None and metric.asv(operation))
     grid = _grid(operation, names)
     attributes: dict[str, Any] = {
         "__module__": __name__,
@@ -86,15 +85,6 @@ def _implementations(operation: Operation) -> tuple[str, ...]:
     """Those that the asv profile names, kernels that only run on a GPU too: machines share one list and one history."""
     named = {name for _, block in operation.cases("asv") for name in block.implementations or ()}
     return tuple(found.name for found in operation.subjects if not named or found.name in named)
-
-
-def _yields(operation: Operation, metric: str) -> bool:
-    """Whether the number exists and is no plain fact of the case; known without running anything."""
-    if metric == "approximation_error":
-        return operation.ideal is not None
-    if metric in ("stored_bytes", "kept_fraction"):
-        return any("beta" in block.axes for _, block in operation.cases("asv"))
-    return True
 
 
 def _tracker(grid: _Grid, metric: Metric) -> Callable[..., Number]:

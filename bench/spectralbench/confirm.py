@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from spectralbench.alert import Finding, Verdict
 from spectralbench.history import History, Key, Point, Series
-from spectralbench.identity import Conditions, changes, moving
+from spectralbench.identity import Conditions, changes
+from spectralbench.metrics import moving
 
 if TYPE_CHECKING:
     from spectralbench.sweep import Item, Sources, Sweep

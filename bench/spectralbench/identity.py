@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from functools import cache
 from typing import Any
 
 Facts = tuple[tuple[str, str], ...]
@@ -91,36 +90,10 @@ OF_A_GPU = frozenset(("cuda", "cudnn", "driver", "gpu", "gpu_class", "gpu_uuid",
 MUST_MATCH = tuple(name for name in NAMES if name != "gpu_uuid")
 """What an earlier record must share to serve a run: cards of one class are processes of one measurement."""
 
-_SOFTWARE = ("device", "torch", "triton", "cuda", "cudnn", "gpu")
-_ARITHMETIC = (*_SOFTWARE, "cpu", "cpu_model", "cpu_flags", "cpu_capability", "threads", "mkl", "onednn")
-MOVED_BY: Mapping[str, tuple[str, ...]] = {
-    "achieved_compression": (),
-    "kept_fraction": (),
-    "approximation_error": (),
-    "approximation_error_sym": (),
-    "stored_bytes": (),
-    "parameter_bytes": (),
-    "saved_bytes": _SOFTWARE,
-    "saved_behind_relu": _SOFTWARE,
-    "peak_allocated": _SOFTWARE,
-    "peak_reserved": _SOFTWARE,
-    "nvml_memory": (*_SOFTWARE, "driver", "gpu_class"),
-    "nvml_process_memory": (*_SOFTWARE, "driver", "gpu_class"),
-    "host_peak": (*_ARITHMETIC, "heap", "os", "python"),
-    "rounding_error": _ARITHMETIC,
-    "rounding_error_max": _ARITHMETIC,
-}
-"""Metric -> the conditions that can move it; one that is not here (a time, an energy) is moved by all of them.
-
-A fraction, the error of an exact float64 operation and the size of a stored spectrum follow from the case alone: if
-they move after an upgrade, that is news. Bytes that a program asks for do not depend on how fast it runs.
-"""
-
-
-@cache
-def moving(metric: str, conditions: Conditions) -> Facts:
-    """The known conditions that can move a metric: points that agree in them are one segment of its series."""
-    return conditions.known(MOVED_BY.get(metric, NAMES))
+SOFTWARE = ("device", "torch", "triton", "cuda", "cudnn", "gpu")
+"""What moves bytes that a program asks for: they do not depend on how fast it runs."""
+ARITHMETIC = (*SOFTWARE, "cpu", "cpu_model", "cpu_flags", "cpu_capability", "threads", "mkl", "onednn")
+"""What moves roundings, and the scratch of libraries."""
 
 
 def changes(old: Iterable[tuple[str, str]], new: Iterable[tuple[str, str]]) -> str:

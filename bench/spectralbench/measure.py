@@ -28,7 +28,7 @@ from spectralbench.ceilings import Ceilings, impossible, launch_bound
 from spectralbench.clock import Clock, clock_for
 from spectralbench.environment import measuring_flags
 from spectralbench.exchange import Exchange
-from spectralbench.metrics import Metric, Trial, load_metrics
+from spectralbench.metrics import Metric, Trial, Unavailable, load_metrics
 from spectralbench.outcome import Failed, Measured, Measurement, Outcome, Skipped
 from spectralbench.referee import Ended, Referee
 from spectralbench.timing import Budget, time_interleaved, unknown
@@ -314,7 +314,7 @@ class _Race:
         for metric in self.metrics:
             try:
                 samples = tuple(float(sample) for sample in metric.sample(trial))
-            except Unsupported as error:
+            except (Unavailable, Unsupported) as error:
                 unavailable.append((metric.name, str(error)))
                 continue
             if not samples or not all(map(math.isfinite, samples)):

@@ -87,7 +87,7 @@ def request(
     from spectralbench.metrics import load_metrics
 
     state = State("eager", "cold" if device == "cuda" else "warm")
-    metrics = [name for name, metric in load_metrics().items() if device in metric.devices]
+    metrics = [name for name, metric in load_metrics().items() if metric.models or device in metric.devices]
     return Request(
         operations=(OPERATION,),
         implementations=tuple(dict.fromkeys(NATIVE if name == PHC else name for name in one.layers)),
@@ -99,7 +99,7 @@ def request(
             "beta": beta,
             "n": f"1,{n}" if PHC in one.layers else "1",
         },
-        metrics=(*metrics, "parameter_bytes"),
+        metrics=tuple(metrics),
         processes=processes,
         device=device,
         states=(state,),

@@ -22,8 +22,7 @@ from typing import Any
 import torch
 
 from spectralbench.choices import equal
-from spectralbench.heap import keep_freed_memory
-from spectralbench.metrics.host_peak import peak_growth
+from spectralbench.heap import keep_freed_memory, peak_growth
 from spectralkernels.constants import forget
 from spectralkernels.convolution.estimates import Sizes, seconds
 from spectralkernels.convolution.geometry import conv_band

@@ -17,9 +17,8 @@ from toy_operation import case, implementation, product, toy
 
 from spectralbench.clock import FakeClock
 from spectralbench.measure import Budget, measure_case
-from spectralbench.metrics import Metric, Trial, host_peak, load_metrics
+from spectralbench.metrics import Metric, Trial, Unavailable, columns, host_peak, load_metrics
 from spectralbench.outcome import Measured
-from spectralkernels.errors import Unsupported
 
 ROOT = Path(__file__).resolve().parents[2]
 SI = {"second", "byte", "joule", "1"}
@@ -60,6 +59,15 @@ def test_every_file_declares_a_metric_with_si_unit_and_version() -> None:
         assert metric.name == name
         assert metric.unit in SI
         assert metric.version == 1
+        assert 0 < metric.rule.practical < 1 and metric.axis.words
+
+
+def test_columns_stand_by_their_place_and_one_may_hold_the_memory_of_either_device() -> None:
+    titles = dict(columns())
+    assert list(titles) == ["saved", "peak memory", "rounding error", "approx. error", "achieved c", "kept"]
+    assert titles["peak memory"] == ("peak_allocated", "host_peak")
+    places = [metric.column for metric in load_metrics().values() if metric.column]
+    assert len({column.place for column in places}) == len(places), "no two metrics ask for one place"
 
 
 def test_errors_are_two_and_the_symmetric_one_is_bounded() -> None:
@@ -214,7 +222,7 @@ def test_gpu_metrics_say_why_there_are_none_on_a_cpu() -> None:
         assert of(name) == "CUDA only; on a CPU see host_peak"
     for name in ("nvml_memory", "nvml_process_memory", "energy"):
         assert str(of(name)).startswith("no NVML: ")
-    with pytest.raises(Unsupported, match="on a GPU see peak_allocated"):
+    with pytest.raises(Unavailable, match="on a GPU see peak_allocated"):
         load_metrics()["host_peak"].sample(on_gpu())
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import spectralkernels as sk
-from spectralbench.metrics.saved_bytes import saved_by
+from spectralbench.held import saved_by
 
 SHAPES = [(1,), (7,), (8,), (9, 1), (2, 3, 5, 7), (3, 0, 4)]
 

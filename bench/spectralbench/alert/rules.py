@@ -1,4 +1,4 @@
-"""How each metric is judged, and rules for single series from the command line or `pyproject.toml`."""
+"""How each metric is judged, by its own file, and rules for single series from the command line or `pyproject.toml`."""
 
 from __future__ import annotations
 
@@ -11,43 +11,12 @@ from pathlib import Path
 from types import MappingProxyType
 
 from spectralbench.history import Key
+from spectralbench.metrics import Rule, load_metrics
 
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """How one metric is judged.
-
-    practical: smallest relative change worth a person's time. exact: there is no noise. fact: not a cost, so that a
-    change in either direction is a regression. pinned: somebody expects the number as it is, so that a change for the
-    better fails too, until the rule is taken back. host: a slow host moves it, so that baselines are its controls.
-    """
-
-    practical: float
-    exact: bool = False
-    fact: bool = False
-    host: bool = False
-    pinned: bool = False
-
-
-RULES: Mapping[str, Rule] = MappingProxyType(
-    {
-        "device_time": Rule(0.03, host=True),
-        "energy": Rule(0.10, host=True),
-        "host_peak": Rule(0.10),
-        "nvml_memory": Rule(0.05),
-        "peak_reserved": Rule(0.05),
-        "peak_allocated": Rule(0.001, exact=True),
-        "saved_bytes": Rule(0.001, exact=True),
-        "stored_bytes": Rule(0.001, exact=True),
-        "kept_fraction": Rule(0.001, exact=True, fact=True),
-        "achieved_compression": Rule(0.001, exact=True, fact=True),
-        "approximation_error": Rule(0.01, exact=True),
-        "approximation_error_sym": Rule(0.01, exact=True),
-        "rounding_error": Rule(0.20),
-    }
-)
+RULES: Mapping[str, Rule] = MappingProxyType({name: metric.rule for name, metric in load_metrics().items()})
 DEFAULT_RULE = Rule(0.05)
-ERRORS = ("rounding_error", "approximation_error", "approximation_error_sym")
+"""Of a metric that records hold and no file declares any more."""
+ERRORS = frozenset(name for name, rule in RULES.items() if rule.error)
 LESS_EXACT = 2.0
 """An error that grows by more than this has bought the time."""
 

@@ -10,21 +10,12 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from spectralbench import names
+from spectralbench import metrics, names
 from spectralbench.outcome import Measurement
 from spectralbench.quantity import amount, ratio_words, scale
 from spectralbench.record import Record
 
 TIME = "device_time"
-COLUMNS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("saved", ("saved_bytes",)),
-    ("peak memory", ("peak_allocated", "host_peak")),
-    ("rounding error", ("rounding_error",)),
-    ("approx. error", ("approximation_error",)),
-    ("achieved c", ("achieved_compression",)),
-    ("kept", ("kept_fraction",)),
-)
-"""Title and the metrics that fill it, the first that was taken; a column without any value is left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +89,7 @@ def case_tables(operation: str, found: Sequence[Row]) -> Iterator[Table]:
 def operation_table(operation: str, found: Sequence[Row]) -> Table:
     """Every row of an operation; parameters that never vary stand below, failures where the time would be."""
     varying, constant = _split_parameters(found)
-    columns = [(title, names) for title, names in COLUMNS if any(row.metric(names) for row in found)]
+    columns = [(title, names) for title, names in metrics.columns() if any(row.metric(names) for row in found)]
     caption = f"everywhere: {constant}" if constant else None
     table = Table(title=operation, caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
     if varying:

@@ -15,7 +15,8 @@ from spectralbench import asv_files
 from spectralbench.fields import is_moment
 from spectralbench.history.ancestry import Order, Place, order
 from spectralbench.history.series import Absence, History, Key, Point, Series, Subject
-from spectralbench.identity import Conditions, Facts, Identity, moving
+from spectralbench.identity import Conditions, Facts, Identity
+from spectralbench.metrics import moving
 from spectralbench.outcome import Measurement
 from spectralbench.record import Damage, Record, RecordFile, Scalar
 

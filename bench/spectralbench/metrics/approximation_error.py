@@ -10,19 +10,29 @@ from __future__ import annotations
 
 import math
 
-from spectralbench.gate import relative_error
-from spectralbench.metrics import Metric, Trial
-from spectralkernels.errors import Unsupported
+from spectralbench.metrics import Axis, Column, Metric, Rule, Trial, Unavailable
 
 
 def _sample(trial: Trial) -> list[float]:
+    from spectralbench.gate import relative_error
+
     ideal = trial.ideal()
     if ideal is None:
-        raise Unsupported(f"{trial.operation.name} loses nothing, so it has no uncompressed answer")
+        raise Unavailable(f"{trial.operation.name} loses nothing, so it has no uncompressed answer")
     error = relative_error(trial.expected, ideal)
     if math.isinf(error):
-        raise Unsupported("the uncompressed answer is zero, so a relative error has no meaning")
+        raise Unavailable("the uncompressed answer is zero, so a relative error has no meaning")
     return [error]
 
 
-METRIC = Metric(name="approximation_error", unit="1", version=1, sample=_sample)
+METRIC = Metric(
+    name="approximation_error",
+    unit="1",
+    version=1,
+    sample=_sample,
+    rule=Rule(0.01, exact=True, error=True),
+    moved_by=(),
+    axis=Axis("approximation error against\nthe uncompressed answer", "percent"),
+    column=Column("approx. error", 4),
+    asv=lambda operation: operation.ideal is not None,
+)

@@ -5,14 +5,24 @@ The core takes these samples, because implementations are timed interleaved; thi
 
 from __future__ import annotations
 
-from spectralbench.metrics import Metric, Trial
-from spectralkernels.errors import Unsupported
+from spectralbench.identity import NAMES
+from spectralbench.metrics import Axis, Metric, Rule, Trial, Unavailable
 
 
 def _sample(trial: Trial) -> tuple[float, ...]:
     if not trial.times:
-        raise Unsupported("it was not timed")
+        raise Unavailable("it was not timed")
     return trial.times
 
 
-METRIC = Metric(name="device_time", unit="second", version=1, sample=_sample)
+METRIC = Metric(
+    name="device_time",
+    unit="second",
+    version=1,
+    sample=_sample,
+    rule=Rule(0.03, host=True),
+    moved_by=NAMES,
+    axis=Axis("time per call", "log"),
+    per_process=True,
+    asv=lambda operation: True,
+)

@@ -11,19 +11,20 @@ import statistics
 import time
 from collections.abc import Callable
 
-import torch
-
-from spectralbench import nvml
-from spectralbench.metrics import Metric, Trial
-from spectralkernels.errors import Unsupported
+from spectralbench.identity import NAMES
+from spectralbench.metrics import Axis, Metric, Rule, Trial, Unavailable
 
 SECONDS = 1.0
 BATCH_SECONDS = 5e-3
 
 
 def _sample(trial: Trial) -> list[float]:
+    import torch
+
+    from spectralbench import nvml
+
     if trial.device != "cuda":
-        raise Unsupported("no NVML: energy is read from a GPU's counter, and this ran on a CPU")
+        raise Unavailable("no NVML: energy is read from a GPU's counter, and this ran on a CPU")
     device = nvml.Device.current()
     per_call = statistics.median(trial.times) if trial.times else BATCH_SECONDS
     calls = max(1, math.ceil(BATCH_SECONDS / per_call))
@@ -63,7 +64,17 @@ def _until_tick(
         if (after := joules()) != before:
             return done, after
         if now() - start > 2 * seconds:
-            raise Unsupported(f"NVML: the energy counter did not move in {2 * seconds:g} s of work")
+            raise Unavailable(f"NVML: the energy counter did not move in {2 * seconds:g} s of work")
 
 
-METRIC = Metric(name="energy", unit="joule", version=1, sample=_sample, devices=("cuda",))
+METRIC = Metric(
+    name="energy",
+    unit="joule",
+    version=1,
+    sample=_sample,
+    rule=Rule(0.10, host=True),
+    moved_by=NAMES,
+    axis=Axis("energy per call", "log"),
+    per_process=True,
+    devices=("cuda",),
+)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from spectralbench.metrics import Metric, Trial
-from spectralkernels.errors import Unsupported
+from spectralbench.metrics import Axis, Metric, Rule, observed
 
-
-def _sample(trial: Trial) -> list[float]:
-    facts = trial.operation.observe(trial.case, trial.output)
-    if "parameter_bytes" not in facts:
-        raise Unsupported(f"{trial.operation.name} does not report it")
-    return [float(facts["parameter_bytes"])]
-
-
-METRIC = Metric(name="parameter_bytes", unit="byte", version=1, sample=_sample, devices=())
+METRIC = Metric(
+    name="parameter_bytes",
+    unit="byte",
+    version=1,
+    sample=observed("parameter_bytes", rivals=True),
+    rule=Rule(0.05),
+    moved_by=(),
+    axis=Axis("bytes of the parameters", "log"),
+    devices=(),
+    models=True,
+)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import torch
-
-from spectralbench.metrics import Metric, Trial
-from spectralkernels.errors import Unsupported
+from spectralbench.identity import SOFTWARE
+from spectralbench.metrics import Axis, Column, Metric, Rule, Trial, Unavailable
 
 
 def _sample(trial: Trial) -> list[float]:
+    import torch
+
     if trial.device != "cuda":
-        raise Unsupported("CUDA only; on a CPU see host_peak")
+        raise Unavailable("CUDA only; on a CPU see host_peak")
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -19,4 +19,14 @@ def _sample(trial: Trial) -> list[float]:
     return [float(torch.cuda.max_memory_allocated() - before)]
 
 
-METRIC = Metric(name="peak_allocated", unit="byte", version=1, sample=_sample, devices=("cuda",))
+METRIC = Metric(
+    name="peak_allocated",
+    unit="byte",
+    version=1,
+    sample=_sample,
+    rule=Rule(0.001, exact=True),
+    moved_by=SOFTWARE,
+    axis=Axis("peak of allocated memory", "log"),
+    column=Column("peak memory", 1),
+    devices=("cuda",),
+)

@@ -5,15 +5,15 @@ The cache is emptied first; segments that also hold inputs stay, so the value ma
 
 from __future__ import annotations
 
-import torch
-
-from spectralbench.metrics import Metric, Trial
-from spectralkernels.errors import Unsupported
+from spectralbench.identity import SOFTWARE
+from spectralbench.metrics import Axis, Metric, Rule, Trial, Unavailable
 
 
 def _sample(trial: Trial) -> list[float]:
+    import torch
+
     if trial.device != "cuda":
-        raise Unsupported("CUDA only; on a CPU see host_peak")
+        raise Unavailable("CUDA only; on a CPU see host_peak")
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
@@ -23,4 +23,13 @@ def _sample(trial: Trial) -> list[float]:
     return [float(torch.cuda.max_memory_reserved() - before)]
 
 
-METRIC = Metric(name="peak_reserved", unit="byte", version=1, sample=_sample, devices=("cuda",))
+METRIC = Metric(
+    name="peak_reserved",
+    unit="byte",
+    version=1,
+    sample=_sample,
+    rule=Rule(0.05),
+    moved_by=SOFTWARE,
+    axis=Axis("peak of reserved memory", "log"),
+    devices=("cuda",),
+)

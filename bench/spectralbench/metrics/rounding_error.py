@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from spectralbench.gate import relative_error
-from spectralbench.metrics import Metric, Trial
+from spectralbench.identity import ARITHMETIC
+from spectralbench.metrics import Axis, Column, Metric, Rule, Trial
 
 
 def _sample(trial: Trial) -> list[float]:
+    from spectralbench.gate import relative_error
+
     return [relative_error(trial.dense, trial.expected)]
 
 
-METRIC = Metric(name="rounding_error", unit="1", version=1, sample=_sample)
+METRIC = Metric(
+    name="rounding_error",
+    unit="1",
+    version=1,
+    sample=_sample,
+    rule=Rule(0.20, error=True),
+    moved_by=ARITHMETIC,
+    axis=Axis("rounding error", "log"),
+    column=Column("rounding error", 3),
+    asv=lambda operation: True,
+)

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from spectralbench.history import History, Subject
+from spectralbench.metrics import load_metrics
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 # Not part of what was measured: where each number came from.
@@ -67,7 +68,8 @@ def measurements(history: History, *, every: bool = False) -> pd.DataFrame:
     metrics = [metric for metric in metrics if metric in frame]
     for metric in metrics:
         frame[metric] = frame[metric].astype(float)
-        if metric not in ("device_time", "energy"):
+        known = load_metrics().get(metric)
+        if known is None or not known.per_process:
             frame[metric] = frame[metric].fillna(frame.groupby("subject")[metric].transform("median"))
     frame.attrs["metrics"] = tuple(metrics)
     return frame
