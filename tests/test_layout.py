@@ -55,7 +55,7 @@ def test_the_vocabulary_is_standard_library_only(name: str):
 
 
 def readers() -> list[Path]:
-    return [path for name in READERS for path in [*BENCH.glob(f"{name}.py"), *(BENCH / name).glob("*.py")]]
+    return [path for name in READERS for path in [*BENCH.glob(f"{name}.py"), *(BENCH / name).rglob("*.py")]]
 
 
 @pytest.mark.parametrize("path", readers(), ids=lambda path: path.name)

@@ -165,20 +165,19 @@ def read_everything(results: Path, *, figures: bool, auto: bool) -> None:
     json.loads(alert.to_json(findings))
     assert not set("\x1b\x00\x9b") & set(page + alert.to_markdown(findings))
     if figures:
-        from spectralbench.plot import achieved, error, kernel_size, pareto, sparse
-        from spectralbench.plot.frame import measurements, operation, settings
+        from spectralbench.plot.figures import error_vs_compression as error
+        from spectralbench.plot.figures import kept_vs_beta, kernel_size_sweep, nominal_vs_achieved, pareto
+        from spectralbench.plot.frame import CONVOLUTIONS, measurements, operation, settings
 
         now = history.current(loaded)
         for machine in now.machines:
             frame = measurements(history.only_machine(now, machine))
             needed = ("device_time", "kernel_size", "compression")
-            settings(operation(frame, kernel_size.OPERATIONS, needed), kernel_size.ALONG, ("kernel_size",))
-            settings(operation(frame, kernel_size.OPERATIONS, needed), pareto.ALONG, ("implementation",))
-            settings(
-                operation(frame, error.CONVOLUTIONS, (*error.NEEDED, "kernel_size")), error.ALONG, ("compression",)
-            )
-            settings(operation(frame, ("sparse_multiply",), ("kept_fraction", "beta")), sparse.ALONG, ("beta",))
-            operation(frame, achieved.OPERATIONS, ("achieved_compression", "compression"))
+            settings(operation(frame, CONVOLUTIONS, needed), kernel_size_sweep.ALONG, ("kernel_size",))
+            settings(operation(frame, CONVOLUTIONS, needed), pareto.ALONG, ("implementation",))
+            settings(operation(frame, CONVOLUTIONS, (*error.NEEDED, "kernel_size")), error.ALONG, ("compression",))
+            settings(operation(frame, ("sparse_multiply",), ("kept_fraction", "beta")), kept_vs_beta.ALONG, ("beta",))
+            operation(frame, nominal_vs_achieved.OPERATIONS, ("achieved_compression", "compression"))
     if auto:
         operations = {name: load_operations()[name] for name in ("band_limited_conv2d", "sparse_multiply")}
         choices.as_markdown("m", list(choices.verdicts(loaded, "cpu-test-2c", operations, "cpu")))

@@ -15,12 +15,13 @@ pd = pytest.importorskip("pandas", reason="figures are an optional extra")
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 
 from spectralbench import history  # noqa: E402
-from spectralbench.plot import FIGURES, achieved, draw_all, error, heat, kernel_size, pareto, sparse, watched  # noqa: E402
+from spectralbench.plot import FIGURES, draw_all, load_figures  # noqa: E402
+from spectralbench.plot.figures import kernel_size_sweep, pareto, speedup_map, watched_history  # noqa: E402
 from spectralbench.plot.frame import measurements, one_commit, spread_over  # noqa: E402
 from spectralbench.plot.style import DPI, NotDrawn, Page, look_of, looks, quartiles, styled  # noqa: E402
 from spectralbench.report import pictures  # noqa: E402
 
-FAMILIES = (kernel_size.draw, error.draw, sparse.draw_kept, sparse.draw_crossover, achieved.draw, pareto.draw)
+FAMILIES = {name: found.draw for name, found in load_figures().items() if found.of != "history"}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def test_every_figure_is_written(study: history.History, tmp_path: Path) -> None
     assert all(reason for _, _, reason in gallery.skipped)
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=FIGURES[1 : 1 + len(FAMILIES)])
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=list(FAMILIES))
 def test_axes_are_labelled_and_nothing_is_clipped_or_overlaps(family, frame: pd.DataFrame) -> None:
     with styled():
         pages = [page for page in family(frame, "cpu-test-2c") if isinstance(page, Page)]
@@ -89,7 +90,7 @@ def test_speedup_is_direct_over_ours(tmp_path: Path) -> None:
             records.append(synthetic.record(times, implementation=name, role=role, **shared))
     synthetic.write(tmp_path, "a", synthetic.environment(), records)
     with styled():
-        found = list(kernel_size.draw(measurements(history.load(tmp_path)), "m"))
+        found = list(kernel_size_sweep.draw(measurements(history.load(tmp_path)), "m"))
     (page,) = [one for one in found if isinstance(one, Page)]
     speedups = [line.get_ydata() for line in page.figure.axes[3].lines if len(line.get_ydata()) == 3]
     assert any(list(line) == pytest.approx([3, 7, 15]) for line in speedups)
@@ -125,7 +126,7 @@ def test_a_line_is_of_one_commit() -> None:
 
 def test_a_map_of_speedups_tells_the_ratio_and_its_doubt(study: history.History) -> None:
     with styled():
-        pages = [page for page in heat.draw(history.current(study), "cpu-test-2c") if isinstance(page, Page)]
+        pages = [page for page in speedup_map.draw(history.current(study), "cpu-test-2c") if isinstance(page, Page)]
         for page in pages:
             FigureCanvasAgg(page.figure).draw()
     ax = pages[0].figure.axes[0]
@@ -140,7 +141,7 @@ def test_a_map_of_speedups_tells_the_ratio_and_its_doubt(study: history.History)
 
 def test_the_band_of_the_alert_is_drawn(tmp_path: Path) -> None:
     synthetic.history(tmp_path, 12, random.Random(5), slower=1.5)
-    (page,) = watched.draw(history.load(tmp_path), "cpu-test-2c")
+    (page,) = watched_history.draw(history.load(tmp_path), "cpu-test-2c")
     ax = page.figure.axes[0]
     assert len(ax.get_xticks()) == 12 and "12 commits" in page.finding
     band = next(patch for patch in ax.patches if patch.get_facecolor()[3] < 1)
@@ -188,12 +189,12 @@ def test_a_missing_part_is_named(tmp_path: Path) -> None:
     ]
     synthetic.write(tmp_path, "a", synthetic.environment(), records)
     with styled():
-        found = list(kernel_size.draw(measurements(history.load(tmp_path)), "m"))
+        found = list(kernel_size_sweep.draw(measurements(history.load(tmp_path)), "m"))
     assert any(isinstance(one, NotDrawn) and "no direct convolution" in one.reason for one in found)
 
 
 def test_unknown_names_list_the_known_ones(study: history.History, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="unknown figure 'pie'; known: speedup_map"):
+    with pytest.raises(ValueError, match="unknown figure 'pie'; known: error_vs_compression"):
         draw_all(study, tmp_path, only=("pie",))
     with pytest.raises(ValueError, match="known: cpu-test-2c"):
         draw_all(study, tmp_path, "nvidia-h200")

@@ -1,27 +1,38 @@
 """Draw every figure from stored results alone: `draw_all` (needs pandas, seaborn and matplotlib, never torch).
 
-One module per family of figures. A figure that has no data is not drawn, and the reason is returned.
+One file per figure in `figures`. A figure that has no data is not drawn, and the reason is returned.
 """
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from spectralbench.history import History, current, load, only_machine
+from spectralbench.plot import figures
 
-FIGURES = (
-    "speedup_map",
-    "kernel_size_sweep",
-    "error_vs_compression",
-    "kept_vs_beta",
-    "sparse_crossover",
-    "nominal_vs_achieved",
-    "pareto",
-    "watched_history",
-)
+if TYPE_CHECKING:
+    from spectralbench.plot.style import NotDrawn, Page
+
+FIGURES = tuple(sorted(module.name for module in pkgutil.iter_modules(figures.__path__)))
+"""Their names, which are those of their files: adding a file adds a figure, deleting it removes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """How a figure is drawn: `draw(data, machine)` yields its pages, or why one is missing.
+
+    of: what `draw` is given: the newest point of every series as a table (see `frame.measurements`), the points of
+    every commit as such a table, or the history of the machine itself.
+    """
+
+    draw: Callable[[Any, str], Iterator[Page | NotDrawn]]
+    of: Literal["newest", "every commit", "history"] = "newest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +51,11 @@ class Gallery:
         return len(self.paths)
 
 
+def load_figures() -> dict[str, Plot]:
+    """Every figure by name; ModuleNotFoundError where the drawing libraries are missing."""
+    return {name: importlib.import_module(f"{figures.__name__}.{name}").FIGURE for name in FIGURES}
+
+
 def draw_all(
     results: Path | History, out: Path, machine: str | None = None, *, only: Sequence[str] = FIGURES
 ) -> Gallery:
@@ -56,40 +72,29 @@ def draw_all(
         raise ValueError(f"unknown figure {unknown[0]!r}; known: {', '.join(FIGURES)}")
     history = current(only_machine(results if isinstance(results, History) else load(results), machine))
     try:
-        from spectralbench.plot import achieved, error, heat, kernel_size, pareto, sparse, watched
         from spectralbench.plot.frame import measurements, misfit
         from spectralbench.plot.style import NotDrawn, save, styled
+
+        known = load_figures()
     except ModuleNotFoundError as missing:
         missing.msg = f"figures need {missing.name}; install them with: pip install 'spectralbench[plots]'"
         raise
-    families = {
-        "kernel_size_sweep": kernel_size.draw,
-        "error_vs_compression": error.draw,
-        "kept_vs_beta": sparse.draw_kept,
-        "sparse_crossover": sparse.draw_crossover,
-        "nominal_vs_achieved": achieved.draw,
-        "pareto": pareto.draw,
-    }
-    over_commits = ("kernel_size_sweep", "pareto")
-    of_history = {"speedup_map": heat.draw, "watched_history": watched.draw}
+    wanted = {known[figure].of for figure in only}
     paths: list[Path] = []
     skipped: list[tuple[str, str, str]] = []
     before: set[Path] = set()
     for name in history.machines:
         own = only_machine(history, name)
-        frame = measurements(own)
+        newest = measurements(own)
         one_point = all(len(series.points) == 1 for series in own.series)
-        past = frame if one_point or not {*only} & {*over_commits} else measurements(own, every=True)
+        every = newest if one_point or "every commit" not in wanted else measurements(own, every=True)
+        data = {"newest": newest, "every commit": every, "history": own}
         misfits = Counter(reason for series in own.series if (reason := misfit(series.params)))
         skipped += [(name, "all", f"{count} series: {reason}") for reason, count in misfits.items()]
         for figure in only:
             before |= {*(out / name).glob(f"{figure}.png"), *(out / name).glob(f"{figure}-*.png")}
             with styled():
-                if figure in of_history:
-                    pages = of_history[figure](own, name)
-                else:
-                    pages = families[figure](past if figure in over_commits else frame, name)
-                for page in pages:
+                for page in known[figure].draw(data[known[figure].of], name):
                     if isinstance(page, NotDrawn):
                         skipped.append((name, figure, page.reason))
                         continue

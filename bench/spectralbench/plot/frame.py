@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from spectralbench import rivals
 from spectralbench.history import History, Subject
 from spectralbench.metrics import load_metrics
 
@@ -16,6 +17,8 @@ TIMES = "\N{MULTIPLICATION SIGN}"
 PROVENANCE = ("process", "mark", "torch", "role")
 COLUMNS = ("subject", "operation", "implementation", "role", "dtype", "pass", "fft_size", "cache", "launch", "seed",
            "process", "mark", "torch")  # fmt: skip
+CONVOLUTIONS = ("band_limited_conv2d", "band_limited_conv1d")
+"""One band-limited operation in two and in one dimension, whose figures are the same."""
 SIZES = ("batch", "in_channels", "out_channels", "channels", "height", "width", "kernel_size", "groups")
 NUMBERS = ("compression", "beta")
 USUAL = ("float32", "warm cache")
@@ -110,6 +113,26 @@ def one_commit(rows: pd.DataFrame, by: Sequence[str], over: str) -> pd.DataFrame
         mark = found.sort_values(["places", "newest"]).index[-1]
         kept.append(group[group["mark"] == mark])
     return pd.concat(kept) if kept else rows
+
+
+def best_of_families(rows: pd.DataFrame) -> pd.DataFrame:
+    """The library convolution in its best layout and torch.fft at its best N, one line each; no frozen weights."""
+    rows = rows[~rows["implementation"].isin(rivals.FROZEN)]
+    kinds = rows["implementation"].map(lambda name: rivals.WORDS.get(rivals.family(name) or "", name))
+    rows = rows.assign(implementation=kinds)
+    case = [name for name in ("kernel_size", "compression", "process", "implementation", "grid") if name in rows]
+    best = rows[rows["grid"].isin(("tight",))] if "grid" in rows and "tight" in set(rows["grid"]) else rows
+    return best.loc[best.groupby(case)["device_time"].idxmin()]
+
+
+def relative_to_dense(rows: pd.DataFrame, metric: str, keys: list[str]) -> pd.DataFrame:
+    """The sparse rows with a column `relative`: the metric over that of the dense implementation of the same case."""
+    if metric not in rows or rows[metric].isna().all():
+        return rows.iloc[0:0]
+    dense = rows[rows["implementation"].str.contains("dense")].groupby(keys)[metric].median().rename("of_dense")
+    paired = rows.join(dense, on=keys).dropna(subset=["of_dense", metric])
+    paired = paired.assign(relative=paired[metric] / paired["of_dense"])
+    return paired[~paired["implementation"].str.contains("dense")]
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from spectralbench.metrics import load_metrics
 from spectralbench.quantity import amount, scale
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")
@@ -191,6 +192,18 @@ def caption(rows: pd.DataFrame, spread: str) -> str:
     marks = sorted(set(rows["mark"]))
     commits = f"commit {marks[0]}" if len(marks) == 1 else f"{len(marks)} commits, {marks[0]} to {marks[-1]}"
     return f"{spread} · torch {', '.join(sorted(set(rows['torch'])))} · {commits}"
+
+
+def metric_axis(ax: Axes, which: str, name: str, values: Sequence[float] = ()) -> None:
+    """The axis of a metric as its file declares it; one that records hold and no file declares any more goes by its
+    name. values: that a logarithmic axis has to show."""
+    metric = load_metrics().get(name)
+    if metric is None:
+        (ax.xaxis if which == "x" else ax.yaxis).set_label_text(name.replace("_", " "))
+    elif metric.axis.scale == "percent":
+        percent_axis(ax, which, metric.axis.words)
+    else:
+        log_axis(ax, which, values, metric.unit, metric.axis.words)
 
 
 def percent_axis(ax: Axes, which: str, label: str) -> None:

@@ -10,11 +10,13 @@ from spectralbench.report.page import Figure
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 KEYWORD = b"Description"
+LEADING = ("speedup_map", "kernel_size_sweep")
+"""What a reader comes for; the others follow in the order of their names."""
 
 
 def pictures(folder: Path) -> list[Figure]:
-    """Every PNG of a folder, in the order of the figures; the first of a family before those of its other settings."""
-    order = {name: index for index, name in enumerate(FIGURES)}
+    """Every PNG of a folder, leading figures first; the first of a family before those of its other settings."""
+    order = {name: index for index, name in enumerate(dict.fromkeys((*LEADING, *FIGURES)))}
 
     def place(path: Path) -> tuple[int, tuple[str, str, str]]:
         parts = path.stem.partition("-")

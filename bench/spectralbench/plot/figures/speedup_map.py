@@ -16,6 +16,7 @@ from matplotlib.ticker import FuncFormatter
 from spectralbench import names, rivals
 from spectralbench.contest import cases, times
 from spectralbench.history import History
+from spectralbench.plot import Plot
 from spectralbench.plot.style import LEAST_POINTS, MOST_PAGES, NotDrawn, Page
 from spectralbench.settings import VIEWS, Setting, ours, settings
 
@@ -94,3 +95,6 @@ def _contours(ax: Axes, errors: np.ndarray) -> None:
     lines = ax.contour(range(errors.shape[1]), rows, errors[rows], levels=[0.1, 0.2, 0.3, 0.4, 0.5], colors="#666666",
                        linewidths=1, linestyles="dashed")  # fmt: skip
     ax.clabel(lines, fmt=lambda level: f"{100 * level:.0f} %", fontsize="x-small")
+
+
+FIGURE = Plot(draw, "history")

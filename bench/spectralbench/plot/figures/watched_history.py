@@ -11,6 +11,7 @@ from matplotlib.ticker import FuncFormatter
 from spectralbench import alert, names
 from spectralbench.contest import title
 from spectralbench.history import History, Key, Series
+from spectralbench.plot import Plot
 from spectralbench.plot.style import LEAST_POINTS, NotDrawn, Page, finish_plain, look_of, panels
 from spectralbench.quantity import scale
 
@@ -74,3 +75,6 @@ def _finding(chosen: list[Series], findings: Mapping[Key, alert.Finding]) -> str
         return f"Up to {longest} commits, and not one series with enough processes for the alert to judge."
     smallest = math.ceil(100 * min(seen))
     return f"Up to {longest} commits; the smallest change of the newest that the alert would show here is {smallest} %."
+
+
+FIGURE = Plot(draw, "history")

@@ -8,7 +8,16 @@ from typing import Any
 import pandas as pd
 
 from spectralbench import rivals
-from spectralbench.plot.frame import Setting, one_commit, operation, settings, spread_over
+from spectralbench.plot import Plot
+from spectralbench.plot.frame import (
+    CONVOLUTIONS,
+    Setting,
+    best_of_families,
+    one_commit,
+    operation,
+    settings,
+    spread_over,
+)
 from spectralbench.plot.style import (
     MOST_PAGES,
     Look,
@@ -16,8 +25,8 @@ from spectralbench.plot.style import (
     Page,
     draw_line,
     finish,
-    log_axis,
     look_of,
+    metric_axis,
     panels,
     quartiles,
     ratio_axis,
@@ -25,25 +34,14 @@ from spectralbench.plot.style import (
 )
 from spectralbench.quantity import ratio_words
 
-OPERATIONS = ("band_limited_conv2d", "band_limited_conv1d")
 CONV = rivals.WORDS["conv"]
 SPREAD = "speed-ups within a process, each line of one commit: median and quartiles"
 ALONG = ("implementation", "kernel_size", "compression", "grid", "fft_size")
 
 
-def best_of_families(rows: pd.DataFrame) -> pd.DataFrame:
-    """The library convolution in its best layout and torch.fft at its best N, one line each; no frozen weights."""
-    rows = rows[~rows["implementation"].isin(rivals.FROZEN)]
-    kinds = rows["implementation"].map(lambda name: rivals.WORDS.get(rivals.family(name) or "", name))
-    rows = rows.assign(implementation=kinds)
-    case = [name for name in ("kernel_size", "compression", "process", "implementation", "grid") if name in rows]
-    best = rows[rows["grid"].isin(("tight",))] if "grid" in rows and "tight" in set(rows["grid"]) else rows
-    return best.loc[best.groupby(case)["device_time"].idxmin()]
-
-
 def draw(frame: pd.DataFrame, machine: str) -> Iterator[Page | NotDrawn]:
     """A page per setting: time above, speed-up below, one column per compression."""
-    rows = operation(frame, OPERATIONS, ("device_time", "kernel_size", "compression"))
+    rows = operation(frame, CONVOLUTIONS, ("device_time", "kernel_size", "compression"))
     drawable = settings(rows, ALONG, ("kernel_size",))
     if not drawable:
         yield NotDrawn("no times of a band-limited convolution at three or more kernel sizes")
@@ -94,7 +92,7 @@ def _page(setting: Setting, machine: str) -> Iterator[Page | NotDrawn]:
     for row in axes:
         for ax in row[1:]:
             ax.tick_params(labelleft=False)
-    log_axis(axes[0][0], "y", every, "second", "time per call")
+    metric_axis(axes[0][0], "y", "device_time", every)
     if ratios:
         for ax in axes[1]:
             ratio_axis(ax, ratios, "")
@@ -125,3 +123,6 @@ def _speedup(line: pd.DataFrame, direct: pd.DataFrame) -> pd.DataFrame:
         middle = quartiles(direct, "kernel_size", "device_time")["middle"].rename("base")
         paired = line.join(middle, on="kernel_size").dropna(subset=["base"])
     return paired.assign(speedup=paired["base"] / paired["device_time"])
+
+
+FIGURE = Plot(draw, "every commit")

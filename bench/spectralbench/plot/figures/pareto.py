@@ -17,9 +17,17 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from spectralbench import names, rivals
-from spectralbench.plot.frame import Setting, one_commit, operation, settings, spread_over
-from spectralbench.plot.kernel_size import OPERATIONS, best_of_families
-from spectralbench.plot.style import MOST_PAGES, Look, NotDrawn, Page, finish, log_axis, look_of, panels
+from spectralbench.plot import Plot
+from spectralbench.plot.frame import (
+    CONVOLUTIONS,
+    Setting,
+    best_of_families,
+    one_commit,
+    operation,
+    settings,
+    spread_over,
+)
+from spectralbench.plot.style import MOST_PAGES, Look, NotDrawn, Page, finish, log_axis, look_of, metric_axis, panels
 
 ALONG = ("implementation", "compression", "kernel_size", "grid", "fft_size")
 NEEDED = ("device_time", "saved_bytes", "approximation_error", "kernel_size", "compression")
@@ -30,7 +38,7 @@ LEAST_ERROR = 1e-4
 
 def draw(frame: pd.DataFrame, machine: str) -> Iterator[Page | NotDrawn]:
     """A page per setting, a panel per kernel size; both passes first, because kept bytes are what training pays."""
-    rows = operation(frame, OPERATIONS, NEEDED)
+    rows = operation(frame, CONVOLUTIONS, NEEDED)
     if rows.empty:
         yield NotDrawn("no case of a band-limited convolution has both a time and a memory")
         return
@@ -97,7 +105,7 @@ def _page(setting: Setting, machine: str, suffix: str) -> Page:
                 ax.annotate(f"c{names.number(point['compression'])}", place, xytext=(4, 3),
                             textcoords="offset points", fontsize="xx-small", color="#555555")  # fmt: skip
         ax.set_title(f"K = {size}")
-        log_axis(ax, "x", list(points["device_time"]), "second", "time per call")
+        metric_axis(ax, "x", "device_time", list(points["device_time"]))
     log_axis(axes[0][0], "y", list(points["kept_bytes"]), "byte", "kept behind a ReLU")
     bar = figure.colorbar(ScalarMappable(shades, colors), ax=axes[0][-1], pad=0.02)
     bar.set_label("error (%)")
@@ -112,3 +120,6 @@ def _page(setting: Setting, machine: str, suffix: str) -> Page:
     finding = f"Not beaten in time, memory and error at once: {told} of {len(points)} points."
     title = "Time, memory and error"
     return Page(suffix, finish(figure, machine, title, setting.label, shown, rows, "median"), finding)
+
+
+FIGURE = Plot(draw, "every commit")

@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.lines import Line2D
 
-from spectralbench.plot.frame import operation, settings, spread_over
+from spectralbench.plot import Plot
+from spectralbench.plot.frame import CONVOLUTIONS, operation, settings, spread_over
 from spectralbench.plot.style import (
     MOST_PAGES,
     Look,
@@ -16,13 +17,12 @@ from spectralbench.plot.style import (
     Page,
     draw_line,
     finish,
+    metric_axis,
     panels,
-    percent_axis,
     sequence_looks,
 )
 
 NEEDED = ("achieved_compression", "approximation_error", "compression")
-CONVOLUTIONS = ("band_limited_conv2d", "band_limited_conv1d")
 ALONG = ("implementation", "compression", "kernel_size", "selection", "input", "fft_size", "pass", "cache", "launch",
          "grid")  # fmt: skip
 SYMMETRIC = "approximation_error_sym"
@@ -72,11 +72,11 @@ def _page(rows: pd.DataFrame, machine: str, by: str, label: str, suffix: str) ->
                 pale = here[here[by] == value].groupby("compression")[["achieved_compression", SYMMETRIC]].median()
                 look = Look(found[value].color, found[value].marker, (0, (1, 1.5)), False)
                 draw_line(ax, pale, "achieved_compression", SYMMETRIC, look)
-        percent_axis(ax, "x", "achieved compression")
+        metric_axis(ax, "x", "achieved_compression")
         ax.set_title(f"{source} input" if source else "")
     axes[0][0].set_xlim(left=0)
     axes[0][0].set_ylim(bottom=0)
-    percent_axis(axes[0][0], "y", "approximation error against\nthe uncompressed answer")
+    metric_axis(axes[0][0], "y", "approximation_error")
     name = "K = {}" if by == "kernel_size" else "{}, |Δ| / |reference|"
     shown: dict[str, Look | Line2D] = {name.format(value): look for value, look in found.items()}
     if symmetric:
@@ -97,3 +97,6 @@ def _finding(rows: pd.DataFrame, by: str, values: list[Any]) -> str:
             span = f"{low:.2g} %" if f"{low:.2g}" == f"{high:.2g}" else f"{low:.2g} to {high:.2g} %"
             parts.append(f"{f'K = {value}' if by == 'kernel_size' else value} costs {span}")
     return f"At c = {middle:g}, before retraining, {' and '.join(parts)} of the answer's norm."
+
+
+FIGURE = Plot(draw)
