@@ -212,6 +212,18 @@ def test_a_skip_where_there_was_a_number_is_a_loss_and_a_structural_one_is_not(t
     assert alert.exit_code(alert.judge(history.load(tmp_path))) == 3, "known by then, and nothing is left to judge"
 
 
+def test_who_only_ever_skipped_and_is_not_asked_any_more_is_no_absence(tmp_path: Path) -> None:
+    """A catalogue dropped it; a later run that asks others of the case says so, a narrowed one says nothing."""
+    write(tmp_path, 0, *both(0, "einsum"), skipped(0, implementation="for_maps"))
+    assert [one.subject.implementation for one in history.load(tmp_path).absences] == ["for_maps"]
+    write(tmp_path, 1, *both(1, "einsum"), only=["einsum"])
+    assert [one.subject.implementation for one in history.load(tmp_path).absences] == ["for_maps"]
+    write(tmp_path, 2, *both(2, "einsum"))
+    assert history.load(tmp_path).absences == ()
+    write(tmp_path, 3, *both(3, "einsum"), skipped(3, implementation="for_maps"))
+    assert [one.subject.implementation for one in history.load(tmp_path).absences] == ["for_maps"]
+
+
 # Damage
 
 

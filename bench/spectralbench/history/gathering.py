@@ -195,7 +195,8 @@ class Builder:
         known = order(roots, {one.code.commit for found in outcomes for one in found if one.code.commit is not None})
         series = [one for subject, gathered in self._subjects.items() for one in _series(subject, gathered, known)]
         settled = [_settled(found, known) for found in outcomes]
-        absences = [*(one for one in settled if one is not None), *self._vanished(known)]
+        absences = [one for one in settled if one is not None and not self._delisted(one, known)]
+        absences += self._vanished(known)
         newest: dict[str, _File] = {}
         for file in sorted(self._files, key=lambda file: known.place(file.code.commit, file.when) or _NOWHERE):
             newest[file.machine] = file
@@ -213,6 +214,16 @@ class Builder:
             (*self._homeless, *doubtful),
             known,
         )
+
+    def _delisted(self, absence: Absence, known: Order) -> bool:
+        """Whether who never gave a number here is not asked any more: its operation does not list it now."""
+        gathered = self._subjects[absence.subject]
+        asked = self._asked.get((absence.subject.question, absence.profile), {})
+        places = {place: code for code, when in asked.items() if (place := known.place(code.commit, when))}
+        if absence.status != "skipped" or gathered.pools or not places:
+            return False
+        newest = places[max(places)]
+        return all(one.code != newest for one in gathered.outcomes[absence.metric])
 
     def _vanished(self, known: Order) -> Iterator[Absence]:
         """Subjects without an outcome at the newest commit that asked everybody, which had a number the time before."""
