@@ -1,4 +1,4 @@
-"""Who computes a band-limited convolution, in one and in two dimensions alike, and the call that picks one."""
+"""Who computes a band-limited convolution, a catalogue for maps and one for series, and the call that picks one."""
 
 from __future__ import annotations
 
@@ -170,8 +170,13 @@ _MODES: tuple[tuple[str, str, dict[str, Any], tuple[Callable[..., str | None], .
 )
 
 
-def _direct_modes(name: str, role: Role, source: str, legal: Callable[..., str | None]) -> tuple[Implementation, ...]:
-    """The library convolution in the layouts and roundings that a user can choose, as subjects of their own."""
+def _direct_modes(
+    name: str, role: Role, source: str, legal: Callable[..., str | None], axes: int
+) -> tuple[Implementation, ...]:
+    """The library convolution in the layouts and roundings that a user can choose, as subjects of their own.
+
+    torch has no channels_last layout for series.
+    """
     return tuple(
         Implementation(
             f"{name}_{mode}",
@@ -182,147 +187,163 @@ def _direct_modes(name: str, role: Role, source: str, legal: Callable[..., str |
             **{"tolerance": DIRECT, **fields},
         )
         for mode, how, fields, conditions in _MODES
+        if axes == 2 or direct.channels_last_supports not in conditions
     )
 
 
-_IMPLICIT_GEMM = "depthwise implicit GEMM after Ding et al. 2022, in Triton"
+_DING = "depthwise implicit GEMM after Ding et al. 2022, in Triton"
 _PAPER = "Dziedzic et al. 2019, sections 3.2-3.3"
 
-IMPLEMENTATIONS = (
-    Implementation(
-        "dft_gemm",
-        "kernel",
-        dft_gemm,
-        "truncated DFT as matrix products",
-        supports=_tensor_weight(fits_matrices),
-    ),
-    Implementation(
-        "dft_gemm_frozen",
-        "kernel",
-        dft_gemm,
-        "the same with the weight transformed once, outside the clock",
-        supports=all_of(_needs_spectrum, fits_matrices),
-        prepare=prepare_frozen,
-        frozen=True,
-        gradients=("x", "bias"),
-    ),
-    Implementation(
-        "cufft_triton",
-        "kernel",
-        baselines.cufft_triton,
-        "torch.fft around one Triton crop-multiply-pad kernel",
-        engine="triton",
-        available=triton_unavailable,
-        supports=_tensor_weight(_needs_float32),
-    ),
-    *dft_native.IMPLEMENTATIONS,
-    *dft_triton.IMPLEMENTATIONS,
-    *fused_depthwise.IMPLEMENTATIONS,
-    *fused_series.IMPLEMENTATIONS,
-    Implementation(
-        "direct",
-        "baseline",
-        direct.direct,
-        "cuDNN / oneDNN",
-        engine="library",
-        supports=_tensor_weight(direct.direct_supports),
-        tolerance=DIRECT,
-    ),
-    *_direct_modes("direct", "baseline", "cuDNN / oneDNN", _tensor_weight(direct.direct_supports)),
-    Implementation(
-        "direct_lowpass",
-        "baseline",
-        baselines.direct_lowpass,
-        "circular cuDNN / oneDNN, then a low-pass",
-        supports=_tensor_weight(),
-        tolerance=DIRECT,
-    ),
-    Implementation(
-        "direct_lowpass_tf32",
-        "baseline",
-        baselines.direct_lowpass_tf32,
-        "circular cuDNN, then a low-pass, with TF32 allowed",
-        available=tf32_unavailable,
-        supports=_tensor_weight(direct.float32_only),
-        tolerance=_TF32,
-    ),
-    Implementation("torch_fft", "baseline", baselines.torch_fft, _PAPER, supports=_tensor_weight()),
-    Implementation(
-        "torch_fft_frozen",
-        "baseline",
-        baselines.torch_fft_frozen,
-        f"{_PAPER}, with the weight transformed once, outside the clock",
-        supports=_needs_spectrum,
-        prepare=prepare_frozen,
-        frozen=True,
-        gradients=("x", "bias"),
-    ),
-    Implementation(
-        "torch_fft_fast",
-        "baseline",
-        baselines.torch_fft_fast,
-        f"{_PAPER}, on the next 7-smooth N",
-        supports=_tensor_weight(all_of(_uncompressed_only, baselines.fast_grid_differs)),
-    ),
-    Implementation(
-        "torch_fft_compile",
-        "baseline",
-        baselines.torch_fft_compile,
-        f"{_PAPER}, under torch.compile",
-        compiled=True,
-        available=baselines.compile_available,
-        supports=_tensor_weight(),
-    ),
+# It convolves maps, not series.
+_IMPLICIT_GEMM = (
     Implementation(
         "implicit_gemm_triton",
         "baseline",
         implicit_gemm.implicit_gemm,
-        _IMPLICIT_GEMM,
+        _DING,
         engine="triton",
         available=triton_unavailable,
         supports=all_of(_tensor_weight(direct.direct_supports), implicit_gemm.supports),
         tolerance=implicit_gemm.TOLERANCE,
     ),
-    Implementation(
-        "fft_conv_pytorch",
-        "baseline",
-        baselines.fft_conv_pytorch,
-        "the package fft-conv-pytorch",
-        available=baselines.peer_available,
-        supports=_tensor_weight(baselines.peer_supports),
-    ),
 )
-
-RIVALS = (
-    Implementation(
-        "direct_uncompressed",
-        "rival",
-        direct.direct,
-        "cuDNN / oneDNN without a band limit: what the layer would replace",
-        engine="library",
-        supports=_compressed_only,
-        tolerance=DIRECT,
-    ),
-    *_direct_modes("direct_uncompressed", "rival", "cuDNN / oneDNN without a band limit", _compressed_only),
+_IMPLICIT_GEMM_RIVAL = (
     Implementation(
         "implicit_gemm_triton_uncompressed",
         "rival",
         implicit_gemm.implicit_gemm,
-        f"{_IMPLICIT_GEMM}, without a band limit",
+        f"{_DING}, without a band limit",
         engine="triton",
         available=triton_unavailable,
         supports=all_of(_compressed_only, implicit_gemm.supports),
         tolerance=implicit_gemm.TOLERANCE,
     ),
-    Implementation(
-        "torch_fft_fast_band",
-        "rival",
-        baselines.torch_fft_fast,
-        f"{_PAPER}, with the band of the next 7-smooth N: what a user would take who may choose N",
-        supports=all_of(_compressed_only, baselines.fast_grid_differs),
-        reference=baselines.fast_reference,
-    ),
 )
 
-# Compiling takes seconds a case, so that the smallest profile leaves it out.
-CHECKED = tuple(found.name for found in (*IMPLEMENTATIONS, *RIVALS) if not found.compiled)
+
+def implementations(axes: int) -> tuple[Implementation, ...]:
+    """Everyone who computes it, of maps (2) or of series (1): who can never serve one of them is not listed there."""
+    return (
+        Implementation(
+            "dft_gemm",
+            "kernel",
+            dft_gemm,
+            "truncated DFT as matrix products",
+            supports=_tensor_weight(fits_matrices),
+        ),
+        Implementation(
+            "dft_gemm_frozen",
+            "kernel",
+            dft_gemm,
+            "the same with the weight transformed once, outside the clock",
+            supports=all_of(_needs_spectrum, fits_matrices),
+            prepare=prepare_frozen,
+            frozen=True,
+            gradients=("x", "bias"),
+        ),
+        Implementation(
+            "cufft_triton",
+            "kernel",
+            baselines.cufft_triton,
+            "torch.fft around one Triton crop-multiply-pad kernel",
+            engine="triton",
+            available=triton_unavailable,
+            supports=_tensor_weight(_needs_float32),
+        ),
+        *dft_native.IMPLEMENTATIONS,
+        *dft_triton.IMPLEMENTATIONS,
+        *(fused_depthwise.IMPLEMENTATIONS if axes == 2 else fused_series.IMPLEMENTATIONS),
+        Implementation(
+            "direct",
+            "baseline",
+            direct.direct,
+            "cuDNN / oneDNN",
+            engine="library",
+            supports=_tensor_weight(direct.direct_supports),
+            tolerance=DIRECT,
+        ),
+        *_direct_modes("direct", "baseline", "cuDNN / oneDNN", _tensor_weight(direct.direct_supports), axes),
+        Implementation(
+            "direct_lowpass",
+            "baseline",
+            baselines.direct_lowpass,
+            "circular cuDNN / oneDNN, then a low-pass",
+            supports=_tensor_weight(),
+            tolerance=DIRECT,
+        ),
+        Implementation(
+            "direct_lowpass_tf32",
+            "baseline",
+            baselines.direct_lowpass_tf32,
+            "circular cuDNN, then a low-pass, with TF32 allowed",
+            available=tf32_unavailable,
+            supports=_tensor_weight(direct.float32_only),
+            tolerance=_TF32,
+        ),
+        Implementation("torch_fft", "baseline", baselines.torch_fft, _PAPER, supports=_tensor_weight()),
+        Implementation(
+            "torch_fft_frozen",
+            "baseline",
+            baselines.torch_fft_frozen,
+            f"{_PAPER}, with the weight transformed once, outside the clock",
+            supports=_needs_spectrum,
+            prepare=prepare_frozen,
+            frozen=True,
+            gradients=("x", "bias"),
+        ),
+        Implementation(
+            "torch_fft_fast",
+            "baseline",
+            baselines.torch_fft_fast,
+            f"{_PAPER}, on the next 7-smooth N",
+            supports=_tensor_weight(all_of(_uncompressed_only, baselines.fast_grid_differs)),
+        ),
+        Implementation(
+            "torch_fft_compile",
+            "baseline",
+            baselines.torch_fft_compile,
+            f"{_PAPER}, under torch.compile",
+            compiled=True,
+            available=baselines.compile_available,
+            supports=_tensor_weight(),
+        ),
+        *(_IMPLICIT_GEMM if axes == 2 else ()),
+        Implementation(
+            "fft_conv_pytorch",
+            "baseline",
+            baselines.fft_conv_pytorch,
+            "the package fft-conv-pytorch",
+            available=baselines.peer_available,
+            supports=_tensor_weight(baselines.peer_supports),
+        ),
+    )
+
+
+def rivals(axes: int) -> tuple[Implementation, ...]:
+    """What the layer would replace, of maps (2) or of series (1)."""
+    return (
+        Implementation(
+            "direct_uncompressed",
+            "rival",
+            direct.direct,
+            "cuDNN / oneDNN without a band limit: what the layer would replace",
+            engine="library",
+            supports=_compressed_only,
+            tolerance=DIRECT,
+        ),
+        *_direct_modes("direct_uncompressed", "rival", "cuDNN / oneDNN without a band limit", _compressed_only, axes),
+        *(_IMPLICIT_GEMM_RIVAL if axes == 2 else ()),
+        Implementation(
+            "torch_fft_fast_band",
+            "rival",
+            baselines.torch_fft_fast,
+            f"{_PAPER}, with the band of the next 7-smooth N: what a user would take who may choose N",
+            supports=all_of(_compressed_only, baselines.fast_grid_differs),
+            reference=baselines.fast_reference,
+        ),
+    )
+
+
+def checked(axes: int) -> tuple[str, ...]:
+    """Names for the smallest profile: compiling takes seconds a case, so that it is left out."""
+    return tuple(found.name for found in (*implementations(axes), *rivals(axes)) if not found.compiled)

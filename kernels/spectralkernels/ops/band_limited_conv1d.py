@@ -15,7 +15,7 @@ from spectralkernels.convolution.baselines import ideal, reference
 from spectralkernels.convolution.cases import case_cost, case_inputs, observed
 from spectralkernels.convolution.choice import auto
 from spectralkernels.convolution.geometry import GridChoice, Padding, WeightSpectrum, conv_band
-from spectralkernels.convolution.implementations import CHECKED, IMPLEMENTATIONS, RIVALS, TOLERANCE, call
+from spectralkernels.convolution.implementations import TOLERANCE, call, checked, implementations, rivals
 from spectralkernels.declare import Block, Case, Operation, Scalar
 from spectralkernels.spectra import Band
 
@@ -67,6 +67,7 @@ def band_of(case: Case) -> Band:
     return conv_band((case["length"],), (case["kernel_size"],), compression=case["compression"], grid=case["grid"])
 
 
+_CHECKED = checked(1)
 _Axes = dict[str, tuple[Scalar, ...]]
 
 # The fully convolutional network of the paper on 50words: 270 values, 128 -> 256 channels, kernels of 8, 5, 3.
@@ -108,14 +109,14 @@ PROFILES: dict[str, tuple[Block, ...]] = {
         Block(
             {**_TINY, "kernel_size": (1, 4, 5), "compression": (0.0, 0.5)},
             passes=("forward", "both"),
-            implementations=CHECKED,
+            implementations=_CHECKED,
         ),
-        Block({**_TINY, "grid": ("seed", "pow2", "fast")}, implementations=CHECKED),
-        Block({**_TINY, "out_channels": (8,), "groups": (2, 4), "kernel_size": (3,)}, implementations=CHECKED),
+        Block({**_TINY, "grid": ("seed", "pow2", "fast")}, implementations=_CHECKED),
+        Block({**_TINY, "out_channels": (8,), "groups": (2, 4), "kernel_size": (3,)}, implementations=_CHECKED),
         Block(
             {**_TINY, "out_channels": (4,), "groups": (4,), "length": (13, 48), "grid": ("tight", "pow2")},
             passes=("forward", "both"),
-            implementations=CHECKED,
+            implementations=_CHECKED,
         ),
     ),
     "quick": (Block({**_SERIES, "kernel_size": (3, 8), "compression": (0.0, 0.5)}, implementations=_SPECTRAL),),
@@ -155,9 +156,9 @@ OPERATION = Operation(
     cost=lambda case: case_cost(case, band_of(case)),
     fft_size=lambda case: band_of(case).n,
     tolerance=TOLERANCE,
-    implementations=IMPLEMENTATIONS,
+    implementations=implementations(1),
     auto=auto,
-    rivals=RIVALS,
+    rivals=rivals(1),
     observe=lambda case, output: observed(band_of(case)),
     gradients=("x", "weight", "bias"),
 )

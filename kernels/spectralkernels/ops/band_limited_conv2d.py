@@ -25,7 +25,7 @@ from spectralkernels.convolution.geometry import (
     conv_band,
     filled,
 )
-from spectralkernels.convolution.implementations import CHECKED, IMPLEMENTATIONS, RIVALS, TOLERANCE, call
+from spectralkernels.convolution.implementations import TOLERANCE, call, checked, implementations, rivals
 from spectralkernels.declare import Block, Case, Operation, Scalar
 from spectralkernels.ops.strided_conv2d import strided_conv2d
 from spectralkernels.spectra import Band
@@ -117,6 +117,7 @@ def band_of(case: Case) -> Band:
     return conv_band(size, kernel, compression=case["compression"], grid=case["grid"])
 
 
+_CHECKED = checked(2)
 _Axes = dict[str, tuple[Scalar, ...]]
 
 _SHAPE: _Axes = {
@@ -179,18 +180,18 @@ PROFILES: dict[str, tuple[Block, ...]] = {
         Block(
             {**_TINY, "kernel_size": (1, 3, 4, 8), "compression": (0.0, 0.5)},
             passes=("forward", "both"),
-            implementations=CHECKED,
+            implementations=_CHECKED,
         ),
         Block(
             {**_TINY, **_TINIER, "kernel_size": (3,), "grid": ("seed", "pow2", "fast")},
-            implementations=CHECKED,
+            implementations=_CHECKED,
         ),
         Block(
             {**_TINY, "out_channels": (4,), "groups": (2, 4), "kernel_size": (5,)},
             passes=("forward", "both"),
-            implementations=CHECKED,
+            implementations=_CHECKED,
         ),
-        Block({**_TINY, "kernel_size": (3,), "compression": (0.0, 0.6)}, dtypes=("float64",), implementations=CHECKED),
+        Block({**_TINY, "kernel_size": (3,), "compression": (0.0, 0.6)}, dtypes=("float64",), implementations=_CHECKED),
     ),
     "quick": (
         Block({**_SMALL, "kernel_size": (3, 7, 15, 31), "compression": (0.0, 0.5)}, implementations=_SPECTRAL),
@@ -264,9 +265,9 @@ OPERATION = Operation(
     cost=lambda case: case_cost(case, band_of(case)),
     fft_size=lambda case: band_of(case).n,
     tolerance=TOLERANCE,
-    implementations=IMPLEMENTATIONS,
+    implementations=implementations(2),
     auto=auto,
-    rivals=RIVALS,
+    rivals=rivals(2),
     observe=lambda case, output: observed(band_of(case)),
     gradients=("x", "weight", "bias"),
 )
