@@ -21,6 +21,9 @@ from spectralkernels.tf32 import tf32_allowed, tf32_unavailable
 # Ceilings are measured by ordinary copies and products, which a perfect kernel may beat a little.
 SLACK = 0.8
 LAUNCH_BOUND = 2.0
+FORWARD_PASSES: Mapping[Pass, int] = {"forward": 1, "both": 2, "backward": 1}
+"""Forward passes that a pass takes at least: a training step reads x, w, dy and writes y, dx, dw, twice the bytes, and
+does at least twice the arithmetic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +156,9 @@ def roof_floor(cost: Cost, roofs: Roofs, products: tuple[tuple[str, float], ...]
     products: names of `PRODUCTS` that reach the wanted accuracy, each with the number of its products per product of
     that accuracy (3 for a split into three). The fastest counts.
     A warm pass whose tensors fit the L2 cache is bound by that; all others are bound by memory.
-    A training step ("both") reads x, w, dy and writes y, dx, dw: twice the bytes, and at least twice the flops.
     Raises: KeyError where none of the products was measured.
     """
-    times = {"forward": 1, "both": 2, "backward": 1}[pass_]
+    times = FORWARD_PASSES[pass_]
     size = times * cost.bytes
     cached = (
         cache == "warm" and roofs.l2_bytes is not None and size <= roofs.l2_bytes and "l2" in roofs.bytes_per_second

@@ -166,7 +166,7 @@ def test_lines_fit_a_terminal_and_the_floor_is_the_longer_of_two() -> None:
     cost = found.cost
     arithmetic, bytes_ = Ceilings(1e30, 1.0, 0.0), Ceilings(1.0, 1e30, 0.0)
     assert floor_seconds(found, arithmetic) == cost.flops and floor_seconds(found, bytes_) == cost.bytes
-    assert floor_seconds(replace(found, pass_="both"), bytes_) == 3 * cost.bytes
+    assert floor_seconds(replace(found, pass_="both"), bytes_) == 2 * cost.bytes
     assert intensity(cost) == cost.flops / (cost.bytes_read + cost.bytes_written)
     text = list(lines(found, Ceilings(1e10, 1e11, 1e-6)))
     assert max(map(len, text)) <= 80 and sum("transform" in line for line in text) == 1

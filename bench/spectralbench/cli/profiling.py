@@ -112,12 +112,12 @@ def _memory(each: Profile) -> str:
 
 
 def floor_seconds(found: CaseProfile, ceilings: Ceilings) -> float:
-    """Seconds of the operation's arithmetic or of its bytes at the measured ceilings, whichever is longer.
+    """Seconds of the pass's arithmetic or of its bytes at the measured ceilings, whichever is longer."""
+    from spectralbench.ceilings import FORWARD_PASSES
 
-    A training step does both about three times: forward, and twice that for two gradients.
-    """
-    times = 3 if found.pass_ == "both" else 1
-    return times * max(found.cost.bytes / ceilings.bytes_per_second, found.cost.flops / ceilings.flops_per_second)
+    return FORWARD_PASSES[found.pass_] * max(
+        found.cost.bytes / ceilings.bytes_per_second, found.cost.flops / ceilings.flops_per_second
+    )
 
 
 def as_dict(found: CaseProfile, ceilings: Ceilings) -> dict[str, Any]:
