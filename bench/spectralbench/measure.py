@@ -143,6 +143,19 @@ class _DeviceLostError(Exception):
         self.culprit = culprit
 
 
+def rightful(
+    operation: Operation, case: Case, implementations: Sequence[str], *, device: str, pass_: Pass
+) -> tuple[dict[str, calls.Bound], dict[str, Outcome]]:
+    """Those whose answer is right, ready to be called, and what became of the others: the gate without a clock.
+
+    Whoever calls them does so within `measuring_flags`, with gradients on where the pass has some.
+    Raises: RangeError on an unknown implementation.
+    """
+    race = _Race(operation, case, device, pass_, (), ((None, None),), Budget())
+    racing = race.answered({name: operation.subject(name) for name in implementations})
+    return {bound.run.name: bound for bound, _ in racing}, race.outcomes
+
+
 class _Race:
     """One case on its way to outcomes: `by_timer` fills as implementations drop out or arrive.
 
@@ -172,9 +185,13 @@ class _Race:
         self.tiles: dict[str, Mapping[str, Mapping[str, int | str]]] = {}
         self.ideal: Callable[[], torch.Tensor | None] = lambda: None
 
-    def measure(self, wanted: Mapping[str, Implementation]) -> None:
+    def answered(self, wanted: Mapping[str, Implementation]) -> list[tuple[calls.Bound, calls.Question]]:
+        """Those who can run here and whose answer is right."""
         able = [found for name, found in wanted.items() if self._guard(name, partial(self._available, found))]
-        racing = list(self._gated(able)) if able else []
+        return list(self._gated(able)) if able else []
+
+    def measure(self, wanted: Mapping[str, Implementation]) -> None:
+        racing = self.answered(wanted)
         for outcomes in self.by_timer[1:]:
             outcomes.update(self.outcomes)
         for timer, outcomes in zip(self.timers, self.by_timer, strict=True):

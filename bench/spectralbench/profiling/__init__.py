@@ -9,23 +9,22 @@ without it, and the trace says how that time divides: `Profile.slowdown` is how 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from spectralbench import calls
 from spectralbench.clock import Clock
 from spectralbench.environment import measuring_flags
-from spectralbench.exchange import Exchange
-from spectralbench.measure import failure
+from spectralbench.measure import rightful
+from spectralbench.outcome import Failed, Measured, Outcome, Skipped
 from spectralbench.profiling.memory import Timeline, over_a_step
 from spectralbench.profiling.trace import Part, trace
 from spectralbench.timing import Budget, time_interleaved
-from spectralkernels.declare import Case, Cost, Implementation, Operation, Pass
+from spectralkernels.declare import Case, Cost, Operation, Pass
 from spectralkernels.errors import Unsupported
 
 WARM_UPS = 3
@@ -86,11 +85,8 @@ def profile_case(
     serve the case, fails, or is wrong is refused with the reason, and not timed.
     Raises: RangeError on an unknown implementation.
     """
-    refused: dict[str, str] = {}
     with measuring_flags(), torch.set_grad_enabled(pass_ != "forward"):
-        bound = dict(
-            _right(operation, case, [operation.subject(name) for name in implementations], device, pass_, refused)
-        )
+        bound, refused = _right(operation, case, implementations, device, pass_)
         runs = [each.run for each in bound.values()]
         times = time_interleaved(runs, clock, budget, case.seed, lambda run, step: step()) if runs else {}
         profiles = [_profile(bound[name], statistics.median(times[name]), device, folder) for name in bound]
@@ -104,9 +100,8 @@ def call_once(operation: Operation, case: Case, implementation: str, device: str
 
     Raises: Unsupported with the reason where it cannot serve the case; ValueError where its answer is wrong.
     """
-    refused: dict[str, str] = {}
     with measuring_flags(), torch.set_grad_enabled(pass_ != "forward"):
-        bound = dict(_right(operation, case, [operation.subject(implementation)], device, pass_, refused))
+        bound, refused = _right(operation, case, [implementation], device, pass_)
         for reason in refused.values():
             raise Unsupported(reason)
         for _ in range(WARM_UPS):
@@ -128,38 +123,23 @@ def _seen_by_cuda_profilers(device: str) -> Iterator[None]:
 
 
 def _right(
-    operation: Operation,
-    case: Case,
-    subjects: Sequence[Implementation],
-    device: str,
-    pass_: Pass,
-    refused: dict[str, str],
-) -> Iterator[tuple[str, calls.Bound]]:
-    """The implementations whose answer is right; why not, for the others."""
-    inputs = operation.make_inputs(case, device)
-    exchange = Exchange.drawn(operation, case, inputs, device, pass_)
-    questions: dict[Callable[..., Any], calls.Question] = {}
-    for subject in subjects:
-        try:
-            reason = subject.available(device)
-            if reason is not None:
-                raise Unsupported(reason)
-            reference = operation.reference_of(subject)
-            if reference not in questions:
-                questions[reference] = calls.ask(
-                    operation, case, device, pass_, inputs, reference=reference, exchange=exchange
-                )
-            bound = calls.bind(questions[reference], subject)
-            wrong = calls.verify(questions[reference], bound)
-        except Unsupported as error:
-            refused[subject.name] = str(error)
-        except Exception as error:
-            refused[subject.name] = failure(error).error
-        else:
-            if wrong is None:
-                yield subject.name, bound
-            else:
-                refused[subject.name] = f"wrong: {wrong}"
+    operation: Operation, case: Case, names: Sequence[str], device: str, pass_: Pass
+) -> tuple[dict[str, calls.Bound], dict[str, str]]:
+    """Those whose answer is right by name, and the reasons why the others' are not."""
+    bound, outcomes = rightful(operation, case, names, device=device, pass_=pass_)
+    return bound, {name: _reason(outcome) for name, outcome in outcomes.items()}
+
+
+def _reason(outcome: Outcome) -> str:
+    match outcome:
+        case Skipped(reason):
+            return reason
+        case Failed("wrong", error):
+            return f"wrong: {error}"
+        case Failed(_, error):
+            return error
+        case Measured():
+            raise AssertionError("the gate measures nothing")
 
 
 def _speed(found: Profile) -> float:
