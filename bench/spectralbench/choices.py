@@ -7,14 +7,14 @@ inputs as they are, no coarser than the operation's own tolerance. What is prepa
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from spectralbench import overrides
 from spectralbench.history import History, Series, ratio
 from spectralbench.identity import Identity
-from spectralbench.text import cell
+from spectralbench.text import cell, table
 from spectralkernels.declare import Case, Implementation, Operation
 from spectralkernels.errors import RangeError, SpectralKernelsError
 
@@ -146,32 +146,33 @@ def as_markdown(machine: str, found: Sequence[Verdict]) -> str:
         "accuracy that takes the same inputs, both timed interleaved in the same processes; 1 is the best.",
         "Written by `spectralbench choices` from the records. `sk.explain` gives the reason for any call.",
         "",
-        "| operation | cases | takes the fastest | median regret | largest | shown slower |",
-        "|---|---:|---:|---:|---:|---:|",
     ]
     by_operation: dict[str, list[Verdict]] = {}
     for verdict in sorted(found, key=lambda verdict: verdict.operation):
         by_operation.setdefault(verdict.operation, []).append(verdict)
+    rows: list[tuple[str, ...]] = []
     for name, own in by_operation.items():
         best = sum(verdict.chosen == verdict.fastest for verdict in own)
         median = statistics.median(verdict.regret for verdict in own)
         worst = max(verdict.regret for verdict in own)
-        lines.append(
-            f"| {name} | {len(own)} | {best} | {median:.2f} | {worst:.2f} | {sum(one.significant for one in own)} |"
-        )
+        slower = sum(one.significant for one in own)
+        rows.append((name, str(len(own)), str(best), f"{median:.2f}", f"{worst:.2f}", str(slower)))
+    heads = ("operation", "cases", "takes the fastest", "median regret", "largest", "shown slower")
+    lines += table(heads, rows, range(1, 6))
     missed = [verdict for verdict in found if verdict.significant and verdict.regret >= NOTABLE]
     lines += ["", f"Cases shown to be slower, with a regret of {NOTABLE:g} and more: {len(missed)} of {len(found)}."]
     if missed:
         lines[-1] += f" The largest {SHOWN} of each operation:"
-        lines += [
-            "",
-            "| operation | case | pass | chosen | fastest | regret | why it is chosen |",
-            "|---|---|---|---|---|---:|---|",
-        ]
-    for own in by_operation.values():
+        heads = ("operation", "case", "pass", "chosen", "fastest", "regret", "why it is chosen")
+        lines += ["", *table(heads, _costly(by_operation.values()), {5})]
+    return "\n".join(lines) + "\n"
+
+
+def _costly(found: Iterable[Sequence[Verdict]]) -> Iterator[list[str]]:
+    """A row for each of the largest regrets of every operation."""
+    for own in found:
         for one in sorted(
             (one for one in own if one.significant and one.regret >= NOTABLE), key=lambda one: -one.regret
         )[:SHOWN]:
-            cells = (one.operation, one.case.replace(",", " "), one.pass_, one.chosen, one.fastest, f"{one.regret:.2f}")
-            lines.append(f"| {' | '.join(map(cell, cells))} | {cell(one.because)} |")
-    return "\n".join(lines) + "\n"
+            names = (one.operation, one.case.replace(",", " "), one.pass_, one.chosen, one.fastest)
+            yield [cell(text) for text in (*names, f"{one.regret:.2f}", one.because)]

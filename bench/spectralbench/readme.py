@@ -19,6 +19,7 @@ from spectralbench.names import number
 from spectralbench.quantity import amount
 from spectralbench.report.costs import percent, saved, share
 from spectralbench.settings import VIEWS, ours
+from spectralbench.text import table
 from spectralkernels.declare import Operation
 
 CLAIMED = "band_limited_conv2d"
@@ -66,18 +67,19 @@ def claims(history: History, mark: str) -> str:
         f"a layer keeps {share(min(behinds, default=None))} to {share(max(behinds, default=None))} of the bytes that "
         "the torch convolution keeps for backward.",
         "",
-        "| layer | time | x over torch conv | x over torch.fft | error | saved alone | saved behind ReLU |",
-        "|---|---:|---:|---:|---:|---:|---:|",
     ]
+    cells: list[tuple[str, ...]] = []
     for case, versus, fft in rows:
         alone, behind = saved(case, versus.row, versus.other)
         time = versus.row.time
         assert time is not None, "a ratio was taken of it"
         facts = {name: value for name, value in case.facts.items() if name != "compression"}
         name = title(facts, CLAIMED).removeprefix("conv2d ")
-        cells = (name, amount(time.value, "second"), versus.text, "-" if fft is None else fft.text,
-                 percent(versus.row.value("approximation_error")), share(alone), share(behind))  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
+        error = percent(versus.row.value("approximation_error"))
+        over_fft = "-" if fft is None else fft.text
+        cells.append((name, amount(time.value, "second"), versus.text, over_fft, error, share(alone), share(behind)))
+    heads = ("layer", "time", "x over torch conv", "x over torch.fft", "error", "saved alone", "saved behind ReLU")
+    lines += table(heads, cells, range(1, 7))
     names = ", ".join(sorted({versus.row.name for _, versus, _ in rows}))
     count = " or ".join(map(str, sorted(processes)))
     lines += [
@@ -101,14 +103,13 @@ def _claim(case: CaseRows) -> tuple[CaseRows, Versus, Versus | None] | None:
 
 def support(operations: Mapping[str, Operation]) -> str:
     """A row per operation: what computes it on a CPU and on CUDA, what it can be differentiated by, in which types."""
-    lines = ["| operation | CPU | CUDA | backward to | types |", "|---|---|---|---|---|"]
+    rows = []
     for operation in operations.values():
         engines: set[str] = {one.engine for one in operation.implementations}
         on = (_engines(engines - {"triton"}), _engines(engines - {"native"}))
         types = ", ".join(operation.tolerance.relative)
-        cells = (f"`{operation.name}`", *on, ", ".join(operation.gradients) or "-", types)
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append((f"`{operation.name}`", *on, ", ".join(operation.gradients) or "-", types))
+    return "\n".join(table(("operation", "CPU", "CUDA", "backward to", "types"), rows))
 
 
 def _engines(found: Collection[str]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import numpy as np
@@ -20,6 +20,7 @@ from spectralbench.alert.evidence import CREDIBLE, Evidence, weigh
 from spectralbench.alert.judging import RATE
 from spectralbench.alert.rules import RULES
 from spectralbench.alert.tails import Array
+from spectralbench.text import table
 
 RUN = 1000
 CHANGED = 50
@@ -65,8 +66,11 @@ def found_alone(found: Evidence) -> Array:
 
 def false_alarms(rng: np.random.Generator, runs: int) -> Iterator[str]:
     """Runs with an alarm, and alarms, of `runs` unchanged runs in every cell."""
-    yield "| noise | earlier points | 1 process | 3 | 5 | with sitting noise: 1 process | 3 | 5 |"
-    yield "|---|---:|---|---|---|---|---|---|"
+    heads = ("noise", "earlier points", "1 process", "3", "5", "with sitting noise: 1 process", "3", "5")
+    yield from table(heads, _false_alarms(rng, runs), {1})
+
+
+def _false_alarms(rng: np.random.Generator, runs: int) -> Iterator[tuple[str, ...]]:
     for kind in KINDS:
         for size in (0.005, 0.01, 0.02, 0.04):
             for earlier in (3, 5, 8, 20):
@@ -76,7 +80,7 @@ def false_alarms(rng: np.random.Generator, runs: int) -> Iterator[str]:
                         counts = [alarms(_judged(run(rng, kind, size, earlier, processes, sitting))).sum()
                                   for _ in range(runs)]  # fmt: skip
                         cells.append(f"{sum(count > 0 for count in counts)} ({sum(counts)})")
-                yield f"| {kind} {100 * size:g} % | {earlier} | {' | '.join(cells)} |"
+                yield (f"{kind} {100 * size:g} %", str(earlier), *cells)
 
 
 def power(rng: np.random.Generator, runs: int) -> Iterator[str]:
@@ -101,8 +105,14 @@ def power(rng: np.random.Generator, runs: int) -> Iterator[str]:
          partial(_drift, commits=40), None)
         for processes in (3, 5)
     ]  # fmt: skip
-    yield "| planted | " + " | ".join(KINDS) + " | gaussian, sitting noise |"
-    yield "|---|" + "---|" * (len(KINDS) + 1)
+    yield from table(("planted", *KINDS, "gaussian, sitting noise"), _power(rng, runs, steps))
+
+
+def _power(
+    rng: np.random.Generator,
+    runs: int,
+    steps: Iterable[tuple[str, float, int, int, Callable[[int], Array], int | None]],
+) -> Iterator[tuple[str, ...]]:
     for title, size, earlier, processes, change, back in steps:
         cells = []
         for kind, sitting in (*((kind, False) for kind in KINDS), ("gaussian", True)):
@@ -117,13 +127,16 @@ def power(rng: np.random.Generator, runs: int) -> Iterator[str]:
                     named.append((hit & (abs(found.split[:CHANGED] - (earlier + 1 - back)) <= 1)).mean())
             cell = f"{100 * np.mean(hits):.0f}"
             cells.append(cell + (f", named {100 * np.mean(named):.0f}" if back is not None and back > 1 else ""))
-        yield f"| {title} | {' | '.join(cells)} |"
+        yield (title, *cells)
 
 
 def slow_host(rng: np.random.Generator, runs: int) -> Iterator[str]:
     """Alarms on the day when every series, the baselines too, takes SLOW_HOST times as long."""
-    yield f"| noise, a host {SLOW_HOST} x slower on the newest day | runs with an alarm (alarms) |"
-    yield "|---|---|"
+    heads = (f"noise, a host {SLOW_HOST} x slower on the newest day", "runs with an alarm (alarms)")
+    yield from table(heads, _slow_host(rng, runs))
+
+
+def _slow_host(rng: np.random.Generator, runs: int) -> Iterator[tuple[str, ...]]:
     for kind in KINDS:
         counts = []
         for _ in range(runs):
@@ -132,7 +145,7 @@ def slow_host(rng: np.random.Generator, runs: int) -> Iterator[str]:
             level = np.median(values[:20], axis=(1, 2), keepdims=True)
             shift = np.broadcast_to(np.median(values[:20] - level, axis=0), values.shape)
             counts.append(alarms(_judged(freed(values, shift)[0])).sum())
-        yield f"| {kind} 2 % | {sum(count > 0 for count in counts)} ({sum(counts)}) |"
+        yield (f"{kind} 2 %", f"{sum(count > 0 for count in counts)} ({sum(counts)})")
 
 
 def _judged(values: Array) -> Evidence:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
 
 def printable(text: str) -> str:
     """The text with everything that a terminal would obey, or not show, written out: `\\\\x1b[31m`; line ends stay."""
@@ -14,6 +16,26 @@ def cell(text: str) -> str:
     """One cell of a Markdown table: no HTML, no link or image, no end of the cell or the line."""
     text = printable(text.replace("\r\n", " ").replace("\n", " ")).replace("\\", "\\\\").replace("|", "\\|")
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("](", "]\\(")
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]], numbers: Collection[int] = ()) -> Iterator[str]:
+    """The lines of a Markdown table, each as soon as its row is there; numbers: columns that stand to the right.
+
+    The texts are Markdown: what comes from a file goes through `cell`.
+    """
+    yield f"| {' | '.join(heads)} |"
+    yield f"|{'|'.join('---:' if at in numbers else '---' for at in range(len(heads)))}|"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"
+
+
+def lined_up(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """The lines of a Markdown table that is a table as plain text, too."""
+    found = [heads, *rows]
+    widths = [max(map(len, column)) for column in zip(*found, strict=True)]
+    padded = [[text.ljust(width) for text, width in zip(row, widths, strict=True)] for row in found]
+    head, _, *rest = table(padded[0], padded[1:])
+    yield from (head, f"|{'|'.join('-' * (width + 2) for width in widths)}|", *rest)
 
 
 def code(text: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 import synthetic_records as synthetic
 
 from spectralbench import alert, history, report
-from spectralbench.text import cell, code, printable
+from spectralbench.text import cell, code, lined_up, printable, table
 
 HOSTILE = "\x1b]0;owned\x07<script>alert(1)</script>|a\\|b\n# no title ![x](http://t/p.png) `c` \u202e\x9b31m"
 
@@ -44,3 +44,21 @@ def test_nothing_of_a_stored_text_acts_in_a_page(tmp_path: Path) -> None:
     for page in pages:
         assert "<script" not in page and "\x1b" not in page and "](http" not in page and "\x9b" not in page
         assert all(not line.startswith("# no title") for line in page.splitlines())
+
+
+def test_a_table_stands_on_a_page_and_in_a_terminal() -> None:
+    rows = [("one", "1"), ("", "22")]
+    assert list(table(("name", "n"), rows, {1})) == ["| name | n |", "|---|---:|", "| one | 1 |", "|  | 22 |"]
+    assert list(lined_up(("name", "n"), rows)) == ["| name | n  |", "|------|----|", "| one  | 1  |", "|      | 22 |"]
+    assert list(table(("name",), [])) == ["| name |", "|---|"]
+    with pytest.raises(ValueError, match="zip"):
+        list(lined_up(("name", "n"), [("alone",)]))
+
+
+def test_a_table_gives_a_line_as_soon_as_its_row_is_there() -> None:
+    def rows() -> Iterator[tuple[str]]:
+        yield ("first",)
+        raise RuntimeError("not yet")
+
+    lines = table(("name",), rows())
+    assert [next(lines) for _ in range(3)][-1] == "| first |"

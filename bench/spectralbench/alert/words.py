@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from spectralbench.alert.finding import Finding, Verdict, exit_code
 from spectralbench.quantity import amount
 from spectralbench.record import Damage
-from spectralbench.text import cell, printable
+from spectralbench.text import cell, printable, table
 
 LINES = 20
 BETTER = (Verdict.LESS_EXACT, Verdict.FASTER)
@@ -111,9 +111,8 @@ def to_markdown(findings: Sequence[Finding], doubtful: Sequence[Damage] = ()) ->
     lines += _table("Changes that the noise could explain", [f for f in unclear if f.resolution is not None])
     reasons = Counter(finding.reason for finding in unclear if finding.resolution is None)
     if reasons:
-        lines += ["## Not judged", "", "| series | reason |", "|---:|---|"]
-        lines += [f"| {count} | {cell(reason)} |" for reason, count in reasons.most_common()]
-        lines.append("")
+        rows = [(str(count), cell(reason)) for reason, count in reasons.most_common()]
+        lines += ["## Not judged", "", *table(("series", "reason"), rows, {0}), ""]
     return "\n".join(lines)
 
 
@@ -139,14 +138,15 @@ def _table(title: str, findings: Sequence[Finding]) -> Iterator[str]:
     """A Markdown table, the largest change first; nothing if there are no findings."""
     if not findings:
         return
-    head = "| series | metric | old | new | change | last before | changed at | newest | why |"
-    yield from (f"## {title}", "", head, "|---" * 9 + "|")
-    for found in worst_first(findings):
-        unit = found.key.unit
-        old = "" if found.old is None else amount(found.old, unit)
-        new = "" if found.new is None else amount(found.new, unit)
-        series = f"{found.key.subject.machine}: {found.key.subject}"
-        commits = (found.since or "", found.changed_at or "", found.commit or "")
-        cells = (series, found.key.metric, old, new, found.words, *commits, found.reason)
-        yield "| " + " | ".join(map(cell, cells)) + " |"
-    yield ""
+    heads = ("series", "metric", "old", "new", "change", "last before", "changed at", "newest", "why")
+    yield from (f"## {title}", "", *table(heads, map(_row, worst_first(findings))), "")
+
+
+def _row(found: Finding) -> list[str]:
+    unit = found.key.unit
+    old = "" if found.old is None else amount(found.old, unit)
+    new = "" if found.new is None else amount(found.new, unit)
+    series = f"{found.key.subject.machine}: {found.key.subject}"
+    commits = (found.since or "", found.changed_at or "", found.commit or "")
+    cells = (series, found.key.metric, old, new, found.words, *commits, found.reason)
+    return [cell(text) for text in cells]

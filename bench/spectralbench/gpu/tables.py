@@ -1,8 +1,10 @@
-"""Markdown tables that also line up as plain text."""
+"""Tables for a terminal and a page alike, and times for people."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+from spectralbench.text import lined_up
 
 
 def microseconds(seconds: float) -> str:
@@ -11,11 +13,5 @@ def microseconds(seconds: float) -> str:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table whose columns also line up as plain text."""
-    safe = [[cell.replace("|", "/").replace("\n", " ") for cell in row] for row in rows]
-    widths = [max(len(row[at]) for row in [list(heads), *safe]) for at in range(len(heads))]
-
-    def line(cells: Sequence[str]) -> str:
-        return f"| {' | '.join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))} |"
-
-    return [line(heads), f"|{'|'.join('-' * (width + 2) for width in widths)}|", *map(line, safe)]
+    """A Markdown table that is one as plain text, too: nothing is escaped, so that no cell may end early."""
+    return list(lined_up(heads, [[cell.replace("|", "/").replace("\n", " ") for cell in row] for row in rows]))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from spectralbench.report.page import Block, Cell, Detail, Figure, Fold, Heading, Table, Text, text_of
 from spectralbench.text import cell
+from spectralbench.text import table as written
 
 
 def write(blocks: Sequence[Block], path: Path) -> None:
@@ -36,10 +37,8 @@ def _lines(blocks: Sequence[Block], folder: Path) -> Iterator[str]:
 
 
 def _table(table: Table) -> Iterator[str]:
-    yield "| " + " | ".join(map(_broken, table.columns)) + " |"
-    yield "|" + "".join("---:|" if index in table.numbers else "---|" for index in range(len(table.columns)))
-    for row in table.rows:
-        yield "| " + " | ".join(_shown(text_of(one)) for one in row) + " |"
+    rows = ([_shown(text_of(one)) for one in row] for row in table.rows)
+    yield from written([_broken(column) for column in table.columns], rows, table.numbers)
     yield ""
 
 
