@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from typing import Any
+
+import torch
 
 EFFORT = int(os.environ.get("SPECTRAL_EFFORT", "1"))
 
@@ -15,3 +18,13 @@ def draws(quick: int) -> range:
 def in_a_check(position: int, count: int) -> bool:
     """Whether the case at this position of a test's `count` cases is the one that `make check` runs."""
     return position == count // 2
+
+
+def opcheck(operator: Any, arguments: tuple[Any, ...]) -> dict[str, str]:
+    """torch's own checks of a registered operator; sizes as symbols, most of its time, in `make full` only.
+
+    The tests of dynamic tracing compile public calls with such sizes in every run.
+    """
+    checks = ["test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static"]
+    symbols = ["test_aot_dispatch_dynamic"] if EFFORT > 1 else []
+    return torch.library.opcheck(operator, arguments, test_utils=checks + symbols)

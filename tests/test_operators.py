@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from effort import opcheck
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -98,7 +99,7 @@ def test_forward_mode_is_an_error_and_no_tangent_of_zero(seed: int):
 def test_both_forms_are_well_formed_and_trace_whole(differentiated: bool, seed: int):
     x = torch.randn(4, requires_grad=differentiated)
     for form in (scaled.differentiable, scaled.plain):
-        tests = torch.library.opcheck(form, (x.detach() if form is scaled.plain else x, 3.0))
+        tests = opcheck(form, (x.detach() if form is scaled.plain else x, 3.0))
         assert set(tests.values()) == {"SUCCESS"}
     compiled = torch.compile(lambda x: scaled(x, 3.0) + 1, fullgraph=True, backend="aot_eager")
     y = compiled(x)

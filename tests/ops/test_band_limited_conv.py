@@ -8,6 +8,7 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
+from effort import opcheck
 
 import spectralkernels as sk
 from spectralkernels.convolution.baselines import reference
@@ -216,14 +217,14 @@ def test_operators_pass_opcheck_and_trace(seed: int):
     weight = torch.randn(8, 2, 3, 3, requires_grad=True)
     bias = torch.randn(8, requires_grad=True)
     ops = torch.ops.spectralkernels
-    torch.library.opcheck(ops.dft_gemm_conv.default, (x, weight, bias, [-1, -1], 2, [8, 7], [3, 3], [7, 6]))
+    opcheck(ops.dft_gemm_conv.default, (x, weight, bias, [-1, -1], 2, [8, 7], [3, 3], [7, 6]))
     spectrum = sk.weight_spectrum(weight, (7, 6), compression=0.5, groups=2).modes
-    torch.library.opcheck(ops.dft_gemm_apply.default, (x, spectrum, bias, 8, 2, [8, 7], [3, 2], [7, 6]))
+    opcheck(ops.dft_gemm_apply.default, (x, spectrum, bias, 8, 2, [8, 7], [3, 2], [7, 6]))
     y, z = ops.dft_gemm_conv(x, weight, None, [-1, -1], 2, [8, 7], [3, 3], [7, 6])
     backward = (y.detach(), z.detach(), weight.detach(), [-1, -1], 2, [8, 7], [3, 3], [7, 6], True, True)
-    torch.library.opcheck(ops.dft_gemm_conv_backward.default, backward)
+    opcheck(ops.dft_gemm_conv_backward.default, backward)
     apply_backward = (y.detach(), spectrum, 4, 2, [8, 7], [3, 2], [7, 6])
-    torch.library.opcheck(ops.dft_gemm_apply_backward.default, apply_backward)
+    opcheck(ops.dft_gemm_apply_backward.default, apply_backward)
 
 
 def test_it_compiles_whole(seed: int):

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from effort import draws
+from effort import draws, opcheck
 from torch import Tensor
 
 import spectralkernels as sk
@@ -224,17 +224,17 @@ def test_operators_pass_opcheck_and_trace(seed: int):
         bias = torch.randn(channels, requires_grad=True)
         geometry = ([0, 1], groups, [8, 8], [3, 3])
         for keep in (True, False):
-            torch.library.opcheck(ops.dft_native_conv.default, (x, weight, bias, *geometry, [7, 6], keep))
+            opcheck(ops.dft_native_conv.default, (x, weight, bias, *geometry, [7, 6], keep))
         y, z = ops.dft_native_conv(x.detach(), weight.detach(), None, *geometry, [7, 6], True)
         saved = (None, z) if z.numel() else (x.detach(), z)
         backward = (y, *saved, weight.detach(), *geometry, [7, 6], True, True)
-        torch.library.opcheck(ops.dft_native_conv_backward.default, backward)
+        opcheck(ops.dft_native_conv_backward.default, backward)
         modes = sk.weight_spectrum(weight, (7, 6), compression=0.4, groups=groups, grid=8).modes
         kept = [3, 3]
         assert len(modes) == 15
         apply = (x, modes, bias, channels, groups, [8, 8], kept, [7, 6])
-        torch.library.opcheck(ops.dft_native_apply.default, apply)
-        torch.library.opcheck(ops.dft_native_apply_backward.default, (y, modes, channels, groups, [8, 8], kept, [7, 6]))
+        opcheck(ops.dft_native_apply.default, apply)
+        opcheck(ops.dft_native_apply_backward.default, (y, modes, channels, groups, [8, 8], kept, [7, 6]))
 
         def layer(x: Tensor, weight: Tensor, groups: int = groups) -> Tensor:
             return sk.band_limited_conv2d(x, weight, compression=0.5, groups=groups, impl="dft_native").relu()

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from effort import draws
+from effort import draws, opcheck
 from guarded_interpreter import environment, guarded, interpreter, relative_error
 from torch import Tensor
 
@@ -236,7 +236,7 @@ class TestInterpreted:
         op = torch.ops.spectralkernels.dft_triton_conv.default
         where = ([-1, -1], 2, box_layout(band.n, band.kept))
         for name, relu, given in (("fp32", False, bias), ("fp16", True, None)):
-            torch.library.opcheck(op, (x, weight, given, None, *where, list(band.out), name, relu, "class", "taps"))
+            opcheck(op, (x, weight, given, None, *where, list(band.out), name, relu, "class", "taps"))
         compiled = torch.compile(
             lambda x, w, b: dft_triton(x, w, b, band, 2).square(), fullgraph=True, backend="aot_eager"
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from effort import opcheck
 from guarded_interpreter import check_gradients, guarded, interpreter, relative_error
 from torch import Tensor
 
@@ -254,10 +255,10 @@ class TestInterpreted:
         layout = "box 6,5 " + ",".join(map(str, band.kept))
         ops = torch.ops.spectralkernels
         frozen = freeze_weight(weight, band, 2).modes
-        torch.library.opcheck(ops.dft_triton_apply.default, (x, frozen, bias, 4, 2, layout, [5, 4], "tf32x3", True))
+        opcheck(ops.dft_triton_apply.default, (x, frozen, bias, 4, 2, layout, [5, 4], "tf32x3", True))
         where = ([-1, -1], 2, layout, [5, 4], "fp32", False, "bf16", "spectrum")
         # The interpreter's bfloat16 is not the traced one's, so gradients are compared above instead.
-        torch.library.opcheck(
+        opcheck(
             ops.dft_triton_conv.default,
             (x, weight, bias, None, *where),
             test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),

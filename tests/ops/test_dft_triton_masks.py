@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from effort import draws
+from effort import draws, opcheck
 from guarded_interpreter import check_gradients, guarded, interpreter, relative_error
 from torch import Tensor
 
@@ -216,7 +216,7 @@ class TestInterpreted:
         modes = masks.mode_list(masks.radial(n, 0.5), n, form=form)
         layout = layout_for(modes, band.size)
         where = ([-1, -1], 2, layout, list(band.out), "fp32", False, "class", "taps")
-        torch.library.opcheck(torch.ops.spectralkernels.dft_triton_conv.default, (*inputs, mask, *where))
+        opcheck(torch.ops.spectralkernels.dft_triton_conv.default, (*inputs, mask, *where))
 
         def layer(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor) -> Tensor:
             return dft_triton(x, weight, mask, bias, band, modes, 2).square()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from effort import draws
+from effort import draws, opcheck
 from guarded_interpreter import alive, check_gradients, in_poison, interpreter, nan_inside, relative_error
 from torch import Tensor
 
@@ -335,7 +335,7 @@ class TestInterpreted:
         facts = (geometry.out, geometry.start, geometry.n, geometry.kept, "tf32x3")
         for keep, with_bias in ((True, bias), (False, None)):
             leaves = (x.requires_grad_(), weight.requires_grad_(), with_bias)
-            torch.library.opcheck(op, (*leaves, *facts, keep))
+            opcheck(op, (*leaves, *facts, keep))
         traced = torch.compile(
             lambda x, weight, bias: fused_series(x, weight, bias, band, 3), fullgraph=True, backend="aot_eager"
         )

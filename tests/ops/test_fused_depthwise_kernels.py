@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from depthwise_geometry import geometry_of
-from effort import draws
+from effort import draws, opcheck
 from guarded_interpreter import alive, check_gradients, in_poison, interpreter, nan_inside, relative_error
 from torch import Tensor
 
@@ -250,7 +250,7 @@ class TestInterpreted:
         facts = (geometry.starts, geometry.n, geometry.kept, geometry.out, "tf32x3")
         for keep, with_bias in ((True, bias), (False, None)):
             leaves = (x.requires_grad_(), weight.requires_grad_(), with_bias)
-            torch.library.opcheck(op, (*leaves, *(list(f) if isinstance(f, tuple) else f for f in facts), keep))
+            opcheck(op, (*leaves, *(list(f) if isinstance(f, tuple) else f for f in facts), keep))
         traced = torch.compile(
             lambda x, weight, bias: fused_depthwise(x, weight, bias, band, 3), fullgraph=True, backend="aot_eager"
         )

@@ -7,7 +7,7 @@ import random
 
 import pytest
 import torch
-from effort import draws
+from effort import draws, opcheck
 from guarded_interpreter import canaries, check_gradients, in_poison, interpreter, judged_compiler
 
 import spectralkernels as sk
@@ -69,9 +69,7 @@ def test_it_is_an_operator_that_traces():
     band = conv_band((9, 7), (3, 4), compression=0.0)
     x, weight = torch.randn(2, 3, 9, 7, requires_grad=True), torch.randn(3, 1, 3, 4, requires_grad=True)
     pad = [before for before, _ in band.pad]
-    checked = torch.library.opcheck(
-        torch.ops.spectralkernels.implicit_gemm.default, (x, weight, torch.randn(3), pad, list(band.out))
-    )
+    checked = opcheck(torch.ops.spectralkernels.implicit_gemm.default, (x, weight, torch.randn(3), pad, list(band.out)))
     assert set(checked.values()) == {"SUCCESS"}
 
 

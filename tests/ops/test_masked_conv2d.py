@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
-from effort import draws
+from effort import draws, opcheck
 from torch import Tensor
 
 import spectralkernels as sk
@@ -288,11 +288,11 @@ def test_operators_pass_opcheck(samples: int | None, form: str, seed: int):
     ops = torch.ops.spectralkernels
     bias = torch.randn(8, requires_grad=True)
     arguments = (x, weight, mask, bias, [-1, -1], 8, *where, [7, 6])
-    torch.library.opcheck(ops.masked_conv2d.default, arguments)
+    opcheck(ops.masked_conv2d.default, arguments)
     y, z = ops.masked_conv2d(*arguments)
     for need in ([1, 1, 1], [1, 0, 0], [0, 1, 0]):
         saved = (y.detach(), z.detach(), weight.detach(), mask.detach())
-        torch.library.opcheck(ops.masked_conv2d_backward.default, (*saved, [-1, -1], *where, [4, 7, 6], need))
+        opcheck(ops.masked_conv2d_backward.default, (*saved, [-1, -1], *where, [4, 7, 6], need))
 
 
 @pytest.mark.parametrize("listed", [True, False])

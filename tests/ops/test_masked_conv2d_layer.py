@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
+from effort import opcheck
 from torch import Tensor
 
 import spectralkernels as sk
@@ -165,14 +166,12 @@ def test_frozen_operators_pass_opcheck_and_compile(seed: int):
     layout = [number for pair in modes.steps for number in pair]
     ops = torch.ops.spectralkernels
     arguments = (x, frozen.modes, mask, bias, [], 8, 2, [8, 7], layout, False, [7, 6])
-    torch.library.opcheck(ops.masked_conv2d.default, arguments)
+    opcheck(ops.masked_conv2d.default, arguments)
     y, z = ops.masked_conv2d(*arguments)
     where = ([], 2, [8, 7], layout, False, [4, 7, 6])
-    torch.library.opcheck(
-        ops.masked_conv2d_backward.default, (y.detach(), None, frozen.modes, mask.detach(), *where, [1, 0, 0])
-    )
+    opcheck(ops.masked_conv2d_backward.default, (y.detach(), None, frozen.modes, mask.detach(), *where, [1, 0, 0]))
     saved = (y.detach(), z.detach(), frozen.modes, mask.detach())
-    torch.library.opcheck(ops.masked_conv2d_backward.default, (*saved, *where, [1, 0, 1]))
+    opcheck(ops.masked_conv2d_backward.default, (*saved, *where, [1, 0, 1]))
 
     def layer(x: Tensor, mask: Tensor, bias: Tensor) -> Tensor:
         return masked_conv2d(x, frozen, mask, bias, groups=2).relu()

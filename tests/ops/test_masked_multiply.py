@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from effort import opcheck
 from guarded_interpreter import environment
 from multiply_spectra import MASKS, SIZES, relative_error, some_mask, spectrum
 from torch import Tensor
@@ -86,7 +87,7 @@ def test_opcheck(seed: int, impl: str) -> None:
     op = getattr(torch.ops.spectralkernels, f"masked_multiply_{impl}").default
     for kind, groups, conjugate in (("soft", 2, True), ("none", 1, False), ("cells", 1, True)):
         x, w = spectrum(2, 4, 5, 3).requires_grad_(), spectrum(6, 4 // groups, 5, 3).requires_grad_()
-        torch.library.opcheck(op, (x, w, some_mask(kind, (5, 3)), groups, conjugate))
+        opcheck(op, (x, w, some_mask(kind, (5, 3)), groups, conjugate))
 
 
 @pytest.mark.parametrize("impl", ["auto", *TORCH_FORMS])

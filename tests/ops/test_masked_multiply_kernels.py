@@ -9,7 +9,7 @@ import random
 
 import pytest
 import torch
-from effort import draws
+from effort import draws, opcheck
 from guarded_interpreter import interpreter
 from multiply_spectra import MASKS, SIZES, relative_error, some_mask, spectrum
 from torch import Tensor
@@ -194,7 +194,7 @@ class TestInterpreted:
         op = getattr(torch.ops.spectralkernels, f"masked_multiply_{impl}").default
         x, w = spectrum(2, 4, 5, 3).requires_grad_(), spectrum(6, 2, 5, 3).requires_grad_()
         mask = some_mask("cells", (5, 3))
-        torch.library.opcheck(op, (x, w, mask, 2, True))
+        opcheck(op, (x, w, mask, 2, True))
         call = torch.compile(
             lambda x, w: masked_multiply(x, w, mask, groups=2, impl=impl), fullgraph=True, backend="aot_eager"
         )

@@ -11,6 +11,7 @@ from functools import partial
 
 import pytest
 import torch
+from effort import opcheck
 from guarded_interpreter import canaries, in_poison, interpreter
 
 from spectralkernels.ops.sparse_multiply import reference as multiply_reference
@@ -110,14 +111,14 @@ def test_operators_pass_opcheck(seed: int, monkeypatch: pytest.MonkeyPatch):
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *size, **keywords: empty(*size, **keywords).zero_())
     y = torch.randn(2, 3, 9, 5, dtype=torch.complex64, requires_grad=True)
-    torch.library.opcheck(threshold_bitmap.differentiable, (y, 0.8, None, True, 8))
-    torch.library.opcheck(threshold_bitmap.differentiable, (y, 0.8, torch.rand(6), False, 9))
-    torch.library.opcheck(map_rms.differentiable, (y.detach(), 8))
+    opcheck(threshold_bitmap.differentiable, (y, 0.8, None, True, 8))
+    opcheck(threshold_bitmap.differentiable, (y, 0.8, torch.rand(6), False, 9))
+    opcheck(map_rms.differentiable, (y.detach(), 8))
     sparse = threshold_spectrum(y.detach(), 0.8, impl="triton")
     grad = torch.randn_like(sparse.values).requires_grad_()
     outputs = sparse.values.clone().requires_grad_()
-    torch.library.opcheck(threshold_backward.differentiable, (grad, outputs, sparse.index[0], y.numel()))
-    torch.library.opcheck(threshold_backward.differentiable, (grad, None, sparse.index[0], y.numel()))
+    opcheck(threshold_backward.differentiable, (grad, outputs, sparse.index[0], y.numel()))
+    opcheck(threshold_backward.differentiable, (grad, None, sparse.index[0], y.numel()))
     w = torch.randn(4, 3, 9, 5, dtype=torch.complex64, requires_grad=True)
     pull = torch.randn(2, 4, 9, 5, dtype=torch.complex64, requires_grad=True)
     for spectrum in (sparse, sparse.compact()):
@@ -125,9 +126,9 @@ def test_operators_pass_opcheck(seed: int, monkeypatch: pytest.MonkeyPatch):
         values = spectrum.values.clone().requires_grad_()
         for other in (w, pull):
             arguments = (values, words, offsets, other, spectrum.shape, other is pull)
-            torch.library.opcheck(sparse_multiply_bitmap.differentiable, arguments)
-        torch.library.opcheck(bitmap.expand.differentiable, (values, words, offsets, y.numel()))
-        torch.library.opcheck(bitmap.collect.differentiable, (y.detach().flatten(), words, offsets, values.shape[0]))
+            opcheck(sparse_multiply_bitmap.differentiable, arguments)
+        opcheck(bitmap.expand.differentiable, (values, words, offsets, y.numel()))
+        opcheck(bitmap.collect.differentiable, (y.detach().flatten(), words, offsets, values.shape[0]))
 
 
 @interpreter

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from effort import opcheck
 from guarded_interpreter import canaries, compiler, interpreter
 from thresholds import clear_of
 from torch import Tensor
@@ -199,7 +200,7 @@ def test_the_operator_passes_opcheck_and_traces(seed: int, monkeypatch: pytest.M
         patch.setattr(torch, "empty", lambda *size, **keywords: empty(*size, **keywords).zero_())
         for values, index, slots in ((image, (None, None), 1000), (packed, before.index, None)):
             arguments = (values, *index, w, (8, 3, 10, 5), 9, 1.5, True, slots == 1000, slots, "triton")
-            torch.library.opcheck(node.spec_block.differentiable, arguments)
+            opcheck(node.spec_block.differentiable, arguments)
     second = torch.randn(2, 4, 3, 3, requires_grad=True)
 
     def net(x: Tensor, first: Tensor, second: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import re
 
 import pytest
 import torch
+from effort import opcheck
 
 from spectralkernels.errors import DtypeError, RangeError, ShapeError, Unsupported
 from spectralkernels.ops.threshold_spectrum import OPERATION, baselines, threshold_spectrum
@@ -226,14 +227,14 @@ def test_gradients_through_compaction_and_conversion(seed: int):
 def test_operators_pass_opcheck(seed: int):
     flat = torch.randn(1500, dtype=torch.complex64, requires_grad=True)
     kept = flat.detach().abs() > 0.8
-    torch.library.opcheck(bitmap.pack.differentiable, (flat, kept))
+    opcheck(bitmap.pack.differentiable, (flat, kept))
     sparse = pack(flat.detach().reshape(1, 1500), kept.reshape(1, 1500), "bitmap")
     tight = sparse.compact()
     for spectrum in (sparse, tight):
         words, offsets = spectrum.bits()
         values = spectrum.values.clone().requires_grad_()
-        torch.library.opcheck(bitmap.expand.differentiable, (values, words, offsets, 1500))
-        torch.library.opcheck(bitmap.collect.differentiable, (flat, words, offsets, values.shape[0]))
+        opcheck(bitmap.expand.differentiable, (values, words, offsets, 1500))
+        opcheck(bitmap.collect.differentiable, (flat, words, offsets, values.shape[0]))
 
 
 @pytest.mark.parametrize("impl", ["auto", "bitmap", "dense"])
