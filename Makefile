@@ -13,8 +13,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --di
 
 # The second run is of the Triton kernels under their interpreter, which must be chosen before Triton is imported.
 test: .venv/ready
-	$(PYTEST)
-	TRITON_INTERPRET=1 $(PYTEST) --dist worksteal
+	$(PYTEST); status=$$?; TRITON_INTERPRET=1 $(PYTEST) --dist worksteal && exit $$status
 
 # Lint and a part of the suite that covers every module, one case of each test: between two edits.
 check: export SPECTRAL_EFFORT = 0
@@ -40,9 +39,9 @@ study: .venv/ready
 	$(BIN)/spectralbench report
 
 # The long form of `make test`: eight times the random shapes, every kernel compiled for every architecture. Half an hour.
+full: export SPECTRAL_EFFORT = 8
 full: .venv/ready
-	SPECTRAL_EFFORT=8 $(PYTEST)
-	SPECTRAL_EFFORT=8 TRITON_INTERPRET=1 $(PYTEST) --dist worksteal
+	$(MAKE) test
 	$(BIN)/spectralbench fingerprint --check
 
 # What the compiler makes of every Triton kernel, against the committed expectation; no GPU needed.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -16,6 +17,10 @@ if [ "$1" = -m ] && [ "$2" = venv ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/pyt
 if [ "$1" = -m ] && [ "$2" = pip ]; then
     for file in $PIP_CONSTRAINT; do test -f "$file" || exit 3; done
     echo installed > installed
+fi
+if [ "$1" = -m ] && [ "$2" = pytest ]; then
+    echo "half ${TRITON_INTERPRET-0}"
+    exit "$(cat "status${TRITON_INTERPRET-0}")"
 fi
 """
 
@@ -48,3 +53,14 @@ def test_a_benchmark_leaves_the_tracked_results_alone_unless_published(copy: Pat
     measured, published = make(copy, "-n", "bench"), make(copy, "-n", "publish")
     assert measured.count("--results bench-out") == 4 and "bench-out/" in ignored
     assert published.count("--results results") == 4
+
+
+@pytest.mark.parametrize(("native", "interpreted"), [(1, 0), (0, 1), (1, 1), (0, 0)])
+def test_both_halves_of_the_suite_run_and_one_failure_fails(copy: Path, native: int, interpreted: int) -> None:
+    make(copy, ".venv/ready", "PYTHON=./installer")
+    (copy / "status0").write_text(f"{native}")
+    (copy / "status1").write_text(f"{interpreted}")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(["make", "-s", "test"], cwd=copy, capture_output=True, text=True, timeout=60, env=environment)
+    assert done.stdout.split("\n")[:2] == ["half 0", "half 1"], done
+    assert (done.returncode != 0) == bool(native or interpreted)
