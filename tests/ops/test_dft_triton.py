@@ -98,7 +98,7 @@ class TestInterpreted:
             if band.modes * groups <= 36:
                 return sizes, band
 
-    @pytest.mark.parametrize("number", draws(36))
+    @pytest.mark.parametrize("number", draws(18))
     def test_random_shapes_forward_and_backward(self, seed: int, guarded: None, number: int) -> None:
         sizes, band = self.draw(seed, number)
         torch.manual_seed(seed + number)

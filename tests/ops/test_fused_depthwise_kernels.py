@@ -62,7 +62,7 @@ class TestInterpreted:
         assert not modes.isnan().any(), "a mode was not written"
         return y
 
-    @pytest.mark.parametrize("draw", draws(32))
+    @pytest.mark.parametrize("draw", draws(16))
     def test_forward_at_random_shapes(self, seed: int, draw: int, monkeypatch: pytest.MonkeyPatch):
         from spectralkernels.convolution.fused_depthwise import launches
 
@@ -77,7 +77,7 @@ class TestInterpreted:
         assert not y.isnan().any(), where
         assert relative_error(y, reference(x, weight, bias, band, x.shape[1])) <= PRECISIONS["tf32x3"].error, where
 
-    @pytest.mark.parametrize("draw", draws(32))
+    @pytest.mark.parametrize("draw", draws(16))
     def test_gradients_at_random_shapes(self, seed: int, draw: int, poisoned: None):
         rng = random.Random(seed + 1000 + draw)
         torch.manual_seed(seed + draw)
