@@ -31,6 +31,7 @@ class Operator:
     """
 
     def __init__(self, name: str, compute: Callable[..., Any], schema: str) -> None:
+        self.compute = compute
         self._names = (name, f"{name}_plain")
         for each in self._names:
             _LIBRARY.define(each + schema, tags=(torch.Tag.pt2_compliant_tag,))

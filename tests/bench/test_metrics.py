@@ -25,7 +25,7 @@ SI = {"second", "byte", "joule", "1"}
 EXPECTED = {
     "device_time", "saved_bytes", "peak_allocated", "peak_reserved", "nvml_memory", "nvml_process_memory", "host_peak",
     "rounding_error", "rounding_error_max", "approximation_error", "approximation_error_sym", "achieved_compression",
-    "kept_fraction", "stored_bytes", "energy", "saved_behind_relu", "parameter_bytes",
+    "kept_fraction", "stored_bytes", "energy", "saved_behind_relu", "parameter_bytes", "host_time",
 }  # fmt: skip
 
 
