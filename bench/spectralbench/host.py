@@ -31,8 +31,8 @@ from spectralkernels.declare import Implementation
 from spectralkernels.launch import Launch
 from spectralkernels.operators import Operator
 
-BLOCK, BLOCKS, SAMPLES = 10, 5, 20
-"""Calls that are timed together; blocks of which the quickest counts, as a busy machine only adds; samples."""
+TRIES, SAMPLES = 50, 20
+"""Calls of which the quickest counts, because a busy machine only adds; samples."""
 
 
 @contextmanager
@@ -114,11 +114,10 @@ def host_time(
 
 def _quickest(call: Callable[[], object], now: Callable[[], float]) -> float:
     found = []
-    for _ in range(BLOCKS):
+    for _ in range(TRIES):
         start = now()
-        for _ in range(BLOCK):
-            call()
-        found.append((now() - start) / BLOCK)
+        call()
+        found.append(now() - start)
     return min(found)
 
 

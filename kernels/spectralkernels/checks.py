@@ -63,6 +63,8 @@ def as_integers(name: str, value: Any, counts: tuple[int, ...]) -> tuple[int, ..
 
 def checked_stride(stride: Any) -> tuple[int, int]:
     """(vertical, horizontal) of one whole number >= 1 or two; RangeError on anything else."""
+    if type(stride) is int and stride == 1:
+        return 1, 1
     steps = tuple(stride) if isinstance(stride, list | tuple) else (stride, stride)
     try:
         vertical, horizontal = (as_integer("stride", step) for step in steps)

@@ -1,4 +1,6 @@
-"""Tensors that follow from a geometry alone, such as DFT matrices: made once, in no mode, bounded in bytes.
+"""What follows from a geometry alone: tensors, such as DFT matrices, made once, in no mode, bounded in bytes.
+
+Plans follow from it, too; they hold no tensor and are bounded in number.
 
 A tensor that is made while the caller is in inference mode, under a default device, in FakeTensorMode, in a transform
 of torch.func or in an export belongs to that mode, and would break every later call that meets it. All of these belong
@@ -13,8 +15,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from functools import lru_cache, wraps
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +26,9 @@ MOST_BYTES = 128 << 20
 """Of all constants together: the transforms of a ResNet on maps of 224 x 224 take 3 MB."""
 ALWAYS_KEPT = 8
 """The newest constants, whatever their size: as many as one call needs."""
+
+MOST_PLANS = 4096
+"""Of one function that makes plans: a few hundred bytes each."""
 
 _Arguments = ParamSpec("_Arguments")
 _Made = TypeVar("_Made")
@@ -62,6 +67,41 @@ def constant(make: Callable[_Arguments, _Made]) -> Callable[_Arguments, _Made]:
         return found
 
     return remembered
+
+
+def planned(make: Callable[_Arguments, _Made]) -> Callable[_Arguments, _Made]:
+    """Decorator: remember what a function makes of hashable positional arguments, where no tensor is in it.
+
+    1 and True are told apart, but not within a tuple. What is traced is made in the graph: its sizes may be symbols.
+    """
+    kept = lru_cache(maxsize=MOST_PLANS, typed=True)(make)
+
+    @wraps(make)
+    def remembered(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Made:
+        if traced():
+            return make(*args, **kwargs)
+        found: _Made = kept(*args, **kwargs)  # type: ignore[arg-type]
+        return found
+
+    return remembered
+
+
+class Plans(Generic[_Made]):
+    """Plans by a key of the caller's, where the function that makes one is given more than its key; the oldest go."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Any, _Made] = {}
+
+    def get(self, key: Any) -> _Made | None:
+        """The plan of a key, or None."""
+        return self._kept.get(key)
+
+    def keep(self, key: Any, plan: _Made) -> _Made:
+        """The plan, which `get` finds from now on."""
+        self._kept[key] = plan
+        while len(self._kept) > MOST_PLANS:
+            self._kept.pop(next(iter(self._kept)), None)
+        return plan
 
 
 def kept_bytes() -> int:

@@ -42,8 +42,10 @@ def as_given(y: Tensor, given: Tensor, *operands: object) -> Tensor:
 
 def is_channels_last(tensor: Tensor) -> bool:
     """Whether the strides are those of [batch, height, width, channel] and no others: of a map or a kernel."""
-    if tensor.dim() != 4 or not tensor.is_contiguous(memory_format=torch.channels_last):
+    if tensor.dim() != 4:
         return False
-    # One channel is contiguous either way: its stride tells what it was converted to.
-    one_channel = tensor.shape[1] == 1 and tensor.stride(1) == 1 and tensor.shape[2] * tensor.shape[3] > 1
-    return one_channel or not tensor.is_contiguous()
+    if tensor.is_contiguous():
+        # One channel is contiguous either way: its stride tells what it was converted to.
+        one_channel = tensor.shape[1] == 1 and tensor.stride(1) == 1 and tensor.shape[2] * tensor.shape[3] > 1
+        return one_channel and tensor.is_contiguous(memory_format=torch.channels_last)
+    return tensor.is_contiguous(memory_format=torch.channels_last)

@@ -23,6 +23,7 @@ from spectralkernels.checks import (
     check_like,
     check_tensor,
 )
+from spectralkernels.constants import planned
 from spectralkernels.dft import too_large
 from spectralkernels.errors import DtypeError, RangeError, ShapeError
 from spectralkernels.spectra import GRIDS, Band, fft_size, kept_1d, kept_2d
@@ -84,7 +85,12 @@ def needs_tensor(weight: Tensor | WeightSpectrum, **rest: object) -> str | None:
 
 def fits_matrices(x: Tensor, band: Band, **rest: object) -> str | None:
     """The reason why the transforms of a convolution are not made as matrices, or None; see `dft.too_large`."""
-    return too_large(band.n, band.kept, (band.size, band.kernel, band.out), compute_dtype(x.dtype).itemsize)
+    return _too_large(band, compute_dtype(x.dtype).itemsize)
+
+
+@planned
+def _too_large(band: Band, itemsize: int) -> str | None:
+    return too_large(band.n, band.kept, (band.size, band.kernel, band.out), itemsize)
 
 
 Padding = Literal["same", "valid"] | int | Sequence[int]
@@ -210,6 +216,8 @@ def frozen_band(
             f"this WeightSpectrum was made for {own}, maps of {own.size}, got {size}; make one with {maker}(...) "
             "for this map size"
         )
+    if compression is padding is grid is None:
+        return own
     compression = own.compression if compression is None else compression
     pad = own.pad if padding is None else _per_axis_padding(padding, own.kernel)
     return _band(size, own.kernel, compression, pad, own.n if grid is None else grid)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from spectralkernels.autocast import cast
+from spectralkernels.constants import Plans, traced
 from spectralkernels.convolution import (
     baselines,
     dft_native,
@@ -56,18 +57,43 @@ def call(
 ) -> Tensor:
     """Check the arguments of a public call, work out its geometry and run it."""
     given, x = x, batched(x, f"[batch, channel, {spatial}]")
-    groups = checked_groups(groups, weight)
     device = x.device.type
     x, weight, bias = cast(x, device), cast(weight, device), cast(bias, device)
-    geometry: dict[str, Any] = {"compression": compression, "padding": padding, "grid": grid}
     if isinstance(weight, WeightSpectrum):
-        band = frozen_band(weight, tuple(x.shape[2:]), **geometry)
+        groups = checked_groups(groups, weight)
+        band = frozen_band(weight, tuple(x.shape[2:]), compression=compression, padding=padding, grid=grid)
         check_spectrum_arguments(x, weight, bias, band, groups, stride)
     else:
-        check_arguments(x, weight, bias, groups, stride, spatial)
-        band = conv_band(tuple(x.shape[2:]), tuple(weight.shape[2:]), **filled(geometry))
+        band, groups = _checked(x, weight, bias, spatial, stride, (compression, padding, groups, grid))
     inputs = {"x": x, "weight": weight, "bias": bias, "band": band, "groups": groups}
     return as_given(dispatch(operation, impl, device, inputs), given, x, weight)
+
+
+_Options = tuple[float | None, Padding | None, int | None, GridChoice | None]
+_CHECKED: Plans[tuple[Band, int]] = Plans()
+_PLAIN = (type(None), int, float, str)
+
+
+def _checked(
+    x: Tensor, weight: Tensor, bias: Tensor | None, spatial: str, stride: int, options: _Options
+) -> tuple[Band, int]:
+    """The band and the groups of a call whose arguments fit: asked once for tensors of these shapes, else raised."""
+    tensors = (x, weight) if bias is None else (x, weight, bias)
+    numbers = all(type(option) in _PLAIN for option in (*options, stride))
+    if not numbers or not all(isinstance(each, Tensor) for each in tensors) or traced(*tensors):
+        return _check(x, weight, bias, spatial, stride, options)
+    key = (spatial, stride, *map(type, options), options, *((each.shape, each.dtype, each.device) for each in tensors))
+    return _CHECKED.get(key) or _CHECKED.keep(key, _check(x, weight, bias, spatial, stride, options))
+
+
+def _check(
+    x: Tensor, weight: Tensor, bias: Tensor | None, spatial: str, stride: int, options: _Options
+) -> tuple[Band, int]:
+    compression, padding, groups, grid = options
+    groups = checked_groups(groups, weight)
+    check_arguments(x, weight, bias, groups, stride, spatial)
+    geometry = filled({"compression": compression, "padding": padding, "grid": grid})
+    return conv_band(tuple(x.shape[2:]), tuple(weight.shape[2:]), **geometry), groups
 
 
 def _tensor_weight(supports: Callable[..., str | None] | None = None) -> Callable[..., str | None]:
