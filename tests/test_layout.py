@@ -46,6 +46,15 @@ def test_kernels_never_import_the_harness(path: Path):
     assert not starts(imports(path), "spectralbench", "asv", "pandas", "matplotlib", "seaborn", "typer", "rich")
 
 
+def test_the_library_runs_without_the_ahead_of_time_tool():
+    """Kernels are compiled ahead of time by whoever asks `aot`; what a call needs of a GPU is in `target`."""
+    needing = [str(path.relative_to(ROOT)) for path in KERNELS.rglob("*.py") if starts(imports(path), AOT)]
+    assert needing == []
+
+
+AOT = "spectralkernels.aot"
+
+
 @pytest.mark.parametrize("name", ["declare.py", "errors.py"])
 def test_the_vocabulary_is_standard_library_only(name: str):
     outside = (

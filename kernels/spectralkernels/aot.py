@@ -15,21 +15,15 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from spectralkernels.errors import RangeError, Unsupported
 from spectralkernels.launch import HAS_TRITON, interpreted
-
-SHARED_LIMITS = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
-"""Largest shared memory of one block in bytes, per compute capability (CUDA C++ programming guide, 20.2)."""
+from spectralkernels.target import SHARED_LIMITS, named_capability
 
 _INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?P<text>[^;]+?)\s*;")
 _PREDICATE = re.compile(r"^@!?U?P\w+\s+")
@@ -81,18 +75,6 @@ class MachineCode:
 
 
 @dataclass(frozen=True, slots=True)
-class NamedLaunch:
-    """A call at a realistic shape whose kernels' machine code is worth watching: an entry of `FINGERPRINTS`.
-
-    name: shape and choices, `B128 C64 O64 34x18 bool`; unique among a kernel's launches. call: calls on meta tensors
-    what a user's call runs through, so that the launch watched is the launch made; `noted_launches` sees it.
-    """
-
-    name: str
-    call: Callable[[], object]
-
-
-@dataclass(frozen=True, slots=True)
 class NotedLaunch:
     """A launch that was asked for and not made: compile it by `compile_kernel(kernel, arguments, 90, **options)`."""
 
@@ -101,32 +83,11 @@ class NotedLaunch:
     options: dict[str, Any]
 
 
-_named_capability: ContextVar[int | None] = ContextVar("named_capability", default=None)
-
-
-def target_capability(device: torch.device) -> int:
-    """The compute capability that launches for tensors on `device` are made for, 90 for sm_90.
-
-    That of the GPU; inside `noted_launches` the one named there; where nothing runs on a GPU (interpreter, meta
-    tensors), 90.
-    """
-    named = _named_capability.get()
-    if named is not None:
-        return named
-    return _capability_of(device) if device.type == "cuda" else 90
-
-
-@cache
-def _capability_of(device: torch.device) -> int:
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
-
-
 @contextmanager
 def noted_launches(capability: int = 90) -> Iterator[list[NotedLaunch]]:
     """Note every Triton launch made inside instead of making it; meta tensors need no memory and no GPU.
 
-    capability: the GPU that the launches are meant for, where tiles depend on it (see `target_capability`).
+    capability: the GPU that the launches are meant for, where tiles depend on it (see `target.target_capability`).
     Raises: Unsupported without triton or under its interpreter.
     """
     need_the_compiler()
@@ -142,11 +103,11 @@ def noted_launches(capability: int = 90) -> Iterator[list[NotedLaunch]]:
 
     launch = JITFunction.run
     JITFunction.run = note
-    token = _named_capability.set(capability)
+    token = named_capability.set(capability)
     try:
         yield noted
     finally:
-        _named_capability.reset(token)
+        named_capability.reset(token)
         JITFunction.run = launch
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,3 +114,15 @@ class Launch:
     def _launch(self) -> None:
         with stage(self.kernel.fn.__name__):
             self.kernel[self.grid](**self.arguments, **self.options)
+
+
+@dataclass(frozen=True, slots=True)
+class NamedLaunch:
+    """A call at a realistic shape whose kernels' machine code is worth watching: an entry of `FINGERPRINTS`.
+
+    name: shape and choices, `B128 C64 O64 34x18 bool`; unique among a kernel's launches. call: calls on meta tensors
+    what a user's call runs through, so that the launch watched is the launch made; `aot.noted_launches` sees it.
+    """
+
+    name: str
+    call: Callable[[], object]

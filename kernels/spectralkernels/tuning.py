@@ -72,8 +72,8 @@ class Site:
         """The tile for a launch.
 
         bucket: what decides which tile wins, rounded to classes by the caller (see `rounded`). rule: the tile where
-        neither a pin nor the table has one. capability: 90 for sm_90, see `aot.target_capability`; off a GPU it is 90
-        too, so that tests and fingerprints see the tiles that were tuned.
+        neither a pin nor the table has one. capability: 90 for sm_90, see `target.target_capability`; off a GPU it is
+        90 too, so that tests and fingerprints see the tiles that were tuned.
         Raises: RangeError if a pin names a field that the tile does not have, or a value outside its range.
         """
         text = ",".join(f"{name}={value}" for name, value in bucket.items())

@@ -18,6 +18,8 @@ from spectralbench.fingerprint import collect, stored
 from spectralbench.fingerprint.compare import compare
 from spectralkernels import aot
 from spectralkernels.errors import RangeError, Unsupported
+from spectralkernels.launch import NamedLaunch
+from spectralkernels.target import target_capability
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "results" / "fingerprints"
@@ -27,7 +29,7 @@ import torch
 import triton
 import triton.language as tl
 
-from spectralkernels.aot import NamedLaunch
+from spectralkernels.launch import NamedLaunch
 
 
 @triton.jit
@@ -205,17 +207,17 @@ def test_launches_follow_the_architecture(monkeypatch: pytest.MonkeyPatch, plant
     module = importlib.import_module("planted.ops.scale.kernels")
 
     def launch() -> None:
-        cells = 100 * aot.target_capability(torch.device("cuda"))
+        cells = 100 * target_capability(torch.device("cuda"))
         vars(module)["launch"](cells)
         if cells == 8000:
             vars(module)["launch"](cells)
 
-    monkeypatch.setattr(module, "FINGERPRINTS", (aot.NamedLaunch("by target", launch),))
+    monkeypatch.setattr(module, "FINGERPRINTS", (NamedLaunch("by target", launch),))
     first, second = WALK(package)
     assert {at: noted.arguments["n_cells"] for at, noted in first.noted.items()} == {80: 8000, 90: 9000, 100: 10000}
     assert second.launch == "by target (2)" and set(second.noted) == {80}
     assert [found.capability for found in collect.fingerprints([second], [80, 90])] == [80]
-    assert aot.target_capability(torch.device("cpu")) == aot.target_capability(torch.device("meta")) == 90
+    assert target_capability(torch.device("cpu")) == target_capability(torch.device("meta")) == 90
 
 
 @compiler

@@ -16,8 +16,9 @@ import spectralkernels
 from spectralbench.fingerprint import sass
 from spectralbench.fingerprint.occupancy import LIMITS, occupancy
 from spectralbench.fingerprint.stored import Fingerprint
-from spectralkernels.aot import MachineCode, NamedLaunch, NotedLaunch, compile_kernel, need_the_compiler, noted_launches
+from spectralkernels.aot import MachineCode, NotedLaunch, compile_kernel, need_the_compiler, noted_launches
 from spectralkernels.errors import RangeError
+from spectralkernels.launch import NamedLaunch
 
 CAPABILITIES = tuple(LIMITS)
 _DECLARES = re.compile(r"^FINGERPRINTS\b", re.MULTILINE)

@@ -12,8 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from spectralkernels.aot import NamedLaunch
-from spectralkernels.launch import Launch, as_real_pairs
+from spectralkernels.launch import Launch, NamedLaunch, as_real_pairs
 from spectralkernels.sparse.bitmap import BLOCK, WORD, blocks_of
 
 NUM_WARPS = 4

@@ -20,8 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from spectralkernels.aot import NamedLaunch
-from spectralkernels.launch import Launch
+from spectralkernels.launch import Launch, NamedLaunch
 from spectralkernels.operators import operator
 from spectralkernels.sparse import SparseSpectrum
 from spectralkernels.sparse.bitmap import BLOCK, WORD, blocks_of, collect

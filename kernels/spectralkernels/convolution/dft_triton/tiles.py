@@ -1,12 +1,14 @@
-"""Tile sizes, chosen so that nothing spills on sm_80, sm_90 and sm_100 (the tests compile them and look).
+"""How large the tiles are: as large as fits without spilling registers to memory on sm_80, sm_90 and sm_100.
 
-Three families: `plain` classes multiply once on tensor cores; `split` ones three to six times, and the pieces of every
-operand take registers; `ffma` has no tensor core, so that operands take registers too. Planes come in 8, so that a
-store of float32 fills 32-byte sectors. Three kinds of tensor core:
+The tests compile every tile for the three and look. What a tile may be depends on the GPU's tensor cores (`target`) and
+on how an accuracy class multiplies:
 
-    wgmma    sm_90: wants 64 rows; operands in shared memory, accumulators in registers
-    tcgen05  sm_100: accumulators and pieces in 512 columns of tensor memory; what needs more compiles to nothing
-    mma      the others: operands in registers as well, so that tiles are smaller
+    plain    one product on tensor cores
+    split    an operand is split into two or three numbers, whose three to six products are summed; the parts of every
+             operand take registers
+    ffma     float32 products without a tensor core; the operands take registers
+
+Transforms work on 8 planes at a time: 8 neighbouring float32 numbers fill a sector of 32 bytes, the unit of a store.
 """
 
 from __future__ import annotations
@@ -16,27 +18,13 @@ from typing import Literal
 
 import torch
 
-from spectralkernels.aot import target_capability
 from spectralkernels.convolution.dft_triton.matrices import Transform
 from spectralkernels.convolution.dft_triton.precision import Precision
+from spectralkernels.target import TensorCore
 
 PLANES = 8
 FILL = 264
 """Programs that give each of an H200's 132 processors two."""
-
-TensorCore = Literal["mma", "wgmma", "tcgen05"]
-
-
-def tensor_core(device: torch.device) -> TensorCore:
-    """The kind of tensor core that launches for tensors on `device` are made for."""
-    return kind_of(target_capability(device))
-
-
-def kind_of(capability: int) -> TensorCore:
-    """The kind of tensor core of a compute capability, 90 for sm_90."""
-    if capability // 10 == 9:
-        return "wgmma"
-    return "tcgen05" if capability // 10 in (10, 11) else "mma"
 
 
 @dataclass(frozen=True, slots=True)

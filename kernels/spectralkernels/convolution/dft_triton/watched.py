@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spectralkernels.aot import NamedLaunch
 from spectralkernels.convolution.dft_triton import chain
 from spectralkernels.convolution.dft_triton.layout import Layout
 from spectralkernels.convolution.dft_triton.plans import products, transforms
 from spectralkernels.convolution.geometry import conv_band
+from spectralkernels.launch import NamedLaunch
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectralkernels.aot import SHARED_LIMITS
-from spectralkernels.convolution.dft_triton.tiles import TensorCore, tensor_core
 from spectralkernels.convolution.fused_depthwise.operators import Geometry, tiles
 from spectralkernels.convolution.fused_depthwise.precision import PRECISIONS, Precision, precision
 from spectralkernels.convolution.geometry import WeightSpectrum
@@ -29,6 +27,7 @@ from spectralkernels.declare import Implementation
 from spectralkernels.launch import triton_unavailable
 from spectralkernels.operators import operator
 from spectralkernels.spectra import Band
+from spectralkernels.target import SHARED_LIMITS, TensorCore, tensor_core
 
 LARGEST_SIDE = 64
 """Of map, output and kernel: the tile that one program holds."""

@@ -9,12 +9,11 @@ import torch
 import triton
 from torch import Tensor
 
-from spectralkernels.aot import NamedLaunch, target_capability
-from spectralkernels.convolution.dft_triton.tiles import TensorCore, tensor_core
 from spectralkernels.convolution.fused_depthwise.kernels import convolve_kernel, weight_gradient_kernel
 from spectralkernels.convolution.fused_depthwise.operators import Geometry, Pair, operators, tiles
 from spectralkernels.convolution.fused_depthwise.precision import PRECISIONS, Precision
-from spectralkernels.launch import Launch, triton_dtype
+from spectralkernels.launch import Launch, NamedLaunch, triton_dtype
+from spectralkernels.target import TensorCore, target_capability, tensor_core
 from spectralkernels.tuning import Site, rounded
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from spectralkernels.aot import SHARED_LIMITS
 from spectralkernels.convolution.fused_depthwise.precision import Precision
 from spectralkernels.spectra import next_pow2
+from spectralkernels.target import SHARED_LIMITS
 
 
 @dataclass(frozen=True, slots=True)

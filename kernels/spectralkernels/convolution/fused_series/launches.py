@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectralkernels.aot import NamedLaunch
 from spectralkernels.convolution.fused_depthwise.precision import PRECISIONS, Precision
 from spectralkernels.convolution.fused_series.dense import launches as dense
 from spectralkernels.convolution.fused_series.geometry import Form, Geometry, Whole, chosen_form
 from spectralkernels.convolution.fused_series.two_level import launches as two_level
-from spectralkernels.launch import Launch
+from spectralkernels.launch import Launch, NamedLaunch
 
 
 def convolve_launch(

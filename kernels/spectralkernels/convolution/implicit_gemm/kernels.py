@@ -14,9 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from spectralkernels.aot import NamedLaunch
 from spectralkernels.convolution.implicit_gemm.blocks import Blocks, Sides, blocks_of, operand
-from spectralkernels.launch import Launch, triton_dtype
+from spectralkernels.launch import Launch, NamedLaunch, triton_dtype
 
 
 @triton.jit

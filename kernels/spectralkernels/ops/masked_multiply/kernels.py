@@ -16,10 +16,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from spectralkernels.aot import NamedLaunch, target_capability
 from spectralkernels.errors import RangeError
-from spectralkernels.launch import Launch, dense
+from spectralkernels.launch import Launch, NamedLaunch, dense
 from spectralkernels.ops.masked_multiply.cells import cells_of_block, searched_words
+from spectralkernels.target import target_capability
 from spectralkernels.tuning import Site, rounded
 
 

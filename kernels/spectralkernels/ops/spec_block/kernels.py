@@ -7,8 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from spectralkernels.aot import NamedLaunch
-from spectralkernels.launch import Launch, as_real_pairs, dense
+from spectralkernels.launch import Launch, NamedLaunch, as_real_pairs, dense
 from spectralkernels.sparse.bitmap import BLOCK, WORD, blocks_of
 from spectralkernels.sparse.kernels import popcount
 

@@ -17,8 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from spectralkernels.aot import NamedLaunch
-from spectralkernels.launch import Launch, interpreted
+from spectralkernels.launch import Launch, NamedLaunch, interpreted
 from spectralkernels.operators import operator
 from spectralkernels.ops.threshold_spectrum.activation import divided, spectral_tanh
 from spectralkernels.sparse.bitmap import BLOCK, WORD, blocks_of, collect

@@ -7,8 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from spectralkernels.aot import NamedLaunch
-from spectralkernels.launch import Launch
+from spectralkernels.launch import Launch, NamedLaunch
 from spectralkernels.operators import operator
 from spectralkernels.sparse.bitmap import BLOCK
 from spectralkernels.sparse.kernels import as_int64, imaginary, real

@@ -8,12 +8,12 @@ from typing import Any, Literal
 import triton
 from torch import Tensor
 
-from spectralkernels.aot import target_capability
 from spectralkernels.convolution.dft_triton.kernels import products as kernels
 from spectralkernels.convolution.dft_triton.plans.transforms import STAGES, numbers
 from spectralkernels.convolution.dft_triton.precision import Precision
-from spectralkernels.convolution.dft_triton.tiles import TensorCore, product_tile, tensor_core
+from spectralkernels.convolution.dft_triton.tiles import product_tile
 from spectralkernels.launch import Launch
+from spectralkernels.target import TensorCore, target_capability, tensor_core
 from spectralkernels.tuning import Site, rounded
 
 CONTRACT = Site("dft_triton.contract", {"m": (16, 128), "n": (16, 128), "k": (16, 64), "warps": (2, 8)})

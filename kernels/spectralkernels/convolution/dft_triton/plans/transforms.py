@@ -9,19 +9,17 @@ import torch
 import triton
 from torch import Tensor
 
-from spectralkernels.aot import target_capability
 from spectralkernels.convolution.dft_triton.kernels import transforms as kernels
 from spectralkernels.convolution.dft_triton.matrices import Transform, dense_matrix, separable_matrices
 from spectralkernels.convolution.dft_triton.precision import Precision
 from spectralkernels.convolution.dft_triton.tiles import (
     PLANES,
     SeparableTile,
-    TensorCore,
     dense_tile,
     separable_tile,
-    tensor_core,
 )
 from spectralkernels.launch import Launch, interpreted, triton_dtype
+from spectralkernels.target import TensorCore, target_capability, tensor_core
 from spectralkernels.tuning import Site, rounded
 
 _DENSE = {"m": (16, 128), "n": (16, 128), "k": (16, 64), "warps": (2, 8)}

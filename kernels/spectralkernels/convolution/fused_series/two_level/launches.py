@@ -8,13 +8,13 @@ from typing import Any
 import triton
 from torch import Tensor
 
-from spectralkernels.aot import target_capability
 from spectralkernels.convolution.fused_depthwise.launches import images_per_program, share_of
 from spectralkernels.convolution.fused_depthwise.precision import Precision
 from spectralkernels.convolution.fused_series.geometry import Digits, Geometry, wide
 from spectralkernels.convolution.fused_series.two_level.kernels import convolve_kernel, weight_gradient_kernel
 from spectralkernels.convolution.fused_series.two_level.matrices import matrices
 from spectralkernels.launch import Launch, triton_dtype
+from spectralkernels.target import target_capability
 from spectralkernels.tuning import Site, rounded
 
 SHARE = Site("fused_series.convolve", {"warps": (1, 8), "images": (1, 32)})
