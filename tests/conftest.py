@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
 
 import pytest
 import torch
 from effort import EFFORT, in_a_check
 from guarded_interpreter import repair_interpreter
 
-from spectralkernels.launch import HAS_TRITON, interpreted
+from spectralkernels.launch import HAS_TRITON, forget_plans, interpreted
 
 
 def pytest_configure() -> None:
@@ -62,6 +63,13 @@ def seed(request: pytest.FixtureRequest) -> int:
     print(f"SPECTRAL_SEED={value}")
     torch.manual_seed(value)
     return value
+
+
+@pytest.fixture(autouse=True)
+def _plans_of_changed_rules_are_forgotten(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    if "monkeypatch" in request.fixturenames:
+        forget_plans()
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import spectralkernels as sk
 from spectralkernels import constants
 from spectralkernels.aot import noted_launches
-from spectralkernels.convolution.fused_depthwise.precision import PRECISIONS
+from spectralkernels.convolution.fused.precision import PRECISIONS
 from spectralkernels.convolution.fused_series.geometry import Geometry, chosen_form
 from spectralkernels.errors import Unsupported
 from spectralkernels.launch import LARGEST_GRID, Launch

@@ -208,14 +208,14 @@ class TestInterpretedDepthwise:
 
     @staticmethod
     def chosen() -> Any:
-        from spectralkernels.convolution.fused_depthwise.precision import precision
+        from spectralkernels.convolution.fused.precision import precision
 
         return precision("tf32x3")
 
     @staticmethod
     def problem(size: tuple[int, int], taps: tuple[int, int]) -> tuple[Any, Tensor, Tensor, Tensor, Tensor]:
         """geometry, x, weight, y and modes."""
-        from spectralkernels.convolution.fused_depthwise.operators import Geometry
+        from spectralkernels.convolution.fused_depthwise.matrices import Geometry
         from spectralkernels.convolution.geometry import conv_band
 
         band = conv_band(size, taps, compression=0.5)

@@ -1,6 +1,7 @@
-"""Shared Triton plumbing: why a kernel cannot run here, names of dtypes, dense operands, the one way to launch.
+"""What every Triton kernel of the library needs around it, and the one place that launches.
 
-Imports triton only when asked for its name of a dtype.
+Whether a kernel can run on this machine and why not, Triton's names of dtypes, operands as kernels read them, a launch
+with its checks, and its plan, which a geometry makes once. Triton itself is imported only for its name of a dtype.
 """
 
 from __future__ import annotations
@@ -9,13 +10,19 @@ import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache, wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
+from spectralkernels.constants import MOST_PLANS
 from spectralkernels.errors import Unsupported
 from spectralkernels.stages import stage
+from spectralkernels.tuning import watched
+
+_Arguments = ParamSpec("_Arguments")
+_Plan = TypeVar("_Plan")
 
 # Asked once: torch.compile of torch 2.9 cannot trace the question.
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -72,6 +79,7 @@ class Launch:
 
     grid: programs along one to three axes.
     strided: the arguments whose strides the kernel is told; every other tensor must be dense.
+    operands: the arguments that are tensors or None, where that is known.
     """
 
     kernel: Any
@@ -79,15 +87,17 @@ class Launch:
     arguments: dict[str, Any]
     options: dict[str, Any]
     strided: tuple[str, ...] = ()
+    operands: tuple[str, ...] | None = None
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        return {name: value for name, value in self.arguments.items() if isinstance(value, Tensor)}
+        names = self.arguments if self.operands is None else self.operands
+        return {name: value for name in names if isinstance(value := self.arguments[name], Tensor)}
 
     @property
     def device(self) -> torch.device:
         """Where the tensors are."""
-        return next(iter(self.tensors.values())).device
+        return next(value for value in self.arguments.values() if isinstance(value, Tensor)).device
 
     def run(self) -> None:
         """Launch on the device of the tensors, whichever device is current; a grid without programs does nothing.
@@ -100,7 +110,10 @@ class Launch:
             if programs > most:
                 name = self.kernel.fn.__name__
                 raise Unsupported(f"{name} needs a grid of {self.grid}, a launch holds {LARGEST_GRID}; split the batch")
-        for name, tensor in self.tensors.items():
+        for name in self.arguments if self.operands is None else self.operands:
+            tensor = self.arguments[name]
+            if not isinstance(tensor, Tensor):
+                continue
             assert name in self.strided or tensor.is_contiguous(), f"{name} is not contiguous; pass launch.dense of it"
             assert not tensor.is_neg(), f"{name} is yet to be negated; pass launch.dense of it"
         device = self.device
@@ -114,6 +127,51 @@ class Launch:
     def _launch(self) -> None:
         with stage(self.kernel.fn.__name__):
             self.kernel[self.grid](**self.arguments, **self.options)
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchPlan:
+    """A launch without its tensors: all that follows from sizes, tiles and options; see `planned_launch`.
+
+    numbers: the arguments that are no tensors. The rest as in `Launch`.
+    """
+
+    kernel: Any
+    grid: tuple[int, ...]
+    numbers: dict[str, Any]
+    options: dict[str, Any]
+
+    def of(self, tensors: dict[str, Tensor | None]) -> Launch:
+        """The launch with these tensors, by the names of the kernel's arguments; None where the kernel takes none."""
+        return Launch(self.kernel, self.grid, {**tensors, **self.numbers}, self.options, operands=tuple(tensors))
+
+
+_planned: list[Callable[[], None]] = []
+
+
+def forget_plans() -> None:
+    """Forget the plans of all launches, for a test that changes what they are made of."""
+    for forget in _planned:
+        forget()
+
+
+def planned_launch(make: Callable[_Arguments, _Plan]) -> Callable[_Arguments, _Plan]:
+    """Decorator: remember the plan of a launch, made from hashable arguments; anew where tiles are pinned or noted.
+
+    The GPU is among the arguments, as `target.target_capability` tells it. Whether Triton is interpreted is settled
+    when its kernels are imported.
+    """
+    kept = lru_cache(maxsize=MOST_PLANS)(make)
+    _planned.append(kept.cache_clear)
+
+    @wraps(make)
+    def remembered(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Plan:
+        if watched():
+            return make(*args, **kwargs)
+        found: _Plan = kept(*args, **kwargs)  # type: ignore[arg-type]
+        return found
+
+    return remembered
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,6 +108,11 @@ _pins: ContextVar[Mapping[str, Fields]] = ContextVar("pins", default={})  # noqa
 _notes: ContextVar[dict[str, Choice] | None] = ContextVar("notes", default=None)
 
 
+def watched() -> bool:
+    """Whether tiles are pinned or noted here, so that every launch must choose its own."""
+    return bool(_pins.get()) or _notes.get() is not None
+
+
 @contextmanager
 def noted_choices() -> Iterator[dict[str, Choice]]:
     """Collect what every launch inside took, by label; the last one where a label comes twice."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spectralkernels.convolution.fused_depthwise.operators import Geometry
+from spectralkernels.convolution.fused_depthwise.matrices import Geometry
 from spectralkernels.spectra import Band
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spectralkernels.convolution.fused_depthwise.precision import round_to_tf32
+from spectralkernels.convolution.fused.precision import round_to_tf32
 from spectralkernels.convolution.implementations import DIRECT
 from spectralkernels.declare import Case, Operation, Tolerance
 from spectralkernels.inputs import feature_map, he_kernel

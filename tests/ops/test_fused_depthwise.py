@@ -9,9 +9,9 @@ import torch
 from depthwise_geometry import geometry_of
 
 from spectralkernels.convolution import fused_depthwise as package
+from spectralkernels.convolution.fused.precision import PRECISIONS
 from spectralkernels.convolution.fused_depthwise import IMPLEMENTATIONS, fused_depthwise, supports
-from spectralkernels.convolution.fused_depthwise.operators import operators, tiles
-from spectralkernels.convolution.fused_depthwise.precision import PRECISIONS
+from spectralkernels.convolution.fused_depthwise.matrices import operators, tiles
 from spectralkernels.convolution.geometry import conv_band
 from spectralkernels.errors import RangeError
 

@@ -17,7 +17,7 @@ from guarded_interpreter import alive, check_gradients, in_poison, interpreter, 
 from torch import Tensor
 
 from spectralkernels.convolution.baselines import reference
-from spectralkernels.convolution.fused_depthwise.precision import PRECISIONS, precision
+from spectralkernels.convolution.fused.precision import PRECISIONS, precision
 from spectralkernels.convolution.fused_series import (
     IMPLEMENTATIONS,
     fused_series,
@@ -35,6 +35,7 @@ from spectralkernels.convolution.fused_series.geometry import (
 )
 from spectralkernels.convolution.geometry import conv_band
 from spectralkernels.errors import RangeError
+from spectralkernels.launch import forget_plans
 from spectralkernels.ops.band_limited_conv2d import weight_spectrum
 from spectralkernels.spectra import Band
 
@@ -212,6 +213,7 @@ class TestInterpreted:
         x, weight, bias, band = problem(rng)
         images = rng.choice((1, 2, 4))
         monkeypatch.setattr(launches, "images_per_program", lambda *_, **__: images)
+        forget_plans()
         for shape in forms(geometry_of(band), rng):
             self.check(x, weight, bias, band, shape, f"x{tuple(x.shape)} {band}, {shape}, {images} images a program")
 
@@ -328,11 +330,11 @@ class TestInterpreted:
         assert moved.outside == 0
 
     def test_opcheck_and_trace(self, seed: int):
-        op = torch.ops.spectralkernels.fused_series.default
+        op = torch.ops.spectralkernels.fused.default
         x, weight, bias = torch.randn(2, 3, 20), torch.randn(3, 1, 4), torch.randn(3)
         band = conv_band((20,), (4,), compression=0.4)
         geometry = geometry_of(band)
-        facts = (geometry.out, geometry.start, geometry.n, geometry.kept, "tf32x3")
+        facts = ([geometry.start], [geometry.n], [geometry.kept], [geometry.out], "tf32x3")
         for keep, with_bias in ((True, bias), (False, None)):
             leaves = (x.requires_grad_(), weight.requires_grad_(), with_bias)
             opcheck(op, (*leaves, *facts, keep))

@@ -16,7 +16,7 @@ from guarded_interpreter import judged_compiler
 pytest.importorskip("triton")
 
 from spectralkernels.aot import MachineCode, compile_kernel
-from spectralkernels.convolution.fused_depthwise.precision import PRECISIONS
+from spectralkernels.convolution.fused.precision import PRECISIONS
 from spectralkernels.convolution.fused_series import geometry_of, launches
 from spectralkernels.convolution.fused_series.geometry import Digits, Form, Geometry, chosen_form, whole
 from spectralkernels.convolution.geometry import conv_band

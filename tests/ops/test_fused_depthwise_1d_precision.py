@@ -13,7 +13,7 @@ from guarded_interpreter import relative_error
 from torch import Tensor
 
 from spectralkernels.convolution.baselines import reference
-from spectralkernels.convolution.fused_depthwise.precision import PRECISIONS, Precision, precision, round_to_tf32
+from spectralkernels.convolution.fused.precision import PRECISIONS, Precision, precision, round_to_tf32
 from spectralkernels.convolution.fused_series import geometry_of
 from spectralkernels.convolution.fused_series.dense import matrices as dense
 from spectralkernels.convolution.fused_series.geometry import Digits, Geometry, Whole, digits, form, whole

@@ -18,9 +18,9 @@ from guarded_interpreter import judged_compiler
 pytest.importorskip("triton")
 
 from spectralkernels.aot import MachineCode, NotedLaunch, compile_kernel, noted_launches
+from spectralkernels.convolution.fused.precision import PRECISIONS
 from spectralkernels.convolution.fused_depthwise import launches, shared_memory
-from spectralkernels.convolution.fused_depthwise.operators import Geometry
-from spectralkernels.convolution.fused_depthwise.precision import PRECISIONS
+from spectralkernels.convolution.fused_depthwise.matrices import Geometry
 from spectralkernels.convolution.geometry import conv_band
 
 pytestmark = judged_compiler

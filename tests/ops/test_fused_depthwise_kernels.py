@@ -19,10 +19,11 @@ from guarded_interpreter import alive, check_gradients, in_poison, interpreter, 
 from torch import Tensor
 
 from spectralkernels.convolution.baselines import reference
+from spectralkernels.convolution.fused.precision import PRECISIONS, precision
 from spectralkernels.convolution.fused_depthwise import fused_depthwise, supports
-from spectralkernels.convolution.fused_depthwise.operators import Geometry, Operators, operators
-from spectralkernels.convolution.fused_depthwise.precision import PRECISIONS, precision
+from spectralkernels.convolution.fused_depthwise.matrices import Geometry, Operators, operators
 from spectralkernels.convolution.geometry import conv_band
+from spectralkernels.launch import forget_plans
 from spectralkernels.spectra import Band
 from spectralkernels.traffic import counted_traffic
 
@@ -72,6 +73,7 @@ class TestInterpreted:
         images, blocks = rng.choice((1, 2, 4)), rng.choice(((1, 1), (2, 1), (4, 1), (4, 2)))
         monkeypatch.setattr(launches, "images_per_program", lambda *_, **__: images)
         monkeypatch.setattr(launches, "row_blocks", lambda *_: blocks)
+        forget_plans()
         y = self.forward(x, weight, bias, geometry_of(band), {})
         where = f"x{tuple(x.shape)} w{tuple(weight.shape)} {band}, {images} images a program, {blocks}"
         assert not y.isnan().any(), where
@@ -205,7 +207,7 @@ class TestInterpreted:
     @pytest.mark.parametrize(("size", "name"), [((12, 11), "tf32x3"), ((9, 33), "fp32"), ((9, 33), "fp16")])
     def test_the_gradient_of_the_bias_comes_with_that_of_the_kernel(self, seed: int, size: tuple[int, int], name: str):
         """From x and from its modes, of one block of columns and of several; dy is not read for it again."""
-        from spectralkernels.convolution import fused_depthwise as package
+        from spectralkernels.convolution.fused import operators as fused_operators
         from spectralkernels.convolution.fused_depthwise.launches import v_blocks
 
         band = conv_band(size, (4, 3), compression=0.0)
@@ -213,37 +215,43 @@ class TestInterpreted:
         assert v_blocks(geometry, precision(name)) == (2 if name == "fp32" else 1)
         x, weight, dy = torch.randn(3, 2, *size), torch.randn(2, 1, 4, 3), torch.randn(3, 2, *size) + 0.2
         facts = (geometry.starts, geometry.n, geometry.kept)
-        _, modes = package._conv(x, weight, None, *facts, geometry.out, name, True)
+        _, modes = fused_operators.convolve(x, weight, None, *facts, geometry.out, name, True)
         for saved, kept_modes in ((x, False), (modes, True)):
             with counted_traffic() as launches:
-                *_, db = package._conv_backward(
+                *_, db = fused_operators.convolve_backward(
                     dy, saved, weight, *facts, geometry.size, name, kept_modes, False, True, True
                 )
             assert relative_error(db, dy.double().sum((0, 2, 3))) <= PRECISIONS[name].error
             (moved,) = launches
             assert moved.arguments["dy_ptr"].loaded == dy.nbytes * v_blocks(geometry, precision(name))
-        dx, dw, alone = package._conv_backward(dy, x, weight, *facts, geometry.size, name, False, False, False, True)
+        dx, dw, alone = fused_operators.convolve_backward(
+            dy, x, weight, *facts, geometry.size, name, False, False, False, True
+        )
         assert dx.numel() == dw.numel() == 0
         torch.testing.assert_close(alone, dy.sum((0, 2, 3)))
 
     def test_both_savings_give_the_same_gradient(self, seed: int):
         band = conv_band((12, 11), (4, 3), compression=0.5)
         geometry = geometry_of(band)
-        from spectralkernels.convolution import fused_depthwise as package
+        from spectralkernels.convolution.fused import operators as fused_operators
 
         x, weight, dy = torch.randn(5, 2, 12, 11), torch.randn(2, 1, 4, 3), torch.randn(5, 2, 12, 11)
         facts = (geometry.starts, geometry.n, geometry.kept)
-        _, modes = package._conv(x, weight, None, *facts, geometry.out, "tf32x3", True)
-        from_x = package._conv_backward(dy, x, weight, *facts, geometry.size, "tf32x3", False, False, True, False)[1]
-        again = package._conv_backward(dy, x, weight, *facts, geometry.size, "tf32x3", False, False, True, False)[1]
-        from_modes = package._conv_backward(
+        _, modes = fused_operators.convolve(x, weight, None, *facts, geometry.out, "tf32x3", True)
+        from_x = fused_operators.convolve_backward(
+            dy, x, weight, *facts, geometry.size, "tf32x3", False, False, True, False
+        )[1]
+        again = fused_operators.convolve_backward(
+            dy, x, weight, *facts, geometry.size, "tf32x3", False, False, True, False
+        )[1]
+        from_modes = fused_operators.convolve_backward(
             dy, modes, weight, *facts, geometry.size, "tf32x3", True, False, True, False
         )[1]
         assert torch.equal(from_x, again)
         assert relative_error(from_modes, from_x) <= 1e-6
 
     def test_opcheck_and_trace(self, seed: int):
-        op = torch.ops.spectralkernels.fused_depthwise.default
+        op = torch.ops.spectralkernels.fused.default
         x, weight, bias = torch.randn(2, 3, 7, 6), torch.randn(3, 1, 4, 3), torch.randn(3)
         band = conv_band((7, 6), (4, 3), compression=0.4)
         geometry = geometry_of(band)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import spectralkernels as sk
 from spectralkernels.convolution.dft_triton.layout import box_layout
-from spectralkernels.convolution.fused_depthwise.precision import PRECISIONS
+from spectralkernels.convolution.fused.precision import PRECISIONS
 from spectralkernels.convolution.fused_series.geometry import Digits, Geometry, Whole, chosen_form
 from spectralkernels.launch import Launch, as_real_pairs, dense
 from spectralkernels.operators import NAMESPACE
@@ -91,26 +91,26 @@ def spectra(*shape: int) -> Tensor:
 
 def fused_depthwise() -> tuple[Any, ...]:
     facts = ([-1, -1], [9, 8], [3, 3])
-    y, z = torch.ops.spectralkernels.fused_depthwise_plain(
+    y, z = torch.ops.spectralkernels.fused_plain(
         x := reals(2, 2, 8, 7), w := reals(2, 1, 3, 2), b := reals(2), *facts, [8, 7], "tf32x3", True
     )
     back = (*facts, [8, 7], "tf32x3")
     return (
-        ("fused_depthwise", (x, w, b, *facts, [8, 7], "tf32x3", True)),
-        ("fused_depthwise_backward", (y, z, w, *back, True, True, True, True)),
-        ("fused_depthwise_backward", (y, x, w, *back, False, True, True, False)),
+        ("fused", (x, w, b, *facts, [8, 7], "tf32x3", True)),
+        ("fused_backward", (y, z, w, *back, True, True, True, True)),
+        ("fused_backward", (y, x, w, *back, False, True, True, False)),
     )
 
 
 def fused_series(length: int, n: int, kept: int, form: type) -> tuple[Any, ...]:
     assert isinstance(chosen_form(Geometry(length, length, 3, -1, n, kept), PRECISIONS["tf32x3"]), form)
-    facts = (-1, n, kept, "tf32x3")
+    facts = ([-1], [n], [kept], [length], "tf32x3")
     x, w, b = reals(2, 2, length), reals(2, 1, 3), reals(2)
-    y, z = torch.ops.spectralkernels.fused_series_plain(x, w, b, length, *facts, True)
+    y, z = torch.ops.spectralkernels.fused_plain(x, w, b, *facts, True)
     return (
-        ("fused_series", (x, w, b, length, *facts, True)),
-        ("fused_series_backward", (y, z, w, length, *facts, True, True, True)),
-        ("fused_series_backward", (y, x, w, length, *facts, False, True, True)),
+        ("fused", (x, w, b, *facts, True)),
+        ("fused_backward", (y, z, w, *facts, True, True, True, True)),
+        ("fused_backward", (y, x, w, *facts, False, True, True, False)),
     )
 
 

@@ -32,6 +32,7 @@ from spectralkernels.spectra import Band
 Activation = Literal["none", "relu"]
 SavedMap = Literal["class", "bf16"]
 SavedWeight = Literal["taps", "spectrum"]
+ACTIVATIONS, SAVED_MAPS, SAVED_WEIGHTS = (get_args(known) for known in (Activation, SavedMap, SavedWeight))
 DEFAULT = "tf32x3"
 
 
@@ -71,12 +72,12 @@ def _check_choices(precision: str, activation: str, saved_map: str, saved_weight
     if precision not in PRECISIONS:
         raise RangeError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     for name, value, known in (
-        ("activation", activation, Activation),
-        ("saved_map", saved_map, SavedMap),
-        ("saved_weight", saved_weight, SavedWeight),
+        ("activation", activation, ACTIVATIONS),
+        ("saved_map", saved_map, SAVED_MAPS),
+        ("saved_weight", saved_weight, SAVED_WEIGHTS),
     ):
-        if value not in get_args(known):
-            raise RangeError(f"{name} must be {' or '.join(map(repr, get_args(known)))}, got {value!r}")
+        if value not in known:
+            raise RangeError(f"{name} must be {' or '.join(map(repr, known))}, got {value!r}")
 
 
 def supports(x: Tensor, weight: Tensor | WeightSpectrum, **rest: Any) -> str | None:

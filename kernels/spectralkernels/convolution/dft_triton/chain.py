@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from spectralkernels.constants import planned
 from spectralkernels.convolution.dft_triton.layout import Layout, cells_of
 from spectralkernels.convolution.dft_triton.matrices import Transform
 from spectralkernels.convolution.dft_triton.plans import products, transforms
@@ -34,17 +35,20 @@ class Geometry:
 
     def map(self, size: tuple[int, ...], inverse: bool = False) -> Transform:
         """The transform of maps of this size that begin at the circle's origin."""
-        return Transform(self.layout, (0,) * len(size), size, inverse, scaled=True)
+        return _transform(self.layout, (0,) * len(size), size, inverse, True)
 
     def taps(self, kernel: tuple[int, ...]) -> Transform:
         """The transform of a kernel."""
-        return Transform(self.layout, self.starts, kernel, inverse=False, scaled=False)
+        return _transform(self.layout, self.starts, kernel, False, False)
 
     def mask(self, values: Tensor | None) -> products.Mask | None:
         """A mask with the places of the modes in it."""
         if values is None:
             return None
         return products.Mask(values, cells_of(self.layout, values.device))
+
+
+_transform = planned(Transform)
 
 
 class Needs(NamedTuple):

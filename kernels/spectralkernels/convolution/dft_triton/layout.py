@@ -34,6 +34,10 @@ class Layout:
     cells: tuple[tuple[int, int], ...] = ()
     listed: ModeList | None = None
 
+    def __hash__(self) -> int:
+        """Of what differs between most: thousands of cells would be hashed at every look-up."""
+        return hash((self.n, self.kept, len(self.cells)))
+
     @property
     def modes_v(self) -> int:
         return len(self.cells) or self.kept[-1]
@@ -48,6 +52,7 @@ class Layout:
         return not self.cells or self.cells[0] == (0, 0)
 
 
+@lru_cache(maxsize=256)
 def _written(form: str, n: tuple[int, ...], numbers: tuple[int, ...]) -> str:
     return f"{form} {','.join(map(str, n))} {','.join(map(str, numbers))}"
 

@@ -8,7 +8,7 @@ a weight is unscaled, so that the product of the two is the scaled spectrum of t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -30,6 +30,15 @@ class Transform:
     lengths: tuple[int, ...]
     inverse: bool
     scaled: bool
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Looked up twice in every launch.
+        facts = (self.layout, self.starts, self.lengths, self.inverse, self.scaled)
+        object.__setattr__(self, "_hash", hash(facts))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     @property
     def n(self) -> tuple[int, ...]:

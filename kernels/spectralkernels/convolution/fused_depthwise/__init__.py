@@ -13,21 +13,20 @@ Registers, shared memory and instructions per architecture are kept in tests/ops
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from spectralkernels.convolution.fused_depthwise.operators import Geometry, tiles
-from spectralkernels.convolution.fused_depthwise.precision import PRECISIONS, Precision, precision
+from spectralkernels.constants import planned
+from spectralkernels.convolution.fused.operators import fused
+from spectralkernels.convolution.fused.precision import PRECISIONS, Precision
+from spectralkernels.convolution.fused_depthwise.matrices import Geometry, tiles
 from spectralkernels.convolution.geometry import WeightSpectrum
 from spectralkernels.declare import Implementation
 from spectralkernels.launch import triton_unavailable
-from spectralkernels.operators import operator
 from spectralkernels.spectra import Band
-from spectralkernels.target import SHARED_LIMITS, TensorCore, tensor_core
+from spectralkernels.target import SHARED_LIMITS, TensorCore, target_capability, tensor_core
 
 LARGEST_SIDE = 64
 """Of map, output and kernel: the tile that one program holds."""
@@ -47,12 +46,7 @@ def fused_depthwise(
     accuracy: a name of `PRECISIONS`. Returns: Real [B, C, *out], dtype of x.
     Raises: Unsupported (through `dispatch`) where `supports` has a reason; RangeError on an unknown class.
     """
-    geometry = _geometry_of(x, weight, band)
-    smaller = geometry.kept_reals * precision(accuracy).kept(x.dtype).itemsize < x.shape[2] * x.shape[3] * x.itemsize
-    # Bytes decide which of the two is saved; without a gradient of the kernel neither is.
-    keep = smaller and torch.is_grad_enabled() and weight.requires_grad
-    y, _ = _conv(x, weight, bias, geometry.starts, geometry.n, geometry.kept, geometry.out, accuracy, keep)
-    return y
+    return fused(x, weight, bias, band, accuracy, geometry_of(band).kept_reals)
 
 
 def supports(
@@ -76,6 +70,12 @@ def supports(
         )
     if x.dtype not in DTYPES:
         return f"it takes float32, float16 or bfloat16 maps, got {str(x.dtype).removeprefix('torch.')}"
+    return _refusal(band, accuracy, tensor_core(x.device), target_capability(x.device) if x.is_cuda else None)
+
+
+@planned
+def _refusal(band: Band, accuracy: str, core: TensorCore, capability: int | None) -> str | None:
+    """The reason that sizes are. capability: of the GPU that the maps are on, if any."""
     if max(*band.size, *band.out, *band.kernel) > LARGEST_SIDE:
         return (
             f"map, output and kernel must fit {LARGEST_SIDE} x {LARGEST_SIDE}, "
@@ -87,16 +87,14 @@ def supports(
             f"with {accuracy} operands it holds {LARGEST_KEPT[chosen.operand]} frequencies per axis, "
             f"this band keeps {band.kept}; compress more or take a half-precision class"
         )
-    geometry = _geometry_of(x, weight, band)
-    reason = _too_large(geometry, chosen, tensor_core(x.device))
+    geometry = geometry_of(band)
+    reason = _too_large(geometry, chosen, core)
     if reason is not None:
         return reason
     need = shared_memory(geometry, chosen)
-    if x.is_cuda and need > min(SHARED_LIMITS.values()):
-        major, minor = torch.cuda.get_device_capability(x.device)
-        limit = SHARED_LIMITS.get(10 * major + minor, need)
-        if need > limit:
-            return f"it needs {need} bytes of shared memory, a block here has {limit}; take a half-precision class"
+    limit = need if capability is None else SHARED_LIMITS.get(capability, need)
+    if need > limit:
+        return f"it needs {need} bytes of shared memory, a block here has {limit}; take a half-precision class"
     return None
 
 
@@ -131,141 +129,10 @@ def shared_memory(geometry: Geometry, chosen: Precision) -> int:
     return chosen.pieces * chosen.piece_size * (matrices + plane) + chosen.operand.itemsize * in_flight
 
 
-def _geometry_of(x: Tensor, weight: Tensor, band: Band) -> Geometry:
-    return _geometry(x.shape[2:], band.out, weight.shape[2:], [-before for before, _ in band.pad], band.n, band.kept)
-
-
-def _geometry(size: Ints, out: Ints, taps: Ints, starts: Ints, n: Ints, kept: Ints) -> Geometry:
-    return Geometry(tuple(size), tuple(out), tuple(taps), tuple(starts), tuple(n), tuple(kept))
-
-
-# --- the operators --------------------------------------------------------------------------------------------------
-
-Ints = Sequence[int]
-
-
-@operator("fused_depthwise", dense=True)
-def _conv(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    starts: Ints,
-    n: Ints,
-    kept: Ints,
-    out: Ints,
-    accuracy: str,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
-    """(y, Z): the convolution, and the kept spectrum of x if `keep`, else nothing."""
-    from spectralkernels.convolution.fused_depthwise.launches import convolve_launch
-
-    geometry, chosen = _geometry(x.shape[2:], out, weight.shape[2:], starts, n, kept), precision(accuracy)
-    y = x.new_empty(*x.shape[:2], *out)
-    modes = x.new_empty(*x.shape[:2], geometry.kept_reals, dtype=chosen.kept(x.dtype)) if keep else None
-    convolve_launch(x, weight, bias, y, modes, geometry, chosen).run()
-    return y, x.new_empty(0) if modes is None else modes
-
-
-@_conv.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    starts: Ints,
-    n: Ints,
-    kept: Ints,
-    out: Ints,
-    accuracy: str,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
-    y = x.new_empty(*x.shape[:2], *out)
-    if not keep:
-        return y, x.new_empty(0)
-    reals = _geometry(x.shape[2:], out, weight.shape[2:], starts, n, kept).kept_reals
-    return y, x.new_empty(*x.shape[:2], reals, dtype=precision(accuracy).kept(x.dtype))
-
-
-@operator("fused_depthwise_backward", dense=True)
-def _conv_backward(
-    dy: Tensor,
-    saved: Tensor,
-    weight: Tensor,
-    starts: Ints,
-    n: Ints,
-    kept: Ints,
-    size: Ints,
-    accuracy: str,
-    kept_modes: bool,
-    need_x: bool,
-    need_weight: bool,
-    need_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(dx, dw, db); saved is Z if `kept_modes`, else x. A gradient that is not needed comes back empty.
-
-    The spectrum of dy that dw is made of holds its sums, in the accuracy of the class.
-    """
-    from spectralkernels.convolution.fused_depthwise.launches import (
-        map_gradient_launch,
-        partial_sums,
-        weight_gradient_launch,
-    )
-
-    geometry, chosen = _geometry(size, dy.shape[2:], weight.shape[2:], starts, n, kept), precision(accuracy)
-    batch, channels = dy.shape[:2]
-    dx, dw, db = dy.new_empty(0), weight.new_empty(0), dy.new_empty(0)
-    if need_x:
-        dx = dy.new_empty(batch, channels, *size)
-        map_gradient_launch(dy, weight, dx, geometry, chosen).run()
-    if need_weight:
-        count = partial_sums(batch, channels, geometry, chosen)
-        sums = dy.new_empty(count, channels, *geometry.taps, dtype=torch.float32)
-        x, modes = (None, saved) if kept_modes else (saved, None)
-        bias = sums.new_empty(count, channels) if need_bias else None
-        weight_gradient_launch(dy, x, modes, sums, geometry, chosen, bias).run()
-        dw = sums.sum(0).unsqueeze(1).to(weight.dtype)
-        if bias is not None:
-            db = bias.sum(0).to(dy.dtype)
-    elif need_bias:
-        db = dy.sum((0, 2, 3))
-    return dx, dw, db
-
-
-@_conv_backward.register_fake
-def _(
-    dy: Tensor,
-    saved: Tensor,
-    weight: Tensor,
-    starts: Ints,
-    n: Ints,
-    kept: Ints,
-    size: Ints,
-    accuracy: str,
-    kept_modes: bool,
-    need_x: bool,
-    need_weight: bool,
-    need_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    dx = dy.new_empty(*dy.shape[:2], *size) if need_x else dy.new_empty(0)
-    return dx, weight.new_empty(weight.shape if need_weight else (0,)), dy.new_empty(dy.shape[1] if need_bias else 0)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, _, starts, n, kept, _, accuracy, keep = inputs
-    ctx.mark_non_differentiable(output[1])
-    # A frozen weight costs no saved x.
-    saved = output[1] if keep or not ctx.needs_input_grad[1] else x
-    ctx.save_for_backward(saved, weight)
-    ctx.geometry = (starts, n, kept, list(x.shape[2:]), accuracy, keep)
-
-
-def _differentiate(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
-    dx, dw, db = _conv_backward(dy, *ctx.saved_tensors, *ctx.geometry, need_x, need_weight, need_bias)
-    gradients = (dx if need_x else None, dw if need_weight else None, db if need_bias else None)
-    return *gradients, *(None for _ in range(6))
-
-
-_conv.register_autograd(_differentiate, setup_context=_save)
+def geometry_of(band: Band) -> Geometry:
+    """The geometry of a 2-D band."""
+    starts = tuple(-before for before, _ in band.pad)
+    return Geometry(band.size, band.out, band.kernel, starts, band.n, band.kept)
 
 
 # --- declaration ----------------------------------------------------------------------------------------------------

@@ -9,12 +9,51 @@ import torch
 import triton
 from torch import Tensor
 
+from spectralkernels.constants import planned
+from spectralkernels.convolution.fused.precision import PRECISIONS, Precision
+from spectralkernels.convolution.fused.precision import precision as precision_of
+from spectralkernels.convolution.fused.share import Share, images_per_program
 from spectralkernels.convolution.fused_depthwise.kernels import convolve_kernel, weight_gradient_kernel
-from spectralkernels.convolution.fused_depthwise.operators import Geometry, Pair, operators, tiles
-from spectralkernels.convolution.fused_depthwise.precision import PRECISIONS, Precision
-from spectralkernels.launch import Launch, NamedLaunch, triton_dtype
-from spectralkernels.target import TensorCore, target_capability, tensor_core
+from spectralkernels.convolution.fused_depthwise.matrices import Geometry, Pair, operators, tiles
+from spectralkernels.launch import Launch, LaunchPlan, NamedLaunch, planned_launch, triton_dtype
+from spectralkernels.target import TensorCore, kind_of, target_capability
 from spectralkernels.tuning import Site, rounded
+
+
+@dataclass(frozen=True, slots=True)
+class MapForm:
+    """The transforms of maps, see `fused.operators.Form`."""
+
+    geometry: Geometry
+    precision: Precision
+    sums_dy = True
+
+    @property
+    def kept_reals(self) -> int:
+        return self.geometry.kept_reals
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, modes: Tensor | None) -> Launch:
+        return convolve_launch(x, weight, bias, y, modes, self.geometry, self.precision)
+
+    def map_gradient(self, dy: Tensor, weight: Tensor, dx: Tensor) -> Launch:
+        return map_gradient_launch(dy, weight, dx, self.geometry, self.precision)
+
+    def weight_gradient(
+        self, dy: Tensor, x: Tensor | None, modes: Tensor | None, partial: Tensor, bias: Tensor | None
+    ) -> Launch:
+        return weight_gradient_launch(dy, x, modes, partial, self.geometry, self.precision, bias)
+
+    def partial_sums(self, batch: int, channels: int) -> int:
+        return partial_sums(batch, channels, self.geometry, self.precision)
+
+
+Sides = tuple[int, ...]
+
+
+@planned
+def map_form(size: Sides, out: Sides, taps: Sides, starts: Sides, n: Sides, kept: Sides, accuracy: str) -> MapForm:
+    """The form of a geometry and an accuracy class."""
+    return MapForm(Geometry(size, out, taps, starts, n, kept), precision_of(accuracy))
 
 
 def convolve_launch(
@@ -58,21 +97,24 @@ def weight_gradient_launch(
     filled that its sum is the gradient of the bias, or None.
     """
     made = operators(geometry, precision, dy.device)
-    batch, channels = dy.shape[:2]
+    tensors = {"dy_ptr": dy, "x_ptr": x, "modes_ptr": modes, "partial_ptr": partial, "bias_ptr": bias}
+    matrices = {
+        **_pointers("dy", made.analyse_output),
+        **_pointers("x", made.analyse_map),
+        **_pointers("weight", made.synthesise_taps),
+    }
+    plan = _weight_gradient_plan(dy.shape[0], dy.shape[1], partial.shape[0], geometry, precision)
+    return plan.of({**tensors, **matrices})
+
+
+@planned_launch
+def _weight_gradient_plan(batch: int, channels: int, sums: int, geometry: Geometry, precision: Precision) -> LaunchPlan:
     constants, warps = _constants(geometry, precision), gradient_warps(geometry, precision)
     blocks = v_blocks(geometry, precision)
-    return Launch(
+    return LaunchPlan(
         kernel=weight_gradient_kernel,
-        grid=(partial.shape[0] * channels if batch else 0,),
-        arguments={
-            "dy_ptr": dy,
-            "x_ptr": x,
-            "modes_ptr": modes,
-            "partial_ptr": partial,
-            "bias_ptr": bias,
-            **_pointers("dy", made.analyse_output),
-            **_pointers("x", made.analyse_map),
-            **_pointers("weight", made.synthesise_taps),
+        grid=(sums * channels if batch else 0,),
+        numbers={
             "batch": batch,
             "channels": channels,
             **constants,
@@ -87,7 +129,7 @@ def weight_gradient_launch(
 def partial_sums(batch: int, channels: int, geometry: Geometry, precision: Precision) -> int:
     """How many partial sums per channel the kernel of `weight_gradient_launch` writes."""
     images = images_per_program(batch, channels, gradient_warps(geometry, precision), most=32)
-    return triton.cdiv(batch, images) * v_blocks(geometry, precision)
+    return -(-batch // images) * v_blocks(geometry, precision)
 
 
 def v_blocks(geometry: Geometry, precision: Precision) -> int:
@@ -115,27 +157,33 @@ def _convolve(
     transforms: tuple[Pair, Pair, Pair],
     precision: Precision,
 ) -> Launch:
-    batch, channels = x.shape[:2]
+    plan = _convolution_plan(x.shape[0], x.shape[1], geometry, precision, target_capability(x.device))
+    tensors = {"x_ptr": x, "weight_ptr": weight, "bias_ptr": bias, "y_ptr": y, "modes_ptr": modes}
+    matrices = {
+        **_pointers("in", transforms[0]),
+        **_pointers("weight", transforms[1]),
+        **_pointers("out", transforms[2]),
+    }
+    return plan.of({**tensors, **matrices})
+
+
+@planned_launch
+def _convolution_plan(
+    batch: int, channels: int, geometry: Geometry, precision: Precision, capability: int
+) -> LaunchPlan:
     tile, constants = tiles(geometry), _constants(geometry, precision)
     bucket = {"tile": tile.largest, "u": tile.u, "v": tile.v, "class": precision.name}
+    warps = convolution_warps(geometry, precision)
     share = SHARE.choose(
         {**bucket, "batch": rounded(batch), "channels": rounded(channels)},
-        share_of(batch, channels, convolution_warps(geometry, precision)),
-        target_capability(x.device),
+        Share(warps, images_per_program(batch, channels, warps, most=8)),
+        capability,
     )
-    blocks_in, blocks_out = row_blocks(geometry, precision, tensor_core(x.device))
-    return Launch(
+    blocks_in, blocks_out = row_blocks(geometry, precision, kind_of(capability))
+    return LaunchPlan(
         kernel=convolve_kernel,
         grid=(triton.cdiv(batch, share.images) * channels,),
-        arguments={
-            "x_ptr": x,
-            "weight_ptr": weight,
-            "bias_ptr": bias,
-            "y_ptr": y,
-            "modes_ptr": modes,
-            **_pointers("in", transforms[0]),
-            **_pointers("weight", transforms[1]),
-            **_pointers("out", transforms[2]),
+        numbers={
             "batch": batch,
             "channels": channels,
             **constants,
@@ -163,32 +211,7 @@ def row_blocks(geometry: Geometry, precision: Precision, core: TensorCore) -> tu
     return (4, 2) if core == "mma" else (4, 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
-    """What a program of a fused convolution is given: its warps, and the images of its channel, one after another."""
-
-    warps: int
-    images: int
-
-
 SHARE = Site("fused_depthwise.convolve", {"warps": (1, 8), "images": (1, 32)})
-
-
-def share_of(batch: int, channels: int, warps: int) -> Share:
-    """The rule, given the warps that one plane or series occupies."""
-    return Share(warps, images_per_program(batch, channels, warps, most=8))
-
-
-def images_per_program(batch: int, channels: int, num_warps: int, most: int) -> int:
-    """How many planes share one transform of their kernel: as many as leave a large GPU enough programs."""
-    images = most
-    while images > 1 and (images >= 2 * batch or triton.cdiv(batch, images) * channels * num_warps < ENOUGH_WARPS):
-        images //= 2
-    return images
-
-
-ENOUGH_WARPS = 1024
-"""About eight warps for each of an H200's 132 multiprocessors."""
 
 
 def _pointers(name: str, pair: Pair) -> dict[str, Tensor]:

@@ -32,18 +32,19 @@ Registers, shared memory and instructions per architecture are kept in tests/ops
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from spectralkernels.convolution.fused_depthwise.precision import PRECISIONS, Precision, precision
-from spectralkernels.convolution.fused_series.geometry import LARGEST_DENSE, Digits, Form, Geometry, chosen_form, form
+from spectralkernels.constants import planned
+from spectralkernels.convolution.fused.operators import fused
+from spectralkernels.convolution.fused.precision import PRECISIONS, Precision, precision
+from spectralkernels.convolution.fused_series.geometry import LARGEST_DENSE, Digits, Form, Geometry, form
 from spectralkernels.convolution.geometry import WeightSpectrum
 from spectralkernels.declare import Implementation
 from spectralkernels.launch import triton_unavailable
-from spectralkernels.operators import operator
 from spectralkernels.spectra import Band
+from spectralkernels.target import tensor_core
 
 LONGEST = 4096
 """Series, output and kernel that a program can hold."""
@@ -60,12 +61,7 @@ def fused_series(
     Returns: Real [B, C, out], dtype of x.
     Raises: Unsupported (through `dispatch`) where `supports` has a reason; RangeError on an unknown class.
     """
-    geometry, chosen = geometry_of(band), precision(accuracy)
-    smaller = 2 * geometry.kept * chosen.kept(x.dtype).itemsize < x.shape[2] * x.itemsize
-    # Bytes decide which of the two is saved; without a gradient of the kernel neither is.
-    keep = smaller and torch.is_grad_enabled() and weight.requires_grad
-    y, _ = _conv(x, weight, bias, geometry.out, geometry.start, geometry.n, geometry.kept, accuracy, keep)
-    return y
+    return fused(x, weight, bias, band, accuracy, 2 * band.kept[0])
 
 
 def supports(
@@ -89,6 +85,12 @@ def supports(
         )
     if x.dtype not in DTYPES:
         return f"it takes float32, float16 or bfloat16 series, got {str(x.dtype).removeprefix('torch.')}"
+    return _refusal(band, accuracy, x.is_cuda and tensor_core(x.device) == "tcgen05")
+
+
+@planned
+def _refusal(band: Band, accuracy: str, tensor_memory: bool) -> str | None:
+    """The reason that sizes are. tensor_memory: whether the maps are on a GPU whose tensor cores have their own."""
     longest = max(*band.size, *band.out, *band.kernel)
     if longest > LONGEST:
         return f"series, output and kernel must not be longer than {LONGEST}, got {longest}; take dft_triton"
@@ -100,18 +102,12 @@ def supports(
             f"N = {band.n[0]} splits into no two factors that fit a program of class {accuracy}, and series above "
             f"{LARGEST_DENSE} need that; pass grid='fast', or grid={aligned} for the widest loads"
         )
-    if x.is_cuda and torch.cuda.get_device_capability(x.device)[0] in TCGEN05:
-        return tcgen05_refuses(found, chosen)
-    return None
-
-
-TCGEN05 = (10, 11)
-"""Major compute capabilities whose tensor cores keep results and split operands in 512 columns of a memory of their
-own; a kernel that needs more compiles to nothing."""
+    return tcgen05_refuses(found, chosen) if tensor_memory else None
 
 
 def tcgen05_refuses(found: Form, chosen: Precision) -> str | None:
-    """Why such tensor cores cannot serve a class, or None."""
+    """Why tensor cores with a memory of their own, of 512 columns, cannot serve a class, or None: a kernel that needs
+    more compiles to nothing."""
     if chosen.mode == "ieee":
         return "on this GPU Triton gives float32 products to tensor cores, which round them; take tf32x3"
     if chosen.pieces > 1 and isinstance(found, Digits) and found.j > 32:
@@ -122,134 +118,6 @@ def tcgen05_refuses(found: Form, chosen: Precision) -> str | None:
 def geometry_of(band: Band) -> Geometry:
     """The geometry of a 1-D band."""
     return Geometry(band.size[0], band.out[0], band.kernel[0], -band.pad[0][0], band.n[0], band.kept[0])
-
-
-# --- the operators --------------------------------------------------------------------------------------------------
-
-
-@operator("fused_series", dense=True)
-def _conv(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    out: int,
-    start: int,
-    n: int,
-    kept: int,
-    accuracy: str,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
-    """(y, Z): the convolution, and the kept spectrum of x if `keep`, else nothing."""
-    from spectralkernels.convolution.fused_series.launches import convolve_launch
-
-    geometry, chosen = Geometry(x.shape[2], out, weight.shape[2], start, n, kept), precision(accuracy)
-    found = chosen_form(geometry, chosen)
-    y = torch.empty((*x.shape[:2], out), dtype=x.dtype, device=x.device)
-    reals = found.kept_reals if keep else 0
-    modes = torch.empty((*x.shape[:2], reals), dtype=chosen.kept(x.dtype), device=x.device)
-    convolve_launch(x, weight, bias, y, modes if keep else None, geometry, found, chosen).run()
-    return y, modes
-
-
-@_conv.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    out: int,
-    start: int,
-    n: int,
-    kept: int,
-    accuracy: str,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
-    chosen, reals = precision(accuracy), 0
-    if keep:
-        # The digits of a circle are no formula of a symbolic length.
-        sizes = (int(x.shape[2]), out, int(weight.shape[2]))
-        reals = chosen_form(Geometry(*sizes, start, n, kept), chosen).kept_reals
-    modes = x.new_empty(*x.shape[:2], reals, dtype=chosen.kept(x.dtype))
-    return x.new_empty(*x.shape[:2], out), modes
-
-
-@operator("fused_series_backward", dense=True)
-def _conv_backward(
-    dy: Tensor,
-    saved: Tensor,
-    weight: Tensor,
-    size: int,
-    start: int,
-    n: int,
-    kept: int,
-    accuracy: str,
-    kept_modes: bool,
-    need_x: bool,
-    need_weight: bool,
-) -> tuple[Tensor, Tensor]:
-    """(dx, dw); saved is Z if `kept_modes`, else x. A gradient that is not needed comes back empty."""
-    from spectralkernels.convolution.fused_series.launches import (
-        convolve_launch,
-        partial_sums,
-        weight_gradient_launch,
-    )
-
-    geometry, chosen = Geometry(size, dy.shape[2], weight.shape[2], start, n, kept), precision(accuracy)
-    found = chosen_form(geometry, chosen)
-    batch, channels = dy.shape[:2]
-    dx, dw = dy.new_empty(0), weight.new_empty(0)
-    if need_x:
-        dx = torch.empty((batch, channels, size), dtype=dy.dtype, device=dy.device)
-        convolve_launch(dy, weight, None, dx, None, geometry, found, chosen, reflected=True).run()
-    if need_weight:
-        shape = (partial_sums(batch, channels, found), channels, geometry.taps)
-        sums = torch.empty(shape, dtype=torch.float32, device=dy.device)
-        x, modes = (None, saved) if kept_modes else (saved, None)
-        weight_gradient_launch(dy, x, modes, sums, geometry, found, chosen).run()
-        dw = sums.sum(0).unsqueeze(1).to(weight.dtype)
-    return dx, dw
-
-
-@_conv_backward.register_fake
-def _(
-    dy: Tensor,
-    saved: Tensor,
-    weight: Tensor,
-    size: int,
-    start: int,
-    n: int,
-    kept: int,
-    accuracy: str,
-    kept_modes: bool,
-    need_x: bool,
-    need_weight: bool,
-) -> tuple[Tensor, Tensor]:
-    dx = dy.new_empty(*dy.shape[:2], size) if need_x else dy.new_empty(0)
-    return dx, weight.new_empty(weight.shape if need_weight else (0,))
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, _, _, start, n, kept, accuracy, keep = inputs
-    ctx.mark_non_differentiable(output[1])
-    # A frozen weight costs no saved x.
-    saved = output[1] if keep or not ctx.needs_input_grad[1] else x
-    ctx.save_for_backward(saved, weight)
-    ctx.geometry = (x.shape[2], start, n, kept, accuracy, keep)
-
-
-def _differentiate(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
-    dx, dw = None, None
-    if need_x or need_weight:
-        dx, dw = _conv_backward(dy, *ctx.saved_tensors, *ctx.geometry, need_x, need_weight)
-    return (
-        dx if need_x else None,
-        dw if need_weight else None,
-        dy.sum((0, 2)) if need_bias else None,
-        *(None for _ in range(6)),
-    )
-
-
-_conv.register_autograd(_differentiate, setup_context=_save)
 
 
 # --- declaration ----------------------------------------------------------------------------------------------------

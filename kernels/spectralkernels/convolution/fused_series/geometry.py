@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from spectralkernels.convolution.fused_depthwise.precision import Precision
+from spectralkernels.convolution.fused.precision import Precision
 from spectralkernels.spectra import next_pow2
 from spectralkernels.target import SHARED_LIMITS
 

@@ -2,14 +2,54 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from spectralkernels.convolution.fused_depthwise.precision import PRECISIONS, Precision
+from spectralkernels.constants import planned
+from spectralkernels.convolution.fused.precision import PRECISIONS, Precision
+from spectralkernels.convolution.fused.precision import precision as precision_of
 from spectralkernels.convolution.fused_series.dense import launches as dense
 from spectralkernels.convolution.fused_series.geometry import Form, Geometry, Whole, chosen_form
 from spectralkernels.convolution.fused_series.two_level import launches as two_level
 from spectralkernels.launch import Launch, NamedLaunch
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesForm:
+    """A transform of series in one stage or two, see `fused.operators.Form`."""
+
+    geometry: Geometry
+    form: Form
+    precision: Precision
+    sums_dy = False
+
+    @property
+    def kept_reals(self) -> int:
+        return self.form.kept_reals
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, modes: Tensor | None) -> Launch:
+        return convolve_launch(x, weight, bias, y, modes, self.geometry, self.form, self.precision)
+
+    def map_gradient(self, dy: Tensor, weight: Tensor, dx: Tensor) -> Launch:
+        return convolve_launch(dy, weight, None, dx, None, self.geometry, self.form, self.precision, reflected=True)
+
+    def weight_gradient(
+        self, dy: Tensor, x: Tensor | None, modes: Tensor | None, partial: Tensor, bias: Tensor | None
+    ) -> Launch:
+        assert bias is None, "these kernels do not sum dy"
+        return weight_gradient_launch(dy, x, modes, partial, self.geometry, self.form, self.precision)
+
+    def partial_sums(self, batch: int, channels: int) -> int:
+        return partial_sums(batch, channels, self.form)
+
+
+@planned
+def series_form(size: int, out: int, taps: int, start: int, n: int, kept: int, accuracy: str) -> SeriesForm:
+    """The form of a geometry and an accuracy class for which `supports` has found one."""
+    geometry, chosen = Geometry(size, out, taps, start, n, kept), precision_of(accuracy)
+    return SeriesForm(geometry, chosen_form(geometry, chosen), chosen)
 
 
 def convolve_launch(

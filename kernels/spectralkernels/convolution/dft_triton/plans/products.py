@@ -12,8 +12,8 @@ from spectralkernels.convolution.dft_triton.kernels import products as kernels
 from spectralkernels.convolution.dft_triton.plans.transforms import STAGES, numbers
 from spectralkernels.convolution.dft_triton.precision import Precision
 from spectralkernels.convolution.dft_triton.tiles import product_tile
-from spectralkernels.launch import Launch
-from spectralkernels.target import TensorCore, target_capability, tensor_core
+from spectralkernels.launch import Launch, LaunchPlan, planned_launch
+from spectralkernels.target import TensorCore, kind_of, target_capability
 from spectralkernels.tuning import Site, rounded
 
 CONTRACT = Site("dft_triton.contract", {"m": (16, 128), "n": (16, 128), "k": (16, 64), "warps": (2, 8)})
@@ -54,15 +54,26 @@ class Mask:
         return self.values.shape[-2] * self.values.shape[-1] if self.per_sample else 0
 
 
+Weighted = Literal["", "shared", "per sample"]
+"""Which mask weights the modes: none, one for the batch, or one per sample."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Operand:
-    """A spectrum as one side of a product, with the strides of its parts, groups, rows and depth."""
+    """The strides of a spectrum as one side of a product: of its parts, groups, rows and depth."""
 
-    tensor: Tensor
     part: int
     group: int
     row: int
     k: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProductPlan:
+    """A product's launch without its tensors; exchanged: whether the kernel's first operand is the second given."""
+
+    launch: LaunchPlan
+    exchanged: bool = False
 
 
 def contract_launch(
@@ -81,8 +92,27 @@ def contract_launch(
     input_gradient:   a = g [B, O],  b = w [g, C / g, O / g] (frozen: [O, C / g]),  out = dz [B, C]   m sum_o g w
     weight_gradient:  a = g [B, O],  b = z [B, C],                     out = dw [O, C / g]  sum_b conj(m g) z
     """
+    weighted: Weighted = "" if mask is None else "per sample" if mask.per_sample else "shared"
+    cells = 0 if mask is None else mask.sample
+    plan = _contraction(product, sizes, weighted, cells, precision, target_capability(a.device), core)
+    left, right = (b, a) if plan.exchanged else (a, b)
+    values, where = (None, None) if mask is None else (mask.values, mask.cells)
+    return plan.launch.of({"a_ptr": left, "b_ptr": right, "out_ptr": out, "mask_ptr": values, "cell_ptr": where})
+
+
+@planned_launch
+def _contraction(
+    product: Product,
+    sizes: Sizes,
+    weighted: Weighted,
+    cells: int,
+    precision: Precision,
+    capability: int,
+    core: TensorCore | None,
+) -> ProductPlan:
+    """cells: from one sample's mask to the next."""
     if sizes.channels == 1:
-        return _single_channel_launch(a, b, out, product, sizes, mask, precision)
+        return ProductPlan(_single_channel_plan(product, sizes, weighted, cells, precision))
     batch, channels, outputs, groups = sizes.batch, sizes.channels, sizes.outputs, sizes.groups
     weight = channels * outputs * groups
     z = (batch * channels * groups, channels, channels * groups, 1)  # part, group, sample, channel
@@ -91,34 +121,31 @@ def contract_launch(
     where: Literal["m", "n", "k"] = "m"
     if product == "forward":
         m, n, k = batch, outputs, channels
-        left, right, result = _Operand(a, *z), _Operand(b, *dw), y
+        left, right, result = _Operand(*z), _Operand(*dw), y
     elif product == "input_gradient":
         m, n, k = batch, channels, outputs
         by_output = (weight, channels * outputs, outputs, 1)
         by_channel = (weight, outputs * channels, 1, channels)
-        left, right, result = _Operand(a, *y), _Operand(b, *(by_channel if sizes.frozen else by_output)), z
+        left, right, result = _Operand(*y), _Operand(*(by_channel if sizes.frozen else by_output)), z
     else:
         m, n, k, where = outputs, channels, batch, "k"
-        left, right, result = _Operand(a, y[0], y[1], 1, y[2]), _Operand(b, z[0], z[1], 1, z[2]), dw
+        left, right, result = _Operand(y[0], y[1], 1, y[2]), _Operand(z[0], z[1], 1, z[2]), dw
     conjugated = {"forward": "b", "input_gradient": "", "weight_gradient": "a"}[product]
-    if product != "weight_gradient" and m < 64 <= n:
+    exchanged = product != "weight_gradient" and m < 64 <= n
+    if exchanged:
         # Tensor cores want 64 rows, so the longer side comes first.
         left, right, m, n, where = right, left, n, m, "n"
         result = (result[0], result[1], result[3], result[2])
         conjugated = {"b": "a", "": ""}[conjugated]
-    rule = product_tile(m, n, k, sizes.modes * groups, precision, core or tensor_core(a.device))
+    rule = product_tile(m, n, k, sizes.modes * groups, precision, core or kind_of(capability))
     products = {"m": rounded(m), "n": rounded(n), "k": rounded(k), "count": rounded(sizes.modes * groups)}
-    bucket = {"product": product, **products, "class": precision.name}
-    tile = CONTRACT.choose(bucket, rule, target_capability(a.device))
+    tile = CONTRACT.choose({"product": product, **products, "class": precision.name}, rule, capability)
     contiguous = left.k == right.k == 1
-    return Launch(
+    launch = LaunchPlan(
         kernel=kernels.contract_kernel,
         grid=(triton.cdiv(m, tile.m) * triton.cdiv(n, tile.n) * groups * sizes.modes,),
-        arguments={
-            "a_ptr": left.tensor,
-            "b_ptr": right.tensor,
-            "out_ptr": out,
-            **_weighting(mask, where),
+        numbers={
+            **_weighting(weighted, cells, where),
             "size_m": m,
             "size_n": n,
             "size_k": k,
@@ -136,6 +163,7 @@ def contract_launch(
         },
         options={"num_warps": tile.warps},
     )
+    return ProductPlan(launch, exchanged)
 
 
 def mask_gradient_launch(
@@ -173,7 +201,6 @@ def mask_gradient_launch(
 class _Stream:
     """An operand of the product of single channels: planes in all, and the strides of `single_channel_kernel`."""
 
-    tensor: Tensor
     planes: int
     outer: int = 0
     term: int = 0
@@ -181,38 +208,35 @@ class _Stream:
     times: int = 1
 
 
-def _single_channel_launch(
-    a: Tensor, b: Tensor, out: Tensor, product: Product, sizes: Sizes, mask: Mask | None, precision: Precision
-) -> Launch:
-    """`contract_launch` where each group has one channel: no sum over channels, so no tensor core."""
+def _single_channel_plan(
+    product: Product, sizes: Sizes, weighted: Weighted, cells: int, precision: Precision
+) -> LaunchPlan:
+    """The plan where each group has one channel: no sum over channels, so no tensor core."""
     batch, groups, outputs = sizes.batch, sizes.groups, sizes.groups * sizes.outputs
     z_planes, y_planes, multiplier = batch * groups, batch * outputs, sizes.outputs
     if product == "forward":
         inner, count, terms, conjugated = outputs, y_planes, 1, "b"
-        left = _Stream(a, z_planes, outer=groups, divide=multiplier)
-        right = _Stream(b, outputs)
+        left = _Stream(z_planes, outer=groups, divide=multiplier)
+        right = _Stream(outputs)
     elif product == "input_gradient":
         inner, count, terms, conjugated = groups, z_planes, multiplier, ""
-        left = _Stream(a, y_planes, outer=outputs, term=1, times=multiplier)
-        right = _Stream(b, outputs, term=1, times=multiplier)
+        left = _Stream(y_planes, outer=outputs, term=1, times=multiplier)
+        right = _Stream(outputs, term=1, times=multiplier)
     else:
         inner, count, terms, conjugated = outputs, outputs, batch, "a"
-        left = _Stream(a, y_planes, term=outputs)
-        right = _Stream(b, z_planes, term=groups, divide=multiplier)
+        left = _Stream(y_planes, term=outputs)
+        right = _Stream(z_planes, term=groups, divide=multiplier)
     block = _stream(count)
-    return Launch(
+    return LaunchPlan(
         kernel=kernels.single_channel_kernel,
         grid=(triton.cdiv(count, block) * sizes.modes,),
-        arguments={
-            "a_ptr": left.tensor,
-            "b_ptr": right.tensor,
-            "out_ptr": out,
-            **_weighting(mask, "k" if product == "weight_gradient" else "m"),
+        numbers={
+            **_weighting(weighted, cells, "k" if product == "weight_gradient" else "m"),
             "count": count,
             "inner": inner,
             "terms": terms,
-            **{f"a_{name}": getattr(left, name) for name in _Stream.__slots__ if name != "tensor"},
-            **{f"b_{name}": getattr(right, name) for name in _Stream.__slots__ if name != "tensor"},
+            **{f"a_{name}": getattr(left, name) for name in _Stream.__slots__},
+            **{f"b_{name}": getattr(right, name) for name in _Stream.__slots__},
             "CONJUGATED": conjugated,
             "BLOCK": block,
             **numbers(precision),
@@ -231,16 +255,9 @@ def _warps(block: int) -> int:
     return max(1, min(4, block // 128))
 
 
-def _weighting(mask: Mask | None, sample: str) -> dict[str, Any]:
-    """The mask's arguments; `sample` names the axis of the product that the batch is."""
-    if mask is None:
-        return {"mask_ptr": None, "cell_ptr": None, "mask_sample": 0, "WEIGHTED": ""}
-    return {
-        "mask_ptr": mask.values,
-        "cell_ptr": mask.cells,
-        "mask_sample": mask.sample,
-        "WEIGHTED": sample if mask.per_sample else "mode",
-    }
+def _weighting(weighted: Weighted, cells: int, sample: str) -> dict[str, Any]:
+    """The numbers of a mask; `sample` names the axis of the product that the batch is."""
+    return {"mask_sample": cells, "WEIGHTED": {"": "", "shared": "mode", "per sample": sample}[weighted]}
 
 
 def _strides(row: str) -> tuple[tuple[str, str], ...]:

@@ -1,4 +1,4 @@
-"""The launches of the transforms: which kernel, which tiles, how many warps."""
+"""The launches of the transforms: which kernel, which tiles, how many warps; planned once per transform and size."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from spectralkernels.convolution.dft_triton.tiles import (
     dense_tile,
     separable_tile,
 )
-from spectralkernels.launch import Launch, interpreted, triton_dtype
-from spectralkernels.target import TensorCore, target_capability, tensor_core
+from spectralkernels.launch import Launch, LaunchPlan, interpreted, planned_launch, triton_dtype
+from spectralkernels.target import TensorCore, kind_of, target_capability
 from spectralkernels.tuning import Site, rounded
 
 _DENSE = {"m": (16, 128), "n": (16, 128), "k": (16, 64), "warps": (2, 8)}
@@ -61,6 +61,31 @@ def transposed_weight(out_channels: int, per_group: int, groups: int) -> Planes:
     return Planes(out_channels * per_group, per_group, outputs, out_channels // groups * per_group, 1, per_group)
 
 
+@dataclass(frozen=True, slots=True)
+class TransformPlan:
+    """A transform's launch without its tensors, and of which matrices: `dense_matrix` or `separable_matrices` of these.
+
+    blocks: how the matrices are cut into tiles.
+    """
+
+    launch: LaunchPlan
+    transform: Transform
+    blocks: tuple[int, ...]
+    pixels_first: bool
+    dtype: torch.dtype
+    tf32: bool
+
+    def of(self, tensors: dict[str, Tensor | None], device: torch.device) -> Launch:
+        """The launch with these tensors and the matrices."""
+        how = (self.pixels_first, self.dtype, self.tf32, device)
+        if len(self.blocks) == 2:
+            tensors["matrix_ptr"] = dense_matrix(self.transform, self.blocks[0], self.blocks[1], *how)
+        else:
+            h, w, u, v = self.blocks
+            tensors["columns_ptr"], tensors["rows_ptr"] = separable_matrices(self.transform, (h, w, u, v), *how)
+        return self.launch.of(tensors)
+
+
 def analyse_launch(
     x: Tensor,
     gate: Tensor | None,
@@ -76,36 +101,36 @@ def analyse_launch(
     gate: a tensor of the layout of x, or None; x counts only where gate > 0. kept: a spectrum of another dtype that is
     filled like z, or None. core: by default that of the device of x.
     """
-    shared = {"x_ptr": x, "gate_ptr": gate, "z_ptr": z, "kept_ptr": kept, **planes.arguments(), **numbers(precision)}
+    plan = _analysis(transform, planes, precision, target_capability(x.device), core)
+    return plan.of({"x_ptr": x, "gate_ptr": gate, "z_ptr": z, "kept_ptr": kept}, x.device)
+
+
+@planned_launch
+def _analysis(
+    transform: Transform, planes: Planes, precision: Precision, capability: int, core: TensorCore | None
+) -> TransformPlan:
+    shared, bucket = {**planes.arguments(), **numbers(precision)}, _bucket(transform, planes.count, precision)
     if transform.dense:
-        length = transform.pixels
-        rule = dense_tile(transform.parts, planes.count, length, precision)
-        dense = ANALYSE_DENSE.choose(_bucket(transform, planes.count, precision), rule, target_capability(x.device))
-        return Launch(
+        rule = dense_tile(transform.parts, planes.count, transform.pixels, precision)
+        dense = ANALYSE_DENSE.choose(bucket, rule, capability)
+        arguments = {"BLOCK_P": dense.n, "BLOCK_M": dense.m, "BLOCK_K": dense.k, "STAGES": STAGES}
+        launch = LaunchPlan(
             kernel=kernels.analyse_dense_kernel,
             grid=(triton.cdiv(transform.parts, dense.m) * triton.cdiv(planes.count, dense.n),),
-            arguments={
-                **shared,
-                "matrix_ptr": dense_matrix(transform, dense.m, dense.k, False, *_matrix_type(precision, x)),
-                "LENGTH": length,
-                "MODES": transform.parts,
-                "BLOCK_P": dense.n,
-                "BLOCK_M": dense.m,
-                "BLOCK_K": dense.k,
-                "STAGES": STAGES,
-            },
+            numbers={**shared, "LENGTH": transform.pixels, "MODES": transform.parts, **arguments},
             options={"num_warps": dense.warps},
         )
-    separable = separable_tile(transform, False, precision, core or tensor_core(x.device))
-    tile = ANALYSE.choose(_bucket(transform, planes.count, precision), separable, target_capability(x.device))
-    columns, rows = separable_matrices(transform, (tile.h, tile.w, tile.u, tile.v), False, *_matrix_type(precision, x))
+        return TransformPlan(launch, transform, (dense.m, dense.k), False, *_matrix_type(precision))
+    separable = separable_tile(transform, False, precision, core or kind_of(capability))
+    tile = ANALYSE.choose(bucket, separable, capability)
     blocks = triton.cdiv(transform.modes_u, tile.u) * triton.cdiv(transform.modes_v, tile.v)
-    return Launch(
+    launch = LaunchPlan(
         kernel=kernels.analyse_separable_kernel,
         grid=(blocks * triton.cdiv(planes.count, PLANES),),
-        arguments={**shared, "columns_ptr": columns, "rows_ptr": rows, **_separable_arguments(transform, tile)},
+        numbers={**shared, **_separable_arguments(transform, tile)},
         options={"num_warps": tile.warps},
     )
+    return TransformPlan(launch, transform, (tile.h, tile.w, tile.u, tile.v), False, *_matrix_type(precision))
 
 
 def synthesise_launch(
@@ -122,45 +147,46 @@ def synthesise_launch(
 
     bias: Real [channels], added to the planes of channel plane % channels, or None.
     """
-    shared = {
-        "z_ptr": z,
-        "bias_ptr": bias,
-        "y_ptr": y,
-        "planes": planes,
-        "channels": 1 if bias is None else bias.shape[0],
-        "RELU": relu,
-        **numbers(precision),
-    }
+    channels = 1 if bias is None else bias.shape[0]
+    plan = _synthesis(transform, planes, channels, relu, precision, target_capability(z.device), core)
+    return plan.of({"z_ptr": z, "bias_ptr": bias, "y_ptr": y}, z.device)
+
+
+@planned_launch
+def _synthesis(
+    transform: Transform,
+    planes: int,
+    channels: int,
+    relu: bool,
+    precision: Precision,
+    capability: int,
+    core: TensorCore | None,
+) -> TransformPlan:
+    shared = {"planes": planes, "channels": channels, "RELU": relu, **numbers(precision)}
+    bucket = _bucket(transform, planes, precision)
     if transform.dense:
         # Planes are the rows of this product.
         rule = dense_tile(planes, transform.pixels, transform.parts, precision)
-        dense = SYNTHESISE_DENSE.choose(_bucket(transform, planes, precision), rule, target_capability(z.device))
-        return Launch(
+        dense = SYNTHESISE_DENSE.choose(bucket, rule, capability)
+        arguments = {"BLOCK_P": dense.m, "BLOCK_L": dense.n, "BLOCK_K": dense.k, "STAGES": STAGES}
+        launch = LaunchPlan(
             kernel=kernels.synthesise_dense_kernel,
             grid=(triton.cdiv(transform.pixels, dense.n) * triton.cdiv(planes, dense.m),),
-            arguments={
-                **shared,
-                "matrix_ptr": dense_matrix(transform, dense.k, dense.n, True, *_matrix_type(precision, z)),
-                "LENGTH": transform.pixels,
-                "MODES": transform.parts,
-                "BLOCK_P": dense.m,
-                "BLOCK_L": dense.n,
-                "BLOCK_K": dense.k,
-                "STAGES": STAGES,
-            },
+            numbers={**shared, "LENGTH": transform.pixels, "MODES": transform.parts, **arguments},
             options={"num_warps": dense.warps},
         )
-    separable = separable_tile(transform, True, precision, core or tensor_core(z.device))
-    tile = SYNTHESISE.choose(_bucket(transform, planes, precision), separable, target_capability(z.device))
-    columns, rows = separable_matrices(transform, (tile.h, tile.w, tile.u, tile.v), True, *_matrix_type(precision, z))
+        return TransformPlan(launch, transform, (dense.k, dense.n), True, *_matrix_type(precision))
+    separable = separable_tile(transform, True, precision, core or kind_of(capability))
+    tile = SYNTHESISE.choose(bucket, separable, capability)
     height, width = transform.lengths
     blocks = triton.cdiv(height, tile.h) * triton.cdiv(width, tile.w)
-    return Launch(
+    launch = LaunchPlan(
         kernel=kernels.synthesise_separable_kernel,
         grid=(blocks * triton.cdiv(planes, PLANES),),
-        arguments={**shared, "columns_ptr": columns, "rows_ptr": rows, **_separable_arguments(transform, tile)},
+        numbers={**shared, **_separable_arguments(transform, tile)},
         options={"num_warps": tile.warps},
     )
+    return TransformPlan(launch, transform, (tile.h, tile.w, tile.u, tile.v), True, *_matrix_type(precision))
 
 
 # --- arguments ------------------------------------------------------------------------------------------------------
@@ -195,8 +221,9 @@ def numbers(precision: Precision) -> dict[str, Any]:
     return {"OPERAND": triton_dtype(operand), "PRECISION": dot}
 
 
-def _matrix_type(precision: Precision, like: Tensor) -> tuple[torch.dtype, bool, torch.device]:
+def _matrix_type(precision: Precision) -> tuple[torch.dtype, bool]:
+    """The dtype of the matrices of a class, and whether they are rounded to tf32."""
     dtype = precision.storage
     if interpreted() and dtype == torch.bfloat16:
         dtype = torch.float32
-    return dtype, precision.name == "tf32", like.device
+    return dtype, precision.name == "tf32"

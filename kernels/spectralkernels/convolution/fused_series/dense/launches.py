@@ -8,11 +8,11 @@ import torch
 import triton
 from torch import Tensor
 
-from spectralkernels.convolution.fused_depthwise.precision import Precision
+from spectralkernels.convolution.fused.precision import Precision
 from spectralkernels.convolution.fused_series.dense.kernels import convolve_kernel, weight_gradient_kernel
 from spectralkernels.convolution.fused_series.dense.matrices import matrices
 from spectralkernels.convolution.fused_series.geometry import Geometry, Whole
-from spectralkernels.launch import Launch, triton_dtype
+from spectralkernels.launch import Launch, LaunchPlan, planned_launch, triton_dtype
 
 ENOUGH_PROGRAMS = 132
 """One for each of an H200's multiprocessors."""
@@ -36,25 +36,31 @@ def convolve_launch(
     reflected: x and y are dy and dx: series and output are exchanged and the kernel's spectrum is not conjugated.
     """
     made = matrices(geometry, tile, precision, x.device)
+    batch, channels = x.shape[:2]
+    plan = _convolution_plan(batch, channels, geometry, tile, precision, reflected)
+    tensors = {"x_ptr": x, "weight_ptr": weight, "bias_ptr": bias, "y_ptr": y, "modes_ptr": modes}
+    matrix = {
+        "product_ptr": torch.empty((batch * channels, 2 * tile.frequencies), dtype=precision.operand, device=x.device),
+        "analyse_ptr": made.analyse_out if reflected else made.analyse_in,
+        "analyse_taps_ptr": made.analyse_taps,
+        "synthesise_ptr": made.synthesise_in if reflected else made.synthesise_out,
+    }
+    return plan.of({**tensors, **matrix})
+
+
+@planned_launch
+def _convolution_plan(
+    batch: int, channels: int, geometry: Geometry, tile: Whole, precision: Precision, reflected: bool
+) -> LaunchPlan:
     size, out = (geometry.out, geometry.size) if reflected else (geometry.size, geometry.out)
-    series = x.shape[0] * x.shape[1]
+    series = batch * channels
     rows = rows_per_program(series)
-    product = torch.empty((series, 2 * tile.frequencies), dtype=precision.operand, device=x.device)
-    return Launch(
+    return LaunchPlan(
         kernel=convolve_kernel,
         grid=(triton.cdiv(series, rows),),
-        arguments={
-            "x_ptr": x,
-            "weight_ptr": weight,
-            "bias_ptr": bias,
-            "y_ptr": y,
-            "modes_ptr": modes,
-            "product_ptr": product,
-            "analyse_ptr": made.analyse_out if reflected else made.analyse_in,
-            "analyse_taps_ptr": made.analyse_taps,
-            "synthesise_ptr": made.synthesise_in if reflected else made.synthesise_out,
+        numbers={
             "series": series,
-            "channels": x.shape[1],
+            "channels": channels,
             **_constants(geometry, tile, precision),
             "SIZE": size,
             "OUT": out,
@@ -81,19 +87,24 @@ def weight_gradient_launch(
     Exactly one of x (series) and modes (their kept spectrum) is given.
     """
     made = matrices(geometry, tile, precision, dy.device)
-    batch, channels = dy.shape[:2]
-    images = _images(batch, channels, tile)
-    return Launch(
+    plan = _weight_gradient_plan(dy.shape[0], dy.shape[1], partial.shape[0], geometry, tile, precision)
+    tensors = {"dy_ptr": dy, "x_ptr": x, "modes_ptr": modes, "partial_ptr": partial}
+    matrix = {
+        "analyse_dy_ptr": made.analyse_out,
+        "analyse_x_ptr": made.analyse_in,
+        "synthesise_taps_ptr": made.synthesise_taps,
+    }
+    return plan.of({**tensors, **matrix})
+
+
+@planned_launch
+def _weight_gradient_plan(
+    batch: int, channels: int, sums: int, geometry: Geometry, tile: Whole, precision: Precision
+) -> LaunchPlan:
+    return LaunchPlan(
         kernel=weight_gradient_kernel,
-        grid=(partial.shape[0] * triton.cdiv(channels, MOST_ROWS) if batch else 0,),
-        arguments={
-            "dy_ptr": dy,
-            "x_ptr": x,
-            "modes_ptr": modes,
-            "partial_ptr": partial,
-            "analyse_dy_ptr": made.analyse_out,
-            "analyse_x_ptr": made.analyse_in,
-            "synthesise_taps_ptr": made.synthesise_taps,
+        grid=(sums * triton.cdiv(channels, MOST_ROWS) if batch else 0,),
+        numbers={
             "batch": batch,
             "channels": channels,
             **_constants(geometry, tile, precision),
@@ -102,7 +113,7 @@ def weight_gradient_launch(
             "WIDTH": tile.width(geometry.size),
             "WIDTH_OUT": tile.width(geometry.out),
             "P": MOST_ROWS,
-            "IMAGES": images,
+            "IMAGES": _images(batch, channels, tile),
         },
         options={"num_warps": 4, "num_stages": 2},
     )

@@ -8,12 +8,12 @@ from typing import Any
 import triton
 from torch import Tensor
 
-from spectralkernels.convolution.fused_depthwise.launches import images_per_program, share_of
-from spectralkernels.convolution.fused_depthwise.precision import Precision
+from spectralkernels.convolution.fused.precision import Precision
+from spectralkernels.convolution.fused.share import Share, images_per_program
 from spectralkernels.convolution.fused_series.geometry import Digits, Geometry, wide
 from spectralkernels.convolution.fused_series.two_level.kernels import convolve_kernel, weight_gradient_kernel
 from spectralkernels.convolution.fused_series.two_level.matrices import matrices
-from spectralkernels.launch import Launch, triton_dtype
+from spectralkernels.launch import Launch, LaunchPlan, planned_launch, triton_dtype
 from spectralkernels.target import target_capability
 from spectralkernels.tuning import Site, rounded
 
@@ -38,34 +38,47 @@ def convolve_launch(
     reflected: x and y are dy and dx: series and output are exchanged and the kernel's spectrum is not conjugated.
     """
     made = matrices(geometry, split, precision, x.device)
-    batch, channels = x.shape[:2]
+    capability = target_capability(x.device)
+    plan = _convolution_plan(x.shape[0], x.shape[1], geometry, split, precision, reflected, capability)
+    tensors = {"x_ptr": x, "weight_ptr": weight, "bias_ptr": bias, "y_ptr": y, "modes_ptr": modes}
+    matrix = {
+        "low_in_ptr": made.low_out if reflected else made.low_in,
+        "high_in_ptr": made.high,
+        "low_taps_ptr": made.low_taps,
+        "high_taps_ptr": made.high_taps,
+        "turn_taps_ptr": made.turn_taps,
+        "low_out_ptr": made.low_in_back if reflected else made.low_out_back,
+        "high_out_ptr": made.high_back,
+        "turn_ptr": made.turn,
+    }
+    return plan.of({**tensors, **matrix})
+
+
+@planned_launch
+def _convolution_plan(
+    batch: int,
+    channels: int,
+    geometry: Geometry,
+    split: Digits,
+    precision: Precision,
+    reflected: bool,
+    capability: int,
+) -> LaunchPlan:
     bucket = {"n1": split.n1, "n2": split.n2, "kept": geometry.kept, "class": precision.name}
+    warps = _warps(split, precision)
     share = SHARE.choose(
         {**bucket, "batch": rounded(batch), "channels": rounded(channels)},
-        share_of(batch, channels, _warps(split, precision)),
-        target_capability(x.device),
+        Share(warps, images_per_program(batch, channels, warps, most=8)),
+        capability,
     )
     constants = _constants(geometry, split, precision)
     if reflected:
         exchanged = ("SIZE", "OUT"), ("ROWS_IN", "ROWS_OUT")
         constants |= {one: constants[other] for pair in exchanged for one, other in (pair, pair[::-1])}
-    return Launch(
+    return LaunchPlan(
         kernel=convolve_kernel,
         grid=(triton.cdiv(batch, share.images) * channels,),
-        arguments={
-            "x_ptr": x,
-            "weight_ptr": weight,
-            "bias_ptr": bias,
-            "y_ptr": y,
-            "modes_ptr": modes,
-            "low_in_ptr": made.low_out if reflected else made.low_in,
-            "high_in_ptr": made.high,
-            "low_taps_ptr": made.low_taps,
-            "high_taps_ptr": made.high_taps,
-            "turn_taps_ptr": made.turn_taps,
-            "low_out_ptr": made.low_in_back if reflected else made.low_out_back,
-            "high_out_ptr": made.high_back,
-            "turn_ptr": made.turn,
+        numbers={
             "batch": batch,
             "channels": channels,
             **constants,
@@ -91,22 +104,28 @@ def weight_gradient_launch(
     """
     split = _narrower(split, precision)
     made = matrices(geometry, split, precision, dy.device)
-    batch, channels = dy.shape[:2]
-    return Launch(
+    plan = _weight_gradient_plan(dy.shape[0], dy.shape[1], partial.shape[0], geometry, split, precision)
+    tensors = {"dy_ptr": dy, "x_ptr": x, "modes_ptr": modes, "partial_ptr": partial}
+    matrix = {
+        "low_dy_ptr": made.low_out,
+        "low_x_ptr": made.low_in,
+        "high_in_ptr": made.high,
+        "turn_ptr": made.turn,
+        "low_taps_ptr": made.low_taps_back,
+        "high_taps_ptr": made.high_taps_back,
+        "turn_taps_ptr": made.turn_taps,
+    }
+    return plan.of({**tensors, **matrix})
+
+
+@planned_launch
+def _weight_gradient_plan(
+    batch: int, channels: int, sums: int, geometry: Geometry, split: Digits, precision: Precision
+) -> LaunchPlan:
+    return LaunchPlan(
         kernel=weight_gradient_kernel,
-        grid=(partial.shape[0] * channels if batch else 0,),
-        arguments={
-            "dy_ptr": dy,
-            "x_ptr": x,
-            "modes_ptr": modes,
-            "partial_ptr": partial,
-            "low_dy_ptr": made.low_out,
-            "low_x_ptr": made.low_in,
-            "high_in_ptr": made.high,
-            "turn_ptr": made.turn,
-            "low_taps_ptr": made.low_taps_back,
-            "high_taps_ptr": made.high_taps_back,
-            "turn_taps_ptr": made.turn_taps,
+        grid=(sums * channels if batch else 0,),
+        numbers={
             "batch": batch,
             "channels": channels,
             **_constants(geometry, split, precision),

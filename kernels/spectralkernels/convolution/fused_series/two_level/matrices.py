@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from spectralkernels.constants import constant
-from spectralkernels.convolution.fused_depthwise.precision import Precision, round_to_tf32
+from spectralkernels.convolution.fused.precision import Precision, round_to_tf32
 from spectralkernels.convolution.fused_series.geometry import Digits, Geometry
 
 

@@ -91,11 +91,16 @@ PRECISIONS: Mapping[str, Precision] = {
 }
 
 
-def precision(name: str) -> Precision:
-    """The class of that name as it runs here; RangeError lists the known ones."""
+def declared(name: str) -> Precision:
+    """The class of that name; RangeError lists the known ones."""
     if name not in PRECISIONS:
         raise RangeError(f"precision must be one of {', '.join(PRECISIONS)}, got {name!r}")
-    found = PRECISIONS[name]
+    return PRECISIONS[name]
+
+
+def precision(name: str) -> Precision:
+    """The same as it runs here."""
+    found = declared(name)
     if not interpreted():
         return found
     # Triton's interpreter multiplies bfloat16 as integers and does not split it; float32 proves the indexing.
