@@ -60,6 +60,9 @@ __all__ = [
 ]
 
 # What torch.load(weights_only=True) may make of a file.
-torch.serialization.add_safe_globals([Band, SparseSpectrum, WeightSpectrum, masks.ModeList])
+# A ModeList of an older file is named by where it was.
+torch.serialization.add_safe_globals(
+    [Band, SparseSpectrum, WeightSpectrum, masks.ModeList, (masks.ModeList, "spectralkernels.masks.modes.ModeList")]
+)
 
 __version__ = "0.1.0"

@@ -125,4 +125,4 @@ def test_the_metric_is_positive_where_python_is_seen() -> None:
 def test_the_metric_refuses_what_it_cannot_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "forward pass only" in dict(sampled(pass_="both").unavailable)["host_time"]
     monkeypatch.setattr("spectralbench.metrics.host_time.LONGEST", 0.0)
-    assert "shrink it" in dict(sampled().unavailable)["host_time"]
+    assert "take a smaller case" in dict(sampled().unavailable)["host_time"]

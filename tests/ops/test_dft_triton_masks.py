@@ -16,7 +16,7 @@ from spectralkernels import masks
 from spectralkernels.convolution.dft_triton.layout import Layout, cells_of, layout_for, layout_of
 from spectralkernels.convolution.dft_triton.precision import PRECISIONS
 from spectralkernels.convolution.geometry import conv_band
-from spectralkernels.masks.modes import ModeList, every_mode
+from spectralkernels.modes import ModeList, every_mode
 from spectralkernels.ops.masked_conv2d import OPERATION
 from spectralkernels.ops.masked_conv2d.baselines import reference
 from spectralkernels.ops.masked_conv2d.dft_triton import dft_triton
@@ -41,16 +41,16 @@ def test_a_layout_holds_the_listed_modes() -> None:
     """Small maps and scattered cells have one matrix over the cells, the others a box; a full list is its box."""
     disc = masks.mode_list(masks.radial((33, 33), 0.5), (33, 33))
     few = ModeList((33, 33), cells=((0, 0), (5, 3), (28, 0), (2, 16)))
-    assert layout_for(every_mode((9, 8)), (8, 7)) == "box 9,8 5,5"
-    assert layout_for(disc, (32, 32)).startswith("steps 33,33 ")
-    assert layout_for(disc, (16, 16)).startswith("matrix 33,33 ")
-    assert layout_for(few, (32, 32)) == "matrix 33,33 0,0,5,3,28,0,2,16"
+    assert layout_for(every_mode((9, 8)), (8, 7)) == "separable box 9,8 5,5"
+    assert layout_for(disc, (32, 32)).startswith("separable steps 33,33 ")
+    assert layout_for(disc, (16, 16)).startswith("matrix cells 33,33 ")
+    assert layout_for(few, (32, 32)) == "matrix cells 33,33 0,0,5,3,28,0,2,16"
     for modes, size in ((disc, (32, 32)), (disc, (16, 16)), (few, (32, 32)), (every_mode((33, 33)), (32, 32))):
         layout = layout_of(layout_for(modes, size))
         cells = cells_of(layout, torch.device("cpu"))
         assert len(cells) == layout.modes_u * layout.modes_v and cells.dtype == torch.int32
         assert sorted(cells[cells >= 0].tolist()) == sorted(u * 17 + v for u, v in modes.indices)
-    assert Layout((9, 9), (3, 3)).mean_first and not layout_of("matrix 9,9 1,1,0,2").mean_first
+    assert Layout((9, 9), (3, 3)).mean_first and not layout_of("matrix cells 9,9 1,1,0,2").mean_first
 
 
 # --- the kernels ----------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import spectralkernels as sk
 from spectralkernels import masks
 from spectralkernels.convolution.geometry import conv_band
 from spectralkernels.dft import listed_dft, stepped_dft
-from spectralkernels.masks.modes import ModeList, every_mode
+from spectralkernels.modes import ModeList, every_mode
 from spectralkernels.ops.masked_conv2d import OPERATION, masked_conv2d
 from spectralkernels.ops.masked_conv2d.baselines import reference
 from spectralkernels.ops.masked_conv2d.profiles import KINDS, make_mask

@@ -13,7 +13,7 @@ from torch import Tensor
 import spectralkernels as sk
 from spectralkernels import masks
 from spectralkernels.convolution.geometry import conv_band
-from spectralkernels.masks.modes import every_mode
+from spectralkernels.modes import every_mode
 from spectralkernels.ops.masked_conv2d import OPERATION, masked_conv2d, masked_weight_spectrum
 from spectralkernels.ops.masked_conv2d.baselines import reference
 from spectralkernels.ops.masked_conv2d.choice import auto

@@ -11,7 +11,8 @@ from torch import Tensor
 
 import spectralkernels as sk
 from spectralkernels import masks
-from spectralkernels.masks.modes import MOST_STEPS, ModeList, every_mode, staircase
+from spectralkernels.masks.modes import MOST_STEPS, staircase
+from spectralkernels.modes import ModeList, every_mode
 from spectralkernels.spectra import kept_2d
 
 SIZES = ((1, 1), (1, 8), (9, 1), (2, 2), (7, 5), (8, 8), (12, 9), (9, 12), (35, 35), (38, 40))

@@ -15,7 +15,7 @@ from spectralkernels.convolution.baselines import reference
 from spectralkernels.convolution.dft_native import build
 from spectralkernels.convolution.geometry import conv_band
 from spectralkernels.dft import LARGEST_MATRIX_BYTES, listed_dft, stepped_dft, too_large
-from spectralkernels.masks.modes import ModeList
+from spectralkernels.modes import ModeList
 from spectralkernels.ops.masked_conv2d import baselines as masked
 
 CPU = torch.device("cpu")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,10 +26,8 @@ from spectralkernels.checks import (
 from spectralkernels.constants import planned
 from spectralkernels.dft import too_large
 from spectralkernels.errors import DtypeError, RangeError, ShapeError
+from spectralkernels.modes import ModeList
 from spectralkernels.spectra import GRIDS, Band, fft_size, kept_1d, kept_2d
-
-if TYPE_CHECKING:  # masks are built on this module
-    from spectralkernels.masks.modes import ModeList
 
 
 @dataclass(frozen=True, slots=True, eq=False)

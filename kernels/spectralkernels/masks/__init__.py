@@ -14,8 +14,9 @@ real part of an inverse transform does. Every mask made here already is.
 from spectralkernels.masks.bands import energy, energy_index, radial, rectangular, ring
 from spectralkernels.masks.dropout import cell_dropout, dropout_floor, frequency_dropout
 from spectralkernels.masks.geometry import fft_grid, hermitian
-from spectralkernels.masks.modes import ModeList, mode_list
+from spectralkernels.masks.modes import mode_list
 from spectralkernels.masks.window import soft_window, soft_window_side
+from spectralkernels.modes import ModeList
 
 __all__ = [
     "ModeList",

@@ -7,7 +7,6 @@ Cells that the list holds and the mask drops have weight zero; cells that it doe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
@@ -18,7 +17,8 @@ from spectralkernels.checks import check_choice
 from spectralkernels.dft import too_large
 from spectralkernels.errors import ShapeError
 from spectralkernels.masks.geometry import check_grid, check_mask
-from spectralkernels.spectra import half, step_cells
+from spectralkernels.modes import ModeList
+from spectralkernels.spectra import half
 
 # A block more costs a launch and a small matrix product in each of three transforms.
 MOST_STEPS = 4
@@ -26,39 +26,6 @@ STEP_PENALTY = 0.04
 # One large product runs at a higher rate than many small ones, and fewer modes are multiplied afterwards. On 2 CPU
 # cores, B8 64 -> 64 channels, 32x32, K7 and K15, scattered cells: the dense form wins up to 2.8 to 3.7 times the FLOPs.
 DENSE_ADVANTAGE = 2.5
-
-
-@dataclass(frozen=True)
-class ModeList:
-    """Modes of the half spectrum of the grid `n`, hashable, free of tensors: a staircase or a list of cells.
-
-    steps: (columns, k) per block of consecutive columns from 0: its modes are |u| < k, none if k = 0.
-    cells: (row, column) of each mode; empty for a staircase.
-    """
-
-    n: tuple[int, int]
-    steps: tuple[tuple[int, int], ...] = ()
-    cells: tuple[tuple[int, int], ...] = ()
-
-    @property
-    def indices(self) -> tuple[tuple[int, int], ...]:
-        """(row, column) of every mode, in the order in which the transform holds them."""
-        return self.cells or step_cells(self.n[0], self.steps)
-
-    @property
-    def kept(self) -> tuple[int, int]:
-        """The smallest (k_h, k_w) with every mode in |u| < k_h, v < k_w: the bounding box."""
-        if self.cells:
-            return max(min(u, self.n[0] - u) for u, _ in self.cells) + 1, max(v for _, v in self.cells) + 1
-        return max(k for _, k in self.steps), sum(width for width, _ in self.steps)
-
-    def __len__(self) -> int:
-        return len(self.cells) or sum(width * _rows(self.n[0], k) for width, k in self.steps)
-
-
-def every_mode(n: tuple[int, int]) -> ModeList:
-    """The whole half spectrum."""
-    return ModeList(n, ((half(n[1]), half(n[0])),))
 
 
 def mode_list(mask: Tensor, n: tuple[int, int], *, form: Literal["auto", "steps", "cells"] = "auto") -> ModeList:

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from spectralkernels.constants import constant
-from spectralkernels.dft import Steps
-from spectralkernels.masks.modes import ModeList
+from spectralkernels.modes import ModeList, Pairs, box, modes_of
 from spectralkernels.spectra import full_frequencies, half
 
 DENSE_PIXELS = 256
@@ -53,40 +52,29 @@ class Layout:
 
 
 @lru_cache(maxsize=256)
-def _written(form: str, n: tuple[int, ...], numbers: tuple[int, ...]) -> str:
-    return f"{form} {','.join(map(str, n))} {','.join(map(str, numbers))}"
-
-
-@lru_cache(maxsize=256)
 def layout_of(text: str) -> Layout:
-    """The layout that words like `box 33,33 12,12` say, which pass through a custom operator as one constant.
+    """The layout that words like `separable box 33,33 12,12` say, which pass through a custom operator as one constant.
 
-    The form says what the last numbers are: "box" (k_h, k_w); "steps" or "cells" of a `ModeList`, in their box;
-    "matrix": the cells that one matrix transforms.
+    "separable": the box around the modes; "matrix": the modes alone, by one matrix. The rest as in `modes`.
     """
-    form, *parts = text.split(" ")
-    n, numbers = (tuple(map(int, part.split(","))) for part in parts)
-    if form == "box":
-        return Layout(n, numbers)
-    pairs, grid = tuple(zip(numbers[::2], numbers[1::2], strict=True)), (n[0], n[1])
-    listed = ModeList(grid, steps=pairs) if form == "steps" else ModeList(grid, cells=pairs)
-    if form == "matrix":
-        return Layout(n, listed.kept, cells=listed.indices)
-    return Layout(n, listed.kept, listed=listed)
+    how, _, written = text.partition(" ")
+    modes = modes_of(written)
+    if how == "matrix":
+        return Layout(modes.n, modes.kept, cells=modes.indices)
+    whole = box(modes.n, modes.kept)
+    return Layout(modes.n, modes.kept, listed=None if len(modes) == len(whole) else modes)
 
 
 @lru_cache(maxsize=256)
 def _layout_for(modes: ModeList, size: tuple[int, ...]) -> str:
-    box = Layout(modes.n, modes.kept)
-    count, in_box = len(modes), box.modes_u * box.modes_v
-    if count == in_box:
-        return _written("box", modes.n, modes.kept)
+    whole = box(modes.n, modes.kept)
+    if len(modes) == len(whole):
+        return f"separable {whole}"
     height, width = size
-    separable = 4 * height * width * box.modes_v + 8 * height * in_box
-    if height * width <= DENSE_PIXELS or 4 * count * height * width <= separable:
-        return _written("matrix", modes.n, tuple(number for cell in modes.indices for number in cell))
-    pairs = modes.cells or modes.steps
-    return _written("cells" if modes.cells else "steps", modes.n, tuple(number for pair in pairs for number in pair))
+    separable = 4 * height * width * modes.kept[1] + 8 * height * len(whole)
+    if height * width <= DENSE_PIXELS or 4 * len(modes) * height * width <= separable:
+        return f"matrix {ModeList(modes.n, cells=modes.indices)}"
+    return f"separable {modes}"
 
 
 def layout_for(modes: ModeList, size: tuple[int, ...]) -> str:
@@ -106,14 +94,19 @@ def _constant(function: Callable[..., str]) -> Callable[..., str]:
 # torch.compile may see symbols in the place of these numbers; a layout is a constant of the graph, under their guards.
 # It rebuilds the arguments: torch 2.9 can do so with tuples, not with a ModeList.
 @_constant
-def _constant_layout(n: tuple[int, int], steps: Steps, cells: Steps, size: tuple[int, ...]) -> str:
+def _constant_layout(n: tuple[int, ...], steps: Pairs, cells: Pairs, size: tuple[int, ...]) -> str:
     return _layout_for(ModeList(n, steps, cells), size)
 
 
 @_constant
 def box_layout(n: tuple[int, ...], kept: tuple[int, ...]) -> str:
     """The layout, in the words of `layout_of`, of the box |u| < k_h, v < k_w."""
-    return _written("box", tuple(n), tuple(kept))
+    return _box_layout(tuple(n), tuple(kept))
+
+
+@lru_cache(maxsize=256)
+def _box_layout(n: tuple[int, ...], kept: tuple[int, ...]) -> str:
+    return f"separable {box(n, kept)}"
 
 
 @constant

@@ -41,7 +41,7 @@ from spectralkernels.errors import DtypeError, ShapeError
 from spectralkernels.layouts import as_given, batched
 from spectralkernels.masks import hermitian, mode_list
 from spectralkernels.masks.geometry import check_mask
-from spectralkernels.masks.modes import ModeList, every_mode
+from spectralkernels.modes import ModeList, every_mode
 from spectralkernels.ops.masked_conv2d import dft_triton
 from spectralkernels.ops.masked_conv2d.baselines import (
     direct,

@@ -14,7 +14,7 @@ from spectralkernels.convolution import baselines
 from spectralkernels.convolution import direct as convolution
 from spectralkernels.convolution.baselines import zero_kernel
 from spectralkernels.convolution.geometry import WeightSpectrum, compute_dtype
-from spectralkernels.masks.modes import ModeList
+from spectralkernels.modes import ModeList
 from spectralkernels.ops.masked_conv2d.dft_gemm import flat_indices
 from spectralkernels.spectra import Band, half
 

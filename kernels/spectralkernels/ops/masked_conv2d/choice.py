@@ -12,7 +12,7 @@ from spectralkernels.convolution.choice import matrices_are_light, remembered
 from spectralkernels.convolution.estimates import Sizes
 from spectralkernels.convolution.geometry import WeightSpectrum, compute_dtype
 from spectralkernels.declare import Decision
-from spectralkernels.masks.modes import ModeList
+from spectralkernels.modes import ModeList
 from spectralkernels.ops.masked_conv2d.baselines import all_pass
 from spectralkernels.ops.masked_conv2d.dft_gemm import fits_matrices
 from spectralkernels.spectra import Band, half

@@ -32,7 +32,7 @@ from spectralkernels.convolution.linear_maps import (
     weight_product_transposed,
 )
 from spectralkernels.dft import listed_dft, stepped_dft, too_large
-from spectralkernels.masks.modes import ModeList
+from spectralkernels.modes import ModeList
 from spectralkernels.operators import operator
 from spectralkernels.spectra import Band
 

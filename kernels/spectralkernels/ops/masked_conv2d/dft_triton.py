@@ -22,7 +22,7 @@ from spectralkernels.convolution.dft_triton.operators import convolve
 from spectralkernels.convolution.dft_triton.precision import PRECISIONS
 from spectralkernels.declare import Implementation
 from spectralkernels.launch import triton_unavailable
-from spectralkernels.masks.modes import ModeList
+from spectralkernels.modes import ModeList
 from spectralkernels.spectra import Band
 
 
