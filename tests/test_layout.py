@@ -101,6 +101,42 @@ def test_operations_import_each_other_only_by_their_public_function():
                 assert module in others or module.rsplit(".", 1)[-1] == module.split(".")[2], f"{path.name}: {module}"
 
 
+def parts_below() -> dict[str, set[str]]:
+    """For every module or folder of the library, the others that it imports, anywhere in its files."""
+    found: dict[str, set[str]] = {}
+    for path in KERNELS.rglob("*.py"):
+        part = path.relative_to(KERNELS).parts[0].removesuffix(".py")
+        modules = imports(path) - COMPOSED.get(str(path.relative_to(KERNELS)), set())
+        others = {module.split(".")[1] for module in starts(modules, "spectralkernels") if "." in module}
+        if part != "__init__":
+            found.setdefault(part, set()).update(others - {part})
+    names = set(found)
+    return {part: others & names for part, others in found.items()}
+
+
+COMPOSED = {
+    "convolution/baselines.py": {
+        "spectralkernels.ops.masked_multiply",
+        "spectralkernels.ops.masked_multiply.masked_multiply",
+    }
+}
+"""A baseline that is composed of another operation, through its public function."""
+
+
+def circle(below: dict[str, set[str]]) -> list[str]:
+    """Parts that import each other in a circle; none is left once what imports nothing else is taken away."""
+    left = dict(below)
+    while done := [part for part, others in left.items() if not others & left.keys()]:
+        for part in done:
+            del left[part]
+    return sorted(left)
+
+
+def test_no_part_of_the_library_imports_in_a_circle():
+    assert circle(parts_below()) == []
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["a", "b", "c"]
+
+
 def test_modules_stay_readable():
     long = [f"{path.relative_to(ROOT)}: {n}" for path in SOURCES if (n := len(path.read_text().splitlines())) > 400]
     assert not long, "split it into a package of the same name"

@@ -11,9 +11,10 @@ import torch
 
 from spectralkernels import diagnose, masks, nn
 from spectralkernels.convolution.geometry import WeightSpectrum
-from spectralkernels.dispatch import Availability, Explanation, implementations
+from spectralkernels.dispatch import Availability, Explanation
 from spectralkernels.errors import DtypeError, RangeError, ShapeError, SpectralKernelsError, Unsupported
 from spectralkernels.explain import explain
+from spectralkernels.ops import implementations
 from spectralkernels.ops.band_limited_conv1d import band_limited_conv1d
 from spectralkernels.ops.band_limited_conv2d import band_limited_conv2d, weight_spectrum
 from spectralkernels.ops.diff_stride2d import diff_stride2d

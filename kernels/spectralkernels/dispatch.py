@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from spectralkernels.checks import check_choice, kind
+from spectralkernels.checks import kind
 from spectralkernels.declare import Decision, Implementation, Operation, Role
 from spectralkernels.errors import RangeError, Unsupported
 
@@ -84,17 +82,3 @@ def dispatch(operation: Operation, impl: str, device: str, inputs: dict[str, Any
 def why_not(implementation: Implementation, device: str, inputs: dict[str, Any]) -> str | None:
     """The reason why `implementation` cannot serve `inputs` on `device` ("cpu" or "cuda"), or None."""
     return implementation.available(device) or implementation.supports(**inputs)
-
-
-def implementations(name: str, device: str | None = None) -> tuple[Availability, ...]:
-    """Names and roles of an operation's implementations, and why each is or is not available on this machine.
-
-    device: "cpu" or "cuda"; default is "cuda" where torch finds it, else "cpu".
-    """
-    from spectralkernels.ops import load_operation
-
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device is None else device
-    check_choice("device", device, ("cpu", "cuda"))
-    return tuple(
-        Availability(found.name, found.role, found.available(device)) for found in load_operation(name).implementations
-    )

@@ -6,7 +6,11 @@ import importlib
 import pkgutil
 from functools import cache
 
+import torch
+
+from spectralkernels.checks import check_choice
 from spectralkernels.declare import Operation
+from spectralkernels.dispatch import Availability
 from spectralkernels.errors import RangeError
 
 
@@ -27,3 +31,15 @@ def load_operation(name: str) -> Operation:
     if not isinstance(name, str) or name not in operations:
         raise RangeError(f"unknown operation {name!r}; known: {', '.join(operations)}")
     return operations[name]
+
+
+def implementations(name: str, device: str | None = None) -> tuple[Availability, ...]:
+    """Names and roles of an operation's implementations, and why each is or is not available on this machine.
+
+    device: "cpu" or "cuda"; default is "cuda" where torch finds it, else "cpu".
+    """
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device is None else device
+    check_choice("device", device, ("cpu", "cuda"))
+    return tuple(
+        Availability(found.name, found.role, found.available(device)) for found in load_operation(name).implementations
+    )
