@@ -54,7 +54,7 @@ def constant(make: Callable[_Arguments, _Made]) -> Callable[_Arguments, _Made]:
 
     @wraps(make)
     def remembered(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Made:
-        if traced() or getattr(_in_builder, "active", False):
+        if _tracing() or getattr(_in_builder, "active", False):
             return make(*args, **kwargs)
         key = (make, args, *kwargs.items())
         entry = _entries.get(key)
@@ -78,7 +78,7 @@ def planned(make: Callable[_Arguments, _Made]) -> Callable[_Arguments, _Made]:
 
     @wraps(make)
     def remembered(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Made:
-        if traced():
+        if _tracing():
             return make(*args, **kwargs)
         found: _Made = kept(*args, **kwargs)  # type: ignore[arg-type]
         return found
@@ -116,9 +116,14 @@ def forget() -> None:
 
 def traced(*tensors: Tensor) -> bool:
     """Whether values cannot be read: torch.compile or export is tracing, or there are fake or meta tensors."""
-    if torch.compiler.is_compiling() or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None:
-        return True
-    return any(each.device.type == "meta" or isinstance(each, FakeTensor) for each in tensors)
+    return _tracing() or any(each.device.type == "meta" or isinstance(each, FakeTensor) for each in tensors)
+
+
+def _tracing() -> bool:
+    return torch.compiler.is_compiling() or torch._C._get_dispatch_mode(_FAKE) is not None
+
+
+_FAKE = torch._C._TorchDispatchModeKey.FAKE
 
 
 def _forget() -> None:

@@ -164,7 +164,7 @@ class TestInterpreted:
     @staticmethod
     def check_transform(transform: Transform, name: str, core: Any) -> None:
         """Analysis against an exponential written out in complex128, and synthesis as its transpose."""
-        from spectralkernels.convolution.dft_triton.plans import transforms as plans
+        from spectralkernels.convolution.dft_triton.launches import transforms as plans
 
         numbers = PRECISIONS[name]
         x = torch.randn(3, *transform.lengths)

@@ -177,7 +177,7 @@ class TestInterpreted:
 
     def test_a_masked_mode_of_the_box_is_not_multiplied(self, seed: int) -> None:
         """Its spectra are not even read: they hold NaN here, and the product is zero."""
-        from spectralkernels.convolution.dft_triton.plans import products
+        from spectralkernels.convolution.dft_triton.launches import products
 
         z, w = torch.randn(2, 1, 2, 6), torch.randn(2, 1, 2, 12)
         z[1], w[1] = float("nan"), float("nan")

@@ -51,13 +51,13 @@ def test_answer_and_gradients(dtype: torch.dtype, seed: int):
 
 @interpreter
 def test_a_program_that_reads_the_wrong_row_of_the_kernel_is_seen(seed: int, monkeypatch: pytest.MonkeyPatch):
-    from spectralkernels.convolution.implicit_gemm import kernels
+    from spectralkernels.convolution.implicit_gemm import launches
 
     x, weight = torch.randn(2, 2, 9, 7), torch.randn(2, 1, 3, 5)
     band = conv_band((9, 7), (3, 5), compression=0.0)
     want = baselines.ideal(x, weight, None, band, 2)
-    launch = kernels.convolve_launch
-    monkeypatch.setattr(kernels, "convolve_launch", lambda x, w, b, y, pad: launch(x, w.roll(1, 2), b, y, pad))
+    launch = launches.convolve_launch
+    monkeypatch.setattr(launches, "convolve_launch", lambda x, w, b, y, pad: launch(x, w.roll(1, 2), b, y, pad))
     wrong = implicit_gemm(x, weight, None, band, 2)
     assert float((wrong.double() - want).norm() / want.norm()) > 0.1
     monkeypatch.undo()
@@ -112,7 +112,7 @@ def test_what_it_does_not_serve():
 @judged_compiler
 def test_it_runs_on_tensor_cores_and_spills_nothing():
     from spectralkernels.aot import compile_kernel, noted_launches
-    from spectralkernels.convolution.implicit_gemm.kernels import FINGERPRINTS
+    from spectralkernels.convolution.implicit_gemm.launches import FINGERPRINTS
 
     for watched in FINGERPRINTS:
         with noted_launches() as noted:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from spectralkernels.constants import planned
+from spectralkernels.convolution.dft_triton.launches import products, transforms
 from spectralkernels.convolution.dft_triton.layout import Layout, cells_of
 from spectralkernels.convolution.dft_triton.matrices import Transform
-from spectralkernels.convolution.dft_triton.plans import products, transforms
 from spectralkernels.convolution.dft_triton.precision import PRECISIONS, Precision
 
 
@@ -187,15 +187,24 @@ ALIGNED = 128
 
 def _workspace(planes: dict[str, int], geometry: Geometry, device: torch.device) -> dict[str, Tensor]:
     """Named spectra of so many planes, not yet filled, in one allocation."""
-    layout = geometry.layout
-    counts = [2 * geometry.modes * count for count in planes.values()]
-    room = [-(-count // ALIGNED) * ALIGNED for count in counts]
-    whole = torch.empty((sum(room),), dtype=geometry.numbers.storage, device=device)
-    parts = [part[:count] for part, count in zip(whole.split(room), counts, strict=True)]
-    return {
-        name: part.view(layout.modes_v, layout.modes_u, 2, count)
-        for (name, count), part in zip(planes.items(), parts, strict=True)
-    }
+    room, places = _places(geometry.layout, *planes.values())
+    whole = torch.empty((room,), dtype=geometry.numbers.storage, device=device)
+    return {name: whole.as_strided(*place) for name, place in zip(planes, places, strict=True)}
+
+
+Place = tuple[tuple[int, ...], tuple[int, ...], int]
+"""Shape, strides and offset of a spectrum in a workspace."""
+
+
+@planned
+def _places(layout: Layout, *planes: int) -> tuple[int, tuple[Place, ...]]:
+    """How many numbers a workspace of spectra of so many planes holds, and where each lies."""
+    places, room = [], 0
+    for count in planes:
+        shape = (layout.modes_v, layout.modes_u, 2, count)
+        places.append((shape, (2 * layout.modes_u * count, 2 * count, count, 1), room))
+        room += -(-math.prod(shape) // ALIGNED) * ALIGNED
+    return room, tuple(places)
 
 
 def _bias_gradient(dy: Tensor, gate: Tensor | None, g: Tensor, geometry: Geometry) -> Tensor:

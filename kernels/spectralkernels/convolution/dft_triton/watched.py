@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from spectralkernels.convolution.dft_triton import chain
+from spectralkernels.convolution.dft_triton.launches import products, transforms
 from spectralkernels.convolution.dft_triton.layout import Layout
-from spectralkernels.convolution.dft_triton.plans import products, transforms
 from spectralkernels.convolution.geometry import conv_band
 from spectralkernels.launch import NamedLaunch
 

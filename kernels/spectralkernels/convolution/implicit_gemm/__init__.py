@@ -65,7 +65,7 @@ Ints = Sequence[int]
 
 @operator("implicit_gemm", dense=True)
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, pad: Ints, out: Ints) -> Tensor:
-    from spectralkernels.convolution.implicit_gemm.kernels import convolve_launch
+    from spectralkernels.convolution.implicit_gemm.launches import convolve_launch
 
     y = torch.empty((*x.shape[:2], *out), dtype=x.dtype, device=x.device)
     convolve_launch(x, weight, bias, y, (pad[0], pad[1])).run()
@@ -80,7 +80,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, pad: Ints, out: Ints) -> T
 @operator("implicit_gemm_weight_gradient", dense=True)
 def _weight_gradient(dy: Tensor, x: Tensor, pad: Ints, taps: Ints) -> Tensor:
     """Float32 [channel, 1, *taps]."""
-    from spectralkernels.convolution.implicit_gemm.kernels import weight_gradient_launch
+    from spectralkernels.convolution.implicit_gemm.launches import weight_gradient_launch
 
     blocks = blocks_of(Sides(tuple(x.shape[2:]), tuple(dy.shape[2:]), tuple(taps), tuple(pad)))
     pieces = blocks.across * blocks.chunks

@@ -1,4 +1,4 @@
-"""The two kernels of the depthwise implicit GEMM, and their launches.
+"""The two kernels of the depthwise implicit GEMM.
 
 One row r of a kernel, between rows of maps, is a product with a Toeplitz matrix, [row, i] x [i, j] with
 T_r[i, j] = w[r, i - j + pad]. A program owns a channel, a block of output rows (of all images, one after another) and a
@@ -7,15 +7,8 @@ block of output columns; T_r is gathered from the row of the kernel and shared b
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
-from spectralkernels.convolution.implicit_gemm.blocks import Blocks, Sides, blocks_of, operand
-from spectralkernels.launch import Launch, NamedLaunch, triton_dtype
 
 
 @triton.jit
@@ -114,91 +107,3 @@ def weight_gradient_kernel(
     row = ((piece * channels + channel) * TAPS_H + tap_h).to(tl.int64)
     for tap_w in range(TAPS_W):
         tl.store(partial_ptr + row * TAPS_W + tap_w, tl.sum(tl.where(diagonal == tap_w, acc, 0.0)))
-
-
-def convolve_launch(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, pad: tuple[int, int]) -> Launch:
-    """The launch that fills y[b, c, h, w] = sum over r, t of x[b, c, h + r - pad, w + t - pad] weight[c, 0, r, t].
-
-    x: Real [batch, channel, H, W], weight: [channel, 1, *taps], bias: [channel] or None, y: [batch, channel, *out];
-    all contiguous. pad may be below 0.
-    """
-    sides = Sides(tuple(x.shape[2:]), tuple(y.shape[2:]), tuple(weight.shape[2:]), pad)
-    blocks = blocks_of(sides)
-    rows = x.shape[0] * sides.out[0]
-    return Launch(
-        kernel=convolve_kernel,
-        grid=(triton.cdiv(rows, blocks.rows) * x.shape[1] * blocks.across,),
-        arguments={
-            "x_ptr": x,
-            "weight_ptr": weight,
-            "bias_ptr": bias,
-            "y_ptr": y,
-            "rows": rows,
-            "channels": x.shape[1],
-            **_constants(sides, blocks, x.dtype),
-        },
-        # Three of float32 would not fit the shared memory of a smaller GPU.
-        options={"num_warps": blocks.warps, "num_stages": 3 if x.itemsize == 2 else 2},
-    )
-
-
-def weight_gradient_launch(dy: Tensor, x: Tensor, partial: Tensor, pad: tuple[int, int]) -> Launch:
-    """The launch that fills `partial`, Float32 [pieces, channel, *taps], whose sum over pieces is the gradient.
-
-    dy: Real [batch, channel, *out], x: Real [batch, channel, H, W]; contiguous. pieces: see `pieces_of`.
-    """
-    sides = Sides(tuple(x.shape[2:]), tuple(dy.shape[2:]), tuple(partial.shape[2:]), pad)
-    blocks = blocks_of(sides)
-    return Launch(
-        kernel=weight_gradient_kernel,
-        grid=(partial.shape[0] * x.shape[1] * sides.taps[0],),
-        arguments={
-            "dy_ptr": dy,
-            "x_ptr": x,
-            "partial_ptr": partial,
-            "rows": x.shape[0] * sides.out[0],
-            "channels": x.shape[1],
-            **_constants(sides, blocks, x.dtype),
-            "BLOCK_M": min(64, blocks.rows),
-        },
-        options={"num_warps": 4, "num_stages": 3},
-    )
-
-
-def _constants(sides: Sides, blocks: Blocks, dtype: torch.dtype) -> dict[str, Any]:
-    named = {"": sides.size, "OUT_": sides.out, "TAPS_": sides.taps, "PAD_": sides.pad}
-    lengths = {f"{name}{axis}": value for name, pair in named.items() for axis, value in zip("HW", pair, strict=True)}
-    return {
-        **lengths,
-        "BLOCK_M": blocks.rows,
-        "BLOCK_IN": blocks.inner,
-        "BLOCK_OUT": blocks.outer,
-        "CHUNKS": blocks.chunks,
-        "MMA": triton_dtype(operand(dtype)),
-    }
-
-
-def _watched(kind: str, batch: int, channels: int, side: int, taps: int, dtype: torch.dtype) -> NamedLaunch:
-    def call() -> None:
-        pad = (taps // 2, taps // 2)
-        x = torch.empty(batch, channels, side, side, dtype=dtype, device="meta")
-        weight = torch.empty(channels, 1, taps, taps, dtype=dtype, device="meta")
-        if kind == "forward":
-            bias = torch.empty(channels, dtype=dtype, device="meta")
-            convolve_launch(x, weight, bias, torch.empty_like(x), pad).run()
-        else:
-            sums = torch.empty(1, channels, taps, taps, device="meta")
-            weight_gradient_launch(x, x, sums, pad).run()
-
-    kept = str(dtype).removeprefix("torch.")
-    return NamedLaunch(f"{kind} {kept} B{batch} C{channels} {side}x{side} K{taps}x{taps}", call)
-
-
-FINGERPRINTS = (
-    _watched("forward", 32, 256, 28, 29, torch.bfloat16),
-    _watched("dw", 32, 256, 28, 29, torch.bfloat16),
-    _watched("forward", 8, 768, 32, 31, torch.bfloat16),
-    _watched("forward", 32, 128, 56, 31, torch.float32),
-    _watched("forward", 32, 96, 56, 7, torch.bfloat16),
-)
-"""The depthwise layers of the `gpu` profile."""

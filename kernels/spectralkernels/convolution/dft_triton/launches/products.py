@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 
 from spectralkernels.convolution.dft_triton.kernels import products as kernels
-from spectralkernels.convolution.dft_triton.plans.transforms import STAGES, numbers
+from spectralkernels.convolution.dft_triton.launches.transforms import STAGES, numbers
 from spectralkernels.convolution.dft_triton.precision import Precision
 from spectralkernels.convolution.dft_triton.tiles import product_tile
 from spectralkernels.launch import Launch, LaunchPlan, planned_launch
