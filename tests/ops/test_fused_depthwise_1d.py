@@ -249,7 +249,7 @@ class TestInterpreted:
         [
             ("a kernel that is not conjugated", {"CONJUGATE": False}),
             ("a band one wider", {"KEPT": 18}),
-            ("a turn that is left out", {"turn_ptr": torch.ones(2, 8, 16)}),
+            ("twiddle factors that are left out", {"twiddle_ptr": torch.ones(2, 8, 16)}),
             ("rows one shorter", {"N2": 15}),
         ],
     )

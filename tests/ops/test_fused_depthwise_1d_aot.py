@@ -65,7 +65,7 @@ EXPECTED = {
     ("forward", 4096, 5, "fast", "bf16"): {
         80: Expected(255, 80, "HMMA", 9300),
         90: Expected(255, 96, "HGMMA", 3600),
-        # 128 columns of turns stay in registers beside results that tcgen05 brings back whole.
+        # 128 columns of twiddles stay in registers beside results that tcgen05 brings back whole.
         100: Expected(255, 99, "UTCHMMA", 16500, spilled=176),
     },
     ("forward", 4096, 31, "4160", "bf16"): {

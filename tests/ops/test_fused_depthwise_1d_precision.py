@@ -59,10 +59,10 @@ def rows_of(series: Tensor, split: Digits, rows: int) -> Tensor:
     return torch.nn.functional.pad(filled.unflatten(-1, (rows, split.n2)), (0, split.width - split.n2))
 
 
-def turned(rows: Tensor, turn: Tensor, split: Digits, back: bool) -> Tensor:
+def twiddled(rows: Tensor, twiddle: Tensor, split: Digits, back: bool) -> Tensor:
     parts = rows.unflatten(-2, (split.j // 8, 2, 8))
     numbers = torch.complex(parts[..., 0, :, :], parts[..., 1, :, :])
-    wheel = torch.complex(turn[0], turn[1]).unflatten(0, (split.j // 8, 8))
+    wheel = torch.complex(twiddle[0], twiddle[1]).unflatten(0, (split.j // 8, 8))
     numbers = numbers * (wheel if back else wheel.conj())
     return torch.stack([numbers.real, numbers.imag], -3).flatten(-4, -2)
 
@@ -96,13 +96,13 @@ def band_mask(geometry: Geometry, split: Digits) -> Tensor:
 def emulated_in_digits(x: Tensor, weight: Tensor, geometry: Geometry, split: Digits, chosen: Precision) -> Tensor:
     made = two_level.matrices(geometry, split, chosen, CPU)
 
-    def analysed(rows: Tensor, low: Tensor, high: Tensor, turn: Tensor) -> Tensor:
-        return product(turned(product(low, rows, chosen), turn, split, False), high.mT, chosen)
+    def analysed(rows: Tensor, low: Tensor, high: Tensor, twiddle: Tensor) -> Tensor:
+        return product(twiddled(product(low, rows, chosen), twiddle, split, False), high.mT, chosen)
 
-    z = analysed(rows_of(x, split, split.rows_in), made.low_in, made.high, made.turn)
-    w = analysed(rows_of(weight[:, 0], split, split.rows_taps), made.low_taps, made.high_taps, made.turn_taps)
+    z = analysed(rows_of(x, split, split.rows_in), made.low_in, made.high, made.twiddle)
+    w = analysed(rows_of(weight[:, 0], split, split.rows_taps), made.low_taps, made.high_taps, made.twiddle_taps)
     y = stacked(signed(z, split) * signed(w, split).conj() * band_mask(geometry, split), split)
-    rows = turned(product(y, made.high_back.mT, chosen), made.turn, split, True)
+    rows = twiddled(product(y, made.high_back.mT, chosen), made.twiddle, split, True)
     out = product(made.low_out_back, rows, chosen)[..., : split.n2].flatten(-2, -1)
     return out[..., : geometry.out]
 
@@ -205,4 +205,4 @@ def test_the_turns_and_matrices_outside_the_digits_are_zero():
     assert low[:, : split.lows].any() and not low[:, split.lows :].any()
     high = made.high.unflatten(0, (2, split.u))
     assert not high[:, split.highs :].any() and not high[..., split.n2 :].any()
-    assert not made.turn[:, split.lows :].any() and not made.turn[..., split.n2 :].any()
+    assert not made.twiddle[:, split.lows :].any() and not made.twiddle[..., split.n2 :].any()

@@ -1,8 +1,8 @@
-"""The one list of modes that a truncated DFT computes, whatever the kind of mask.
+"""From a mask to the `ModeList` that a truncated DFT computes for it, whatever the kind of mask.
 
-A mask is read once on the host and becomes either a staircase (blocks of half-axis columns, each with rows |u| < k of
-its own: exact for bands and windows, tight for discs) or, where it keeps few scattered cells, those cells themselves.
-Cells that the list holds and the mask drops have weight zero; cells that it does not hold are never computed.
+A mask is read once on the host and becomes either a staircase (exact for bands and windows, tight for discs) or, where
+it keeps few scattered cells, those cells themselves. Cells that the list holds and the mask drops have weight zero;
+cells that it does not hold are never computed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Triton kernels of the bitmap format: expand, collect, and the slot of every word (imports triton).
 
-The compiler knows nothing of a gathered index, and of axes alike in that triton 3.6 has lanes run along the first, 3.7
-along the last. Here and in the kernels that use these, the claim that two neighbours of a row are contiguous decides it
-for the row, in both. It widens no access: an index that may begin anywhere is loaded by itself.
+Where an index is itself loaded from memory, the compiler cannot know which lanes of a warp address neighbours, and lays
+them along the first axis of a tile (triton 3.6) or along the last (3.7). These kernels, and those that use their
+functions, tell it with `tl.max_contiguous` that two neighbours of a row are contiguous: lanes then run along rows in
+both. No load gets wider by that, as an index may begin anywhere.
 """
 
 from __future__ import annotations

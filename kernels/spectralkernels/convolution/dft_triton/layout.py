@@ -1,7 +1,7 @@
-"""Which modes the kernels compute, in which order, and where a mask holds their weights.
+"""How the kernels compute the modes of a `ModeList`: by two matrices for a box around them, or by one for them alone.
 
-A box of modes |u| < k_h, v < k_w has separable transforms. A list that fills a box badly, or belongs to maps of up to
-16 x 16 pixels, has one matrix over exactly its cells. Cells of the box that are not listed have the weight zero.
+A box |u| < k_h, v < k_w has separable transforms; modes of the box that are not listed get the weight zero. One matrix
+over exactly the listed modes takes less where they fill their box badly, and for maps of up to 16 x 16 pixels.
 """
 
 from __future__ import annotations

@@ -4,9 +4,10 @@
 
 Two forms, the cheaper of which a call gets (`geometry.form`):
 
-dense       D is one matrix [2 F, L]: any N, also a prime one. 8 L F operations per series there and back.
-two-level   N = N1 N2: a product over rows, a turn, a product over columns, of which the band drops its share and the
-            sign of a frequency costs nothing: 4 L (N1 / 2 + 1) + 4 N2 F' operations each way, F' = F up to the tiles.
+one stage   D is one matrix [2 F, L]: any N, also a prime one. 8 L F operations per series there and back. In `dense`.
+two stages  N = N1 N2 after Cooley and Tukey: a product of radix N1 over rows, twiddle factors, a product of radix N2
+            over columns, of which the band drops its share and the sign of a frequency costs nothing:
+            4 L (N1 / 2 + 1) + 4 N2 F' operations each way, F' = F up to the tiles. In `two_level`.
 
 Prediction for 8 series in each of 768 channels, bf16, half of the spectrum dropped, on an H200 (4.3 TB/s, 790 TFLOP/s,
 132 multiprocessors that issue 4 instructions a cycle at 1.75 GHz), microseconds, padding included:

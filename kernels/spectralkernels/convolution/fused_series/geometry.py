@@ -1,4 +1,7 @@
-"""What a fused convolution of series is asked for, and into which digits its circle is split."""
+"""Sizes of a fused convolution of series, and how its DFT is done: by one matrix, or in two stages with N = N1 N2.
+
+Every split of N that fits a program is costed, with its padding, and so is the one matrix; the least cost wins.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +27,16 @@ class Geometry:
 
 @dataclass(frozen=True, slots=True)
 class Digits:
-    """N = n1 n2, how many digits are kept, and powers of two that hold them.
+    """The two stages of a DFT of N = n1 n2 samples, radix n1 and then radix n2, and powers of two that hold them.
 
-    A position is n2 l1 + l2 with l2 < n2: a row and a column of a matrix. A frequency is j + n1 q with 0 <= j <= n1 / 2
-    and q an odd multiple of 1/2; j is a whole number where n1 is even, else an odd multiple of 1/2, so that the sum is
-    whole. `lows` values of j and `highs` values of q > 0 reach every kept frequency or its negative.
+    Sample l = n2 l1 + l2 is row l1 and column l2 of a matrix [n1, n2]. Frequency k = j + n1 q is found from a product
+    over the rows l1, which leaves j, twiddle factors, and a product over the columns l2, which leaves q. The digits are
+    chosen around zero, so that a real series needs one sign of each: 0 <= j <= n1 / 2 and q > 0 an odd multiple of 1/2.
+    So that k stays whole, j is whole where n1 is even, else an odd multiple of 1/2 as well.
 
+    lows, highs: how many j and how many q > 0 reach every kept frequency or its negative.
     j, u: tiles of `lows` and `highs`. rows_in, rows_out, rows_taps: tiles of the rows of series, output and kernel.
-    block: columns that are held at once; chunks: how many blocks make a row.
+    block: columns that a program holds at once; chunks: how many blocks make a row.
     """
 
     n1: int
@@ -85,7 +90,8 @@ class Whole:
 
 
 LARGEST_DENSE = 1024
-"""Series and outputs whose matrix is worth reading: beyond it, a few megabytes per 64 series."""
+"""Samples of series or output up to which one matrix is weighed: a longer one has megabytes, which every 64 series
+read again."""
 
 
 def whole(geometry: Geometry, precision: Precision) -> Whole | None:
@@ -129,18 +135,20 @@ LARGEST_ROWS = 128
 """Rows of a series, an output or a kernel: the inner side of a product."""
 
 REGISTERS = 64
-"""Registers per thread that a tile of 32-bit numbers may take: products, or the turns that stay."""
+"""Registers per thread that a tile of 32-bit numbers may take: a product's, or the twiddles' where they are kept from
+one series to the next."""
 
 EASY_REGISTERS = 150
-"""How many the spectrum of the kernel, a product of it and the parts of its operands may take without spilling."""
+"""Registers per thread that the kernel's spectrum, one product with it and that product's split operands may take
+together before the compiler moves some to memory."""
 
 ROOM = min(SHARED_LIMITS.values())
-"""Bytes of shared memory for the matrices that stay and a series in flight, or for one matrix that does not: what every
-GPU has, and less than half of what a large one has, so that two programs share a multiprocessor."""
+"""Bytes of shared memory that a program may take, for all matrices and the next series, or for one matrix where not all
+fit. Every GPU has as many; a large one has more than twice, so that two programs share a multiprocessor."""
 
 CACHE_BYTE = 64
-"""Half-precision operations that a tensor core does while the second-level cache delivers a byte (H200: 790 / 5.5 and
-products at half of their peak)."""
+"""Half-precision operations in the time of a byte from the second-level cache. On an H200: 790 TFLOP/s at half of their
+peak, over 5.5 TB/s."""
 
 
 def _split(geometry: Geometry, n1: int, n2: int, precision: Precision) -> Digits | None:
@@ -161,8 +169,8 @@ def _split(geometry: Geometry, n1: int, n2: int, precision: Precision) -> Digits
     whole = max(16, next_pow2(n2))
     size = precision.pieces * precision.piece_size
     low, series = 2 * j * (rows_in + rows_out), (rows_in + 2 * j) * whole
-    turns = REGISTERS if precision.operand.itemsize == 2 else REGISTERS // 2
-    if 2 * j * whole <= turns * threads and size * (low + 4 * u * whole + series) <= ROOM:
+    twiddles = REGISTERS if precision.operand.itemsize == 2 else REGISTERS // 2
+    if 2 * j * whole <= twiddles * threads and size * (low + 4 * u * whole + series) <= ROOM:
         return Digits(n1, n2, lows, highs, j, u, rows_in, rows_out, rows_taps, whole, 1)
     block = 16 if spectrum > REGISTERS // 2 or precision.mode == "ieee" or whole == 32 else 32
     if n2 <= block or 2 * j * block > REGISTERS * threads or size * 2 * j * max(rows_in, rows_out, rows_taps) > ROOM:

@@ -1,1 +1,1 @@
-"""Series whose circle splits into two digits: two small products with a turn in between."""
+"""A DFT of series in two stages, after Cooley and Tukey: two small products with twiddle factors in between."""

@@ -5,10 +5,11 @@ odd multiple of 1/2. Then
 
     Z(j + N1 q) = sum_l2 e^{-2 pi i q l2 / N2}  e^{-2 pi i j l2 / N}  sum_l1 e^{-2 pi i (j + N1/2) l1 / N1} x[l1, l2]
 
-two small matrix products with a turn in between. x is real, so j >= 0 is enough; q and -q share their cosine and sine,
-so only q > 0 costs arithmetic: with B the turned rows, BC and BS over (re, im) are four quadrants `cc`, `sc` (im, cos),
-`cs` (re, sin), `ss`, and Z(j +- N1 q) = (cc +- ss) + i (sc -+ cs), as in the fused convolution of maps. The band
-limits q, so it halves the second product; it is exact because the kernel's spectrum is masked per frequency.
+two small matrix products with twiddle factors in between. x is real, so j >= 0 is enough. q and -q share their cosine
+and sine, so only q > 0 costs arithmetic: with B the rows after the twiddles, BC and BS over (re, im) are four quadrants
+`cc`, `sc` (im, cos), `cs` (re, sin), `ss`, and Z(j +- N1 q) = (cc +- ss) + i (sc -+ cs), as in the fused convolution of
+maps. The band limits q, so it halves the second product; it is exact because the kernel's spectrum is masked per
+frequency.
 
 Rows of j come in blocks of 16, eight re then eight im: then both parts of a number lie in the same thread. Each product
 but the last finds its left operand in the registers where the one before left it.
@@ -34,7 +35,7 @@ def _rows(ptr, column_0, LENGTH: tl.constexpr, N2: tl.constexpr, ROWS: tl.conste
 
 
 @triton.jit
-def _turns(ptr, column_0, J: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def _twiddles(ptr, column_0, J: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     """cos and sin of 2 pi j l2 / N, each [J / 8, 8, BLOCK]."""
     j = tl.arange(0, J // 8)[:, None, None] * 8 + tl.arange(0, 8)[None, :, None]
     at = ptr + j * WIDTH + (column_0 + tl.arange(0, BLOCK)[None, None, :])
@@ -42,20 +43,20 @@ def _turns(ptr, column_0, J: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.conste
 
 
 @triton.jit
-def _turned(rows, cos, sin, J: tl.constexpr, BLOCK: tl.constexpr, BACK: tl.constexpr):
+def _twiddled(rows, cos, sin, J: tl.constexpr, BLOCK: tl.constexpr, BACK: tl.constexpr):
     """[2 J, BLOCK], each complex number times cos - i sin, or times cos + i sin on the way back."""
     re, im = tl.split(tl.permute(tl.reshape(rows, (J // 8, 2, 8, BLOCK)), (0, 2, 3, 1)))
     if BACK:
-        turned_re = re * cos
-        turned_re -= im * sin
-        turned_im = im * cos
-        turned_im += re * sin
+        twiddled_re = re * cos
+        twiddled_re -= im * sin
+        twiddled_im = im * cos
+        twiddled_im += re * sin
     else:
-        turned_re = re * cos
-        turned_re += im * sin
-        turned_im = im * cos
-        turned_im -= re * sin
-    return tl.reshape(tl.permute(tl.join(turned_re, turned_im), (0, 3, 1, 2)), (2 * J, BLOCK))
+        twiddled_re = re * cos
+        twiddled_re += im * sin
+        twiddled_im = im * cos
+        twiddled_im -= re * sin
+    return tl.reshape(tl.permute(tl.join(twiddled_re, twiddled_im), (0, 3, 1, 2)), (2 * J, BLOCK))
 
 
 @triton.jit
@@ -64,7 +65,7 @@ def _analysed(
     exists,
     low_ptr,
     high_ptr,
-    turn_ptr,
+    twiddle_ptr,
     LENGTH: tl.constexpr,
     N2: tl.constexpr,
     ROWS: tl.constexpr,
@@ -80,10 +81,10 @@ def _analysed(
     for chunk in tl.range(0, CHUNKS, num_stages=1):
         column = chunk * BLOCK
         x = _rows(ptr, column, LENGTH, N2, ROWS, BLOCK, exists)
-        cos, sin = _turns(turn_ptr, column, J, BLOCK * CHUNKS, BLOCK)
+        cos, sin = _twiddles(twiddle_ptr, column, J, BLOCK * CHUNKS, BLOCK)
         low = _matrix(low_ptr, 2 * J, ROWS, ROWS)
         part = tl.dot(low, _operand(x, MMA, PRECISION), input_precision=PRECISION)
-        part = _turned(part, cos, sin, J, BLOCK, False)
+        part = _twiddled(part, cos, sin, J, BLOCK, False)
         high = tl.trans(_matrix(high_ptr + column, 2 * U, BLOCK, BLOCK * CHUNKS))
         z = tl.dot(_operand(part, MMA, PRECISION), high, z, input_precision=PRECISION)
     return z
@@ -93,7 +94,7 @@ def _analysed(
 def _analysed_whole(x, low, high, cos, sin, J: tl.constexpr, BLOCK: tl.constexpr, MMA: tl.constexpr, PRECISION):
     """A series whose rows are one block [ROWS, BLOCK] -> z [2 J, 2 U]; low [2 J, ROWS], high [BLOCK, 2 U]."""
     part = tl.dot(low, _operand(x, MMA, PRECISION), input_precision=PRECISION)
-    part = _turned(part, cos, sin, J, BLOCK, False)
+    part = _twiddled(part, cos, sin, J, BLOCK, False)
     return tl.dot(_operand(part, MMA, PRECISION), high, input_precision=PRECISION)
 
 
@@ -101,7 +102,7 @@ def _analysed_whole(x, low, high, cos, sin, J: tl.constexpr, BLOCK: tl.constexpr
 def _synthesised(z, high, low, cos, sin, J: tl.constexpr, BLOCK: tl.constexpr, MMA: tl.constexpr, PRECISION):
     """z [2 J, 2 U] -> [ROWS, BLOCK]; high [2 U, BLOCK], low [ROWS, 2 J]."""
     part = tl.dot(_operand(z, MMA, PRECISION), high, input_precision=PRECISION)
-    part = _turned(part, cos, sin, J, BLOCK, True)
+    part = _twiddled(part, cos, sin, J, BLOCK, True)
     return tl.dot(low, _operand(part, MMA, PRECISION), input_precision=PRECISION)
 
 
@@ -135,10 +136,10 @@ def convolve_kernel(
     high_in_ptr,
     low_taps_ptr,
     high_taps_ptr,
-    turn_taps_ptr,
+    twiddle_taps_ptr,
     low_out_ptr,
     high_out_ptr,
-    turn_ptr,
+    twiddle_ptr,
     batch,
     channels,
     SIZE: tl.constexpr,
@@ -167,14 +168,14 @@ def convolve_kernel(
     Per series it reads SIZE and writes OUT elements once, and the 4 LOWS HIGHS kept reals where modes_ptr is not None.
     FLOPs per series: 4 J WIDTH (ROWS_IN + ROWS_OUT + 4 U), WIDTH = BLOCK CHUNKS; the kernel's transform costs
     4 J WIDTH (ROWS_TAPS + 2 U) more per program.
-    Where a row is one block, matrices and turns stay on the multiprocessor, else they come from the cache per series.
+    Where a row is one block, matrices and twiddles stay on the multiprocessor, else every series reads the cache.
     """
     channel = tl.program_id(0) % channels
     first = (tl.program_id(0) // channels) * IMAGES
 
     taps_ptr = weight_ptr + channel * TAPS
     w = _analysed(
-        taps_ptr, True, low_taps_ptr, high_taps_ptr, turn_taps_ptr,
+        taps_ptr, True, low_taps_ptr, high_taps_ptr, twiddle_taps_ptr,
         TAPS, N2, ROWS_TAPS, J, U, BLOCK, CHUNKS, MMA, PRECISION,
     )  # fmt: skip
     w_cc, w_sc, w_cs, w_ss = _quadrants(w, U, J)
@@ -187,7 +188,7 @@ def convolve_kernel(
         low_out = _matrix(low_out_ptr, ROWS_OUT, 2 * J, 2 * J)
         high_in = tl.trans(_matrix(high_in_ptr, 2 * U, BLOCK, BLOCK))
         high_out = tl.trans(_matrix(high_out_ptr, BLOCK, 2 * U, 2 * U))
-        cos, sin = _turns(turn_ptr, 0, J, BLOCK, BLOCK)
+        cos, sin = _twiddles(twiddle_ptr, 0, J, BLOCK, BLOCK)
     bias = 0.0
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + channel).to(tl.float32)
@@ -201,7 +202,7 @@ def convolve_kernel(
             z = _analysed_whole(x, low_in, high_in, cos, sin, J, BLOCK, MMA, PRECISION)
         else:
             z = _analysed(
-                x_ptr + at * SIZE, exists, low_in_ptr, high_in_ptr, turn_ptr,
+                x_ptr + at * SIZE, exists, low_in_ptr, high_in_ptr, twiddle_ptr,
                 SIZE, N2, ROWS_IN, J, U, BLOCK, CHUNKS, MMA, PRECISION,
             )  # fmt: skip
         cc, sc, cs, ss = _quadrants(z, U, J)
@@ -222,7 +223,7 @@ def convolve_kernel(
             else:
                 low_out = _matrix(low_out_ptr, ROWS_OUT, 2 * J, 2 * J)
                 high = tl.trans(_matrix(high_out_ptr + column * (2 * U), BLOCK, 2 * U, 2 * U))
-                cos, sin = _turns(turn_ptr, column, J, BLOCK * CHUNKS, BLOCK)
+                cos, sin = _twiddles(twiddle_ptr, column, J, BLOCK * CHUNKS, BLOCK)
                 y = _synthesised(z, high, low_out, cos, sin, J, BLOCK, MMA, PRECISION) + bias
             l2 = column + tl.arange(0, BLOCK)[None, :]
             inside = (l2 < N2) & (l1 * N2 + l2 < OUT) & exists
@@ -238,10 +239,10 @@ def weight_gradient_kernel(
     low_dy_ptr,
     low_x_ptr,
     high_in_ptr,
-    turn_ptr,
+    twiddle_ptr,
     low_taps_ptr,
     high_taps_ptr,
-    turn_taps_ptr,
+    twiddle_taps_ptr,
     batch,
     channels,
     SIZE: tl.constexpr,
@@ -277,7 +278,7 @@ def weight_gradient_kernel(
         if modes_ptr is None:
             low_x = _matrix(low_x_ptr, 2 * J, ROWS_IN, ROWS_IN)
         high = tl.trans(_matrix(high_in_ptr, 2 * U, BLOCK, BLOCK))
-        cos, sin = _turns(turn_ptr, 0, J, BLOCK, BLOCK)
+        cos, sin = _twiddles(twiddle_ptr, 0, J, BLOCK, BLOCK)
     d_cc = tl.zeros((J // 8, 8, U), tl.float32)
     d_sc = tl.zeros((J // 8, 8, U), tl.float32)
     d_cs = tl.zeros((J // 8, 8, U), tl.float32)
@@ -291,7 +292,7 @@ def weight_gradient_kernel(
             g = _analysed_whole(dy, low_dy, high, cos, sin, J, BLOCK, MMA, PRECISION)
         else:
             g = _analysed(
-                dy_ptr + at * OUT, exists, low_dy_ptr, high_in_ptr, turn_ptr,
+                dy_ptr + at * OUT, exists, low_dy_ptr, high_in_ptr, twiddle_ptr,
                 OUT, N2, ROWS_OUT, J, U, BLOCK, CHUNKS, MMA, PRECISION,
             )  # fmt: skip
         g_cc, g_sc, g_cs, g_ss = _quadrants(g, U, J)
@@ -301,7 +302,7 @@ def weight_gradient_kernel(
                 z = _analysed_whole(x, low_x, high, cos, sin, J, BLOCK, MMA, PRECISION)
             else:
                 z = _analysed(
-                    x_ptr + at * SIZE, exists, low_x_ptr, high_in_ptr, turn_ptr,
+                    x_ptr + at * SIZE, exists, low_x_ptr, high_in_ptr, twiddle_ptr,
                     SIZE, N2, ROWS_IN, J, U, BLOCK, CHUNKS, MMA, PRECISION,
                 )  # fmt: skip
             cc, sc, cs, ss = _quadrants(z, U, J)
@@ -327,7 +328,7 @@ def weight_gradient_kernel(
     for chunk in tl.range(0, CHUNKS, num_stages=1):
         column = chunk * BLOCK
         high_taps = tl.trans(_matrix(high_taps_ptr + column * (2 * U), BLOCK, 2 * U, 2 * U))
-        cos_taps, sin_taps = _turns(turn_taps_ptr, column, J, BLOCK * CHUNKS, BLOCK)
+        cos_taps, sin_taps = _twiddles(twiddle_taps_ptr, column, J, BLOCK * CHUNKS, BLOCK)
         taps = _synthesised(d, high_taps, low, cos_taps, sin_taps, J, BLOCK, tl.float32, PRECISION)
         l2 = column + tl.arange(0, BLOCK)[None, :]
         tl.store(partial_ptr + (l1 * N2 + l2), taps, mask=(l2 < N2) & (l1 * N2 + l2 < TAPS))

@@ -46,10 +46,10 @@ def convolve_launch(
         "high_in_ptr": made.high,
         "low_taps_ptr": made.low_taps,
         "high_taps_ptr": made.high_taps,
-        "turn_taps_ptr": made.turn_taps,
+        "twiddle_taps_ptr": made.twiddle_taps,
         "low_out_ptr": made.low_in_back if reflected else made.low_out_back,
         "high_out_ptr": made.high_back,
-        "turn_ptr": made.turn,
+        "twiddle_ptr": made.twiddle,
     }
     return plan.of({**tensors, **matrix})
 
@@ -110,10 +110,10 @@ def weight_gradient_launch(
         "low_dy_ptr": made.low_out,
         "low_x_ptr": made.low_in,
         "high_in_ptr": made.high,
-        "turn_ptr": made.turn,
+        "twiddle_ptr": made.twiddle,
         "low_taps_ptr": made.low_taps_back,
         "high_taps_ptr": made.high_taps_back,
-        "turn_taps_ptr": made.turn_taps,
+        "twiddle_taps_ptr": made.twiddle_taps,
     }
     return plan.of({**tensors, **matrix})
 
@@ -147,8 +147,8 @@ def _warps(split: Digits, precision: Precision) -> int:
 
 def _narrower(split: Digits, precision: Precision) -> Digits:
     """The same with the blocks of columns that leave registers for a second spectrum."""
-    in_turns = 2 * split.j * split.block // (32 * split.warps)
-    block = 16 if wide(precision) else 32 if in_turns > 32 else split.block
+    in_twiddles = 2 * split.j * split.block // (32 * split.warps)
+    block = 16 if wide(precision) else 32 if in_twiddles > 32 else split.block
     return replace(split, block=block, chunks=-(-split.n2 // block))
 
 

@@ -1,13 +1,13 @@
-"""The real matrices and the turns of a two-level transform, padded to its tiles, in every orientation it reads.
+"""The real matrices and the twiddles of a two-level transform, padded to its tiles, in every orientation it reads.
 
     low  [2 J, l1]: cos 2 pi (j + N1/2) l1 / N1 and -sin, in blocks of 8 + 8 rows
-    turn [2, J, l2]: cos 2 pi j l2 / N, then sin
+    twiddle [2, J, l2]: cos 2 pi j l2 / N, then sin
     high [2 U, l2]: U rows of cos 2 pi q l2 / N2, then U rows of sin
 
 Both transforms of a series carry 1 / sqrt(N), as `norm="ortho"` does, so that a half-precision spectrum does not
 overflow at its mean. The way back counts what stands for itself and its negative twice: low where 0 < j < N1 / 2, and
 high always, as the quadrants hold half the sum over +q and -q. A kernel that begins at position `start` shifts l2 by
-it, in the turns and in high. Built in float64 from angles reduced in integers, rounded once.
+it, in the twiddles and in high. Built in float64 from angles reduced in integers, rounded once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from spectralkernels.convolution.fused_series.geometry import Digits, Geometry
 class Matrices:
     """low_*: [2 J, rows], high_*: [2 U, width]; *_back: the transposes, with the weights of the way back.
 
-    turn, turn_taps: Float32 [2, J, width]. All contiguous. *_taps_back are float32 in every class.
+    twiddle, twiddle_taps: Float32 [2, J, width]. All contiguous. *_taps_back are float32 in every class.
     """
 
     low_in: Tensor
@@ -40,8 +40,8 @@ class Matrices:
     high_back: Tensor
     high_taps: Tensor
     high_taps_back: Tensor
-    turn: Tensor
-    turn_taps: Tensor
+    twiddle: Tensor
+    twiddle_taps: Tensor
 
 
 @constant
@@ -69,7 +69,7 @@ def matrices(geometry: Geometry, split: Digits, precision: Precision, device: to
         parts[:, : split.highs, :n2] = torch.stack(_cos_sin(twice_q, positions, 2 * n2)) * scale
         return parts.flatten(0, 1)
 
-    def turn(start: int) -> Tensor:
+    def twiddle(start: int) -> Tensor:
         parts = torch.zeros(2, split.j, split.width, dtype=torch.float64)
         positions = torch.arange(start, start + n2)
         parts[:, : split.lows, :n2] = torch.stack(_cos_sin(twice_j, positions, 2 * geometry.n))
@@ -87,8 +87,8 @@ def matrices(geometry: Geometry, split: Digits, precision: Precision, device: to
         high_back=rounded(high(0, 2.0 * ortho_high).t()),
         high_taps=rounded(high(geometry.start, 1.0)),
         high_taps_back=rounded(high(geometry.start, 2.0).t(), torch.float32),
-        turn=turn(0),
-        turn_taps=turn(geometry.start),
+        twiddle=twiddle(0),
+        twiddle_taps=twiddle(geometry.start),
     )
 
 
