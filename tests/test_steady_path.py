@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from spectralkernels import dispatch
 from spectralkernels.declare import Case, Implementation, Operation
 from spectralkernels.launch import triton_unavailable
+from spectralkernels.operators import NAMESPACE, OPERATORS
 from spectralkernels.ops import load_operations
+from spectralkernels.ops.band_limited_conv2d import band_limited_conv2d
 from spectralkernels.sparse import SparseSpectrum
 
 WAITS = (
@@ -46,11 +47,10 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.name().replace("::", ".")
-        ours = OPDEFS.get(func.name())
-        if ours is not None:
-            # A custom operator is Python: watch what it calls.
+        if func.namespace == NAMESPACE:
+            # An operator of ours is Python: watch what it calls.
             with self:
-                return ours._init_fn(*args, **(kwargs or {}))
+                return OPERATORS[name.partition(".")[2]].compute(*args, **(kwargs or {}))
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         known = {storage(leaf) for leaf in given}
         if name.startswith("aten.index.") and any(leaf.dtype == torch.bool for leaf in given[1:]):
@@ -156,6 +156,13 @@ def test_a_training_step_can_be_captured(
         return list(torch.autograd.grad(output, list(leaves.values()), torch.ones_like(output)))
 
     assert not faults(watched(step))
+
+
+def test_what_happens_within_an_operator_is_seen(seed: int):
+    x, weight = torch.randn(1, 2, 7, 6), torch.randn(3, 2, 3, 3)
+    with torch.no_grad():
+        watch = watched(lambda: band_limited_conv2d(x, weight, compression=0.5, impl="dft_gemm"))
+    assert "aten.bmm.out" in watch.called and not any(name.startswith(NAMESPACE) for name in watch.called)
 
 
 @pytest.mark.parametrize(

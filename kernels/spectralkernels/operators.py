@@ -25,6 +25,10 @@ NAMESPACE = "spectralkernels"
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
+OPERATORS: dict[str, Operator] = {}
+"""By their names under torch.ops.spectralkernels."""
+
+
 class Operator:
     """torch.ops.spectralkernels.<name>, and <name>_plain without a derivative; a call takes the right one.
 
@@ -35,6 +39,7 @@ class Operator:
         self.compute = compute
         self._names = (name, f"{name}_plain")
         for each in self._names:
+            OPERATORS[each] = self
             _LIBRARY.define(each + schema, tags=(torch.Tag.pt2_compliant_tag,))
             _LIBRARY.impl(each, compute, "CompositeExplicitAutograd")
         self.differentiable, self.plain = (getattr(getattr(torch.ops, NAMESPACE), each).default for each in self._names)
