@@ -115,9 +115,8 @@ def floor_seconds(found: CaseProfile, ceilings: Ceilings) -> float:
     """Seconds of the pass's arithmetic or of its bytes at the measured ceilings, whichever is longer."""
     from spectralbench.ceilings import FORWARD_PASSES
 
-    return FORWARD_PASSES[found.pass_] * max(
-        found.cost.bytes / ceilings.bytes_per_second, found.cost.flops / ceilings.flops_per_second
-    )
+    moved, computed = found.cost.bytes / ceilings.bytes_per_second, found.cost.flops / ceilings.flops_per_second
+    return FORWARD_PASSES[found.pass_] * max(moved, computed)
 
 
 def as_dict(found: CaseProfile, ceilings: Ceilings) -> dict[str, Any]:
