@@ -16,15 +16,15 @@ from typing import Any
 
 import fake_operations
 import pytest
+import synthetic_records as synthetic
 
 from spectralbench.ceilings import Roofs
 from spectralbench.gpu import correctness, native_tests, packing, pipeline
 from spectralbench.gpu.__main__ import main
-from spectralbench.gpu.budget import ENDS, Budget
-from spectralbench.gpu.correctness import Finding
+from spectralbench.gpu.budget import ENDS, StageBudget
 from spectralbench.identity import Identity
 from spectralbench.journal import record_key
-from spectralbench.record import read_tree
+from spectralbench.record import Record, read_tree
 from spectralbench.sweep import Item, Request
 from spectralbench.worker import WorkerBroken
 from spectralkernels.errors import RangeError
@@ -171,13 +171,13 @@ def all_checks(jobs: list[Item]) -> list[Identity]:
 def test_findings_name_the_guilty_and_are_stored_one_by_one(tmp_path: Path) -> None:
     request, jobs = fake_jobs("steady", "raising", "crashing")
     path = tmp_path / "found.jsonl"
-    budget = Budget(600.0)
+    budget = StageBudget(600.0)
     setup = correctness.setup(request)
     found = correctness.check_all(jobs, path, budget, setup, 2, quiet)
     assert sorted(found, key=repr) == sorted(correctness.read(path), key=repr)
-    by_name = {finding.check.implementation: finding for finding in found}
-    assert by_name["plain"].status == "right"
-    assert (by_name["raises"].kind, by_name["segfault"].kind) == ("error", "crash")
+    by_name = {record.implementation: record for record in found}
+    assert by_name["plain"].status == "measured"
+    assert (by_name["raises"].failure, by_name["segfault"].failure) == ("error", "crash")
     assert by_name["gpu_only"].status == "skipped"
     operations = fake_operations.load_operations()
     assert set(correctness.excluded(found, operations)) == {
@@ -190,7 +190,7 @@ def test_findings_name_the_guilty_and_are_stored_one_by_one(tmp_path: Path) -> N
     torn = path.read_text()[:-30]
     path.write_text(torn)
     again = correctness.check_all(jobs, path, budget, setup, 1, quiet)
-    assert {finding.check for finding in again} == set(all_checks(jobs))
+    assert {record.identity for record in again} == set(all_checks(jobs))
     assert path.read_text().startswith(torn + "\n"), "the torn line stays alone"
 
 
@@ -199,21 +199,22 @@ def test_the_end_of_the_stage_is_nobodys_failure(tmp_path: Path) -> None:
     path = tmp_path / "found.jsonl"
     began = time.monotonic()
     # The stage's share of 5 seconds is 3.
-    found = correctness.check_all(jobs, path, Budget(5.0), correctness.setup(request), 1, quiet)
+    found = correctness.check_all(jobs, path, StageBudget(5.0), correctness.setup(request), 1, quiet)
     assert time.monotonic() - began < 25
-    assert not [finding for finding in found if finding.check.implementation == "hang"]
+    assert not [record for record in found if record.implementation == "hang"]
     assert correctness.read(path) == found
 
 
 def test_a_wrong_backward_pass_leaves_the_forward_pass_and_rivals_are_never_left_out() -> None:
-    def finding(name: str, pass_: str, kind: str) -> Finding:
-        return Finding(
-            Identity("steady", 3, name, "size=1", "float32", pass_, (1,), "warm", "eager", 0), "failed", kind, "0.3"
-        )
+    def failed(name: str, pass_: str, kind: str) -> Record:
+        return synthetic.record(
+            None, status="failed", operation="steady", implementation=name, case={"size": 1}, pass_=pass_,
+            failure=kind, reason="0.3",
+        )  # fmt: skip
 
     operations = fake_operations.load_operations()
     excluded = correctness.excluded(
-        [finding("twin", "both", "wrong"), finding("plain", "forward", "wrong"), finding("gpu_only", "both", "oom")],
+        [failed("twin", "both", "wrong"), failed("plain", "forward", "wrong"), failed("gpu_only", "both", "oom")],
         operations,
     )
     assert set(excluded) == {("steady", "twin", "both")}
@@ -262,7 +263,7 @@ def test_without_pytest_or_tests_it_says_so(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.fixture
-def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[pipeline.Run, list[str]]:
+def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[pipeline.Stages, list[str]]:
     """A run on a CUDA machine that does nothing but write down what it would do."""
     done: list[str] = []
 
@@ -270,10 +271,11 @@ def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[pipeline.Ru
         done.append(f"{stage} {request.profile} {request.device} {len(chosen)}")
         return [f"{stage}: something not reached"]
 
-    def check_all(*_: Any) -> list[Finding]:
+    def check_all(*_: Any) -> list[Record]:
         done.append("correctness")
-        check = Identity("band_limited_conv2d", 1, "dft_triton", "K=3", "float32", "both", (8, 8), "warm", "eager", 0)
-        return [Finding(check, "failed", "wrong", "relative L2 error 0.3")]
+        wrong = {"status": "failed", "failure": "wrong", "reason": "relative L2 error 0.3", "pass_": "both"}
+        who = {"operation": "band_limited_conv2d", "implementation": "dft_triton", "case": {"K": 3}}
+        return [synthetic.record(None, **who, **wrong)]
 
     def native(*_: Any) -> dict[str, Any]:
         done.append("tests")
@@ -291,10 +293,10 @@ def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[pipeline.Ru
     monkeypatch.setattr(pipeline.native_tests, "run", native)
     monkeypatch.setattr(pipeline, "roofs_of", roofs_of)
     monkeypatch.setattr(pipeline, "measure_phases", phases)
-    return pipeline.Run(tmp_path / "out", "cuda", Budget(540.0), tests=True, say=quiet), done
+    return pipeline.Stages(tmp_path / "out", "cuda", StageBudget(540.0), tests=True, say=quiet), done
 
 
-def test_stages_come_in_order_and_leave_their_files(stages: tuple[pipeline.Run, list[str]]) -> None:
+def test_stages_come_in_order_and_leave_their_files(stages: tuple[pipeline.Stages, list[str]]) -> None:
     run, done = stages
     text, failed = run.all_stages()
     assert failed
@@ -314,13 +316,13 @@ def test_stages_come_in_order_and_leave_their_files(stages: tuple[pipeline.Run, 
         assert words in text, words
 
     done.clear()
-    pipeline.Run(run.out, "cuda", Budget(540.0), tests=True, say=quiet).all_stages()
+    pipeline.Stages(run.out, "cuda", StageBudget(540.0), tests=True, say=quiet).all_stages()
     again = [stage for stage in ENDS if stage != "ceilings"]
     assert [line.split()[0] for line in done] == again, "what has a file is not repeated"
 
 
 def test_a_process_that_does_not_start_or_a_ceiling_that_cannot_be_measured_ends_its_stage_alone(
-    stages: tuple[pipeline.Run, list[str]], monkeypatch: pytest.MonkeyPatch
+    stages: tuple[pipeline.Stages, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, done = stages
 
@@ -339,7 +341,9 @@ def test_a_process_that_does_not_start_or_a_ceiling_that_cannot_be_measured_ends
     assert "ceilings: RuntimeError: CUDA out of memory" in text
 
 
-def test_an_interrupt_leaves_a_summary(stages: tuple[pipeline.Run, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_leaves_a_summary(
+    stages: tuple[pipeline.Stages, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, _ = stages
 
     def interrupted(*_: Any, **__: Any) -> None:
@@ -351,7 +355,9 @@ def test_an_interrupt_leaves_a_summary(stages: tuple[pipeline.Run, list[str]], m
     assert "60 Tflop/s" in (run.out / "summary.md").read_text()
 
 
-def test_what_is_not_installed_is_said(stages: tuple[pipeline.Run, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_installed_is_said(
+    stages: tuple[pipeline.Stages, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, _ = stages
     monkeypatch.setattr(pipeline, "_installed", lambda name: name != "pynvml")
     text, _ = run.all_stages()

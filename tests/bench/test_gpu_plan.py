@@ -13,7 +13,7 @@ import pytest
 
 from spectralbench import sweep
 from spectralbench.gpu import correctness
-from spectralbench.gpu.budget import ENDS, Budget, hard_stop
+from spectralbench.gpu.budget import ENDS, StageBudget, hard_stop
 from spectralbench.gpu.classes import CLASSES, PRODUCTS, accuracy_class, at_least_as_accurate
 from spectralbench.gpu.plan import EAGER, GRAPHS, MEMORY_PROCESS, STAGES, Phase, select
 from spectralbench.gpu.sweeping import measure_phases
@@ -119,7 +119,7 @@ def test_an_excluded_implementation_is_not_timed_in_that_pass(items: list[sweep.
 
 def test_stages_end_in_order_and_leave_their_rest_to_the_next() -> None:
     now = Now()
-    budget = Budget(100.0, now)
+    budget = StageBudget(100.0, now)
     assert list(ENDS.values()) == sorted(ENDS.values()) and list(ENDS.values())[-1] == 1.0
     assert budget.left("targets") == pytest.approx(100 * ENDS["targets"])
     now.seconds += 50
@@ -127,13 +127,13 @@ def test_stages_end_in_order_and_leave_their_rest_to_the_next() -> None:
     assert budget.left("replicates") == pytest.approx(100 * ENDS["replicates"] - 50)
     assert budget.elapsed() == 50
     with pytest.raises(Exception, match="must be a number of seconds above 0, got -1"):
-        Budget(-1.0)
+        StageBudget(-1.0)
 
 
 @pytest.mark.parametrize("seconds", [60.0, 200.0, 540.0])
 def test_no_phase_is_begun_without_time(seconds: float, tmp_path: Path) -> None:
     now = Now()
-    budget = Budget(seconds, now)
+    budget = StageBudget(seconds, now)
     asked: list[Request] = []
 
     def run(request: Request, out: Path, environment: Any, progress: Any) -> Sweep:

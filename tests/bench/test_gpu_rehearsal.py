@@ -18,7 +18,7 @@ from synthetic_records import environment
 from spectralbench import sweep
 from spectralbench.ceilings import Roofs
 from spectralbench.gpu import packing, pipeline
-from spectralbench.gpu.budget import Budget
+from spectralbench.gpu.budget import StageBudget
 from spectralbench.gpu.compare import settings
 from spectralbench.gpu.judge import judge
 from spectralbench.gpu.plan import ALLOCATED, DRIVER, TIMED
@@ -108,8 +108,8 @@ def rent(planned: list[sweep.Item], monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(pipeline, "measure_phases", phases)
         monkeypatch.setattr(pipeline.correctness, "check_all", checked)
         monkeypatch.setattr(pipeline.correctness, "processes", lambda _: 8)
-        budget = Budget(seconds, device.now)
-        run = pipeline.Run(
+        budget = StageBudget(seconds, device.now)
+        run = pipeline.Stages(
             out, "cuda", budget, sources=SOURCES, say=lambda text: print(f"{device.seconds:6.1f} s  {text}")
         )
         try:

@@ -14,7 +14,7 @@ from synthetic_records import environment, record
 from spectralbench.ceilings import Roofs
 from spectralbench.gpu.compare import losses, settings
 from spectralbench.gpu.forecast import FORECASTS, PUBLISHED, markdown
-from spectralbench.gpu.judge import Verdict, judge
+from spectralbench.gpu.judge import Judgement, judge
 from spectralbench.gpu.summary import SHOWN, Stored, write
 from spectralbench.gpu.tables import table
 from spectralbench.gpu.targets import TARGETS, Place
@@ -55,7 +55,7 @@ def made(
     ]
 
 
-def verdicts(records: list[Record], roofs: Roofs | None = ROOFS, **excluded: str) -> dict[str, Verdict]:
+def verdicts(records: list[Record], roofs: Roofs | None = ROOFS, **excluded: str) -> dict[str, Judgement]:
     found = settings(records, OPERATIONS, roofs)
     return {verdict.target.name: verdict for verdict in judge(found, records, roofs, OPERATIONS, excluded)}  # type: ignore[arg-type]
 

@@ -14,8 +14,8 @@ from typing import Literal
 from spectralbench.fingerprint import sass
 from spectralbench.fingerprint.stored import Fingerprint
 
-Verdict = Literal["same", "changed", "worse", "segment", "new", "gone"]
-JUDGED: frozenset[Verdict] = frozenset({"same", "changed", "worse"})
+Standing = Literal["same", "changed", "worse", "segment", "new", "gone"]
+JUDGED: frozenset[Standing] = frozenset({"same", "changed", "worse"})
 NOTHING_COMPARABLE = 3
 
 _COSTS = {
@@ -32,12 +32,12 @@ GENERATIONS = {1: "mma", 2: "wgmma", 3: "tcgen05"}
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """The verdict on one fingerprint: what grew or narrowed (`worse`), and everything else that is different."""
+    """How one fingerprint stands: what grew or narrowed (`worse`), and everything else that is different."""
 
     kernel: str
     launch: str
     capability: int
-    verdict: Verdict
+    verdict: Standing
     worse: tuple[str, ...] = ()
     other: tuple[str, ...] = ()
 

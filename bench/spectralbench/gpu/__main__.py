@@ -91,16 +91,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _measure(given: argparse.Namespace, out: Path) -> int:
     from spectralbench import sweep
-    from spectralbench.gpu.budget import Budget
-    from spectralbench.gpu.pipeline import Run
+    from spectralbench.gpu.budget import StageBudget
+    from spectralbench.gpu.pipeline import Stages
     from spectralbench.journal import JournalError
     from spectralkernels.errors import RangeError
 
     try:
-        run = Run(
+        run = Stages(
             out=out,
             device=sweep.choose_device(given.device),
-            budget=Budget(given.time_budget),
+            budget=StageBudget(given.time_budget),
             operations=tuple(given.only),
             commit=given.commit,
             processes=given.processes,

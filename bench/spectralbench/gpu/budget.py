@@ -23,7 +23,7 @@ ENDS: Mapping[str, float] = {
 """Stage -> share of the time at whose end it must be over, in order; what a stage leaves is the next one's."""
 
 
-class Budget:
+class StageBudget:
     """Seconds for everything, counted from now on. `now` is a clock in seconds."""
 
     def __init__(self, seconds: float, now: Callable[[], float] = time.monotonic) -> None:

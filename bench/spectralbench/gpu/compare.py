@@ -22,7 +22,7 @@ Process = tuple[str | None, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class Contestant:
     """One implementation in one setting.
 
     by_process: each process's median, seconds, by card and number. seconds: their median. floor_share: floor over
@@ -50,7 +50,7 @@ class Subject:
         clock."""
         return self.role == "kernel" and not self.frozen
 
-    def times(self, other: Subject) -> float:
+    def times(self, other: Contestant) -> float:
         """How many times as long this one takes: the median over the processes that timed both, on one card.
 
         Of the medians where no process timed both.
@@ -73,23 +73,23 @@ class Setting:
     launch: str
     cache: str
     cost: Cost | None
-    subjects: tuple[Subject, ...]
+    subjects: tuple[Contestant, ...]
 
     @cached_property
     def label(self) -> str:
         """For people."""
         return f"{self.operation}[{self.case_id}] {self.dtype} {self.pass_}"
 
-    def subject(self, name: str) -> Subject | None:
+    def subject(self, name: str) -> Contestant | None:
         """The subject of that name, if it was timed."""
         return next((found for found in self.subjects if found.name == name), None)
 
-    def best_of_ours(self, accuracy: str | None) -> Subject | None:
+    def best_of_ours(self, accuracy: str | None) -> Contestant | None:
         """The fastest of our kernels that is of this class or a finer one."""
         fit = [found for found in self.subjects if found.ours and at_least_as_accurate(found.accuracy, accuracy)]
         return min(fit, key=lambda found: found.seconds, default=None)
 
-    def rivals(self) -> Iterator[Subject]:
+    def rivals(self) -> Iterator[Contestant]:
         """Everyone else's implementations, fastest first."""
         yield from sorted((s for s in self.subjects if s.role != "kernel"), key=lambda found: found.seconds)
 
@@ -127,13 +127,13 @@ def _setting(records: list[Record], operation: Operation, roofs: Roofs | None) -
     )
 
 
-def _subject(records: list[Record], operation: Operation, cost: Cost | None, roofs: Roofs | None) -> Subject:
+def _subject(records: list[Record], operation: Operation, cost: Cost | None, roofs: Roofs | None) -> Contestant:
     first = records[0]
     by_process = {(record.card, record.replicate): median(record, "device_time") or 0.0 for record in records}
     seconds = statistics.median(by_process.values())
     errors = [error for record in records if (error := median(record, "rounding_error")) is not None]
     accuracy = accuracy_class(operation, first.implementation, first.dtype)
-    return Subject(
+    return Contestant(
         first.implementation,
         first.role,
         operation.subject(first.implementation).frozen,
@@ -165,8 +165,8 @@ class Loss:
     """A setting in which a rival beats every kernel of ours that is at least as accurate."""
 
     setting: Setting
-    ours: Subject
-    rival: Subject
+    ours: Contestant
+    rival: Contestant
 
     @property
     def ratio(self) -> float:

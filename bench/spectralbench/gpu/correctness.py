@@ -1,45 +1,36 @@
 """Every implementation against its float64 reference on small cases, on the device itself, by several processes.
 
-A check is one implementation of one case in one pass, through the gate of the measuring core; all checks of a case and
-pass are one job, so that its inputs and reference are made once. What is timed passes the same gate on its own case.
+A check is a record without a time: one implementation of one case in one pass, through the gate of the measuring core.
+All checks of a case and pass are one job, so that its inputs and reference are made once. What is timed passes the same
+gate on its own case.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from spectralbench import sweep
-from spectralbench.gpu.budget import Budget
+from spectralbench.gpu.budget import StageBudget
 from spectralbench.gpu.plan import Excluded
 from spectralbench.identity import Identity
-from spectralbench.outcome import Failed, Measured, Outcome, Skipped
+from spectralbench.outcome import Outcome
+from spectralbench.record import Record, from_outcome, read_file, record_line
 from spectralbench.sweep import Item
 from spectralbench.worker import Setup, State, Task, Worker, WorkerBroken
 from spectralkernels.declare import Operation
 
 LONGEST_CHECK = 120.0
-WHOLE = {field.name for field in fields(Identity)}
+ROUNDING = "rounding_error"
 BYTES_PER_PROCESS = 12 << 30
 """Device memory that one process may need: the float64 reference of the largest case, several times over."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What became of a check: status is "right", "skipped" or "failed"; kind is a failure's."""
-
-    check: Identity
-    status: str
-    kind: str | None = None
-    reason: str | None = None
-    rounding_error: float | None = None
 
 
 def plan(request: sweep.Request) -> list[Item]:
@@ -68,15 +59,15 @@ def processes(device: str) -> int:
 
 
 def check_all(
-    jobs: Sequence[Item], path: Path, budget: Budget, setup: Setup, count: int, say: Callable[[str], None]
-) -> list[Finding]:
-    """Check what `path` does not hold yet, until the stage's time is over; append each finding as it comes.
+    jobs: Sequence[Item], path: Path, budget: StageBudget, setup: Setup, count: int, say: Callable[[str], None]
+) -> list[Record]:
+    """Check what `path` does not hold yet, until the stage's time is over; append each record as it comes.
 
-    setup: of the processes; count: how many. Returns: all findings in `path`, of this run and earlier ones.
+    setup: of the processes; count: how many. Returns: all records in `path`, of this run and earlier ones.
     Raises: WorkerBroken if no process can be started.
     """
     found = read(path)
-    known = {finding.check for finding in found if finding.kind != "timeout"}
+    known = {record.identity for record in found if record.failure != "timeout"}
     waiting = [job for job in (_without(item, known) for item in jobs) if job.implementations]
     planned, left = (sum(len(item.implementations) for item in items) for items in (jobs, waiting))
     say(f"correctness: {left} of {planned} checks, {count} processes, {budget.left('correctness'):.0f} s")
@@ -103,17 +94,14 @@ def check_all(
                 except WorkerBroken as error:
                     trouble.append(error)
                     return
-                findings = [
-                    _finding(check, results[name].outcome)
-                    for name, check in checks(job).items()
-                    if not (ended and _timed_out(results[name].outcome))
-                ]
+                made = [_record(job, name, results[name].outcome) for name in job.implementations]
+                made = [record for record in made if not (ended and record.failure == "timeout")]
                 with lock:
-                    found.extend(findings)
-                    _append(path, findings)
-                    for finding in findings:
-                        if finding.status == "failed":
-                            say(f"  failed: {describe(finding)}")
+                    found.extend(made)
+                    _append(path, made)
+                    for record in made:
+                        if record.status == "failed":
+                            say(f"  failed: {describe(record)}")
 
     threads = [threading.Thread(target=work, daemon=True) for _ in range(min(count, len(waiting)))]
     for thread in threads:
@@ -130,85 +118,68 @@ def _without(item: Item, known: Collection[Identity]) -> Item:
     return replace(item, implementations=tuple(name for name, check in checks(item).items() if check not in known))
 
 
-def _timed_out(outcome: Outcome) -> bool:
-    return isinstance(outcome, Failed) and outcome.kind == "timeout"
+def _record(job: Item, name: str, outcome: Outcome) -> Record:
+    return from_outcome(
+        outcome,
+        **{**asdict(job.identity(name, State())), "case": dict(job.case.params)},
+        role=job.operation.subject(name).role,
+        replicate=0,
+        profile="smoke",
+        recorded_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+    )
 
 
-def _finding(check: Identity, outcome: Outcome) -> Finding:
-    match outcome:
-        case Measured(measurements):
-            return Finding(check, "right", rounding_error=measurements[0].median)
-        case Skipped(reason):
-            return Finding(check, "skipped", reason=reason)
-        case Failed(kind, error):
-            return Finding(check, "failed", kind, error)
-
-
-def _append(path: Path, findings: Sequence[Finding]) -> None:
+def _append(path: Path, records: Sequence[Record]) -> None:
     with path.open("a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(asdict(finding)) + "\n" for finding in findings))
+        file.write("".join(map(record_line, records)))
         file.flush()
         os.fsync(file.fileno())
 
 
-def read(path: Path) -> list[Finding]:
-    """The findings of a file; a line that a kill has torn, or that does not say all of what was checked, is left out.
-
-    Its check is made again.
-    """
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            stored = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        check = stored["check"]
-        if check.keys() == WHOLE:
-            found.append(Finding(**{**stored, "check": Identity(**{**check, "fft_size": tuple(check["fft_size"])})}))
-    return found
+def read(path: Path) -> list[Record]:
+    """The records of a file; a line that a kill has torn is left out, and its check is made again."""
+    return list(read_file(path).records) if path.exists() else []
 
 
-def excluded(findings: Sequence[Finding], operations: Mapping[str, Operation]) -> Excluded:
+def excluded(records: Sequence[Record], operations: Mapping[str, Operation]) -> Excluded:
     """Which of our kernels are not timed, because a check was not just slow or too large but wrong; the first reason.
 
     A wrong forward pass takes the passes with gradients along. Others' implementations stay: each must pass the gate
     again on every case that is timed, and a rival that is missing would flatter us.
     """
     reasons: dict[tuple[str, str, str], str] = {}
-    for finding in findings:
-        check = finding.check
-        ours = operations[check.operation].subject(check.implementation).role == "kernel"
-        if ours and finding.status == "failed" and finding.kind in ("wrong", "error", "crash"):
-            for pass_ in ("forward", "both", "backward") if check.pass_ == "forward" else (check.pass_,):
-                who = (check.operation, check.implementation, pass_)
-                reasons.setdefault(who, f"failed its check: {describe(finding)}")
+    for record in records:
+        ours = operations[record.operation].subject(record.implementation).role == "kernel"
+        if ours and record.failure in ("wrong", "error", "crash"):
+            for pass_ in ("forward", "both", "backward") if record.pass_ == "forward" else (record.pass_,):
+                who = (record.operation, record.implementation, pass_)
+                reasons.setdefault(who, f"failed its check: {describe(record)}")
     return reasons
 
 
-def describe(finding: Finding) -> str:
+def describe(record: Record) -> str:
     """One line for people."""
-    check = finding.check
-    where = f"{check.operation} {check.implementation} [{check.case}] {check.dtype} {check.pass_}"
-    return f"{where}: {finding.kind or finding.status}: {finding.reason}"
+    where = f"{record.operation} {record.implementation} [{record.case_id}] {record.dtype} {record.pass_}"
+    return f"{where}: {record.failure or record.status}: {record.reason}"
 
 
-def report(findings: Sequence[Finding], planned: int) -> tuple[dict[str, Any], str]:
+def report(records: Sequence[Record], planned: int) -> tuple[dict[str, Any], str]:
     """The stage as JSON values and as text: totals, the largest error per implementation, failures, reasons to skip."""
-    totals = Counter(finding.status for finding in findings)
+    totals = Counter("right" if record.status == "measured" else record.status for record in records)
     errors: dict[str, float] = {}
-    for finding in findings:
-        if finding.rounding_error is not None:
-            who = f"{finding.check.operation} {finding.check.implementation} {finding.check.dtype}"
-            errors[who] = max(errors.get(who, 0.0), finding.rounding_error)
-    failed = [describe(finding) for finding in findings if finding.status == "failed"]
+    for record in records:
+        if (error := record.metric(ROUNDING)) is not None:
+            who = f"{record.operation} {record.implementation} {record.dtype}"
+            errors[who] = max(errors.get(who, 0.0), error.median)
+    failed = [describe(record) for record in records if record.status == "failed"]
     skipped = Counter(
-        f"{finding.check.operation} {finding.check.implementation}: {finding.reason}"
-        for finding in findings
-        if finding.status == "skipped"
+        f"{record.operation} {record.implementation}: {record.reason}"
+        for record in records
+        if record.status == "skipped"
     )
     facts: dict[str, Any] = {
         "planned": planned,
-        "made": len(findings),
+        "made": len(records),
         **{status: totals[status] for status in ("right", "failed", "skipped")},
         "failures": failed,
         "largest_rounding_error": errors,
@@ -216,7 +187,7 @@ def report(findings: Sequence[Finding], planned: int) -> tuple[dict[str, Any], s
         "written_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     head = (
-        f"{len(findings)} of {planned} checks made: {totals['right']} right, {totals['failed']} failed, "
+        f"{len(records)} of {planned} checks made: {totals['right']} right, {totals['failed']} failed, "
         f"{totals['skipped']} skipped"
     )
     lines = [head, "", *(f"failed: {text}" for text in failed)]
@@ -227,4 +198,4 @@ def report(findings: Sequence[Finding], planned: int) -> tuple[dict[str, Any], s
 
 def setup(request: sweep.Request) -> Setup:
     """Of processes that check and time nothing."""
-    return Setup(request.sources, request.device, ("rounding_error",), None)
+    return Setup(request.sources, request.device, (ROUNDING,), None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from spectralbench.gpu.judge import Verdict
+from spectralbench.gpu.judge import Judgement
 from spectralbench.gpu.tables import microseconds, table
 
 
@@ -51,7 +51,7 @@ PUBLISHED: Sequence[tuple[str, str, str]] = (
 """Kernel and case, hardware, and the figure that its authors publish."""
 
 
-def markdown(verdicts: Sequence[Verdict]) -> str:
+def markdown(verdicts: Sequence[Judgement]) -> str:
     """The forecast beside what was measured; a cell stays empty where nothing was."""
     rows = []
     for verdict in verdicts:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from spectralbench.ceilings import Roofs
 from spectralbench.gpu.classes import accuracy_class, at_least_as_accurate
-from spectralbench.gpu.compare import Setting, Subject, median
+from spectralbench.gpu.compare import Contestant, Setting, median
 from spectralbench.gpu.plan import Excluded
 from spectralbench.gpu.targets import TARGETS, Bandwidth, Place, Saved, SpeedUp, Target
 from spectralbench.record import Record
@@ -32,7 +32,7 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Judgement:
     """A promise is met if every state in which it was measured meets it. why: what was missing, in words."""
 
     target: Target
@@ -48,7 +48,7 @@ def judge(
     operations: Mapping[str, Operation],
     excluded: Excluded,
     targets: Sequence[Target] = TARGETS,
-) -> list[Verdict]:
+) -> list[Judgement]:
     """One verdict per promise, in their order; only CUDA graphs count for times."""
     verdicts = []
     for target in targets:
@@ -69,7 +69,7 @@ def judge(
                     why = missing or why
             why = _reasons(target, records, excluded) or why
         word: Word = "not measured" if not lines else "met" if all(line.met for line in lines) else "not met"
-        verdicts.append(Verdict(target, word, tuple(lines), None if lines else why))
+        verdicts.append(Judgement(target, word, tuple(lines), None if lines else why))
     return verdicts
 
 
@@ -140,7 +140,7 @@ def _of(place: Place, record: Record) -> bool:
     return place.holds(record.operation, record.case, record.dtype, record.pass_)
 
 
-def _state(setting: Setting, *subjects: Subject) -> str:
+def _state(setting: Setting, *subjects: Contestant) -> str:
     remarks = ["not interleaved"] if any(found.alone for found in subjects) else []
     remarks += dict.fromkeys(mark.replace("_", "-") for found in subjects for mark in found.remarks)
     return ", ".join([setting.launch, f"{setting.cache} cache", *remarks])

@@ -13,7 +13,7 @@ from typing import Any
 from spectralbench import sweep
 from spectralbench.ceilings import Roofs, measure_roofs
 from spectralbench.gpu import correctness, native_tests, summary
-from spectralbench.gpu.budget import ENDS, Budget, hard_stop
+from spectralbench.gpu.budget import ENDS, StageBudget, hard_stop
 from spectralbench.gpu.plan import STAGES, Excluded
 from spectralbench.gpu.sweeping import measure_phases
 from spectralbench.gpu.talk import say
@@ -34,13 +34,13 @@ OPTIONAL: Mapping[str, str] = {
 
 
 @dataclass(slots=True)
-class Run:
+class Stages:
     """One run of the stages. tests: whether the tests marked cuda run, last. notes: what was left out; they end up in
     the summary."""
 
     out: Path
     device: str
-    budget: Budget
+    budget: StageBudget
     operations: tuple[str, ...] = ()
     commit: str | None = None
     processes: int | None = None

@@ -12,8 +12,8 @@ from typing import Any
 
 from spectralbench.ceilings import Roofs
 from spectralbench.gpu import forecast
-from spectralbench.gpu.compare import Loss, Setting, Subject, losses, settings
-from spectralbench.gpu.judge import Verdict, judge
+from spectralbench.gpu.compare import Contestant, Loss, Setting, losses, settings
+from spectralbench.gpu.judge import Judgement, judge
 from spectralbench.gpu.plan import Excluded
 from spectralbench.gpu.tables import microseconds, table
 from spectralbench.gpu.targets import Bandwidth, Saved, SpeedUp
@@ -69,7 +69,7 @@ def _text(sections: Sequence[Sequence[str]]) -> str:
     return "\n\n".join("\n".join(lines).strip() for lines in sections) + "\n"
 
 
-def _head(stored: Stored, verdicts: Sequence[Verdict]) -> list[str]:
+def _head(stored: Stored, verdicts: Sequence[Judgement]) -> list[str]:
     facts = stored.environment
     commit = facts.get("commit") or f"no commit, source {facts.get('source')}"
     marks = [mark for mark in ("dirty" if facts.get("dirty") else "", _given(facts)) if mark]
@@ -83,7 +83,7 @@ def _head(stored: Stored, verdicts: Sequence[Verdict]) -> list[str]:
     ]
 
 
-def _targets(verdicts: Sequence[Verdict]) -> list[str]:
+def _targets(verdicts: Sequence[Judgement]) -> list[str]:
     return [
         "## Targets",
         "",
@@ -109,7 +109,7 @@ def _left_out(stored: Stored) -> list[str]:
     return [*stored.notes, *(f"{' '.join(who)}: {why}" for who, why in stored.excluded.items())]
 
 
-def _verdict_rows(verdict: Verdict) -> list[tuple[str, ...]]:
+def _verdict_rows(verdict: Judgement) -> list[tuple[str, ...]]:
     target = verdict.target
     if not verdict.lines:
         return [(target.name, verdict.why or "", "", "", "", _wanted(target), verdict.word)]
@@ -153,7 +153,7 @@ def _losses(lost: Sequence[Loss], shown: int) -> list[str]:
     return ["## Rows we lose", "", *([*lines, *more] if lost else ["none among the settings that were timed"])]
 
 
-def _promised(found: Sequence[Setting], verdicts: Sequence[Verdict]) -> list[Setting]:
+def _promised(found: Sequence[Setting], verdicts: Sequence[Judgement]) -> list[Setting]:
     places = [verdict.target.place for verdict in verdicts]
     return [s for s in found if any(place.holds(s.operation, s.case, s.dtype, s.pass_) for place in places)]
 
@@ -175,12 +175,12 @@ def _setting_lines(setting: Setting) -> list[str]:
     return [f"{setting.label}, {setting.launch}, {setting.cache} cache", "", *table(heads, rows), ""]
 
 
-def _subject_facts(subject: Subject) -> dict[str, Any]:
+def _subject_facts(subject: Contestant) -> dict[str, Any]:
     times = {f"{card or 'device'} #{number}": seconds for (card, number), seconds in subject.by_process.items()}
     return {**asdict(subject), "seconds": subject.seconds, "by_process": times}
 
 
-def _subject_row(setting: Setting, subject: Subject) -> tuple[str, ...]:
+def _subject_row(setting: Setting, subject: Contestant) -> tuple[str, ...]:
     ours = setting.best_of_ours(subject.accuracy)
     return (
         subject.name,
@@ -206,7 +206,7 @@ def _roof_lines(roofs: Roofs | None) -> list[str]:
 
 
 def _facts(
-    stored: Stored, verdicts: Sequence[Verdict], found: Sequence[Setting], lost: Sequence[Loss]
+    stored: Stored, verdicts: Sequence[Judgement], found: Sequence[Setting], lost: Sequence[Loss]
 ) -> dict[str, Any]:
     return {
         "environment": dict(stored.environment),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from spectralbench import sweep
-from spectralbench.gpu.budget import Budget, hard_stop
+from spectralbench.gpu.budget import StageBudget, hard_stop
 from spectralbench.gpu.plan import Excluded, Phase, select
 from spectralbench.gpu.talk import say
 from spectralbench.record import Record
@@ -19,7 +19,6 @@ LONGEST_CASE = 75.0
 SHORTEST_PHASE = 10.0
 """Seconds that a phase must have left to be worth the start of a process."""
 
-Run = Callable[..., sweep.Sweep]
 Say = Callable[[str], None]
 
 
@@ -42,13 +41,13 @@ def measure_phases(
     stage: str,
     phases: Sequence[Phase],
     request: sweep.Request,
-    budget: Budget,
+    budget: StageBudget,
     out: Path,
     environment: Mapping[str, Any],
     excluded: Excluded,
     *,
     after: Callable[[], object] = lambda: None,
-    run: Run = sweep.run,
+    run: Callable[..., sweep.Sweep] = sweep.run,
     say: Say = say,
 ) -> list[str]:
     """Run the phases in order while the stage has time; `after` is called after each.
