@@ -163,8 +163,8 @@ def as_markdown(machine: str, found: Sequence[Verdict]) -> str:
     lines += ["", f"Cases shown to be slower, with a regret of {NOTABLE:g} and more: {len(missed)} of {len(found)}."]
     if missed:
         lines[-1] += f" The largest {SHOWN} of each operation:"
-        heads = ("operation", "case", "pass", "chosen", "fastest", "regret", "why it is chosen")
-        lines += ["", *table(heads, _costly(by_operation.values()), {5})]
+        costly = ("operation", "case", "pass", "chosen", "fastest", "regret", "why it is chosen")
+        lines += ["", *table(costly, _costly(by_operation.values()), {5})]
     return "\n".join(lines) + "\n"
 
 

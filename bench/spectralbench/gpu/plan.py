@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from spectralbench.gpu.targets import TARGETS, Saved, SpeedUp, Target, rank
+from spectralbench.metrics import load_metrics
 from spectralbench.sweep import PROCESSES, Item
 from spectralbench.worker import State
 
@@ -15,10 +16,16 @@ Which = Literal["targets", "weighed", "others", "everything"]
 Excluded = Mapping[tuple[str, str, str], str]
 """(operation, implementation, pass) -> why it is not timed."""
 
-TIMED = ("device_time", "rounding_error", "achieved_compression", "kept_fraction", "stored_bytes")
-ALLOCATED = ("saved_bytes", "peak_allocated", "peak_reserved")
-DRIVER = ("nvml_memory", "nvml_process_memory")
-HOST = ("saved_bytes", "host_peak")
+
+def taken(phase: str, device: str) -> tuple[str, ...]:
+    """The metrics that say they are taken in a phase (`Metric.rented`) and on a device."""
+    return tuple(name for name, metric in load_metrics().items() if metric.rented == phase and device in metric.devices)
+
+
+TIMED = taken("timed", "cuda")
+ALLOCATED = taken("allocator", "cuda")
+DRIVER = taken("driver", "cuda")
+HOST = taken("allocator", "cpu")
 
 MEMORY_PROCESS = max(PROCESSES.values())
 """Number of the first process that weighs: none that times has it, so that records of the two never share a key."""

@@ -94,7 +94,8 @@ class Metric:
     can move it: points that agree in them are one segment of its history. devices: where it is taken without being
     asked for by name. models: whether it is taken of whole models, whatever the device. per_process: whether every
     process has a value of its own, as of a time; any other belongs to the case. asv: whether asv follows it for an
-    operation, known without running anything; None where it never does.
+    operation, known without running anything; None where it never does. rented: the phase in which a rented machine
+    takes it, whose minutes are few: with the times, by the allocator or by the driver; None where it never does.
     """
 
     name: str
@@ -109,6 +110,7 @@ class Metric:
     models: bool = False
     per_process: bool = False
     asv: Callable[[Operation], bool] | None = None
+    rented: Literal["timed", "allocator", "driver"] | None = None
 
 
 @cache

@@ -13,4 +13,5 @@ METRIC = Metric(
     moved_by=(),
     axis=Axis("achieved compression", "percent"),
     column=Column("achieved c", 5),
+    rented="timed",
 )

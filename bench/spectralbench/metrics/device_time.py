@@ -25,4 +25,5 @@ METRIC = Metric(
     axis=Axis("time per call", "log"),
     per_process=True,
     asv=lambda operation: True,
+    rented="timed",
 )

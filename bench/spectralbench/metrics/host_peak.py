@@ -34,4 +34,5 @@ METRIC = Metric(
     axis=Axis("peak of host memory", "log"),
     column=Column("peak memory", 2),
     devices=("cpu",),
+    rented="allocator",
 )

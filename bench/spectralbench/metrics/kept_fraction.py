@@ -14,4 +14,5 @@ METRIC = Metric(
     axis=Axis("kept coefficients", "percent"),
     column=Column("kept", 6),
     asv=of_a_threshold,
+    rented="timed",
 )

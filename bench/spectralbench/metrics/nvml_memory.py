@@ -26,4 +26,5 @@ METRIC = Metric(
     moved_by=(*SOFTWARE, "driver", "gpu_class"),
     axis=Axis("peak of device memory in use", "log"),
     devices=("cuda",),
+    rented="driver",
 )

@@ -23,4 +23,5 @@ METRIC = Metric(
     moved_by=(*SOFTWARE, "driver", "gpu_class"),
     axis=Axis("peak of device memory of the process", "log"),
     devices=("cuda",),
+    rented="driver",
 )

@@ -29,4 +29,5 @@ METRIC = Metric(
     axis=Axis("peak of allocated memory", "log"),
     column=Column("peak memory", 1),
     devices=("cuda",),
+    rented="allocator",
 )

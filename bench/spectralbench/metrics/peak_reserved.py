@@ -32,4 +32,5 @@ METRIC = Metric(
     moved_by=SOFTWARE,
     axis=Axis("peak of reserved memory", "log"),
     devices=("cuda",),
+    rented="allocator",
 )

@@ -22,4 +22,5 @@ METRIC = Metric(
     axis=Axis("rounding error", "log"),
     column=Column("rounding error", 3),
     asv=lambda operation: True,
+    rented="timed",
 )

@@ -24,4 +24,5 @@ METRIC = Metric(
     axis=Axis("bytes saved for backward", "log"),
     column=Column("saved", 0),
     asv=lambda operation: True,
+    rented="allocator",
 )

@@ -13,4 +13,5 @@ METRIC = Metric(
     moved_by=(),
     axis=Axis("stored bytes", "log"),
     asv=of_a_threshold,
+    rented="timed",
 )

@@ -51,9 +51,9 @@ class Gallery:
         return len(self.paths)
 
 
-def load_figures() -> dict[str, Plot]:
-    """Every figure by name; ModuleNotFoundError where the drawing libraries are missing."""
-    return {name: importlib.import_module(f"{figures.__name__}.{name}").FIGURE for name in FIGURES}
+def load_figures(names: Sequence[str] = FIGURES) -> dict[str, Plot]:
+    """Figures by name, none but these imported; ModuleNotFoundError where the drawing libraries are missing."""
+    return {name: importlib.import_module(f"{figures.__name__}.{name}").FIGURE for name in names}
 
 
 def draw_all(
@@ -75,11 +75,11 @@ def draw_all(
         from spectralbench.plot.frame import measurements, misfit
         from spectralbench.plot.style import NotDrawn, save, styled
 
-        known = load_figures()
+        known = load_figures(only)
     except ModuleNotFoundError as missing:
         missing.msg = f"figures need {missing.name}; install them with: pip install 'spectralbench[plots]'"
         raise
-    wanted = {known[figure].of for figure in only}
+    wanted = {figure.of for figure in known.values()}
     paths: list[Path] = []
     skipped: list[tuple[str, str, str]] = []
     before: set[Path] = set()
