@@ -13,7 +13,6 @@ from __future__ import annotations
 import gc
 import math
 import os
-import re
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from spectralbench.ceilings import Ceilings, impossible, launch_bound
 from spectralbench.clock import Clock, clock_for
 from spectralbench.environment import measuring_flags
 from spectralbench.exchange import Exchange
+from spectralbench.failures import failure
 from spectralbench.metrics import Metric, Trial, Unavailable, load_metrics
 from spectralbench.outcome import Failed, Measured, Measurement, Outcome, Skipped
 from spectralbench.referee import Ended, Referee
@@ -116,23 +116,6 @@ def forget_compilations() -> None:
     """
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
-
-
-def failure(error: Exception) -> Failed:
-    """The typed failure of an exception: out of memory, with the bytes asked for where it tells, or an error."""
-    text = str(error).strip()
-    message = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
-        return Failed("oom", message, requested_bytes(text))
-    return Failed("error", message)
-
-
-def requested_bytes(message: str) -> int | None:
-    """The size in "Tried to allocate 20.00 GiB", "you tried to allocate 40000 bytes" and their like, or None."""
-    found = re.search(r"(?:tried|unable) to allocate ([\d.]+) ?(bytes|[KMGTP]iB)", message, re.IGNORECASE)
-    if found is None:
-        return None
-    return round(float(found[1]) * 1024 ** "BKMGTP".index(found[2][0].upper()))
 
 
 class _DeviceLostError(Exception):

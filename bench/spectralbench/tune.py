@@ -23,7 +23,7 @@ import torch
 from spectralbench import calls
 from spectralbench.clock import Clock
 from spectralbench.environment import measuring_flags
-from spectralbench.measure import failure
+from spectralbench.failures import failure
 from spectralbench.timing import Budget, time_interleaved
 from spectralkernels.declare import Case, Implementation, Operation, Pass
 from spectralkernels.tuning import SCHEMA, Choice, Fields, noted_choices, pinned

@@ -202,7 +202,7 @@ def serve(connection: Connection, setup: Setup) -> None:
     os.setsid()
     os.dup2(2, 1)  # stdout is the parent's data; whatever an implementation prints is talk
     faulthandler.enable()
-    from spectralbench.measure import failure
+    from spectralbench.failures import failure
     from spectralkernels.tuning import pinned
 
     threading.Thread(target=_die_with_parent, daemon=True).start()

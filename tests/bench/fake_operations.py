@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from spectralbench.measure import failure
+from spectralbench.failures import failure
 from spectralbench.outcome import Measured, Measurement, Outcome, Skipped
 from spectralbench.worker import Sources
 from spectralkernels.declare import Block, Cost, Decision, Implementation, Operation, Tolerance

@@ -25,7 +25,8 @@ from toy_operation import (
 )
 
 from spectralbench.clock import CpuClock, FakeClock
-from spectralbench.measure import Budget, failure, forget_compilations, measure_case, requested_bytes
+from spectralbench.failures import failure, requested_bytes
+from spectralbench.measure import Budget, forget_compilations, measure_case
 from spectralbench.outcome import Failed, Measured, Measurement, Skipped
 from spectralbench.timing import relative_uncertainty, unknown, warm_up
 from spectralkernels.errors import RangeError, Unsupported
