@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import spectralkernels as sk
 from spectralkernels import constants
-from spectralkernels.constants import constant
+from spectralkernels.constants import MOST_PLANS, Plans, constant, planned
 
 
 @pytest.fixture(autouse=True)
@@ -182,3 +182,54 @@ def test_the_default_dtype_does_not_reach_a_constant(seed: int):
         torch.testing.assert_close(sk.band_limited_conv2d(x, w, compression=0.5, impl="dft_gemm"), want)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+# --- plans ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_is_made_once_and_anew_where_sizes_are_traced():
+    asked: list[object] = []
+
+    @planned
+    def plan(*args: object) -> tuple[object, ...]:
+        asked.append(args)
+        return args
+
+    assert plan(1, (2, 3)) is plan(1, (2, 3)) and plan(True, (2, 3))[0] is True
+    assert len(asked) == 2
+    with FakeTensorMode():
+        assert plan(1, (2, 3)) == (1, (2, 3)) and len(asked) == 3
+
+
+def test_plans_are_bounded_in_number_and_the_oldest_go():
+    plans: Plans[int] = Plans()
+    for key in range(MOST_PLANS):
+        assert plans.keep(key, -key) == -key
+    assert plans.get(0) == 0 and plans.get(MOST_PLANS) is None
+    plans.keep(MOST_PLANS, 7)
+    assert plans.get(0) is None and plans.get(MOST_PLANS) == 7 and plans.get(MOST_PLANS - 1) == 1 - MOST_PLANS
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [({"padding": 1}, {"padding": True}), ({"groups": 1}, {"groups": True}), ({"padding": 1}, {"padding": 1.0}),
+     ({"compression": 0}, {"compression": False}), ({"grid": 9}, {"grid": 9.0}),
+     ({"padding": (1, 1)}, {"padding": (1, True)}),
+     ({"grid": 9}, {"grid": [9, True]})],
+)  # fmt: skip
+def test_a_call_that_fitted_excuses_no_other(right: dict[str, object], wrong: dict[str, object], seed: int):
+    """1, 1.0 and True are one key of a dictionary."""
+    x, w = torch.randn(1, 2, 7, 6), torch.randn(3, 2, 3, 3)
+    for _ in range(2):
+        assert sk.band_limited_conv2d(x, w, **right).shape[1] == 3  # type: ignore[arg-type]
+        with pytest.raises(sk.SpectralKernelsError):
+            sk.band_limited_conv2d(x, w, **wrong)  # type: ignore[arg-type]
+
+
+def test_a_geometry_that_fitted_excuses_no_other_tensors(seed: int):
+    x, w, b = torch.randn(1, 2, 7, 6), torch.randn(3, 2, 3, 3), torch.randn(3)
+    sk.band_limited_conv2d(x, w, b)
+    for wrong in ((x.double(), w, b), (x, w, b.half()), (x, w[:, :1], b), (x, w, b[:2]), (x.to(torch.int32), w, b)):
+        for _ in range(2):
+            with pytest.raises(sk.SpectralKernelsError):
+                sk.band_limited_conv2d(*wrong)

@@ -20,7 +20,8 @@ from spectralkernels.aot import noted_launches
 from spectralkernels.convolution.fused.precision import PRECISIONS
 from spectralkernels.convolution.fused_series.geometry import Geometry, chosen_form
 from spectralkernels.errors import Unsupported
-from spectralkernels.launch import LARGEST_GRID, Launch
+from spectralkernels.launch import LARGEST_GRID, Launch, LaunchPlan, forget_plans, planned_launch
+from spectralkernels.tuning import noted_choices, pinned
 
 triton = pytest.importorskip("triton")
 MODULES = [importlib.import_module(each.name) for each in pkgutil.walk_packages(sk.__path__, f"{sk.__name__}.")]
@@ -132,3 +133,30 @@ def test_nothing_is_launched_without_programs() -> None:
     Launch(None, (3, 0), {}, {}).run()
     with pytest.raises(AttributeError):
         Launch(None, (1,), {"x_ptr": torch.zeros(1)}, {}).run()
+
+
+def test_a_plan_is_made_once_but_where_tiles_are_pinned_or_noted() -> None:
+    made: list[int] = []
+
+    @planned_launch
+    def plan(size: int) -> LaunchPlan:
+        made.append(size)
+        return LaunchPlan(None, (size,), {"size": size}, {})
+
+    assert plan(3) is plan(3)
+    with pinned({"toy": {"m": 16}}):
+        assert plan(3) == LaunchPlan(None, (3,), {"size": 3}, {})
+    with noted_choices():
+        plan(3)
+    assert made == [3, 3, 3]
+    forget_plans()
+    plan(3)
+    assert made == [3] * 4
+
+
+def test_a_launch_of_a_plan_has_arguments_of_its_own() -> None:
+    plan = LaunchPlan(None, (1,), {"size": 3}, {"num_warps": 4})
+    one, other = (plan.of({"x_ptr": torch.full((2,), value), "bias_ptr": None}) for value in (1.0, 2.0))
+    one.arguments["size"] = 4
+    assert other.arguments["size"] == plan.numbers["size"] == 3
+    assert one.tensors.keys() == {"x_ptr"} and float(one.tensors["x_ptr"][0]) == 1.0

@@ -7,6 +7,7 @@ import torch
 from effort import opcheck
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from spectralkernels.operators import Operator, operator
 
@@ -119,3 +120,34 @@ def test_a_schema_may_be_given():
     x = torch.full((2,), 3.0)
     torch.testing.assert_close(added(x, x), 2 * x)
     torch.testing.assert_close(added(x, None), x + 1)
+
+
+def test_a_call_that_nobody_looks_at_passes_torch_by(seed: int):
+    """Whoever looks finds the operator: a gradient, a mode, a profiler, autocast."""
+    seen: list[str] = []
+
+    class Looking(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            seen.append(func.name())
+            return func(*args, **(kwargs or {}))
+
+    x = torch.randn(3)
+    forms: list[str] = []
+    passing_by = Operator("passed_by", lambda x: x + 1, "(Tensor x) -> Tensor")
+    passing_by.plain = lambda x: forms.append("plain") or x + 1  # type: ignore[assignment, func-returns-value]
+    passing_by.differentiable = lambda x: forms.append("differentiable") or x + 1  # type: ignore
+    assert torch.equal(passing_by(x), x + 1) and torch.equal(passing_by(torch.nn.Parameter(x).detach()), x + 1)
+    assert forms == []
+    passing_by(x.clone().requires_grad_())
+    with torch.no_grad():
+        passing_by(torch.nn.Parameter(x))
+    assert forms == ["differentiable"]
+    with Looking():
+        passing_by(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        passing_by(x)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]):
+        passing_by(x)
+    with torch.device("cpu"):
+        passing_by(x)
+    assert forms == ["differentiable", *["plain"] * 4]

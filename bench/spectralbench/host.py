@@ -3,7 +3,7 @@
 A call of a small map takes as long as its Python. `Recorded` lists the torch operations that a call makes, inside our
 operators too, and makes them again alone; what the call takes beyond that is the host's time: arguments, geometry, the
 choice of an implementation, plans and bookkeeping. Triton launches are left out, so that their paths run anywhere up to
-the launch. An operation is what Python asks torch for that returns tensors; reading a shape is not one.
+the launch. An operation is what Python asks torch for that returns or sets tensors; reading a shape is not one.
 
 Printed for every path of `band_limited_conv2d` and `...1d` on one plane of 8 x 8 (a series of 64): microseconds, and
 the calls of Python functions and the changes of file on the way.
@@ -61,7 +61,7 @@ class Recorded(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         found = func(*args, **kwargs)
-        if _has_tensors(found):
+        if _has_tensors(found) or getattr(func, "__name__", "") == "__setitem__":
             self.operations.append((func, args, kwargs))
         return found
 

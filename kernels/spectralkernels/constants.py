@@ -87,7 +87,10 @@ def planned(make: Callable[_Arguments, _Made]) -> Callable[_Arguments, _Made]:
 
 
 class Plans(Generic[_Made]):
-    """Plans by a key of the caller's, where the function that makes one is given more than its key; the oldest go."""
+    """Plans by a key of the caller's, where the function that makes one is given more than its key; the oldest go.
+
+    A key must tell 1 from True where one of them is refused.
+    """
 
     def __init__(self) -> None:
         self._kept: dict[Any, _Made] = {}
@@ -99,8 +102,10 @@ class Plans(Generic[_Made]):
     def keep(self, key: Any, plan: _Made) -> _Made:
         """The plan, which `get` finds from now on."""
         self._kept[key] = plan
-        while len(self._kept) > MOST_PLANS:
-            self._kept.pop(next(iter(self._kept)), None)
+        if len(self._kept) > MOST_PLANS:
+            # Another thread may do the same.
+            for oldest in list(self._kept)[: MOST_PLANS // 2]:
+                self._kept.pop(oldest, None)
         return plan
 
 

@@ -98,7 +98,8 @@ def _nobody_looks(tensors: list[Tensor]) -> bool:
     Then torch's dispatcher has nothing to add to a call but its time, 15 us and more.
     """
     return (
-        all(type(tensor) in _PLAIN for tensor in tensors)
+        bool(tensors)
+        and all(type(tensor) in _PLAIN for tensor in tensors)
         and not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._len_torch_function_stack() == 0
