@@ -22,7 +22,7 @@ def cast(argument: _Argument, device: str) -> _Argument:
 
     Arguments that are no real tensors, such as spectra, stay as they are.
     """
-    if not _active(device) or not isinstance(argument, Tensor):
+    if not isinstance(argument, Tensor) or not _active(device):
         return argument
     if not argument.is_floating_point() or argument.dtype == torch.float64:
         return argument

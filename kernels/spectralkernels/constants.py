@@ -121,7 +121,12 @@ def forget() -> None:
 
 def traced(*tensors: Tensor) -> bool:
     """Whether values cannot be read: torch.compile or export is tracing, or there are fake or meta tensors."""
-    return _tracing() or any(each.device.type == "meta" or isinstance(each, FakeTensor) for each in tensors)
+    if _tracing():
+        return True
+    for each in tensors:
+        if each.is_meta or (type(each) is not Tensor and isinstance(each, FakeTensor)):
+            return True
+    return False
 
 
 def _tracing() -> bool:

@@ -189,20 +189,16 @@ def _workspace(planes: dict[str, int], geometry: Geometry, device: torch.device)
     """Named spectra of so many planes, not yet filled, in one allocation."""
     room, places = _places(geometry.layout, *planes.values())
     whole = torch.empty((room,), dtype=geometry.numbers.storage, device=device)
-    return {name: whole.as_strided(*place) for name, place in zip(planes, places, strict=True)}
-
-
-Place = tuple[tuple[int, ...], tuple[int, ...], int]
-"""Shape, strides and offset of a spectrum in a workspace."""
+    return {name: whole[where].view(shape) for name, (where, shape) in zip(planes, places, strict=True)}
 
 
 @planned
-def _places(layout: Layout, *planes: int) -> tuple[int, tuple[Place, ...]]:
-    """How many numbers a workspace of spectra of so many planes holds, and where each lies."""
+def _places(layout: Layout, *planes: int) -> tuple[int, tuple[tuple[slice, tuple[int, ...]], ...]]:
+    """How many numbers a workspace of spectra of so many planes holds; where each lies, and its shape."""
     places, room = [], 0
     for count in planes:
         shape = (layout.modes_v, layout.modes_u, 2, count)
-        places.append((shape, (2 * layout.modes_u * count, 2 * count, count, 1), room))
+        places.append((slice(room, room + math.prod(shape)), shape))
         room += -(-math.prod(shape) // ALIGNED) * ALIGNED
     return room, tuple(places)
 
