@@ -129,10 +129,10 @@ def relative_to_dense(rows: pd.DataFrame, metric: str, keys: list[str]) -> pd.Da
     """The sparse rows with a column `relative`: the metric over that of the dense implementation of the same case."""
     if metric not in rows or rows[metric].isna().all():
         return rows.iloc[0:0]
-    dense = rows[rows["implementation"].str.contains("dense")].groupby(keys)[metric].median().rename("of_dense")
-    paired = rows.join(dense, on=keys).dropna(subset=["of_dense", metric])
-    paired = paired.assign(relative=paired[metric] / paired["of_dense"])
-    return paired[~paired["implementation"].str.contains("dense")]
+    whole = rows["implementation"].isin(rivals.FAMILIES["dense"])
+    dense = rows[whole].groupby(keys)[metric].median().rename("of_dense")
+    paired = rows[~whole].join(dense, on=keys).dropna(subset=["of_dense", metric])
+    return paired.assign(relative=paired[metric] / paired["of_dense"])
 
 
 @dataclass(frozen=True, slots=True)
