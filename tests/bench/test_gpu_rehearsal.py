@@ -135,7 +135,7 @@ def replicates(out: Path) -> dict[str, int]:
     counts: dict[str, int] = {}
     for verdict in verdicts:
         place = verdict.target.place
-        here = [s for s in found if place.holds(s.operation, s.case, s.dtype, s.pass_) and s.launch == "graph"]
+        here = [s for s in found if place.answers(s.question, s.params) and s.question.launch == "graph"]
         ours = [min((len(s.by_process) for s in setting.subjects if s.ours), default=0) for setting in here]
         counts[verdict.target.name] = min(ours) if len(ours) == 2 else 0
     return counts

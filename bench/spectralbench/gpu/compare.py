@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 from spectralbench.ceilings import Roofs, roof_floor
 from spectralbench.gpu.classes import PRODUCTS, accuracy_class, at_least_as_accurate
@@ -61,24 +60,24 @@ class Contestant:
         return statistics.median(self.by_process[process] / other.by_process[process] for process in shared)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Setting:
-    """One case in one pass, launch and cache state, and everyone who was timed there."""
+    """A question, with its case's parameters and floor, and everyone who was timed at it."""
 
-    operation: str
-    case: Mapping[str, Scalar]
-    case_id: str
-    dtype: str
-    pass_: str
-    launch: str
-    cache: str
+    question: Identity
+    params: Mapping[str, Scalar]
     cost: Cost | None
     subjects: tuple[Contestant, ...]
 
-    @cached_property
+    @property
     def label(self) -> str:
-        """For people."""
-        return f"{self.operation}[{self.case_id}] {self.dtype} {self.pass_}"
+        """The case for people."""
+        return f"{self.question.operation}[{self.question.case}] {self.question.dtype} {self.question.pass_}"
+
+    @property
+    def state(self) -> str:
+        """How it was timed, for people."""
+        return f"{self.question.launch}, {self.question.cache} cache"
 
     def subject(self, name: str) -> Contestant | None:
         """The subject of that name, if it was timed."""
@@ -100,31 +99,17 @@ def settings(records: Iterable[Record], operations: Mapping[str, Operation], roo
     for record in records:
         if record.status == "measured" and record.metric("device_time") is not None and record.operation in operations:
             groups.setdefault(record.identity.question, []).append(record)
-    return [_setting(found, operations[found[0].operation], roofs) for found in groups.values()]
+    return [_setting(question, found, operations[question.operation], roofs) for question, found in groups.items()]
 
 
-def _setting(records: list[Record], operation: Operation, roofs: Roofs | None) -> Setting:
-    first = records[0]
-    cost = Cost(**first.cost) if first.cost else None
+def _setting(question: Identity, records: list[Record], operation: Operation, roofs: Roofs | None) -> Setting:
+    cost = Cost(**records[0].cost) if records[0].cost else None
     by_name: dict[str, list[Record]] = {}
     for record in records:
         by_name.setdefault(record.implementation, []).append(record)
-    subjects = tuple(
-        _subject(found, operation, cost, roofs)
-        for name, found in by_name.items()
-        if any(known.name == name for known in operation.subjects)
-    )
-    return Setting(
-        first.operation,
-        first.case,
-        first.case_id,
-        first.dtype,
-        first.pass_,
-        first.launch,
-        first.cache,
-        cost,
-        subjects,
-    )
+    listed = {known.name for known in operation.subjects}
+    subjects = (_subject(found, operation, cost, roofs) for name, found in by_name.items() if name in listed)
+    return Setting(question, records[0].case, cost, tuple(subjects))
 
 
 def _subject(records: list[Record], operation: Operation, cost: Cost | None, roofs: Roofs | None) -> Contestant:

@@ -57,9 +57,7 @@ def judge(
         else:
             lines, why = [], "no time in a CUDA graph is stored"
             for setting in settings:
-                if setting.launch == "graph" and target.place.holds(
-                    setting.operation, setting.case, setting.dtype, setting.pass_
-                ):
+                if setting.question.launch == "graph" and target.place.answers(setting.question, setting.params):
                     line, missing = (
                         _speed_up(target, setting)
                         if isinstance(target, SpeedUp)
@@ -98,11 +96,12 @@ def _bandwidth(
         return None, "none of our kernels was timed"
     if roofs is None:
         return None, "the copy bandwidth was not measured"
+    asked = setting.question
     stored = [
         size
         for record in records
         if record.implementation == ours.name
-        and (record.operation, record.case_id, record.dtype) == (setting.operation, setting.case_id, setting.dtype)
+        and (record.operation, record.case_id, record.dtype) == (asked.operation, asked.case, asked.dtype)
         and (size := median(record, "stored_bytes")) is not None
     ]
     if not stored:
@@ -137,13 +136,13 @@ def _saved(
 
 
 def _of(place: Place, record: Record) -> bool:
-    return place.holds(record.operation, record.case, record.dtype, record.pass_)
+    return place.answers(record.identity, record.case)
 
 
 def _state(setting: Setting, *subjects: Contestant) -> str:
     remarks = ["not interleaved"] if any(found.alone for found in subjects) else []
     remarks += dict.fromkeys(mark.replace("_", "-") for found in subjects for mark in found.remarks)
-    return ", ".join([setting.launch, f"{setting.cache} cache", *remarks])
+    return ", ".join([setting.state, *remarks])
 
 
 def _reasons(target: SpeedUp | Bandwidth, records: Sequence[Record], excluded: Excluded) -> str | None:

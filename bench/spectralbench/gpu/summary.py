@@ -111,20 +111,14 @@ def _left_out(stored: Stored) -> list[str]:
 
 def _verdict_rows(verdict: Judgement) -> list[tuple[str, ...]]:
     target = verdict.target
+    wanted = _wanted(target)
     if not verdict.lines:
-        return [(target.name, verdict.why or "", "", "", "", _wanted(target), verdict.word)]
+        return [(target.name, verdict.why or "", "", "", "", wanted, verdict.word)]
     return [
-        (
-            target.name,
-            line.state,
-            line.ours,
-            line.rival or "",
-            _value(target, line.value),
-            _wanted(target),
-            "met" if line.met else "not met",
-        )
-        for line in verdict.lines
-    ]
+        (target.name, one.state, one.ours, one.rival or "", _value(target, one.value), wanted,
+         "met" if one.met else "not met")
+        for one in verdict.lines
+    ]  # fmt: skip
 
 
 def _wanted(target: SpeedUp | Saved | Bandwidth) -> str:
@@ -141,7 +135,7 @@ def _losses(lost: Sequence[Loss], shown: int) -> list[str]:
     rows = [
         (
             loss.setting.label,
-            f"{loss.setting.launch}, {loss.setting.cache}",
+            f"{loss.setting.question.launch}, {loss.setting.question.cache}",
             f"{loss.ours.name} {microseconds(loss.ours.seconds)}",
             f"{loss.rival.name} {microseconds(loss.rival.seconds)}",
             f"{loss.ratio:.2f}x",
@@ -155,24 +149,15 @@ def _losses(lost: Sequence[Loss], shown: int) -> list[str]:
 
 def _promised(found: Sequence[Setting], verdicts: Sequence[Judgement]) -> list[Setting]:
     places = [verdict.target.place for verdict in verdicts]
-    return [s for s in found if any(place.holds(s.operation, s.case, s.dtype, s.pass_) for place in places)]
+    return [one for one in found if any(place.answers(one.question, one.params) for place in places)]
 
 
 def _setting_lines(setting: Setting) -> list[str]:
     ordered = sorted(setting.subjects, key=lambda subject: subject.seconds)
     rows = [_subject_row(setting, subject) for subject in ordered]
-    heads = (
-        "implementation",
-        "role",
-        "class",
-        "us",
-        "over our best in class",
-        "% of floor",
-        "error",
-        "processes",
-        "remarks",
-    )
-    return [f"{setting.label}, {setting.launch}, {setting.cache} cache", "", *table(heads, rows), ""]
+    heads = ("implementation", "role", "class", "us", "over our best in class", "% of floor", "error", "processes",
+             "remarks")  # fmt: skip
+    return [f"{setting.label}, {setting.state}", "", *table(heads, rows), ""]
 
 
 def _subject_facts(subject: Contestant) -> dict[str, Any]:
@@ -213,18 +198,18 @@ def _facts(
         "correctness": stored.correctness,
         "targets": [
             {
-                "target": verdict.target.name,
-                "verdict": verdict.word,
-                "why": verdict.why,
-                "lines": [asdict(line) for line in verdict.lines],
+                "target": one.target.name,
+                "verdict": one.word,
+                "why": one.why,
+                "lines": [asdict(line) for line in one.lines],
             }
-            for verdict in verdicts
+            for one in verdicts
         ],
         "losses": [
             {
                 "setting": loss.setting.label,
-                "launch": loss.setting.launch,
-                "cache": loss.setting.cache,
+                "launch": loss.setting.question.launch,
+                "cache": loss.setting.question.cache,
                 "ours": loss.ours.name,
                 "rival": loss.rival.name,
                 "ratio": loss.ratio,
@@ -233,15 +218,15 @@ def _facts(
         ],
         "settings": [
             {
-                "operation": setting.operation,
-                "case": dict(setting.case),
-                "dtype": setting.dtype,
-                "pass": setting.pass_,
-                "launch": setting.launch,
-                "cache": setting.cache,
-                "subjects": [_subject_facts(subject) for subject in setting.subjects],
+                "operation": one.question.operation,
+                "case": dict(one.params),
+                "dtype": one.question.dtype,
+                "pass": one.question.pass_,
+                "launch": one.question.launch,
+                "cache": one.question.cache,
+                "subjects": [_subject_facts(subject) for subject in one.subjects],
             }
-            for setting in found
+            for one in found
         ],
         "roofs": asdict(stored.roofs) if stored.roofs else None,
         "left_out": _left_out(stored),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from spectralbench.identity import Identity
 from spectralkernels.declare import Case, Scalar
 
 
@@ -21,10 +22,14 @@ class Place:
     pass_: str
 
     def holds(self, operation: str, params: Mapping[str, Scalar], dtype: str, pass_: str) -> bool:
-        """Whether a record of these fields is of this place."""
+        """Whether a case of these fields is of this place."""
         return (operation, dtype, pass_) == (self.operation, self.dtype, self.pass_) and all(
             params.get(name) == value for name, value in self.params.items()
         )
+
+    def answers(self, question: Identity, params: Mapping[str, Scalar]) -> bool:
+        """Whether what was measured is of this place. params: of its case."""
+        return self.holds(question.operation, params, question.dtype, question.pass_)
 
 
 @dataclass(frozen=True, slots=True)
