@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from effort import EFFORT
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -52,15 +54,53 @@ def test_one_graph_for_every_rate_above_0(seed: int):
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("relative", [False, True])
-def test_thresholds_change_between_calls(relative: bool, seed: int):
-    def function(y: Tensor, beta: float) -> Tensor:
-        return sk.threshold_spectrum(y, beta, relative=relative, n=8, impl="dense").to_dense()
+def threshold(x: Tensor, beta: float | Tensor, impl: str) -> Tensor:
+    y = torch.fft.rfft2(x, norm="ortho")
+    return sk.threshold_spectrum(y, beta, relative=True, n=x.shape[-1], impl=impl).to_dense()
 
-    compiled, _ = counted(function)
-    y = torch.fft.rfft2(torch.randn(2, 3, 8, 8), norm="ortho")
-    for beta in (0.1, 0.5, 0.9):
-        torch.testing.assert_close(compiled(y, beta), function(y, beta))
+
+def block(x: Tensor, beta: float | Tensor, impl: str) -> Tensor:
+    return sk.spec_block(x, W, beta, capacity=1.0, impl=impl).to_dense()
+
+
+@pytest.mark.parametrize(
+    ("function", "impl", "dynamic"),
+    [(threshold, "dense", None), (block, "bitmap", None), (block, "bitmap", True)]
+    + [(threshold, "bitmap", True), (block, "dense", True)] * (EFFORT > 1),
+)
+def test_at_most_two_graphs_for_every_threshold(
+    function: Callable[..., Tensor], impl: str, dynamic: bool | None, seed: int
+):
+    """A number that changes becomes a symbol at its second value, and a tensor never is one."""
+    x = torch.randn(3, 4, 7, 8)
+    for kind in (float, torch.tensor):
+        torch._dynamo.reset()
+        counter = CompileCounterWithBackend("eager")
+        compiled = torch.compile(function, fullgraph=True, dynamic=dynamic, backend=counter)
+        for beta in (0.2, 0.3, 0.5, 0.7, 1.1):
+            found, want = compiled(x, kind(beta), impl), function(x, beta, impl)
+            torch.testing.assert_close(found, want)
+            assert want.any()
+        assert counter.frame_count <= (1 if dynamic or kind is torch.tensor else 2)
+
+
+def test_a_compiled_threshold_has_a_gradient_and_the_same_limits(seed: int):
+    """Rounded to the precision of the magnitudes, up to infinity; refused where it is none."""
+    y = torch.randn(2, 5, 4, dtype=torch.cfloat)
+    y[0, 1, 1] = complex(0.7, 0.0)  # equal to a threshold of 0.7 once that is rounded: dropped
+    compiled = torch.compile(kept_energy, fullgraph=True, backend="aot_eager")
+    for beta, relative in ((0.7, False), (1e39, False), (math.inf, True)):
+        graded = [y.clone().requires_grad_() for _ in range(2)]
+        energies = [f(each, beta, relative) for f, each in zip((kept_energy, compiled), graded, strict=True)]
+        torch.testing.assert_close(*energies)
+        torch.testing.assert_close(*(torch.autograd.grad(e, g)[0] for e, g in zip(energies, graded, strict=True)))
+    for beta in (-1.0, torch.tensor(-1.0)):
+        with pytest.raises(Exception, match=">= 0"):
+            compiled(y, beta, False)
+
+
+def kept_energy(y: Tensor, beta: float, relative: bool) -> Tensor:
+    return sk.threshold_spectrum(y, beta, relative=relative, impl="dense").values.abs().square().sum()
 
 
 class Layer(nn.Module):

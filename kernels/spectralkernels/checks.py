@@ -139,7 +139,9 @@ def checked_beta(beta: Any) -> float:
         value = as_number("beta", beta)
     except DtypeError as error:
         raise RangeError(_no_beta(beta)) from error
-    if not value >= 0.0:
+    if torch.compiler.is_compiling():  # a number without digits, or one that is not known before the graph runs
+        torch._check(value >= 0.0, lambda: "beta must be a number >= 0")
+    elif not value >= 0.0:
         raise RangeError(_no_beta(beta))
     return value if isinstance(value, float) else float(value)  # a traced number stays one
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.types import Number
 
 from spectralkernels.operators import operator
 from spectralkernels.ops.masked_multiply import masked_multiply
@@ -40,7 +41,7 @@ def spec_block(
     weight: Tensor,
     shape: Sequence[int],
     n: int,
-    beta: float,
+    beta: Number,
     tanh: bool,
     relative: bool,
     slots: int | None,
@@ -73,7 +74,7 @@ def _(
     weight: Tensor,
     shape: Sequence[int],
     n: int,
-    beta: float,
+    beta: Number,
     tanh: bool,
     relative: bool,
     slots: int | None,

@@ -186,8 +186,8 @@ def _int32_supports(format: Any, y_hat: Tensor, **_: Any) -> str | None:
 
 def _rounded(beta: float, dtype: torch.dtype) -> float:
     """beta in the precision of the magnitudes, so that a coefficient written as beta is not greater than beta."""
-    if dtype == torch.complex128 or beta == math.inf:
-        return beta
+    if dtype == torch.complex128 or torch.compiler.is_compiling() or beta == math.inf:
+        return beta  # a traced number has no digits yet: `baselines.decide` and the kernel round it again
     # on the host: a tensor of one number would be a copy to the device, which a CUDA graph refuses
     fraction, exponent = math.frexp(beta)
     digits = min(24, exponent + 149)

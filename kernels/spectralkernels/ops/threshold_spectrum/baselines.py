@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Literal
 
@@ -28,7 +27,10 @@ def decide(y_hat: Tensor, beta: float, rms: Tensor | None, n: int) -> Tensor:
 
     y_hat: Complex [..., U, V]. rms: Real [planes] or None. Returns: Bool [..., U, V].
     """
-    limit = beta if rms is None or beta == math.inf else (beta * rms).reshape(*y_hat.shape[:-2], 1, 1)
+    # Rounded by a cast, and no number of Python in a comparison: torch.compile would ask for one graph per threshold.
+    limit = torch.full((), beta, dtype=torch.float64, device=y_hat.device).to(y_hat.real.dtype)
+    if rms is not None:
+        limit = torch.where(limit.isinf(), limit, limit * rms).reshape(*y_hat.shape[:-2], 1, 1)
     kept = ~(y_hat.abs() <= limit)
     columns = kept[..., :: y_hat.shape[-1] - 1] if n % 2 == 0 else kept[..., :1]
     columns |= columns.flip(-2).roll(1, -2)  # row u beside row -u mod U

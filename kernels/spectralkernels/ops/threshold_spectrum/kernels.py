@@ -16,6 +16,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.types import Number
 
 from spectralkernels.launch import Launch, NamedLaunch, interpreted
 from spectralkernels.operators import operator
@@ -134,7 +135,7 @@ def threshold_kernel(
 
 
 @operator("threshold_bitmap", dense=True)
-def threshold_bitmap(y_hat: Tensor, beta: float, rms: Tensor | None, tanh: bool, n: int) -> tuple[Tensor, Tensor]:
+def threshold_bitmap(y_hat: Tensor, beta: Number, rms: Tensor | None, tanh: bool, n: int) -> tuple[Tensor, Tensor]:
     """Threshold, activate and pack in one launch, without waiting for the device.
 
     y_hat: Complex64 [..., U, V]. rms: Float32 [planes] to scale beta with, or None. n: signal length of the last axis.
@@ -175,7 +176,7 @@ def _launch(y_hat: Tensor, beta: float, rms: Tensor | None, tanh: bool, n: int) 
 
 
 @threshold_bitmap.register_fake
-def _(y_hat: Tensor, beta: float, rms: Tensor | None, tanh: bool, n: int) -> tuple[Tensor, Tensor]:
+def _(y_hat: Tensor, beta: Number, rms: Tensor | None, tanh: bool, n: int) -> tuple[Tensor, Tensor]:
     blocks = blocks_of(y_hat.numel())
     return y_hat.new_empty(blocks * BLOCK), y_hat.new_empty(blocks * (BLOCK // WORD), dtype=torch.int32)
 
