@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.forward_ad import unpack_dual
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from spectralkernels.autocast import DEVICES, as_written
 from spectralkernels.launch import dense as made_dense
@@ -49,6 +50,7 @@ class Operator:
         self._backward: Callable[..., Any] = self._no_backward
         self._composed: Callable[..., Any] | None = None
         self._setup_context: Callable[..., None] | None = None
+        self._flops: Callable[..., int] | None = None
         torch.library.register_autograd(
             f"{NAMESPACE}::{name}",
             lambda ctx, *gradients: self._backward(ctx, *gradients),
@@ -57,6 +59,8 @@ class Operator:
         )
 
     def __call__(self, *arguments: Any) -> Any:
+        if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack():
+            self._tell_flops()
         tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
         needs_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
         if not needs_gradient and _nobody_looks(tensors):
@@ -83,6 +87,22 @@ class Operator:
         """Decorator: the operator as a chain of torch's own operations, taken in forward mode and within torch.func."""
         self._composed = composed
         return composed
+
+    def register_flops(self, formula: Callable[..., int]) -> Callable[..., int]:
+        """Decorator: what `torch.utils.flop_counter` counts for a call, from the operator's arguments.
+
+        Like torch's own formulas it counts products and sums over channels, and nothing that is element by element.
+        """
+        self._flops = formula
+        return formula
+
+    def _tell_flops(self) -> None:
+        """Tell the counters that are active, because torch's own registry comes with an import of Triton."""
+        packets = [getattr(getattr(torch.ops, NAMESPACE), each) for each in self._names]
+        for mode in _get_current_dispatch_mode_stack():
+            registry = getattr(getattr(mode, "counter", None), "flop_registry", None)
+            if registry is not None and self._flops is not None:
+                registry.update(dict.fromkeys(packets, lambda *arguments, out_val: self._flops(*arguments)))
 
     def _remember(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         if self._setup_context is not None:

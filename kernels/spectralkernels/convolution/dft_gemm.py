@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from spectralkernels.autocast import as_written
-from spectralkernels.convolution import composed
+from spectralkernels.convolution import composed, flops
 from spectralkernels.convolution.geometry import WeightSpectrum, compute_dtype
 from spectralkernels.convolution.linear_maps import (
     Transform,
@@ -238,6 +238,28 @@ def _composed_apply_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _apply.register_autograd(_differentiate_apply, setup_context=_save_apply)
+
+
+_conv.register_flops(
+    lambda x, weight, bias, starts, groups, n, kept, out: flops.forward(
+        x, weight, weight.shape[0], out, groups, flops.by_band(n, kept)
+    )
+)
+_conv_backward.register_flops(
+    lambda dy, z, weight, starts, groups, n, kept, size, *needs: flops.backward(
+        dy, weight, weight.shape[1] * groups, size, groups, flops.by_band(n, kept), *needs
+    )
+)
+_apply.register_flops(
+    lambda x, w, bias, out_channels, groups, n, kept, out: flops.forward(
+        x, None, out_channels, out, groups, flops.by_band(n, kept)
+    )
+)
+_apply_backward.register_flops(
+    lambda dy, w, channels, groups, n, kept, size: flops.backward(
+        dy, None, channels, size, groups, flops.by_band(n, kept)
+    )
+)
 
 
 # --- the transforms -------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from spectralkernels.constants import constant
+from spectralkernels.convolution import flops
 from spectralkernels.convolution.geometry import compute_dtype
 from spectralkernels.convolution.linear_maps import (
     Transform,
@@ -149,6 +150,16 @@ def _differentiate(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]
 
 
 _conv.register_autograd(_differentiate, setup_context=_save)
+_conv.register_flops(
+    lambda x, weight, bias, starts, groups, n, kept, out, stride: flops.forward(
+        x, weight, weight.shape[0], strided_sides(out, stride), groups, flops.by_band(n, kept)
+    )
+)
+_conv_backward.register_flops(
+    lambda dy, z, weight, starts, groups, n, kept, out, stride, size, *needs: flops.backward(
+        dy, weight, weight.shape[1] * groups, size, groups, flops.by_band(n, kept), *needs
+    )
+)
 
 
 # --- the transforms -------------------------------------------------------------------------------------------------

@@ -228,6 +228,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, Tensor
 
 
 sparse_multiply_bitmap.register_autograd(_backward, setup_context=_setup_context)
+# Of a dense map: how many coefficients are kept is known on the device alone.
+sparse_multiply_bitmap.register_flops(
+    lambda values, words, offsets, w_hat, shape, over_batch: 8 * math.prod(shape) * w_hat.shape[1 if over_batch else 0]
+)
 
 
 def _watched(size: int, columns: int, outputs: int = 64, over_batch: bool = False) -> NamedLaunch:

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectralkernels.convolution import flops
 from spectralkernels.convolution.dft_gemm import _apply as _apply_by_gemm
 from spectralkernels.convolution.dft_gemm import _composed_apply_backward, prepare_frozen
 from spectralkernels.convolution.dft_gemm import _conv as _conv_by_gemm
@@ -297,6 +298,30 @@ def _differentiate_apply(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _apply.register_autograd(_differentiate_apply, setup_context=_save_apply)
+
+
+# --- what they cost, padding of lanes aside -------------------------------------------------------------------------
+
+_conv.register_flops(
+    lambda x, weight, bias, front, groups, n, kept, out, keep: flops.forward(
+        x, weight, weight.shape[0], out, groups, flops.by_folds(n, kept)
+    )
+)
+_apply.register_flops(
+    lambda x, w, bias, out_channels, groups, n, kept, out: flops.forward(
+        x, None, out_channels, out, groups, flops.by_folds(n, kept)
+    )
+)
+_apply_backward.register_flops(
+    lambda dy, w, channels, groups, n, kept, size: flops.backward(
+        dy, None, channels, size, groups, flops.by_folds(n, kept)
+    )
+)
+_conv_backward.register_flops(
+    lambda dy, x, z, weight, front, groups, n, kept, size, *needs: flops.backward(
+        dy, weight, weight.shape[1] * groups, size, groups, flops.by_folds(n, kept), *needs, x_again=x is not None
+    )
+)
 
 
 # --- what the library is given --------------------------------------------------------------------------------------

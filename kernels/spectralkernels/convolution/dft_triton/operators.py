@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectralkernels.convolution import flops
 from spectralkernels.convolution.dft_triton.layout import layout_of
 from spectralkernels.convolution.dft_triton.precision import PRECISIONS
 from spectralkernels.operators import operator
@@ -242,3 +243,42 @@ def _differentiate_frozen(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 
 
 apply.register_autograd(_differentiate_frozen, setup_context=_remember_frozen)
+
+# --- what they cost -------------------------------------------------------------------------------------------------
+
+
+def _transform(layout: str) -> flops.Transform:
+    modes = layout_of(layout)
+    if modes.cells or len(modes.n) == 1:
+        return flops.by_matrix(modes.modes_v * modes.modes_u)
+    return flops.by_steps(modes.n, ((modes.kept[1], modes.kept[0]),))
+
+
+convolve.register_flops(
+    lambda x, weight, bias, mask, starts, groups, layout, out, *_: flops.forward(
+        x, weight, weight.shape[0], out, groups, _transform(layout)
+    )
+)
+convolve_backward.register_flops(
+    lambda dy, gate, z, weight, w, mask, starts, groups, layout, size, precision, need: flops.backward(
+        dy,
+        weight,
+        weight.shape[1] * groups,
+        size,
+        groups,
+        _transform(layout),
+        bool(need[0]),
+        bool(need[1]),
+        weight_again=w.numel() == 0,
+    )
+)
+apply.register_flops(
+    lambda x, w, bias, out_channels, groups, layout, out, *_: flops.forward(
+        x, None, out_channels, out, groups, _transform(layout)
+    )
+)
+apply_backward.register_flops(
+    lambda dy, gate, w, channels, groups, layout, size, precision, need_x, need_bias: flops.backward(
+        dy, None, channels, size, groups, _transform(layout), need_x
+    )
+)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from spectralkernels.convolution import flops
 from spectralkernels.convolution.fused.precision import declared
 from spectralkernels.launch import Launch
 from spectralkernels.operators import operator
@@ -192,3 +193,23 @@ def _differentiate(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]
 
 
 convolve.register_autograd(_differentiate, setup_context=_save)
+convolve.register_flops(
+    lambda x, weight, bias, starts, n, kept, out, *_: flops.forward(
+        x, weight, x.shape[1], out, x.shape[1], flops.by_band(n, kept)
+    )
+)
+convolve_backward.register_flops(
+    lambda dy, saved, weight, starts, n, kept, size, accuracy, kept_modes, need_x, need_weight, need_bias: (
+        flops.backward(
+            dy,
+            weight,
+            dy.shape[1],
+            size,
+            dy.shape[1],
+            flops.by_band(n, kept),
+            need_x,
+            need_weight,
+            x_again=not kept_modes,
+        )
+    )
+)

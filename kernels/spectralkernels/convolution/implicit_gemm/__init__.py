@@ -11,6 +11,7 @@ It has no band limit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -113,3 +114,7 @@ def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _conv.register_autograd(_differentiate, setup_context=_save)
+_conv.register_flops(
+    lambda x, weight, bias, pad, out: 2 * x.shape[0] * x.shape[1] * math.prod(out) * math.prod(weight.shape[2:])
+)
+_weight_gradient.register_flops(lambda dy, x, pad, taps: 2 * dy.numel() * math.prod(taps))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from spectralkernels.autocast import as_written
 from spectralkernels.constants import constant
-from spectralkernels.convolution import composed
+from spectralkernels.convolution import composed, flops
 from spectralkernels.convolution.geometry import WeightSpectrum, compute_dtype
 from spectralkernels.convolution.linear_maps import (
     Transform,
@@ -249,7 +249,8 @@ def _composed_backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[
     if dy is not None:
         g = composed.modes_of(dy, _transform(dy, modes, (0, 0), dy.shape[2:], inverse=True))
         g = g.unflatten(2, dy.shape[:2])
-        w, masked = _composed_weight(g, weight, starts, modes), g * _values(mask, modes, g)
+        masked = g * _values(mask, modes, g)
+        w = _composed_weight(g, weight, starts, modes) if need_x or need_mask else masked.new_empty(0)
         if need_x:
             through_y = composed.product_transposed(masked, w, groups)
             sum_for_x = through_y if sum_for_x is None else sum_for_x + through_y
@@ -267,6 +268,52 @@ def _composed_backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[
 
 
 _conv.register_autograd(_differentiate, setup_context=_save)
+
+
+@_conv.register_flops
+def _(
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    bias: Tensor | None,
+    starts: Ints,
+    out_channels: int,
+    groups: int,
+    n: Ints,
+    layout: Ints,
+    listed: bool,
+    out: Ints,
+) -> int:
+    taps = weight if weight.dim() == 4 else None
+    return flops.forward(x, taps, out_channels, out, groups, _counted(n, layout, listed))
+
+
+@_conv_backward.register_flops
+def _(
+    dy: Tensor,
+    z: Tensor | None,
+    weight: Tensor,
+    mask: Tensor,
+    starts: Ints,
+    groups: int,
+    n: Ints,
+    layout: Ints,
+    listed: bool,
+    shape: Ints,
+    need: Ints,
+) -> int:
+    """With a gradient of the mask, the product is made again."""
+    taps, transform = weight if weight.dim() == 4 else None, _counted(n, layout, listed)
+    found = flops.backward(dy, taps, shape[0], shape[1:], groups, transform, bool(need[0]), bool(need[1]))
+    if need[2]:
+        of_weight = 0 if taps is None else taps.shape[0] * taps.shape[1] * transform.of(taps.shape[2:])
+        found += of_weight + 8 * dy.shape[0] * dy.shape[1] * (shape[0] // groups) * transform.modes
+    return found
+
+
+def _counted(n: Ints, layout: Ints, listed: bool) -> flops.Transform:
+    modes = _mode_list(tuple(n), tuple(layout), listed)
+    return flops.by_matrix(len(modes)) if listed else flops.by_steps(n, modes.steps)
 
 
 # --- masks and transforms -------------------------------------------------------------------------------------------

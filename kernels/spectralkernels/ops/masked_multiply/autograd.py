@@ -63,6 +63,8 @@ def operator(name: str, compute: Compute) -> Compute:
         return dx, dw, dmask, None, None
 
     registered.register_autograd(gradients, setup_context=remember)
+    # A product of complex numbers is eight operations, masked or not.
+    registered.register_flops(lambda x_hat, w_hat, mask, groups, conjugate: 8 * w_hat.numel() * x_hat.shape[0])
     return registered
 
 

@@ -12,6 +12,7 @@ implementations.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -153,3 +154,5 @@ def _weight_gradient(x: SparseSpectrum | Tensor, g: SparseSpectrum, impl: str) -
 
 
 spec_block.register_autograd(_backward, setup_context=_setup_context)
+# Of a dense map: how many coefficients are kept is known on the device alone. FFTs are not counted, as in torch.
+spec_block.register_flops(lambda values, words, offsets, weight, shape, *_: 8 * math.prod(shape) * weight.shape[0])
