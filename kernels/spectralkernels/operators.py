@@ -98,11 +98,13 @@ class Operator:
 
     def _tell_flops(self) -> None:
         """Tell the counters that are active, because torch's own registry comes with an import of Triton."""
-        packets = [getattr(getattr(torch.ops, NAMESPACE), each) for each in self._names]
+        formula = self._flops
         for mode in _get_current_dispatch_mode_stack():
             registry = getattr(getattr(mode, "counter", None), "flop_registry", None)
-            if registry is not None and self._flops is not None:
-                registry.update(dict.fromkeys(packets, lambda *arguments, out_val: self._flops(*arguments)))
+            if registry is None or formula is None:
+                continue
+            for form in (self.differentiable, self.plain):
+                registry[form.overloadpacket] = lambda *arguments, out_val: formula(*arguments)
 
     def _remember(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         if self._setup_context is not None:

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-GridName = Literal["tight", "seed", "pow2", "fast"]
-GRIDS: tuple[GridName, ...] = ("tight", "seed", "pow2", "fast")
+GridName = Literal["tight", "seed", "seed_1d", "pow2", "fast"]
+GRIDS: tuple[GridName, ...] = get_args(GridName)
 
 
 def half(n: int) -> int:
@@ -128,6 +128,8 @@ def fft_size(size: int, kernel: int, pad: tuple[int, int], out: int, grid: GridN
 
     tight: max(size + max(pad), out), the smallest N that holds the output and does not wrap into it.
     seed:  the paper's H + max(K - 1, G - 1) with H the padded input side and G the output side.
+    seed_1d: H + 2 max(K - 1, G - 1), which the paper's authors take for series: their code leaves that room on both
+        sides, so that N is up to 1.5 times that of `seed`, and so is the number of coefficients kept at a rate.
     pow2:  the next power of two of `seed`. fast: the next 7-smooth size of `tight`.
     All give the same answer at compression 0; above it N is part of the operator.
     """
@@ -135,8 +137,9 @@ def fft_size(size: int, kernel: int, pad: tuple[int, int], out: int, grid: GridN
     if grid in ("tight", "fast"):
         tight = max(size + max(pad), out)
         return tight if grid == "tight" else next_smooth(tight)
-    seed = size + sum(pad) + max(kernel - 1, out - 1)
-    return seed if grid == "seed" else next_pow2(seed)
+    sides = 2 if grid == "seed_1d" else 1
+    seed = size + sum(pad) + sides * max(kernel - 1, out - 1)
+    return next_pow2(seed) if grid == "pow2" else seed
 
 
 def hermitian_weights(n: int, columns: int) -> Tensor:

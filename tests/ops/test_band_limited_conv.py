@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from effort import opcheck
+from torch import Tensor
 
 import spectralkernels as sk
 from spectralkernels.convolution.baselines import reference
@@ -85,6 +86,36 @@ def test_series(impl: str, seed: int):
         want = reference(x, weight, None, conv_band((length,), (kernel,), compression=0.4), groups)
         got = sk.band_limited_conv1d(x, weight, groups=groups, compression=0.4, impl=impl)
         torch.testing.assert_close(got, want, rtol=0, atol=1e-11)
+
+
+def authors_series(x: Tensor, weight: Tensor, padding: int, rate: float) -> Tensor:
+    """The forward pass of the authors' layer for series (conv1D_fft.py of bandlimited-cnns), line by line."""
+    length, taps = x.shape[-1], weight.shape[-1]
+    out = length - taps + 1 + 2 * padding
+    n = length + 2 * padding + 2 * max(taps - 1, out - 1)
+    x_hat = torch.fft.rfft(F.pad(x, (padding, n - length - padding)))
+    w_hat = torch.fft.rfft(F.pad(weight, (0, n - taps)))
+    coefficients = x_hat.shape[-1]
+    kept = coefficients
+    if rate > 0:
+        index_back = min(coefficients - 1, int(coefficients * (rate / 100)) + 1)
+        kept = max(1, coefficients - index_back)
+    y_hat = torch.einsum("bcf,ocf->bof", x_hat[..., :kept], w_hat[..., :kept].conj())
+    return torch.fft.irfft(F.pad(y_hat, (0, coefficients - kept)), n=n)[..., :out]
+
+
+def test_the_authors_grid_for_series(seed: int):
+    """`seed_1d` is their answer at every rate; `seed`, the formula of their paper, is another operator above 0."""
+    for length, taps, padding in ((16, 3, 1), (13, 4, 0), (1, 1, 0), (5, 8, 3), (31, 7, 9), (24, 24, 0)):
+        x, weight = (torch.randn(2, 3, size, dtype=torch.float64) for size in (length, taps))
+        for rate in (0, 10, 37, 50, 95):
+            want = authors_series(x, weight, padding, rate)
+            options = {"padding": padding, "compression": rate / 100}
+            for impl in ("dft_gemm", "torch_fft"):
+                got = sk.band_limited_conv1d(x, weight, grid="seed_1d", impl=impl, **options)
+                torch.testing.assert_close(got, want, rtol=0, atol=1e-12 * float(want.abs().max() + 1))
+            if rate == 50 and length > 1:
+                assert relative(sk.band_limited_conv1d(x, weight, grid="seed", **options), want) > 1e-2
 
 
 def test_one_sample_less_than_the_tight_grid_wraps(seed: int):
@@ -270,7 +301,12 @@ X, W = torch.zeros(2, 4, 8, 8), torch.zeros(6, 4, 3, 3)
         ((X, W), {"stride": 0}, sk.RangeError, "stride must be one whole number >= 1"),
         ((X, W), {"padding": "full"}, sk.RangeError, "padding must be 'same', 'valid' or a number .* got 'full'"),
         ((X, W), {"padding": -1}, sk.RangeError, "padding must be one number >= 0"),
-        ((X, W), {"grid": "loose"}, sk.RangeError, "grid must be one of tight, seed, pow2, fast .* got 'loose'"),
+        (
+            (X, W),
+            {"grid": "loose"},
+            sk.RangeError,
+            "grid must be one of tight, seed, seed_1d, pow2, fast .* got 'loose'",
+        ),
         (
             (X, torch.zeros(6, 4, 9, 9)),
             {"padding": "valid"},
