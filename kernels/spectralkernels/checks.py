@@ -18,6 +18,11 @@ def _names(dtypes: tuple[torch.dtype, ...]) -> str:
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
 
 
+def check_module(value: object) -> None:
+    if not isinstance(value, torch.nn.Module):
+        raise DtypeError(f"model must be a torch.nn.Module, got {kind(value)}")
+
+
 def check_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise DtypeError(f"{name} must be a tensor, got {kind(value)}")
@@ -126,6 +131,7 @@ def check_channels(channels: int, weight: Tensor, groups: int, x_name: str = "x"
 
 
 def check_compression(compression: float) -> None:
+    compression = as_number("compression", compression)
     if not 0.0 <= compression < 1.0:  # nor is nan
         raise RangeError(
             f"compression must lie in [0, 1), the fraction of coefficients to drop, got {compression}; "

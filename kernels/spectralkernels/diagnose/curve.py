@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 import torch
 from torch import Tensor, nn
 
+from spectralkernels.checks import as_number, kind
 from spectralkernels.diagnose.response import Impulse, Projection, maximum_gain
-from spectralkernels.errors import RangeError
+from spectralkernels.errors import DtypeError, RangeError
 
 
 class Label(Enum):
@@ -48,15 +49,19 @@ def label_curve(gains: Sequence[float], *, variable: float = 1.0, flat: float = 
     curve does not show underfitting.
     gains: one per epoch, dB, at least 8. variable: dB from which a half is variable. flat: dB of rise up to which it is
         flat.
-    Raises: RangeError on fewer or non-finite gains, or thresholds that are not positive.
+    Raises: DtypeError on what is no number; RangeError on fewer or non-finite gains, or thresholds that
+        are not positive.
     Source: Stamatescu and McDonnell 2018, section IV-C1; the thresholds are ours.
     """
-    if len(gains) < 8:
-        raise RangeError(f"label_curve needs at least 8 gains, four in each half, got {len(gains)}")
-    curve = torch.tensor(list(gains), dtype=torch.float64)
+    alone = isinstance(gains, (str, bytes)) or (isinstance(gains, Tensor) and gains.dim() == 0)
+    if alone or not isinstance(gains, Iterable):
+        raise DtypeError(f"gains must be a sequence of numbers, got {kind(gains)}")
+    curve = torch.tensor([as_number("each of gains", each) for each in gains], dtype=torch.float64)
+    if len(curve) < 8:
+        raise RangeError(f"label_curve needs at least 8 gains, four in each half, got {len(curve)}")
     if not bool(torch.isfinite(curve).all()):
         raise RangeError("gains must be finite; a diverged run needs no diagnosis")
-    if not (variable > 0.0 and flat > 0.0):
+    if not (as_number("variable", variable) > 0.0 and as_number("flat", flat) > 0.0):
         raise RangeError(f"thresholds must be above 0 dB, got variable={variable}, flat={flat}")
     halves = (curve[: len(curve) // 2], curve[len(curve) // 2 :])
     (early, late), (first, second) = map(_variability, halves), map(_rise, halves)

@@ -19,7 +19,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from spectralkernels.checks import REAL_DTYPES, check_dtype
+from spectralkernels.checks import (
+    REAL_DTYPES,
+    as_integer,
+    as_number,
+    check_choice,
+    check_dtype,
+    check_module,
+    check_tensor,
+)
 from spectralkernels.errors import RangeError, ShapeError
 
 Projection = Literal["log_softmax", "one_hot", "ones"] | Tensor | Callable[[Tensor], Tensor]
@@ -39,10 +47,16 @@ class Impulse:
     value: float = 1.0
     background: float = 0.0
 
+    def __post_init__(self) -> None:
+        if min(as_integer(name, getattr(self, name)) for name in ("channels", "height", "width")) < 1:
+            raise ShapeError(f"an impulse needs at least one channel and pixel, got {self}")
+        for name in ("value", "background"):
+            as_number(name, getattr(self, name))
+
     def image(self) -> Tensor:
         """Float32 [channel, height, width]."""
-        image = torch.full((self.channels, self.height, self.width), self.background)
-        image[:, self.height // 2, self.width // 2] = self.value
+        image = torch.full((self.channels, self.height, self.width), float(self.background))
+        image[:, self.height // 2, self.width // 2] = float(self.value)
         return image
 
 
@@ -83,7 +97,8 @@ def frequency_response(
     eps: floor of the amplitude; 1e-12 is -240 dB.
     Raises: ShapeError, DtypeError, RangeError on arguments that do not fit, or if the output is not differentiable.
     """
-    if not eps > 0.0:
+    check_module(model)
+    if not as_number("eps", eps) > 0.0:
         raise RangeError(f"eps must be above 0, got {eps}; it is the floor of the amplitude")
     image, window = _probe(probe, model)
     with _evaluating(model), torch.enable_grad():
@@ -118,11 +133,10 @@ def maximum_gain(
 def _probe(probe: Tensor | Impulse, model: nn.Module) -> tuple[Tensor, str]:
     """(Real [1, channel, height, width], window)."""
     if isinstance(probe, Impulse):
-        if min(probe.channels, probe.height, probe.width) < 1:
-            raise ShapeError(f"an impulse needs at least one channel and pixel, got {probe}")
         like = next(model.parameters(), None)
         image = probe.image()
         return (image if like is None else image.to(like)).unsqueeze(0), "hann"
+    check_tensor("probe", probe)
     image = probe.unsqueeze(0) if probe.dim() == 3 else probe
     if image.dim() != 4 or image.shape[0] != 1 or image.numel() == 0:
         raise ShapeError(
@@ -139,11 +153,13 @@ def _projected(output: Tensor, projection: Projection) -> Tensor:
                 f"projection must have the shape of the output {list(output.shape)}, got {list(projection.shape)}"
             )
         return (projection * output).sum()
-    if not isinstance(projection, str):
+    if not isinstance(projection, str) and callable(projection):
         scalar = projection(output)
+        check_tensor("what the function projection returns", scalar)
         if scalar.numel() != 1:
             raise ShapeError(f"projection must make one number of the output, got shape {list(scalar.shape)}")
         return scalar.sum()
+    check_choice("projection", projection, ("log_softmax", "one_hot", "ones"))
     if projection == "log_softmax":
         if output.dim() != 2:
             raise ShapeError(
@@ -153,9 +169,7 @@ def _projected(output: Tensor, projection: Projection) -> Tensor:
         return torch.log_softmax(output, dim=1).amax()
     if projection == "one_hot":
         return output.amax()
-    if projection == "ones":
-        return output.sum()
-    raise RangeError(f"projection must be 'log_softmax', 'one_hot', 'ones', a tensor or a function, got {projection!r}")
+    return output.sum()
 
 
 @contextmanager

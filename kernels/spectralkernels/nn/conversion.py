@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from spectralkernels.checks import check_compression
+from spectralkernels.checks import check_compression, check_module
 from spectralkernels.convolution.geometry import GridChoice
 from spectralkernels.errors import DtypeError, RangeError
 from spectralkernels.nn.convolution import BandLimitedConv1d, BandLimitedConv2d, _BandLimited, _Spectral, unsupported
@@ -89,6 +89,7 @@ def convert(
     Raises: RangeError on a bad compression, a `where` that matches no convolution, or a model without one; DtypeError
         if `where` is of no such kind. Nothing is converted then.
     """
+    check_module(model)
     check_compression(compression)
     names = _names(model)
     picked = chooser(where)
@@ -143,6 +144,7 @@ def band_limited(model: nn.Module, where: Where = None) -> Iterator[tuple[str, _
 
     Raises: RangeError if there is none.
     """
+    check_module(model)
     picked = chooser(where)
     found = [(name, each) for name, each in model.named_modules() if isinstance(each, _BandLimited)]
     if not found:

@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from spectralkernels.checks import check_compression
+from spectralkernels.checks import check_compression, check_tensor, kind
 from spectralkernels.convolution.geometry import GridChoice, Padding, WeightSpectrum
 from spectralkernels.dispatch import Explanation
-from spectralkernels.errors import Unsupported
+from spectralkernels.errors import DtypeError, Unsupported
 from spectralkernels.explain import explain
-from spectralkernels.layouts import as_given
+from spectralkernels.layouts import as_given, batched
 from spectralkernels.masks import ModeList, fft_grid, hermitian, mode_list
 from spectralkernels.nn.frozen import Kept, has_use, kept_or_made, may_keep
 from spectralkernels.ops.band_limited_conv1d import band_limited_conv1d
@@ -54,6 +54,7 @@ class _Spectral(_ConvNd):
 
     def _padded(self, x: Tensor) -> tuple[Tensor, Padding]:
         """x, and the zeros that the operation adds: none where the values around x are not zeros."""
+        batched(x, "[batch, channel, length]" if len(self.kernel_size) == 1 else "[batch, channel, height, width]")
         if self.padding_mode == "zeros":
             padding: Any = self.padding  # torch's annotation does not say which strings
             return x, padding
@@ -63,7 +64,7 @@ class _Spectral(_ConvNd):
         self, x: Tensor, geometry: Hashable, make: Callable[[], WeightSpectrum | None]
     ) -> Tensor | WeightSpectrum:
         """The weight, or its spectrum where that may be kept and `make` has a use for it."""
-        if self.impl != "auto" or not may_keep(self.weight, x, self.training):
+        if not isinstance(self.impl, str) or self.impl != "auto" or not may_keep(self.weight, x, self.training):
             return self.weight
         # Threads may share a layer: nobody reads what another has just put there.
         self._kept = kept = kept_or_made(self._kept, self.weight, geometry, make)
@@ -168,6 +169,8 @@ class MaskedConv2d(_Spectral, nn.Conv2d):
         super().__init__(*conv, **named)
         self.grid, self.impl = grid, impl
         self._check_geometry()
+        if not isinstance(mask, Tensor) and not callable(mask):
+            raise DtypeError(f"mask must be a tensor or a function from the grid to one, got {kind(mask)}")
         self.rule = None if isinstance(mask, Tensor) else mask
         self.register_buffer("mask", mask if isinstance(mask, Tensor) else None, persistent=False)
 
@@ -201,7 +204,9 @@ class MaskedConv2d(_Spectral, nn.Conv2d):
 
     def _call_rule(self, n: tuple[int, int]) -> Tensor:
         assert self.rule is not None  # where there is no mask there is a rule
-        return self.rule(n)
+        mask = self.rule(n)
+        check_tensor("what the function mask returns", mask)
+        return mask
 
     def extra_repr(self) -> str:
         mask = self.rule if self.mask is None else list(self.mask.shape)

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spectralkernels.errors import DtypeError, RangeError
+from spectralkernels.checks import check_choice, check_tensor
+from spectralkernels.errors import DtypeError
 from spectralkernels.ops.ph_conv2d import Padding, check_divides, ph_conv2d
 
 Form = Literal["hermitian", "free"]
@@ -62,8 +63,7 @@ class SpectralConv2d(nn.Module):
         return made
 
     def _take(self, conv: nn.Conv2d, form: Form) -> None:
-        if form not in ("hermitian", "free"):
-            raise RangeError(f"form must be 'hermitian' or 'free', got {form!r}")
+        check_choice("form", form, ("hermitian", "free"))
         self.form, self.kernel_size = form, (conv.weight.shape[2], conv.weight.shape[3])
         self.options: dict[str, Any] = {
             name: getattr(conv, name) for name in ("stride", "padding", "dilation", "groups")
@@ -80,6 +80,7 @@ class SpectralConv2d(nn.Module):
         return (self.coefficients @ self.basis).unflatten(2, self.kernel_size)
 
     def forward(self, input: Tensor) -> Tensor:
+        check_tensor("input", input)
         return F.conv2d(input, self.weight, self.bias, **self.options)
 
     def extra_repr(self) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spectralkernels.checks import as_number, check_tensor
 from spectralkernels.errors import RangeError
 from spectralkernels.ops.diff_stride2d import diff_stride2d
 from spectralkernels.ops.frequency_dropout2d import frequency_dropout2d
@@ -36,15 +37,15 @@ class SpectralPool2d(nn.Module):
         super().__init__()
         if (size is None) == (stride is None):
             raise RangeError(f"SpectralPool2d takes either stride or size, got stride={stride}, size={size}")
-        strides = stride if isinstance(stride, tuple) else (stride or 1.0,)
-        if not all(step >= 1.0 for step in strides):
-            raise RangeError(f"stride must be one number >= 1 or two, (vertical, horizontal), got {stride}")
+        if stride is not None:
+            _check_strides("stride", stride)
         check_rule(even)
         _check_lowest(0.0 if dropout is None else dropout)
         self.stride, self.size, self.even, self.dropout = stride, size, even, dropout
         self.legacy_scale, self.compat = legacy_scale, compat
 
     def forward(self, input: Tensor) -> Tensor:
+        check_tensor("input", input)
         share = _draw(input, self.dropout) if self.training and self.dropout is not None else None
         options: dict[str, Any] = {"legacy_scale": self.legacy_scale, "compat": self.compat}
         return spectral_pool2d(input, self.size, stride=self.stride, even=self.even, share=share, **options)
@@ -68,6 +69,7 @@ class FrequencyDropout2d(nn.Module):
         self.lowest = lowest
 
     def forward(self, input: Tensor) -> Tensor:
+        check_tensor("input", input)
         return frequency_dropout2d(input, _draw(input, self.lowest)) if self.training else input
 
     def extra_repr(self) -> str:
@@ -93,10 +95,8 @@ class DiffStride2d(nn.Module):
         compat: bool = False,
     ) -> None:
         super().__init__()
-        both = strides if isinstance(strides, tuple) else (strides, strides)
-        if len(both) != 2 or not all(step >= 1.0 for step in both):
-            raise RangeError(f"strides must be one number >= 1 or two, (vertical, horizontal), got {strides}")
-        if not smoothness > 0.0:
+        both = _check_strides("strides", strides)
+        if not as_number("smoothness", smoothness) > 0.0:
             raise RangeError(f"smoothness must be above 0, got {smoothness}")
         self.strides = nn.Parameter(torch.tensor(both, dtype=torch.float32))
         self.smoothness, self.cropping, self.legacy_scale, self.compat = smoothness, cropping, legacy_scale, compat
@@ -109,7 +109,17 @@ class DiffStride2d(nn.Module):
         return f"smoothness={self.smoothness}, cropping={self.cropping}"
 
 
+def _check_strides(name: str, strides: Any) -> tuple[float, float]:
+    """(vertical, horizontal); RangeError unless there is one number >= 1, or two."""
+    both = tuple(strides) if isinstance(strides, (tuple, list)) else (strides, strides)
+    steps = tuple(as_number(name, step) for step in both)
+    if len(steps) != 2 or not all(step >= 1.0 for step in steps):
+        raise RangeError(f"{name} must be one number >= 1 or two, (vertical, horizontal), got {strides}")
+    return steps[0], steps[1]
+
+
 def _check_lowest(lowest: float) -> None:
+    lowest = as_number("the least share of the band", lowest)
     if not 0.0 <= lowest <= 1.0:
         raise RangeError(f"the least share of the band must lie in [0, 1], got {lowest}")
 

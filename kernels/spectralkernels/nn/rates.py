@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectralkernels.checks import check_compression
+from spectralkernels.checks import as_number, check_compression, check_module, kind
 from spectralkernels.convolution.geometry import conv_band
 from spectralkernels.errors import DtypeError, RangeError
 from spectralkernels.masks import energy_index
@@ -28,6 +28,7 @@ def set_compression(
     Returns: the rate of every layer that was set, by name; such a mapping sets them again.
     Raises: RangeError on a bad rate, a name that is no band-limited layer, or where there is none. Nothing is set then.
     """
+    check_module(model)
     if isinstance(compression, Mapping):
         if where is not None:
             raise RangeError("where must be left out with a mapping, which names its layers itself")
@@ -70,7 +71,7 @@ def freeze_from_energy(
     layers = dict(band_limited(model, where))
     before = {name: layer.compression for name, layer in layers.items()}
     modes_before = {module: module.training for module in model.modules()}
-    if not 0.0 < energy <= 1.0:
+    if not 0.0 < as_number("energy", energy) <= 1.0:
         raise RangeError(f"energy must lie in (0, 1], got {energy}; divide a percentage by 100")
     rates: dict[str, float] = {}
 
@@ -78,6 +79,9 @@ def freeze_from_energy(
         layer.compression = rate = _rate(layer, inputs[0], energy, mode)
         rates[name] = min(rate, rates.get(name, rate))
 
+    alone = isinstance(batches, (str, bytes)) or (isinstance(batches, Tensor) and batches.dim() == 0)
+    if alone or not isinstance(batches, Iterable):
+        raise DtypeError(f"batches must be something to iterate over, such as a list of tensors, got {kind(batches)}")
     count = 0
     with ExitStack() as undo:
         undo.callback(set_compression, model, before)
@@ -100,7 +104,8 @@ def freeze_from_energy(
 def _rate(layer: _BandLimited, x: Tensor, energy: float, mode: EnergyMode) -> float:
     """The rate at which a layer keeps exactly the band of `energy_index`, or one that holds it."""
     padded, padding = layer._padded(x)
-    size, kernel = tuple(padded.shape[2:]), tuple(layer.weight.shape[2:])
+    kernel = tuple(layer.weight.shape[2:])
+    size = tuple(padded.shape[-len(kernel) :])
     n = conv_band(size, kernel, compression=0.0, padding=padding, grid=layer.grid).n
     # A series is a map of one row, whose rings are its frequencies.
     flat = padded if len(n) == 2 else padded.unsqueeze(2)

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spectralkernels.checks import check_tensor
 from spectralkernels.operators import operator
 
 
@@ -26,6 +27,7 @@ class BitReLU(nn.ReLU):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        check_tensor("input", input)
         if not (torch.is_grad_enabled() and input.requires_grad):
             return F.relu(input)
         return _relu_bits(input)[0]

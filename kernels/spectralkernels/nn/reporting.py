@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from spectralkernels.checks import as_integer, check_module, check_tensor
 from spectralkernels.convolution.cost import dft_gemm_flops
 from spectralkernels.convolution.geometry import conv_band
 from spectralkernels.convolution.strided import strided_band
@@ -88,7 +89,8 @@ def report(model: nn.Module, x: Any, *, repeats: int = 5) -> ModelReport:
     Returns: a row for each convolution that was called, by its first call.
     Raises: RangeError if repeats < 1 or no convolution was called.
     """
-    if repeats < 1:
+    check_module(model)
+    if as_integer("repeats", repeats) < 1:
         raise RangeError(f"repeats must be at least 1, got {repeats}")
     arguments = x if isinstance(x, tuple) else (x,)
     rows = [_row(name, layer, met, repeats) for name, layer, met in _inputs(model, arguments)]
@@ -108,6 +110,7 @@ def _inputs(model: nn.Module, arguments: tuple[Any, ...]) -> list[tuple[str, _Co
 
             def remember(layer: nn.Module, inputs: tuple[Any, ...], name: str = name) -> None:
                 assert isinstance(layer, _ConvNd)
+                check_tensor(f"the input of {name or 'the model'}", inputs[0])
                 met.setdefault(name, (layer, inputs[0].detach().clone()))
 
             hooks.append(module.register_forward_pre_hook(remember))

@@ -41,7 +41,7 @@ class SpecBlock(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        if activation not in (None, *ACTIVATIONS):
+        if activation is not None and (not isinstance(activation, str) or activation not in ACTIVATIONS):
             raise RangeError(f"unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
         reserved_slots(capacity, 0)
         self.beta, self.activation, self.relative = checked_beta(beta), activation, relative

@@ -21,6 +21,7 @@ from torch import Tensor
 from spectralkernels.autocast import cast
 from spectralkernels.checks import (
     REAL_DTYPES,
+    as_integer,
     as_integers,
     check_bias,
     check_choice,
@@ -122,7 +123,7 @@ def _check_kernel_fits(x: Tensor, f: Tensor, stride: Any, padding: Any, dilation
 
 def check_divides(n: int, **channels: int) -> None:
     """Raise unless n >= 1 divides every number of channels."""
-    if n < 1:
+    if as_integer("n", n) < 1:
         raise RangeError(f"n must be at least 1, got {n}")
     for name, count in channels.items():
         if count % n:

@@ -22,12 +22,14 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from spectralkernels.checks import check_tensor, kind
 from spectralkernels.errors import DtypeError, RangeError, Unsupported
 from spectralkernels.sparse import bitmap
 from spectralkernels.stages import staged
 
 Format = Literal["dense", "coo", "csr", "index", "bitmap"]
 FORMATS: tuple[Format, ...] = get_args(Format)
+_PARTS = {"dense": (0,), "coo": (1,), "csr": (2,), "index": (1,), "bitmap": (1, 2)}
 LARGEST_INT32_COUNT = 2**31 - bitmap.BLOCK
 
 
@@ -53,6 +55,13 @@ class SparseSpectrum:
 
     def __post_init__(self) -> None:
         _check_format(self.format)
+        check_tensor("values", self.values)
+        if not isinstance(self.index, tuple) or len(self.index) not in _PARTS[self.format]:
+            raise DtypeError(f"index of format {self.format!r} must be a tuple of its tensors, got {kind(self.index)}")
+        for part in self.index:
+            check_tensor("each of index", part)
+        if not isinstance(self.shape, tuple):
+            raise DtypeError(f"shape must be a tuple of integers, got {kind(self.shape)}")
 
     def __repr__(self) -> str:
         shape = list(self.shape)
@@ -149,6 +158,7 @@ class SparseSpectrum:
 
     def to_format(self, format: Format) -> SparseSpectrum:
         """The same coefficients in another format; differentiable. RangeError on an unknown format."""
+        _check_format(format)
         return self if format == self.format else replace(pack(self.to_dense(), self.kept(), format), n=self.n)
 
     def compact(self) -> SparseSpectrum:
@@ -193,7 +203,7 @@ def pack(spectrum: Tensor, kept: Tensor, format: Format) -> SparseSpectrum:
 
 
 def _check_format(format: str) -> None:
-    if format not in FORMATS:
+    if not isinstance(format, str) or format not in FORMATS:
         raise RangeError(f"unknown sparse format {format!r}; known: {', '.join(FORMATS)}")
 
 
