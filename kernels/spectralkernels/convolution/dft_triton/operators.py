@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from spectralkernels.convolution import flops
+from spectralkernels.convolution.dft_triton import composed
 from spectralkernels.convolution.dft_triton.layout import layout_of
 from spectralkernels.convolution.dft_triton.precision import PRECISIONS
 from spectralkernels.operators import operator
@@ -84,6 +85,26 @@ def _(
     w = (*shape, weight.shape[0] * weight.shape[1]) if saved_weight == "spectrum" else (0,)
     y = x.new_empty((x.shape[0], weight.shape[0], *out))
     return y, z, x.new_empty(w, dtype=PRECISIONS[precision].storage)
+
+
+@convolve.register_composed
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    starts: Ints,
+    groups: int,
+    layout: str,
+    out: Ints,
+    precision: str,
+    relu: bool,
+    saved_map: str,
+    saved_weight: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    where = (starts, weight.shape[0], groups, layout_of(layout), out, relu)
+    y, z = composed.convolve(x, weight, bias, mask, *where)
+    return y, z, z.new_empty(0)
 
 
 @operator("dft_triton_conv_backward", dense=True)
@@ -190,6 +211,21 @@ def _(
     relu: bool,
 ) -> Tensor:
     return x.new_empty((x.shape[0], out_channels, *out))
+
+
+@apply.register_composed
+def _(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    out_channels: int,
+    groups: int,
+    layout: str,
+    out: Ints,
+    precision: str,
+    relu: bool,
+) -> Tensor:
+    return composed.convolve(x, w, bias, None, None, out_channels, groups, layout_of(layout), out, relu)[0]
 
 
 @operator("dft_triton_apply_backward", dense=True)

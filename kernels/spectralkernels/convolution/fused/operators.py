@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from spectralkernels.convolution import flops
+from spectralkernels.convolution.dft_gemm import _conv as by_gemm
 from spectralkernels.convolution.fused.precision import declared
 from spectralkernels.launch import Launch
 from spectralkernels.operators import operator
@@ -115,6 +116,22 @@ def _(
         reals = form_of(sides, starts, n, kept, accuracy).kept_reals
     modes = x.new_empty(*x.shape[:2], reals, dtype=declared(accuracy).kept(x.dtype))
     return x.new_empty(*x.shape[:2], *out), modes
+
+
+@convolve.register_composed
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    starts: Ints,
+    n: Ints,
+    kept: Ints,
+    out: Ints,
+    accuracy: str,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    y: Tensor = by_gemm(x, weight, bias, starts, x.shape[1], n, kept, out)[0]
+    return y, y.new_empty(0)
 
 
 @operator("fused_backward", dense=True)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from spectralkernels.convolution.geometry import WeightSpectrum
@@ -76,6 +77,13 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, pad: Ints, out: Ints) 
 @_conv.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, pad: Ints, out: Ints) -> Tensor:
     return x.new_empty(*x.shape[:2], *out)
+
+
+@_conv.register_composed
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, pad: Ints, out: Ints) -> Tensor:
+    sides = zip(reversed(pad), reversed(out), reversed(weight.shape), reversed(x.shape), strict=False)
+    around = [zeros for before, made, taps, have in sides for zeros in (before, made + taps - 1 - have - before)]
+    return F.conv2d(F.pad(x, around), weight, bias, groups=x.shape[1])
 
 
 @operator("implicit_gemm_weight_gradient", dense=True)
