@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -44,6 +46,45 @@ def test_few_graphs_for_every_size_of_map(stride: int, seed: int):
         x = torch.randn(batch, 4, height, width)
         torch.testing.assert_close(compiled(x), function(x))
     assert counter.frame_count <= 2
+
+
+def given(x: Tensor) -> tuple[Tensor, Tensor]:
+    """A mask that comes with its maps."""
+    return x, sk.masks.radial(sk.masks.fft_grid(x.shape[2:], (3, 3)), 0.5)
+
+
+def band_inside(x: Tensor) -> Tensor:
+    """A mask that is made while torch.compile traces."""
+    return sk.masked_conv2d(x, W, sk.masks.rectangular(sk.masks.fft_grid(x.shape[2:], (3, 3)), 0.5), B)
+
+
+MASKED: dict[str, tuple[Callable[..., Tensor], Callable[[Tensor], tuple[Tensor, ...]]]] = {
+    "given": (lambda x, mask: sk.masked_conv2d(x, W, mask, B), given),
+    "layer": (sk.nn.MaskedConv2d(4, 6, 3, padding=1, mask=partial(sk.masks.radial, fraction=0.5)), lambda x: (x,)),
+    "inside": (band_inside, lambda x: (x,)),
+}
+
+
+@pytest.mark.parametrize("name", MASKED if EFFORT > 1 else ["given"])
+def test_few_graphs_for_masks_of_every_size(name: str, seed: int):
+    """Odd, even and other sides of both axes: what is even is decided within the graph."""
+    function, arguments = MASKED[name]
+    compiled, counter = counted(function)
+    for batch, height, width in ((2, 8, 9), (5, 13, 12), (7, 17, 14), (4, 18, 19)):
+        x = torch.randn(batch, 4, height, width)
+        torch.testing.assert_close(compiled(*arguments(x)), function(*arguments(x)))
+    assert counter.frame_count <= 2
+
+
+def test_threads_share_a_compiled_layer(seed: int):
+    """Whoever comes first compiles it while the others wait, and what a layer remembers is no lock of theirs."""
+    layer = sk.nn.MaskedConv2d(4, 6, 3, padding=1, mask=partial(sk.masks.radial, fraction=0.5)).eval()
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    maps = [torch.randn(2, 4, 8, 9) for _ in range(4)]
+    with ThreadPoolExecutor(len(maps)) as threads:
+        found = list(threads.map(compiled, maps, timeout=120))
+    for x, y in zip(maps, found, strict=True):
+        torch.testing.assert_close(y, layer(x))
 
 
 def test_one_graph_for_every_rate_above_0(seed: int):
@@ -110,6 +151,8 @@ class Layer(nn.Module):
         self.weight, self.bias = nn.Parameter(W.clone()), nn.Parameter(B.clone())
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.name == "masked layer":
+            return MASKED["layer"][0](x)
         if self.name == "masked":
             mask = sk.masks.rectangular((10, 9), self.compression)
             return sk.masked_conv2d(x, self.weight, mask, self.bias)
@@ -125,7 +168,8 @@ class Layer(nn.Module):
         ("plain", 0.5, False),
         ("strided", 0.5, False),
         ("masked", 0.5, False),
-    ],
+    ]
+    + [("masked", 0.5, True), ("masked layer", 0.5, False)] * (EFFORT > 1),
 )
 def test_an_export_serves_every_batch(name: str, compression: float, strict: bool, seed: int):
     layer = Layer(name, compression)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from spectralkernels.spectra import full_frequencies, half, step_cells
+from spectralkernels.spectra import full_count, half, step_cells
 
 Pairs = tuple[tuple[int, int], ...]
 
@@ -49,8 +49,13 @@ class ModeList:
         columns = sum(width for width, _ in self.steps)
         return (columns,) if len(self.n) == 1 else (max(k for _, k in self.steps), columns)
 
+    @property
+    def count(self) -> int:
+        """How many modes there are; unlike the length it may be traced."""
+        return len(self.cells) or sum(width * full_count(self.rows, k) for width, k in self.steps if k)
+
     def __len__(self) -> int:
-        return len(self.cells) or sum(width * len(full_frequencies(self.rows, k)) for width, k in self.steps if k)
+        return self.count
 
     def __str__(self) -> str:
         """The text that `modes_of` reads."""

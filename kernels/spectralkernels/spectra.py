@@ -66,6 +66,11 @@ def full_frequencies(n: int, k: int) -> tuple[int, ...]:
     return (*range(k), *range(n - (rows - k), n))
 
 
+def full_count(n: int, k: int) -> int:
+    """How many `full_frequencies` there are; unlike them it may be traced, and asks for no graph of every side of n."""
+    return torch.sym_min(2 * k - 1, n)
+
+
 def step_cells(n: int, steps: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
     """(row, column) of the modes of a staircase: blocks (columns, k) of consecutive columns with the rows |u| < k."""
     found, column = [], 0
@@ -159,7 +164,6 @@ def low_pass_mask(n: tuple[int, int], compression: float, device: torch.device |
 
     Returns: Bool [n[0], n[1] // 2 + 1], True where kept.
     """
-    mask = torch.zeros(n[0], half(n[1]), dtype=torch.bool, device=device)
-    rows = torch.tensor(full_frequencies(n[0], kept_2d(n[0], compression)), device=device)
-    mask[rows, : kept_2d(n[1], compression)] = True
-    return mask
+    rows, columns = torch.arange(n[0], device=device), torch.arange(half(n[1]), device=device)
+    low = torch.minimum(rows, n[0] - rows) < kept_2d(n[0], compression)
+    return low.unsqueeze(1) & (columns < kept_2d(n[1], compression))

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from spectralkernels.dft import FEW_PIXELS, Steps
-from spectralkernels.spectra import full_frequencies
+from spectralkernels.spectra import full_count
 
 Ints = Sequence[int]
 
@@ -39,7 +39,7 @@ def by_matrix(modes: int) -> Transform:
 def by_steps(n: Ints, steps: Steps) -> Transform:
     """Columns, then the rows |u| < k of each; few pixels by one matrix, as in `dft.stepped_dft`."""
     columns = sum(width for width, _ in steps)
-    modes = sum(width * len(full_frequencies(n[0], k)) for width, k in steps if k)
+    modes = sum(width * full_count(n[0], k) for width, k in steps if k)
 
     def of(side: Ints) -> int:
         if math.prod(side) <= FEW_PIXELS:
@@ -58,7 +58,7 @@ def by_folds(n: Ints, kept: Ints) -> Transform:
     """Even and odd halves of planes and frequencies apart: 2 H W k + 4 H k^2, see `dft_native`."""
     if len(n) == 1:
         return Transform(kept[0], lambda side: 2 * side[0] * kept[0])
-    rows = len(full_frequencies(n[0], kept[0]))
+    rows = full_count(n[0], kept[0])
     return Transform(kept[1] * rows, lambda side: 2 * math.prod(side) * kept[1] + 4 * side[0] * math.prod(kept))
 
 

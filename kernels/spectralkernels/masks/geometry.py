@@ -37,13 +37,10 @@ def hermitian(mask: Tensor, n: Grid) -> Tensor:
             f"mask must end in [{n[0]}, {half(n[1])}], the half spectrum of the grid {tuple(n)}, got "
             f"{list(mask.shape)}; make it for n={tuple(n)} (see masks.fft_grid)"
         )
-    even = n[1] % 2 == 0
-    edges = mask[..., :: n[1] // 2] if even else mask[..., :1]  # the self-conjugate columns
-    mirrored = edges.flip(-2).roll(1, -2)  # row u holds row -u
-    both = edges | mirrored if mask.dtype == torch.bool else (edges + mirrored) / 2
-    if even:
-        return torch.cat([both[..., :1], mask[..., 1:-1], both[..., 1:]], dim=-1)
-    return torch.cat([both, mask[..., 1:]], dim=-1)
+    mirrored = mask.flip(-2).roll(1, -2)  # row u holds row -u
+    both = mask | mirrored if mask.dtype == torch.bool else (mask + mirrored) / 2
+    # Whether N is even is no question of Python: torch.compile would ask for a graph of each.
+    return torch.where(self_conjugate(n[1], mask.device), both, mask)
 
 
 def check_mask(mask: Tensor) -> None:

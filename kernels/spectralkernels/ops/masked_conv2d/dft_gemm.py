@@ -130,7 +130,7 @@ def _(
     listed: bool,
     out: Ints,
 ) -> tuple[Tensor, Tensor]:
-    modes = len(_mode_list(tuple(n), tuple(layout), listed))
+    modes = _mode_list(tuple(n), tuple(layout), listed).count
     z = x.new_empty((modes, 2, x.shape[0] * x.shape[1]), dtype=compute_dtype(x.dtype))
     return x.new_empty((x.shape[0], out_channels, *out)), z
 
