@@ -84,7 +84,7 @@ void analyse_maps(const Modes& modes, const Side& side, const Sizes& sizes, cons
   const Spectrum<T> spectrum(modes, sizes, sizes.in);
   const int64_t together = 2, pairs = divide_up(sizes.block, together), pixels = side.pixels();
   share(divide_up(sizes.batch, sizes.block) * sizes.groups * spectrum.channel_blocks * pairs, [&] {
-    return [&, planes = Buffer<T>(pixels), scratch = Buffer<T>(scratch_vectors(modes, side))](int64_t task) {
+    return [&, planes = Buffer<T>(2 / modes.axes * pixels), scratch = Buffer<T>(scratch_vectors(modes, side))](int64_t task) {
       const int64_t first = task % pairs * together, c = task / pairs % spectrum.channel_blocks;
       const int64_t group = task / pairs / spectrum.channel_blocks % sizes.groups;
       const int64_t batch_block = task / pairs / spectrum.channel_blocks / sizes.groups;
@@ -110,7 +110,7 @@ void convolve(const Modes& modes, const Side& side, const Side& output, const Si
   const Spectrum<T> spectrum(modes, sizes, sizes.in);
   const bool separable = modes.axes == 2;  // a series has all its modes in one column
   const int64_t columns = separable ? modes.kv : 1, in_column = separable ? modes.rows : modes.kv;
-  const int64_t of_column = separable ? column_vectors(modes, side) : 0, column_step = 4 * ((side.height + 1) / 2);
+  const int64_t of_column = separable ? column_vectors(modes, side) : 0;
   const int64_t of_channel = (of_column + 2 * in_column) * kVectorBytes;
   const int64_t at_most = std::max<int64_t>(1, kCacheBytes / of_channel / lanes);
   const int64_t chunks = packed ? 1 : divide_up(spectrum.channel_blocks, at_most);
@@ -123,7 +123,7 @@ void convolve(const Modes& modes, const Side& side, const Side& output, const Si
   const int64_t pixels = output.pixels(),
                 scratch_size = std::max(scratch_vectors(modes, side), scratch_vectors(modes, output));
   share(rest * splits, [&] {
-    return [&, planes = Buffer<T>(std::max(side.pixels(), 2 / modes.axes * pixels)), scratch = Buffer<T>(scratch_size),
+    return [&, planes = Buffer<T>(2 / modes.axes * std::max(side.pixels(), pixels)), scratch = Buffer<T>(scratch_size),
             partial = Buffer<T>(packed ? 0 : chunk * of_column),
             column = Buffer<T>(packed ? 0 : in_column * 2 * padded),
             sums = Buffer<T>(modes.count() * 2 * rows)](int64_t task) {
@@ -148,7 +148,7 @@ void convolve(const Modes& modes, const Side& side, const Side& output, const Si
             w_part = sizes.in;
           } else if (separable) {
             for (int64_t c = 0; c < channels; ++c)
-              analyse_rows<T>(modes, side, partial + c * of_column + v * column_step, column + c, 2 * padded, padded);
+              analyse_rows<T>(modes, side, partial + c * of_column + v * column_step(side), column + c, 2 * padded, padded);
           } else {
             analyse<T>(modes, side, channels, load_kernel, column, 2 * padded, padded, planes, scratch);
           }
@@ -188,7 +188,7 @@ void weight_gradient(const Modes& modes, const Side& side, const Sizes& sizes, c
   const bool separable = modes.axes == 2;
   const int64_t columns = separable ? modes.kv : 1, in_column = separable ? modes.rows : modes.kv;
   const int64_t in_blocks = of_x.channel_blocks, out_blocks = of_y.channel_blocks;
-  const int64_t of_rows = separable ? side.height * 2 * modes.kv : 0, stored = side.stored();
+  const int64_t of_rows = separable ? row_vectors(modes, side) : 0, stored = side.stored();
   share(sizes.groups * out_blocks * in_blocks, [&] {
     return [&, planes = Buffer<T>(2 * side.pixels()), scratch = Buffer<T>(scratch_vectors(modes, side)),
             rows = Buffer<T>(lanes * of_rows), column = Buffer<T>(in_column * 2 * lanes)](int64_t task) {
@@ -265,7 +265,7 @@ void convolve_lanes(const Modes& modes, const Side& input, const Side& side, con
   const int64_t rows = divide_up(sizes.batch, std::min(sizes.batch, wanted));
   const int64_t scratch_size =
       std::max({scratch_vectors(modes, input), scratch_vectors(modes, side), scratch_vectors(modes, output)});
-  const int64_t plane = std::max({input.pixels(), side.pixels(), 2 / modes.axes * output.pixels()});
+  const int64_t plane = 2 / modes.axes * std::max({input.pixels(), side.pixels(), output.pixels()});
   share(blocks * divide_up(sizes.batch, rows), [&] {
     return [&, planes = Buffer<T>(plane), scratch = Buffer<T>(scratch_size),
             made = Buffer<T>(packed ? 0 : count * 2 * pairs), z = Buffer<T>(count * 2 * together * in),

@@ -64,18 +64,19 @@ def fold(
             weights = hermitian_weights(size, k) / math.prod(n)
             cos, sin = cos * weights, sin * weights
         if not synthesis and length % 2 == 1:
-            cos[-1] *= 0.5  # the middle is added to itself
+            cos[0] *= 0.5  # the middle is added to itself
         sin = -sin if conjugate else sin
-        for matrix in (cos.t(), sin.t()) if synthesis else (cos, sin):
+        # Terms without a sine, frequency zero and the middle of an odd plane, come first and are left out.
+        for matrix in (cos.t(), sin.t()[1:]) if synthesis else (cos, sin[length % 2 :]):
             panels = -(-matrix.shape[1] // panel)
             parts += [columns.flatten() for columns in matrix.tensor_split(panels, dim=1)]
     return Fold(lengths, front, torch.cat(parts).to(dtype))
 
 
 def _about_the_centre(n: int, kept: int, length: int) -> tuple[Tensor, Tensor]:
-    """cos and sin of theta u r_j, Float64 [(length + 1) // 2, kept]."""
+    """cos and sin of theta u r_j, Float64 [(length + 1) // 2, kept], j from the centre to the start of a plane."""
     # Reducing the product in integers keeps the angle exact however large the position.
-    doubled = 2 * torch.arange((length + 1) // 2) - (length - 1)
+    doubled = -torch.arange(1 - length % 2, length, 2)
     angle = torch.outer(doubled, torch.arange(kept)).remainder(2 * n).double() * (math.pi / n)
     return angle.cos(), angle.sin()
 

@@ -16,6 +16,8 @@ struct Side {
   const void* matrices;
   int64_t pixels() const { return height * width; }
   int64_t stored() const { return (height - front_height) * (width - front_width); }
+  int64_t half_height() const { return (height + 1) / 2; }
+  int64_t half_width() const { return (width + 1) / 2; }
 };
 
 // The taps of `planes` kernels, or maps, in lanes, with the zeros in front.
@@ -36,96 +38,119 @@ static inline void store(const Side& side, const Vector<T>* from, T* to, int64_t
     from_lanes<T>(from + h * side.width + side.front_width, to, stride, planes, width);
 }
 
+// cos and sin of one axis, [terms, columns] each, cut into panels of columns. Terms count from the centre of a plane, or
+// from frequency zero; the first `alone` of them have no sine, and no row in the sines.
 template <class T>
-struct Matrices {
-  const T *cos_height, *sin_height, *cos_width, *sin_width;
-  int64_t half_height, half_width;
-  Matrices(const Modes& modes, const Side& side)
-      : half_height((side.height + 1) / 2), half_width((side.width + 1) / 2) {
-    cos_height = static_cast<const T*>(side.matrices);
-    sin_height = cos_height + half_height * modes.ku;
-    cos_width = sin_height + half_height * modes.ku;
-    sin_width = cos_width + half_width * modes.kv;
-  }
+struct Matrix {
+  const T *cos, *sin;
+  int64_t terms, alone, columns;
+  Matrix(const T* at, int64_t terms, int64_t alone, int64_t columns)
+      : cos(at), sin(at + terms * columns), terms(terms), alone(alone), columns(columns) {}
+  const T* end() const { return sin + (terms - alone) * columns; }
+};
+
+template <class T>
+struct Analysis {
+  Matrix<T> height, width;
+  Analysis(const Modes& modes, const Side& side)
+      : height(static_cast<const T*>(side.matrices), side.half_height(), side.height % 2, modes.ku),
+        width(height.end(), side.half_width(), side.width % 2, modes.kv) {}
+};
+
+template <class T>
+struct Synthesis {
+  Matrix<T> height, width;
+  Synthesis(const Modes& modes, const Side& side)
+      : height(static_cast<const T*>(side.matrices), modes.ku, 1, side.half_height()),
+        width(height.end(), modes.kv, 1, side.half_width()) {}
 };
 
 // Columns of a matrix that are multiplied at a time: they lie together, so that each part of a matrix is read in order.
 constexpr int kPanel = kRegisters == 32 ? 6 : 3;
 
-// For each column m of two matrices [terms, columns], in panels: the sums A = cos^T p, C = cos^T q, B = sin^T r, D =
-// sin^T s over vectors `step` apart, handed to use(m, A, C, B, D). A and C begin at `start`.
+// For M columns from m0 on: the sums A = cos^T p, C = cos^T q, B = sin^T r, D = sin^T s over quads {p, q, r, s}, one per
+// term, handed to use(m, A, C, B, D). A and C begin at `start`.
 template <class T, int M, class Use>
-INLINE void four_sums_of(int64_t m0, const T* cos, const T* sin, int64_t terms, const Vector<T>* p, const Vector<T>* q,
-                         const Vector<T>* r, const Vector<T>* s, int64_t step, Vector<T> start, Use use) {
+INLINE void four_sums_of(int64_t m0, const Matrix<T>& by, const Vector<T>* quads, Vector<T> start, Use use) {
   Vector<T> A[M], B[M], C[M], D[M];
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) A[m] = C[m] = start, B[m] = D[m] = Vector<T>{};
-  cos += m0 * terms, sin += m0 * terms;
-  for (int64_t j = 0; j < terms; ++j, cos += M, sin += M) {
-    Vector<T> pj = p[j * step], qj = q[j * step];
-    HOLD(pj);
-    HOLD(qj);
+  const T *cos = by.cos + m0 * by.terms, *sin = by.sin + m0 * (by.terms - by.alone);
+  const auto add_cosines = [&] {
+    Vector<T> p = quads[0], q = quads[1];
+    HOLD(p);
+    HOLD(q);
 #pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) A[m] += cos[m] * pj, C[m] += cos[m] * qj;
-    Vector<T> rj = r[j * step], sj = s[j * step];
-    HOLD(rj);
-    HOLD(sj);
+    for (int m = 0; m < M; ++m) A[m] += cos[m] * p, C[m] += cos[m] * q;
+    cos += M;
+  };
+  int64_t left = by.terms;
+  if (by.alone) add_cosines(), quads += 4, --left;
+  for (; left > 0; --left, quads += 4, sin += M) {
+    add_cosines();
+    Vector<T> r = quads[2], s = quads[3];
+    HOLD(r);
+    HOLD(s);
 #pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) B[m] += sin[m] * rj, D[m] += sin[m] * sj;
+    for (int m = 0; m < M; ++m) B[m] += sin[m] * r, D[m] += sin[m] * s;
   }
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m) use(m0 + m, A[m], C[m], B[m], D[m]);
 }
 
 template <class T, class Use>
-INLINE void four_sums(const T* cos, const T* sin, int64_t columns, int64_t terms, const Vector<T>* p,
-                      const Vector<T>* q, const Vector<T>* r, const Vector<T>* s, int64_t step, Vector<T> start,
-                      Use use) {
-  const int64_t parts = (columns + kPanel - 1) / kPanel;
-  int64_t m = 0;
-  for (int64_t part = 0; part < parts; ++part) {
-    const int64_t share = (columns - m + parts - part - 1) / (parts - part);
-#define CASE(M)                                                                                      \
-  case M:                                                                                            \
-    if constexpr (M <= kPanel) four_sums_of<T, M>(m, cos, sin, terms, p, q, r, s, step, start, use); \
+INLINE void four_sums(const Matrix<T>& by, const Vector<T>* quads, Vector<T> start, Use use) {
+  const int64_t panels = (by.columns + kPanel - 1) / kPanel, least = by.columns / panels, wider = by.columns % panels;
+  for (int64_t m = 0, panel = 0; panel < panels; ++panel) {
+    const int64_t columns = least + (panel < wider);
+#define CASE(M)                                                                      \
+  case M:                                                                            \
+    if constexpr (M <= kPanel) four_sums_of<T, M>(m, by, quads, start, use);         \
     break;
-    switch (share) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) }
+    switch (columns) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) }
 #undef CASE
-    m += share;
+    m += columns;
   }
 }
 
-// Even and odd parts about the centre of a row of `width` vectors.
+// Even and odd parts about the centre of two rows of `width` vectors -> quads {even, even, odd, odd}.
 template <class T>
-INLINE void fold(const Vector<T>* row, int64_t width, Vector<T>* even, Vector<T>* odd) {
-  for (int64_t j = 0, m = width - 1; j <= m; ++j, --m) {
-    const Vector<T> left = row[j], right = row[m];
-    even[j] = left + right, odd[j] = right - left;
+INLINE void fold(const Vector<T>* first, const Vector<T>* second, int64_t width, Vector<T>* quads) {
+  for (int64_t left = (width - 1) / 2, right = width / 2; left >= 0; --left, ++right, quads += 4) {
+    const Vector<T> a = first[left], b = first[right], c = second[left], d = second[right];
+    quads[0] = a + b, quads[1] = c + d, quads[2] = b - a, quads[3] = d - c;
   }
 }
 
-// How many vectors the functions below need besides their arguments.
-inline int64_t scratch_vectors(const Modes& modes, const Side& side) {
-  const int64_t row = 2 * (side.width + 1) + 4 * modes.ku;
-  return row + (modes.axes == 2 ? 2 * modes.kv * (side.height + 1) : 0);
-}
-inline int64_t column_vectors(const Modes& modes, const Side& side) { return modes.kv * 4 * ((side.height + 1) / 2); }
+// Vectors of the tables between the two axes. An odd number of quads to the next column, or row: a power of two would
+// fill few sets of the cache.
+inline int64_t column_step(const Side& side) { return 4 * (side.half_height() | 1); }
+inline int64_t column_vectors(const Modes& modes, const Side& side) { return modes.kv * column_step(side); }
+inline int64_t row_step(const Modes& modes) { return 4 * (modes.kv | 1); }
+inline int64_t row_vectors(const Modes& modes, const Side& side) { return side.half_height() * row_step(modes); }
 
-// The DFT along the half axis of a map in lanes -> per v the folds over the height {even re, even im, odd im, odd re}.
+// How many vectors the functions below need besides their arguments: the quads of one axis, and a table.
+inline int64_t quad_vectors(const Modes& modes, const Side& side) {
+  return 4 * std::max({side.half_width(), modes.ku, modes.kv});
+}
+inline int64_t scratch_vectors(const Modes& modes, const Side& side) {
+  const int64_t table = modes.axes == 2 ? std::max(column_vectors(modes, side), row_vectors(modes, side)) : 0;
+  return quad_vectors(modes, side) + table;
+}
+
+// The DFT along the half axis of a map in lanes -> per v, quads of the folds over the height {even re, even im, odd im,
+// odd re}.
 template <class T>
 ONCE void analyse_columns(const Modes& modes, const Side& side, const Vector<T>* map, Vector<T>* columns,
-                          Vector<T>* scratch) {
-  const Matrices<T> by(modes, side);
-  const int64_t half = by.half_width, tall = by.half_height;
-  Vector<T>*e0 = scratch, *e1 = e0 + half, *d0 = e1 + half, *d1 = d0 + half;
-  for (int64_t h = 0, last = side.height - 1; h <= last; ++h, --last) {
-    fold<T>(map + h * side.width, side.width, e0, d0);
-    fold<T>(map + last * side.width, side.width, e1, d1);
-    four_sums<T>(by.cos_width, by.sin_width, modes.kv, half, e0, e1, d0, d1, 1, Vector<T>{},
-                 [=](int64_t v, Vector<T> A, Vector<T> C, Vector<T> B, Vector<T> D) {
-                   Vector<T>* to = columns + v * 4 * tall + h;
-                   to[0] = A + C, to[tall] = B + D, to[2 * tall] = B - D, to[3 * tall] = A - C;
-                 });
+                          Vector<T>* quads) {
+  const Matrix<T> by = Analysis<T>(modes, side).width;
+  const int64_t step = column_step(side);
+  for (int64_t upper = (side.height - 1) / 2, lower = side.height / 2; upper >= 0; --upper, ++lower, columns += 4) {
+    fold<T>(map + upper * side.width, map + lower * side.width, side.width, quads);
+    four_sums<T>(by, quads, Vector<T>{}, [=](int64_t v, Vector<T> A, Vector<T> C, Vector<T> B, Vector<T> D) {
+      Vector<T>* to = columns + v * step;
+      to[0] = A + C, to[1] = B + D, to[2] = B - D, to[3] = A - C;
+    });
   }
 }
 
@@ -134,10 +159,9 @@ ONCE void analyse_columns(const Modes& modes, const Side& side, const Vector<T>*
 template <class T>
 ONCE void analyse_rows(const Modes& modes, const Side& side, const Vector<T>* column, Vector<T>* to, int64_t next,
                        int64_t part) {
-  const Matrices<T> by(modes, side);
-  const int64_t tall = by.half_height, rows = modes.rows, partners = rows - modes.ku;
-  four_sums<T>(by.cos_height, by.sin_height, modes.ku, tall, column, column + tall, column + 2 * tall,
-               column + 3 * tall, 1, Vector<T>{}, [=](int64_t u, Vector<T> A, Vector<T> C, Vector<T> B, Vector<T> D) {
+  const int64_t rows = modes.rows, partners = rows - modes.ku;
+  four_sums<T>(Analysis<T>(modes, side).height, column, Vector<T>{},
+               [=](int64_t u, Vector<T> A, Vector<T> C, Vector<T> B, Vector<T> D) {
                  Vector<T>* plus = to + u * next;
                  plus[0] = A + B, plus[part] = C - D;
                  if (u == 0 || u > partners) return;  // the Nyquist row is its own partner
@@ -146,47 +170,35 @@ ONCE void analyse_rows(const Modes& modes, const Side& side, const Vector<T>* co
                });
 }
 
-// The transpose of `analyse_rows`: the modes of column v -> rows [height, (re, im), kv] at v.
+// The transpose of `analyse_rows`: the modes of column v -> quads {re, re, im, im} of each two rows about the centre.
 template <class T>
 ONCE void synthesise_rows(const Modes& modes, const Side& side, int64_t v, const Vector<T>* from, int64_t next,
-                          int64_t part, Vector<T>* rows, Vector<T>* scratch) {
-  const Matrices<T> by(modes, side);
-  const int64_t ku = modes.ku, kv = modes.kv, partners = modes.rows - ku, height = side.height;
-  Vector<T>*sum_re = scratch, *sum_im = sum_re + ku, *difference_re = sum_im + ku, *difference_im = difference_re + ku;
+                          int64_t part, Vector<T>* rows, Vector<T>* quads) {
+  const int64_t ku = modes.ku, partners = modes.rows - ku, step = row_step(modes);
   for (int64_t u = 0; u < ku; ++u) {
     const Vector<T>* plus = from + u * next;
-    sum_re[u] = difference_re[u] = plus[0], sum_im[u] = difference_im[u] = plus[part];
+    Vector<T>* quad = quads + 4 * u;
+    quad[0] = quad[3] = plus[0], quad[1] = quad[2] = plus[part];
     if (u == 0 || u > partners) continue;
     const Vector<T>* minus = from + (modes.rows - u) * next;
-    sum_re[u] += minus[0], difference_re[u] -= minus[0];
-    sum_im[u] += minus[part], difference_im[u] -= minus[part];
+    quad[0] += minus[0], quad[1] += minus[part], quad[2] -= minus[part], quad[3] -= minus[0];
   }
-  four_sums<T>(by.cos_height, by.sin_height, by.half_height, ku, sum_re, sum_im, difference_im, difference_re, 1,
-               Vector<T>{}, [=](int64_t h, Vector<T> A, Vector<T> C, Vector<T> B, Vector<T> D) {
-                 const int64_t mirrored = height - 1 - h;
-                 Vector<T>*upper = rows + h * 2 * kv + v, *lower = rows + mirrored * 2 * kv + v;
-                 if (mirrored == h) {
-                   upper[0] = A, upper[kv] = C;
-                 } else {
-                   upper[0] = A - B, upper[kv] = C + D, lower[0] = A + B, lower[kv] = C - D;
-                 }
+  four_sums<T>(Synthesis<T>(modes, side).height, quads, Vector<T>{},
+               [=](int64_t h, Vector<T> A, Vector<T> C, Vector<T> B, Vector<T> D) {
+                 Vector<T>* quad = rows + h * step + 4 * v;
+                 quad[0] = A - B, quad[1] = A + B, quad[2] = C + D, quad[3] = C - D;
                });
 }
 
-// Two rows of a map, or two series, from their modes {p + i r} and {q + i s}, `step` apart, plus `start`.
+// Two rows of a map, or two series, from the quads {re, re, im, im} of their modes, plus `start`.
 template <class T>
-ONCE void synthesise_pair(const Modes& modes, const Side& side, const Vector<T>* p, const Vector<T>* q,
-                          const Vector<T>* r, const Vector<T>* s, int64_t step, Vector<T> start, Vector<T>* first,
-                          Vector<T>* second) {
-  const Matrices<T> by(modes, side);
-  const int64_t last = side.width - 1;
-  four_sums<T>(by.cos_width, by.sin_width, by.half_width, modes.kv, p, q, r, s, step, start,
-               [=](int64_t j, Vector<T> A, Vector<T> C, Vector<T> B, Vector<T> D) {
-                 if (2 * j == last) {
-                   first[j] = A, second[j] = C;
-                 } else {
-                   first[last - j] = A + B, second[last - j] = C + D, first[j] = A - B, second[j] = C - D;
-                 }
+ONCE void synthesise_pair(const Modes& modes, const Side& side, const Vector<T>* quads, Vector<T> start,
+                          Vector<T>* first, Vector<T>* second) {
+  const int64_t left = (side.width - 1) / 2, right = side.width / 2;
+  four_sums<T>(Synthesis<T>(modes, side).width, quads, start,
+               [=](int64_t w, Vector<T> A, Vector<T> C, Vector<T> B, Vector<T> D) {
+                 first[right + w] = A + B, second[right + w] = C + D;
+                 first[left - w] = A - B, second[left - w] = C - D;
                });
 }
 
@@ -194,44 +206,37 @@ ONCE void synthesise_pair(const Modes& modes, const Side& side, const Vector<T>*
 template <class T>
 INLINE void synthesise_columns(const Modes& modes, const Side& side, const Vector<T>* rows, Vector<T> start,
                                Vector<T>* map) {
-  const int64_t kv = modes.kv, width = side.width;
-  for (int64_t h = 0; h < side.height; h += 2) {
-    const int64_t other = std::min(h + 1, side.height - 1);
-    const Vector<T>*a = rows + h * 2 * kv, *b = rows + other * 2 * kv;
-    synthesise_pair<T>(modes, side, a, b, a + kv, b + kv, 1, start, map + h * width, map + other * width);
-  }
+  const int64_t step = row_step(modes);
+  for (int64_t upper = (side.height - 1) / 2, lower = side.height / 2; upper >= 0; --upper, ++lower, rows += step)
+    synthesise_pair<T>(modes, side, rows, start, map + upper * side.width, map + lower * side.width);
 }
 
-// --- whole transforms, of maps one by one and of series in pairs
-// ------------------------------------------------------
+// --- whole transforms, of maps one by one and of series in pairs -----------------------------------------------------
 
 // load(i, vectors) brings plane i of `count` into lanes; its modes go to `to`, planes side by side.
 template <class T, class Load>
 INLINE void analyse(const Modes& modes, const Side& side, int64_t count, Load load, Vector<T>* to, int64_t next,
                     int64_t part, Vector<T>* planes, Vector<T>* scratch) {
+  Vector<T>*quads = scratch, *columns = scratch + quad_vectors(modes, side);
   if (modes.axes == 2) {
-    Vector<T>* columns = scratch + 2 * (side.width + 1);
     for (int64_t i = 0; i < count; ++i) {
       load(i, planes);
-      analyse_columns<T>(modes, side, planes, columns, scratch);
+      analyse_columns<T>(modes, side, planes, columns, quads);
       for (int64_t v = 0; v < modes.kv; ++v)
-        analyse_rows<T>(modes, side, columns + v * 4 * ((side.height + 1) / 2), to + i + v * modes.rows * next, next,
-                        part);
+        analyse_rows<T>(modes, side, columns + v * column_step(side), to + i + v * modes.rows * next, next, part);
     }
     return;
   }
-  const Matrices<T> by(modes, side);
-  const int64_t half = by.half_width;
-  Vector<T>*e0 = scratch, *e1 = e0 + half, *d0 = e1 + half, *d1 = d0 + half;
+  const Matrix<T> by = Analysis<T>(modes, side).width;
+  Vector<T>*first = planes, *second = planes + side.width;
   for (int64_t i = 0; i < count; i += 2) {
     const int64_t other = std::min(i + 1, count - 1);
-    load(i, planes), fold<T>(planes, side.width, e0, d0);
-    load(other, planes), fold<T>(planes, side.width, e1, d1);
-    four_sums<T>(by.cos_width, by.sin_width, modes.kv, half, e0, e1, d0, d1, 1, Vector<T>{},
-                 [=](int64_t v, Vector<T> A, Vector<T> C, Vector<T> B, Vector<T> D) {
-                   Vector<T>* mode = to + v * next;
-                   mode[i] = A, mode[other] = C, mode[part + i] = B, mode[part + other] = D;
-                 });
+    load(i, first), load(other, second);
+    fold<T>(first, second, side.width, quads);
+    four_sums<T>(by, quads, Vector<T>{}, [=](int64_t v, Vector<T> A, Vector<T> C, Vector<T> B, Vector<T> D) {
+      Vector<T>* mode = to + v * next;
+      mode[i] = A, mode[other] = C, mode[part + i] = B, mode[part + other] = D;
+    });
   }
 }
 
@@ -239,11 +244,11 @@ INLINE void analyse(const Modes& modes, const Side& side, int64_t count, Load lo
 template <class T, class Start, class Store>
 INLINE void synthesise(const Modes& modes, const Side& side, int64_t count, const Vector<T>* from, int64_t next,
                        int64_t part, Start start, Store store, Vector<T>* planes, Vector<T>* scratch) {
+  Vector<T>*quads = scratch, *rows = scratch + quad_vectors(modes, side);
   if (modes.axes == 2) {
-    Vector<T>* rows = scratch + 4 * modes.ku;
     for (int64_t i = 0; i < count; ++i) {
       for (int64_t v = 0; v < modes.kv; ++v)
-        synthesise_rows<T>(modes, side, v, from + i + v * modes.rows * next, next, part, rows, scratch);
+        synthesise_rows<T>(modes, side, v, from + i + v * modes.rows * next, next, part, rows, quads);
       synthesise_columns<T>(modes, side, rows, start(i), planes);
       store(i, planes);
     }
@@ -251,9 +256,13 @@ INLINE void synthesise(const Modes& modes, const Side& side, int64_t count, cons
   }
   for (int64_t i = 0; i < count; i += 2) {
     const int64_t other = std::min(i + 1, count - 1);
+    for (int64_t v = 0; v < modes.kv; ++v) {
+      const Vector<T>* mode = from + v * next;
+      quads[4 * v] = mode[i], quads[4 * v + 1] = mode[other];
+      quads[4 * v + 2] = mode[part + i], quads[4 * v + 3] = mode[part + other];
+    }
     Vector<T>*first = planes, *second = planes + side.width;
-    const Vector<T>*a = from + i, *b = from + other;
-    synthesise_pair<T>(modes, side, a, b, a + part, b + part, next, Vector<T>{}, first, second);
+    synthesise_pair<T>(modes, side, quads, Vector<T>{}, first, second);
     const Vector<T> to_first = start(i), to_second = start(other);
     for (int64_t j = 0; j < side.width; ++j) first[j] += to_first, second[j] += to_second;
     store(i, first);
