@@ -20,6 +20,7 @@ import spectralkernels as sk
 from spectralkernels import constants
 from spectralkernels.convolution import dft_native
 from spectralkernels.convolution.baselines import reference
+from spectralkernels.convolution.cost import folded_flops
 from spectralkernels.convolution.dft_native import build, folding
 from spectralkernels.convolution.geometry import conv_band
 
@@ -119,6 +120,21 @@ def test_registers_of_any_width_give_the_answer(registers: None, seed: int):
     draw = random.Random(seed)
     for _ in range(12):
         check_a_draw(draw)
+
+
+@pytest.mark.parametrize("panel", [3, 6])
+def test_the_floor_counts_the_products_of_the_folded_matrices(panel: int):
+    """A number of the half axis meets every row of a map once, one of the rows both parts of every column."""
+    for size, kernel in (((32, 32), (3, 3)), ((9, 14), (4, 5)), ((1, 1), (3, 1))):
+        band = conv_band(size, kernel, compression=0.4)
+        for height, width in (band.size, band.kernel, band.out):
+            numbers = folding.fold(band.n, band.kept, (height, width), (0, 0), torch.float64, panel).matrices.numel()
+            of_rows = height * band.kept[0]
+            products = height * (numbers - of_rows) + 2 * band.columns * of_rows
+            assert folded_flops((height, width), band) == 2 * products
+    series = conv_band((17,), (5,), compression=0.4)
+    numbers = folding.fold(series.n, series.kept, (17,), (0,), torch.float64, panel).matrices.numel()
+    assert folded_flops((17,), series) == 2 * (numbers - 1)
 
 
 @needs_compiler

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from spectralkernels.convolution.baselines import fast_band, filters_by_fft
+from spectralkernels.convolution.cost import folded_flops
 from spectralkernels.convolution.dft_native import LARGEST_LANE_WEIGHTS
 from spectralkernels.convolution.direct import SLOW_WIDTH
 from spectralkernels.convolution.fitted import FORWARD, FORWARD_AND_BACKWARD
@@ -166,12 +167,12 @@ def _dft_native(sizes: Sizes) -> Work:
     of_outputs = _up(sizes.outputs, lanes) / sizes.outputs
     pairs = sizes.inputs * sizes.outputs
     if of_groups < of_outputs and 2 * sizes.modes * pairs * lanes * sizes.itemsize <= LARGEST_LANE_WEIGHTS:
-        maps = of_x * _folded(band.size, band) + of_y * _folded(band.out, band)
+        maps = of_x * folded_flops(band.size, band) + of_y * folded_flops(band.out, band)
         numbers = of_x * math.prod(band.size) + of_y * math.prod(band.out)
         return {
             "call": 1.0,
             "lane_map": maps * of_groups,
-            "lane_kernel": of_weight * _folded(band.kernel, band) * of_groups,
+            "lane_kernel": of_weight * folded_flops(band.kernel, band) * of_groups,
             "lane_product": sizes.products * sizes.modes * of_groups,
             "lane_number": numbers * of_groups,
         }
@@ -179,16 +180,10 @@ def _dft_native(sizes: Sizes) -> Work:
     return {
         "call": 1.0,
         "group": sizes.groups,
-        "map": of_x * of_inputs * _folded(band.size, band) + of_y * of_outputs * _folded(band.out, band),
-        "kernel": of_weight * of_outputs * _folded(band.kernel, band),
+        "map": of_x * of_inputs * folded_flops(band.size, band) + of_y * of_outputs * folded_flops(band.out, band),
+        "kernel": of_weight * of_outputs * folded_flops(band.kernel, band),
         "product": sizes.products * sizes.modes * of_outputs,
     }
-
-
-def _folded(plane: tuple[int, ...], band: Band) -> int:
-    """FLOPs of a folded transform of one plane: 2 H W k, and 4 H k^2 for the rows of a map."""
-    first = 2 * math.prod(plane) * band.columns
-    return first if len(plane) == 1 else first + 4 * plane[0] * band.columns * band.kept[0]
 
 
 def _up(count: int, lanes: int = LANES) -> int:
