@@ -240,10 +240,10 @@ def test_operators_pass_opcheck_and_trace(seed: int):
         bias = torch.randn(channels, requires_grad=True)
         geometry = ([0, 1], groups, [8, 8], [3, 3])
         for keep in (True, False):
-            opcheck(ops.dft_native_conv.default, (x, weight, bias, *geometry, [7, 6], keep))
-        y, z = ops.dft_native_conv(x.detach(), weight.detach(), None, *geometry, [7, 6], True)
+            opcheck(ops.dft_native_conv.default, (x, weight, bias, *geometry, [7, 6], keep, None, []))
+        y, z = ops.dft_native_conv(x.detach(), weight.detach(), None, *geometry, [7, 6], True, None, [])
         saved = (None, z) if z.numel() else (x.detach(), z)
-        backward = (y, *saved, weight.detach(), *geometry, [7, 6], True, True)
+        backward = (y, *saved, weight.detach(), *geometry, [7, 6], True, True, None, [])
         opcheck(ops.dft_native_conv_backward.default, backward)
         modes = sk.weight_spectrum(weight, (7, 6), compression=0.4, groups=groups, grid=8).modes
         kept = [3, 3]

@@ -152,8 +152,13 @@ def _differentiate_conv(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple
     return (*gradients, None, None, None, None, None)
 
 
-def _composed_backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tensor | None, ...]:
-    """(dx, dw, db) as torch's own operations, which can be differentiated again; dz: the gradient of Z."""
+def _composed_backward(
+    ctx: Any, dy: Tensor | None, dz: Tensor | None, mask: Tensor | None = None
+) -> tuple[Tensor | None, ...]:
+    """(dx, dw, db) as torch's own operations, which can be differentiated again.
+
+    dz: the gradient of Z. mask: what Z conj(W) was multiplied with.
+    """
     (z, weight), (starts, groups, n, kept, size) = ctx.saved_tensors, ctx.geometry
     need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
     of_x = _transform(z, _origin(n), size, n, kept)
@@ -164,6 +169,8 @@ def _composed_backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[
         of_weight = _transform(z, starts, weight.shape[2:], n, kept)
         inverse = _transform(z, _origin(n), dy.shape[2:], n, kept, inverse=True)
         g = composed.modes_of(dy, inverse).unflatten(2, dy.shape[:2])
+        if mask is not None:
+            g = g * mask
         if need_x:
             through_y = composed.product_transposed(g, composed.modes_of(weight, of_weight), groups)
             dz_sum = through_y if dz_sum is None else dz_sum + through_y

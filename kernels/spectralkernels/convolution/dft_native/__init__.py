@@ -50,7 +50,20 @@ def dft_native(x: Tensor, weight: Tensor | WeightSpectrum, bias: Tensor | None, 
     # An even kernel with "same" padding has a zero more after it than before: see `folding`.
     front = [after - before for before, after in band.pad]
     keep = torch.is_grad_enabled() and weight.requires_grad
-    y, _ = _conv(x, weight, bias, front, groups, band.n, band.kept, band.out, keep)
+    y, _ = _conv(x, weight, bias, front, groups, band.n, band.kept, band.out, keep, None, ())
+    return y
+
+
+def masked(
+    x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int, weights: Tensor, reach: tuple[int, ...]
+) -> Tensor:
+    """The same under a mask: its weights [B or 1, F] at the modes of the band, none of which have a gradient.
+
+    reach: rows |u| < reach[v] per column where weights differ from zero, or empty: everywhere.
+    """
+    front = [after - before for before, after in band.pad]
+    keep = torch.is_grad_enabled() and weight.requires_grad
+    y, _ = _conv(x, weight, bias, front, groups, band.n, band.kept, band.out, keep, weights, reach)
     return y
 
 
@@ -79,9 +92,14 @@ def _conv(
     kept: Ints,
     out: Ints,
     keep: bool,
+    mask: Tensor | None,
+    reach: Ints,
 ) -> tuple[Tensor, Tensor]:
-    """(y, Z): the convolution, and what `analyse` made of x if `keep` and no larger than x, else nothing."""
-    band, sizes, dtype = Kept(tuple(n), tuple(kept)), _sizes(x, weight, groups), compute_dtype(x.dtype)
+    """(y, Z): the convolution, and what `analyse` made of x if `keep` and no larger than x, else nothing.
+
+    mask: weights [B or 1, F], zero in the holes that reach makes, see `Kept`.
+    """
+    band, sizes, dtype = Kept(tuple(n), tuple(kept), tuple(reach)), _sizes(x, weight, groups), compute_dtype(x.dtype)
     y, z = x.new_empty(x.shape[0], weight.shape[0], *out, dtype=dtype), x.new_empty(0, dtype=dtype)
     if x.shape[0] == 0:
         return y.to(x.dtype), z
@@ -89,10 +107,10 @@ def _conv(
     of_x, of_weight = _fold(band, x.shape[2:], dtype), _kernel_fold(band, weight.shape[2:], front, dtype)
     of_y = _fold(band, out, dtype, synthesis=True, inverse=True)
     if groups_in_lanes(band, sizes, dtype):
-        library.convolve_lanes(band, of_x, of_weight, of_y, sizes, maps, kernel, None, offset, y)
+        library.convolve_lanes(band, of_x, of_weight, of_y, sizes, maps, kernel, None, offset, y, mask)
     else:
         z = library.analyse(band, of_x, sizes, maps)
-        library.convolve(band, of_weight, of_y, sizes, _taps(weight, groups), z, kernel, None, offset, y)
+        library.convolve(band, of_weight, of_y, sizes, _taps(weight, groups), z, kernel, None, offset, y, mask)
     return y.to(x.dtype), z if keep and z.numel() <= x.numel() else z.new_empty(0)
 
 
@@ -107,6 +125,8 @@ def _(
     kept: Ints,
     out: Ints,
     keep: bool,
+    mask: Tensor | None,
+    reach: Ints,
 ) -> tuple[Tensor, Tensor]:
     band, sizes, dtype = Kept(tuple(n), tuple(kept)), _sizes(x, weight, groups), compute_dtype(x.dtype)
     numbers = 0
@@ -129,9 +149,11 @@ def _conv_backward(
     size: Ints,
     need_x: bool,
     need_weight: bool,
+    mask: Tensor | None,
+    reach: Ints,
 ) -> tuple[Tensor, Tensor]:
     """(dx, dw); x is given where z is empty and dw wanted. A gradient that is not needed comes back empty."""
-    band, dtype = Kept(tuple(n), tuple(kept)), compute_dtype(dy.dtype)
+    band, dtype = Kept(tuple(n), tuple(kept), tuple(reach)), compute_dtype(dy.dtype)
     sizes = Sizes(dy.shape[0], groups, weight.shape[1], weight.shape[0] // groups)
     dx = dy.new_empty((dy.shape[0], groups * sizes.inputs, *size) if need_x else (0,), dtype=dtype)
     dw = weight.new_empty(weight.shape if need_weight else (0,), dtype=dtype)
@@ -145,10 +167,10 @@ def _conv_backward(
         maps = _plain(x) if need_weight and x is not None else None
         wanted = dx if need_x else None, dw if need_weight else None
         sides = (of_y, of_x, of_weight, to_x, to_weight)
-        library.convolve_lanes_backward(band, sides, sizes, gradient, maps, kernel, None, *wanted)
+        library.convolve_lanes_backward(band, sides, sizes, gradient, maps, kernel, None, *wanted, mask)
     else:
         turned = Sizes(dy.shape[0], groups, sizes.outputs, sizes.inputs)
-        g = library.analyse(band, of_y, turned, gradient)
+        g = library.analyse(band, of_y, turned, gradient, mask)
         if need_x:
             of_weight = _kernel_fold(band, taps, front, dtype, conjugate=True)
             of_out, of_in, of_group = _taps(weight, groups)
@@ -173,6 +195,8 @@ def _(
     size: Ints,
     need_x: bool,
     need_weight: bool,
+    mask: Tensor | None,
+    reach: Ints,
 ) -> tuple[Tensor, Tensor]:
     dx_shape = (dy.shape[0], weight.shape[1] * groups, *size) if need_x else (0,)
     return dy.new_empty(dx_shape), weight.new_empty(weight.shape if need_weight else (0,))
@@ -189,20 +213,25 @@ def _(
     kept: Ints,
     out: Ints,
     keep: bool,
+    mask: Tensor | None,
+    reach: Ints,
 ) -> tuple[Tensor, Tensor]:
     starts = composed.starts_of(x.shape[2:], weight.shape[2:], list(front), list(out))
-    y: Tensor = _conv_by_gemm(x, weight, bias, starts, groups, n, kept, out)[0]
+    if mask is not None:
+        y = composed.masked(x, weight, bias, starts, groups, n, kept, out, mask)
+        return y, y.new_empty(0)
+    y = _conv_by_gemm(x, weight, bias, starts, groups, n, kept, out)[0]
     return y, y.new_empty(0)
 
 
 def _save_conv(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, _, front, groups, n, kept, out, _ = inputs
+    x, weight, _, front, groups, n, kept, out, _, mask, reach = inputs
     # Z is a second output, so that a second derivative finds its way from Z to x.
     ctx.set_materialize_grads(False)
     again = output[1].numel() == 0 and ctx.needs_input_grad[1]
-    ctx.save_for_backward(x if again else None, output[1], weight)
+    ctx.save_for_backward(x if again else None, output[1], weight, mask)
     ctx.geometry = (front, groups, n, kept, list(x.shape[2:]))
-    ctx.batch, ctx.out = x.shape[0], out
+    ctx.batch, ctx.out, ctx.reach = x.shape[0], out, reach
 
 
 def _differentiate_conv(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -210,12 +239,13 @@ def _differentiate_conv(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple
     if dz is not None and dz.numel() == 0:
         dz = None
     if dy is None or dz is not None or torch.is_grad_enabled():
-        return *composed.gradients(ctx, dy, dz), *(None,) * 6
+        return *composed.gradients(ctx, dy, dz), *(None,) * 8
     dx, dw = None, None
     if need_x or need_weight:
-        dx, dw = _conv_backward(dy, *ctx.saved_tensors, *ctx.geometry, need_x, need_weight)
+        *tensors, mask = ctx.saved_tensors
+        dx, dw = _conv_backward(dy, *tensors, *ctx.geometry, need_x, need_weight, mask, ctx.reach)
     gradients = (dx if need_x else None, dw if need_weight else None, _bias_gradient(dy) if need_bias else None)
-    return *gradients, *(None,) * 6
+    return *gradients, *(None,) * 8
 
 
 _conv.register_autograd(_differentiate_conv, setup_context=_save_conv)

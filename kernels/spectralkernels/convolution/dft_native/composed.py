@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from spectralkernels.convolution import composed
-from spectralkernels.convolution.dft_gemm import _composed_backward, _origin, _transform
+from spectralkernels.convolution.dft_gemm import Ints, _composed_backward, _composed_inverse, _origin, _transform
 from spectralkernels.convolution.dft_native import library
 from spectralkernels.convolution.dft_native.folding import to_the_centre
 from spectralkernels.convolution.dft_native.library import Kept, Sizes
@@ -27,7 +27,7 @@ def starts_of(size: torch.Size, taps: torch.Size, front: list[int], out: list[in
 
 def gradients(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tensor | None, ...]:
     """(dx, dw, db) as torch's own operations; dz is the gradient of the saved spectrum."""
-    (x, z, weight), (front, groups, n, kept, size) = ctx.saved_tensors, ctx.geometry
+    (x, z, weight, mask), (front, groups, n, kept, size) = ctx.saved_tensors, ctx.geometry
     band, batch = Kept(tuple(n), tuple(kept)), ctx.batch
     sizes = Sizes(batch, groups, weight.shape[1], weight.shape[0] // groups)
     if x is not None:
@@ -40,7 +40,30 @@ def gradients(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tensor | 
     geometry = (starts_of(torch.Size(size), weight.shape[2:], front, out), groups, n, kept, size)
     as_gemm = SimpleNamespace(saved_tensors=(modes, weight), geometry=geometry, needs_input_grad=ctx.needs_input_grad)
     of_modes = None if dz is None else modes_of_spectrum(dz, band, sizes, tuple(size))
-    return _composed_backward(as_gemm, dy, of_modes)
+    return _composed_backward(as_gemm, dy, of_modes, None if mask is None else _over_planes(mask))
+
+
+def masked(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    starts: list[int],
+    groups: int,
+    n: Ints,
+    kept: Ints,
+    out: Ints,
+    mask: Tensor,
+) -> Tensor:
+    """The convolution under the weights [B or 1, F] of a mask."""
+    z = composed.modes_of(x, _transform(x, _origin(n), x.shape[2:], n, kept))
+    w = composed.modes_of(weight, _transform(x, starts, weight.shape[2:], n, kept))
+    product = composed.product(z, w, x.shape[0], weight.shape[0], groups)
+    return _composed_inverse(product * _over_planes(mask), out, n, kept, bias, x.dtype)
+
+
+def _over_planes(mask: Tensor) -> Tensor:
+    """Weights [B or 1, F] of a mask, to broadcast over [F, 2, B, channels]."""
+    return mask.t()[:, None, :, None]
 
 
 def modes_of_spectrum(z: Tensor, band: Kept, sizes: Sizes, size: tuple[int, ...]) -> Tensor:

@@ -79,12 +79,13 @@ struct Spectrum {
 };
 
 template <class T>
-void analyse_maps(const Modes& modes, const Side& side, const Sizes& sizes, const T* maps, T* z) {
+void analyse_maps(const Modes& modes, const Side& side, const Sizes& sizes, const Mask& mask, const T* maps, T* z) {
   constexpr int lanes = Register<T>::lanes;
   const Spectrum<T> spectrum(modes, sizes, sizes.in);
   const int64_t together = 2, pairs = divide_up(sizes.block, together), pixels = side.pixels();
   share(divide_up(sizes.batch, sizes.block) * sizes.groups * spectrum.channel_blocks * pairs, [&] {
-    return [&, planes = Buffer<T>(2 / modes.axes * pixels), scratch = Buffer<T>(scratch_vectors(modes, side))](int64_t task) {
+    return [&, planes = Buffer<T>(2 / modes.axes * pixels),
+            scratch = Buffer<T>(scratch_vectors(modes, side))](int64_t task) {
       const int64_t first = task % pairs * together, c = task / pairs % spectrum.channel_blocks;
       const int64_t group = task / pairs / spectrum.channel_blocks % sizes.groups;
       const int64_t batch_block = task / pairs / spectrum.channel_blocks / sizes.groups;
@@ -92,20 +93,23 @@ void analyse_maps(const Modes& modes, const Side& side, const Sizes& sizes, cons
       const int64_t last = std::min({sizes.batch, b + together, (batch_block + 1) * sizes.block});
       const int found = std::min<int64_t>(lanes, sizes.in - c * lanes);
       const T* from = maps + ((b * sizes.groups + group) * sizes.in + c * lanes) * pixels;
+      Vector<T>* to = as_vectors(z) + spectrum.at(batch_block, group, c) + first;
       analyse<T>(
           modes, side, last - b,
           [&](int64_t i, Vector<T>* to) {
             load<T>(side, from + i * sizes.groups * sizes.in * pixels, pixels, found, to);
           },
-          as_vectors(z) + spectrum.at(batch_block, group, c) + first, 2 * sizes.block, sizes.block, planes, scratch);
+          to, 2 * sizes.block, sizes.block, planes, scratch);
+      weigh<T>(modes, mask, b, 1, last - b, to, 2 * sizes.block, sizes.block);
     };
   });
 }
 
-// y = E (Z conj(D w)) + bias. packed: the modes of the weight [group, block of out, F, 2, in, lanes] in place of taps.
+// y = E (m Z conj(D w)) + bias. packed: the modes of the weight [group, block of out, F, 2, in, lanes] in place of
+// taps.
 template <class T>
 void convolve(const Modes& modes, const Side& side, const Side& output, const Sizes& sizes, const Taps& taps,
-              const T* z, const T* weight, const T* packed, const T* bias, T* y) {
+              const Mask& mask, const T* z, const T* weight, const T* packed, const T* bias, T* y) {
   constexpr int lanes = Register<T>::lanes;
   const Spectrum<T> spectrum(modes, sizes, sizes.in);
   const bool separable = modes.axes == 2;  // a series has all its modes in one column
@@ -148,11 +152,13 @@ void convolve(const Modes& modes, const Side& side, const Side& output, const Si
             w_part = sizes.in;
           } else if (separable) {
             for (int64_t c = 0; c < channels; ++c)
-              analyse_rows<T>(modes, side, partial + c * of_column + v * column_step(side), column + c, 2 * padded, padded);
+              analyse_rows<T>(modes, side, v, partial + c * of_column + v * column_step(side), column + c, 2 * padded,
+                              padded);
           } else {
             analyse<T>(modes, side, channels, load_kernel, column, 2 * padded, padded, planes, scratch);
           }
           for (int64_t f = 0; f < in_column; ++f) {
+            if (modes.hole(v, f)) continue;
             Vector<T>* products = sums + (v * in_column + f) * 2 * count;
             for (int64_t b = b0; b < b1;) {
               const int64_t batch_block = b / sizes.block, first = b % sizes.block;
@@ -168,6 +174,7 @@ void convolve(const Modes& modes, const Side& side, const Side& output, const Si
           }
         }
       }
+      weigh<T>(modes, mask, b0, 1, count, sums, 2 * count, count);
       const int64_t channel = group * sizes.out + o;
       const Vector<T> start = in_lanes<T>(bias ? bias + channel : nullptr, 1, found);
       synthesise<T>(
@@ -204,6 +211,7 @@ void weight_gradient(const Modes& modes, const Side& side, const Sizes& sizes, c
           sizes.block, of_y.batch_stride(), channels <= 2};
       for (int64_t v = 0; v < columns; ++v) {
         for (int64_t f = 0; f < in_column; ++f) {
+          if (modes.hole(v, f)) continue;
           const int64_t mode = (v * in_column + f) * 2 * sizes.block;
           multiply<T>(at, z + (of_x.at(0, group, c) + mode) * lanes, as_vectors(g) + of_y.at(0, group, o) + mode,
                       column + f * 2 * lanes, lanes, false);
@@ -254,10 +262,10 @@ const Vector<T>* kernels(const Modes& modes, const Side& side, const Sizes& size
   return made;
 }
 
-// y = E (D x conj(D w)) + bias, for maps x [batch, group, in], weight [group, out, in], y [batch, group, out].
+// y = E (m D x conj(D w)) + bias, for maps x [batch, group, in], weight [group, out, in], y [batch, group, out].
 template <class T>
 void convolve_lanes(const Modes& modes, const Side& input, const Side& side, const Side& output, const Sizes& sizes,
-                    const T* x, const T* weight, const T* packed, const T* bias, T* y) {
+                    const Mask& mask, const T* x, const T* weight, const T* packed, const T* bias, T* y) {
   constexpr int lanes = Register<T>::lanes;
   const int64_t in = sizes.in, out = sizes.out, pairs = in * out, count = modes.count();
   const int64_t together = modes.axes == 1 ? 2 : 1;
@@ -282,6 +290,7 @@ void convolve_lanes(const Modes& modes, const Side& input, const Side& side, con
           multiply_lanes<T, true>(count, z + row * in + c, 2 * z_part, z_part, w + o * in + c, 2 * pairs, pairs,
                                   sums + row * out + o, 2 * part, part, c > 0);
         }
+        weigh<T>(modes, mask, b, out, some * out, sums, 2 * part, part);
         synthesise<T>(
             modes, output, some * out, sums, 2 * part, part,
             [&](int64_t i) { return in_lanes<T>(bias ? bias + group * out + i % out : nullptr, out, found); },
@@ -291,12 +300,12 @@ void convolve_lanes(const Modes& modes, const Side& input, const Side& side, con
   });
 }
 
-// dx = D^T (G D w) and dw = D^T (sum conj(G) Z) with G = E^T dy and Z = D x; either may be null.
+// dx = D^T (G D w) and dw = D^T (sum conj(G) Z) with G = m E^T dy and Z = D x; either may be null.
 // `output` and `input` analyse dy and x, `side` the weight; `to_input` and `to_side` are for the way back.
 template <class T>
 void convolve_lanes_backward(const Modes& modes, const Side& output, const Side& input, const Side& side,
-                             const Side& to_input, const Side& to_side, const Sizes& sizes, const T* dy, const T* x,
-                             const T* weight, const T* packed, T* dx, T* dw) {
+                             const Side& to_input, const Side& to_side, const Sizes& sizes, const Mask& mask,
+                             const T* dy, const T* x, const T* weight, const T* packed, T* dx, T* dw) {
   constexpr int lanes = Register<T>::lanes;
   const int64_t in = sizes.in, out = sizes.out, pairs = in * out, count = modes.count();
   const int64_t together = modes.axes == 1 ? 2 : 1;
@@ -316,6 +325,7 @@ void convolve_lanes_backward(const Modes& modes, const Side& output, const Side&
         const int64_t some = std::min(together, sizes.batch - b), z_part = some * in, part = some * out;
         analyse<T>(modes, output, some * out, loader<T>(output, sizes, dy, out, b, group, found), g, 2 * part, part,
                    planes, scratch);
+        weigh<T>(modes, mask, b, out, some * out, g, 2 * part, part);
         if (dw) {
           analyse<T>(modes, input, some * in, loader<T>(input, sizes, x, in, b, group, found), z, 2 * z_part, z_part,
                      planes, scratch);
@@ -358,31 +368,34 @@ extern "C" int dft_native_vector_bytes() { return kVectorBytes; }
 extern "C" int dft_native_panel() { return kPanel; }
 
 #define EXPORT(T, NAME)                                                                                                \
-  extern "C" int dft_native_analyse_##NAME(const Modes* modes, const Side* side, const Sizes* sizes, const T* maps,    \
-                                           T* z) {                                                                     \
-    return guarded([&] { analyse_maps<T>(*modes, *side, *sizes, maps, z); });                                          \
+  extern "C" int dft_native_analyse_##NAME(const Modes* modes, const Side* side, const Sizes* sizes, const Mask* mask, \
+                                           const T* maps, T* z) {                                                      \
+    return guarded([&] { analyse_maps<T>(*modes, *side, *sizes, *mask, maps, z); });                                   \
   }                                                                                                                    \
   extern "C" int dft_native_convolve_##NAME(const Modes* modes, const Side* side, const Side* output,                  \
-                                            const Sizes* sizes, const Taps* taps, const T* z, const T* weight,         \
-                                            const T* packed, const T* bias, T* y) {                                    \
-    return guarded([&] { convolve<T>(*modes, *side, *output, *sizes, *taps, z, weight, packed, bias, y); });           \
+                                            const Sizes* sizes, const Taps* taps, const Mask* mask, const T* z,        \
+                                            const T* weight, const T* packed, const T* bias, T* y) {                   \
+    return guarded([&] { convolve<T>(*modes, *side, *output, *sizes, *taps, *mask, z, weight, packed, bias, y); });    \
   }                                                                                                                    \
   extern "C" int dft_native_weight_gradient_##NAME(const Modes* modes, const Side* side, const Sizes* sizes,           \
                                                    const T* g, const T* z, T* dw) {                                    \
     return guarded([&] { weight_gradient<T>(*modes, *side, *sizes, g, z, dw); });                                      \
   }                                                                                                                    \
   extern "C" int dft_native_convolve_lanes_##NAME(const Modes* modes, const Side* input, const Side* side,             \
-                                                  const Side* output, const Sizes* sizes, const T* x, const T* weight, \
-                                                  const T* packed, const T* bias, T* y) {                              \
-    return guarded([&] { convolve_lanes<T>(*modes, *input, *side, *output, *sizes, x, weight, packed, bias, y); });    \
+                                                  const Side* output, const Sizes* sizes, const Mask* mask,            \
+                                                  const T* x, const T* weight, const T* packed, const T* bias,         \
+                                                  T* y) {                                                              \
+    return guarded([&] {                                                                                               \
+      convolve_lanes<T>(*modes, *input, *side, *output, *sizes, *mask, x, weight, packed, bias, y);                    \
+    });                                                                                                                \
   }                                                                                                                    \
   extern "C" int dft_native_convolve_lanes_backward_##NAME(                                                            \
       const Modes* modes, const Side* output, const Side* input, const Side* side, const Side* to_input,               \
-      const Side* to_side, const Sizes* sizes, const T* dy, const T* x, const T* weight, const T* packed, T* dx,       \
-      T* dw) {                                                                                                         \
+      const Side* to_side, const Sizes* sizes, const Mask* mask, const T* dy, const T* x, const T* weight,             \
+      const T* packed, T* dx, T* dw) {                                                                                 \
     return guarded([&] {                                                                                               \
-      convolve_lanes_backward<T>(*modes, *output, *input, *side, *to_input, *to_side, *sizes, dy, x, weight, packed,   \
-                                 dx, dw);                                                                              \
+      convolve_lanes_backward<T>(*modes, *output, *input, *side, *to_input, *to_side, *sizes, *mask, dy, x, weight,    \
+                                 packed, dx, dw);                                                                      \
     });                                                                                                                \
   }
 EXPORT(float, float32)

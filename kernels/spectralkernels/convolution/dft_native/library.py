@@ -18,7 +18,7 @@ LARGEST_BLOCK = 8
 
 
 class _Modes(ctypes.Structure):
-    _fields_ = [(name, _Long) for name in ("axes", "ku", "rows", "kv")]
+    _fields_ = [*((name, _Long) for name in ("axes", "ku", "rows", "kv")), ("reach", ctypes.POINTER(_Long))]
 
 
 class _Side(ctypes.Structure):
@@ -30,6 +30,10 @@ class _Side(ctypes.Structure):
 
 class _Sizes(ctypes.Structure):
     _fields_ = [(name, _Long) for name in ("batch", "groups", "inputs", "outputs", "block")]
+
+
+class _Mask(ctypes.Structure):
+    _fields_ = [("weights", ctypes.c_void_p), ("of_row", _Long)]
 
 
 class _Taps(ctypes.Structure):
@@ -69,10 +73,15 @@ def spectrum_numbers(modes: int, sizes: Sizes, dtype: torch.dtype) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The modes of a band: the axes of its grid n, and |u| < kept on each."""
+    """The modes of a band: the axes of its grid n, and |u| < kept on each.
+
+    reach: of a staircase, the rows |u| < reach[v] that its column v has; the other modes of the band are holes, which
+        have a place in memory and no value. Empty without holes.
+    """
 
     n: tuple[int, ...]
     kept: tuple[int, ...]
+    reach: tuple[int, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -80,14 +89,15 @@ class Kept:
 
     @property
     def count(self) -> int:
-        """F."""
+        """F, with holes."""
         return self.rows * self.kept[-1]
 
 
-def analyse(kept: Kept, side: Fold, sizes: Sizes, maps: Tensor) -> Tensor:
-    """Maps [batch, groups * inputs, *size] -> their spectrum, opaque."""
-    z = maps.new_empty(spectrum_numbers(kept.count, sizes, maps.dtype))
-    _call("analyse", maps, _modes(kept), _side(side), _sizes(sizes), maps, z)
+def analyse(kept: Kept, side: Fold, sizes: Sizes, maps: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Maps [batch, groups * inputs, *size] -> their spectrum, opaque, zero in holes; times mask [batch or 1, F]."""
+    numbers = spectrum_numbers(kept.count, sizes, maps.dtype)
+    z = maps.new_zeros(numbers) if kept.reach else maps.new_empty(numbers)
+    _call("analyse", maps, _modes(kept), _side(side), _sizes(sizes), _mask(mask), maps, z)
     return z
 
 
@@ -102,9 +112,10 @@ def convolve(
     packed: Tensor | None,
     bias: Tensor | None,
     y: Tensor,
+    mask: Tensor | None = None,
 ) -> None:
-    """y = E (Z conj(D w)) + bias into y, w by its strides (out, in, group) or by its packed modes."""
-    arguments = _modes(kept), _side(side), _side(output), _sizes(sizes), _Taps(*taps)
+    """y = E (m Z conj(D w)) + bias into y, w by its strides (out, in, group) or by its packed modes."""
+    arguments = _modes(kept), _side(side), _side(output), _sizes(sizes), _Taps(*taps), _mask(mask)
     _call("convolve", y, *arguments, z, weight, packed, bias, y)
 
 
@@ -124,10 +135,11 @@ def convolve_lanes(
     packed: Tensor | None,
     bias: Tensor | None,
     y: Tensor,
+    mask: Tensor | None = None,
 ) -> None:
     """The whole convolution into y, groups in lanes."""
     sides = _side(input_), _side(side), _side(output)
-    _call("convolve_lanes", y, _modes(kept), *sides, _sizes(sizes), x, weight, packed, bias, y)
+    _call("convolve_lanes", y, _modes(kept), *sides, _sizes(sizes), _mask(mask), x, weight, packed, bias, y)
 
 
 def convolve_lanes_backward(
@@ -140,10 +152,12 @@ def convolve_lanes_backward(
     packed: Tensor | None,
     dx: Tensor | None,
     dw: Tensor | None,
+    mask: Tensor | None = None,
 ) -> None:
     """Its gradients into dx and dw, where given. sides: analysis of dy, x and w, synthesis of dx and dw."""
     folds = [_side(side) for side in sides]
-    _call("convolve_lanes_backward", dy, _modes(kept), *folds, _sizes(sizes), dy, x, weight, packed, dx, dw)
+    where = _modes(kept), *folds, _sizes(sizes), _mask(mask)
+    _call("convolve_lanes_backward", dy, *where, dy, x, weight, packed, dx, dw)
 
 
 def _call(name: str, like: Tensor, *arguments: ctypes.Structure | Tensor | None) -> None:
@@ -160,7 +174,15 @@ def _call(name: str, like: Tensor, *arguments: ctypes.Structure | Tensor | None)
 
 def _modes(kept: Kept) -> _Modes:
     series = len(kept.n) == 1
-    return _Modes(len(kept.n), 1 if series else kept.kept[0], kept.rows, kept.kept[-1])
+    reach = (_Long * len(kept.reach))(*kept.reach) if kept.reach else None
+    return _Modes(len(kept.n), 1 if series else kept.kept[0], kept.rows, kept.kept[-1], reach)
+
+
+def _mask(weights: Tensor | None) -> _Mask:
+    """weights: contiguous [batch or 1, F]."""
+    if weights is None:
+        return _Mask(None, 0)
+    return _Mask(weights.data_ptr(), weights.shape[1] if len(weights) > 1 else 0)
 
 
 def _side(side: Fold) -> _Side:

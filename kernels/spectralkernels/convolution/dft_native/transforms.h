@@ -6,8 +6,34 @@
 // columns; a series has ku = rows = 1. Modes are ordered (v, u), u in FFT order.
 struct Modes {
   int64_t axes, ku, rows, kv;
+  const int64_t* reach;  // of a staircase: column v has |u| < reach[v] only, and holes in place of the others; or null
   int64_t count() const { return rows * kv; }
+  int64_t reach_of(int64_t v) const { return reach ? reach[v] : ku; }
+  bool hole(int64_t v, int64_t row) const {
+    return reach && row >= reach[v] && row < rows - std::min(reach[v] - 1, rows - ku);
+  }
 };
+
+// The weights of a mask, [row of the batch or one for all, mode]; none is a mask of ones.
+struct Mask {
+  const void* weights;
+  int64_t of_row;
+};
+
+// Modes times their weights: planes i of `count` belong to row `first + i / per_row`.
+template <class T>
+ONCE void weigh(const Modes& modes, const Mask& mask, int64_t first, int64_t per_row, int64_t count, Vector<T>* to,
+                int64_t next, int64_t part) {
+  if (!mask.weights) return;
+  for (int64_t f = 0; f < modes.count(); ++f, to += next) {
+    if (modes.hole(f / modes.rows, f % modes.rows)) continue;
+    const T* weight = static_cast<const T*>(mask.weights) + first * mask.of_row + f;
+    for (int64_t i = 0; i < count; ++i) {
+      const T by = weight[i / per_row * mask.of_row];
+      to[i] *= by, to[part + i] *= by;
+    }
+  }
+}
 
 // One end of a transform: planes of height x width, of which the first `front` rows and columns are zeros that are not
 // in memory. matrices: cos and sin of the height, then of the width.
@@ -38,12 +64,13 @@ static inline void store(const Side& side, const Vector<T>* from, T* to, int64_t
     from_lanes<T>(from + h * side.width + side.front_width, to, stride, planes, width);
 }
 
-// cos and sin of one axis, [terms, columns] each, cut into panels of columns. Terms count from the centre of a plane, or
-// from frequency zero; the first `alone` of them have no sine, and no row in the sines.
+// cos and sin of one axis, [terms, columns] each, cut into panels of columns. Terms count from the centre of a plane,
+// or from frequency zero; the first `alone` of them have no sine, and no row in the sines. As many terms and columns
+// are used as are wanted, columns in whole panels.
 template <class T>
 struct Matrix {
   const T *cos, *sin;
-  int64_t terms, alone, columns;
+  int64_t terms, alone, columns, wanted_terms = terms, wanted_columns = columns;
   Matrix(const T* at, int64_t terms, int64_t alone, int64_t columns)
       : cos(at), sin(at + terms * columns), terms(terms), alone(alone), columns(columns) {}
   const T* end() const { return sin + (terms - alone) * columns; }
@@ -68,8 +95,8 @@ struct Synthesis {
 // Columns of a matrix that are multiplied at a time: they lie together, so that each part of a matrix is read in order.
 constexpr int kPanel = kRegisters == 32 ? 6 : 3;
 
-// For M columns from m0 on: the sums A = cos^T p, C = cos^T q, B = sin^T r, D = sin^T s over quads {p, q, r, s}, one per
-// term, handed to use(m, A, C, B, D). A and C begin at `start`.
+// For M columns from m0 on: the sums A = cos^T p, C = cos^T q, B = sin^T r, D = sin^T s over quads {p, q, r, s}, one
+// per term, handed to use(m, A, C, B, D). A and C begin at `start`.
 template <class T, int M, class Use>
 INLINE void four_sums_of(int64_t m0, const Matrix<T>& by, const Vector<T>* quads, Vector<T> start, Use use) {
   Vector<T> A[M], B[M], C[M], D[M];
@@ -84,8 +111,8 @@ INLINE void four_sums_of(int64_t m0, const Matrix<T>& by, const Vector<T>* quads
     for (int m = 0; m < M; ++m) A[m] += cos[m] * p, C[m] += cos[m] * q;
     cos += M;
   };
-  int64_t left = by.terms;
-  if (by.alone) add_cosines(), quads += 4, --left;
+  int64_t left = by.wanted_terms;
+  if (by.alone && left > 0) add_cosines(), quads += 4, --left;
   for (; left > 0; --left, quads += 4, sin += M) {
     add_cosines();
     Vector<T> r = quads[2], s = quads[3];
@@ -101,7 +128,7 @@ INLINE void four_sums_of(int64_t m0, const Matrix<T>& by, const Vector<T>* quads
 template <class T, class Use>
 INLINE void four_sums(const Matrix<T>& by, const Vector<T>* quads, Vector<T> start, Use use) {
   const int64_t panels = (by.columns + kPanel - 1) / kPanel, least = by.columns / panels, wider = by.columns % panels;
-  for (int64_t m = 0, panel = 0; panel < panels; ++panel) {
+  for (int64_t m = 0, panel = 0; m < by.wanted_columns; ++panel) {
     const int64_t columns = least + (panel < wider);
 #define CASE(M)                                                                      \
   case M:                                                                            \
@@ -154,13 +181,15 @@ ONCE void analyse_columns(const Modes& modes, const Side& side, const Vector<T>*
   }
 }
 
-// The DFT along the height of one column of that -> its modes, `part` vectors from real to imaginary, `next` to the
+// The DFT along the height of column v of that -> its modes, `part` vectors from real to imaginary, `next` to the
 // next.
 template <class T>
-ONCE void analyse_rows(const Modes& modes, const Side& side, const Vector<T>* column, Vector<T>* to, int64_t next,
-                       int64_t part) {
+ONCE void analyse_rows(const Modes& modes, const Side& side, int64_t v, const Vector<T>* column, Vector<T>* to,
+                       int64_t next, int64_t part) {
   const int64_t rows = modes.rows, partners = rows - modes.ku;
-  four_sums<T>(Analysis<T>(modes, side).height, column, Vector<T>{},
+  Matrix<T> by = Analysis<T>(modes, side).height;
+  by.wanted_columns = modes.reach_of(v);
+  four_sums<T>(by, column, Vector<T>{},
                [=](int64_t u, Vector<T> A, Vector<T> C, Vector<T> B, Vector<T> D) {
                  Vector<T>* plus = to + u * next;
                  plus[0] = A + B, plus[part] = C - D;
@@ -174,8 +203,8 @@ ONCE void analyse_rows(const Modes& modes, const Side& side, const Vector<T>* co
 template <class T>
 ONCE void synthesise_rows(const Modes& modes, const Side& side, int64_t v, const Vector<T>* from, int64_t next,
                           int64_t part, Vector<T>* rows, Vector<T>* quads) {
-  const int64_t ku = modes.ku, partners = modes.rows - ku, step = row_step(modes);
-  for (int64_t u = 0; u < ku; ++u) {
+  const int64_t reach = modes.reach_of(v), partners = modes.rows - modes.ku, step = row_step(modes);
+  for (int64_t u = 0; u < reach; ++u) {
     const Vector<T>* plus = from + u * next;
     Vector<T>* quad = quads + 4 * u;
     quad[0] = quad[3] = plus[0], quad[1] = quad[2] = plus[part];
@@ -183,7 +212,9 @@ ONCE void synthesise_rows(const Modes& modes, const Side& side, int64_t v, const
     const Vector<T>* minus = from + (modes.rows - u) * next;
     quad[0] += minus[0], quad[1] += minus[part], quad[2] -= minus[part], quad[3] -= minus[0];
   }
-  four_sums<T>(Synthesis<T>(modes, side).height, quads, Vector<T>{},
+  Matrix<T> by = Synthesis<T>(modes, side).height;
+  by.wanted_terms = reach;
+  four_sums<T>(by, quads, Vector<T>{},
                [=](int64_t h, Vector<T> A, Vector<T> C, Vector<T> B, Vector<T> D) {
                  Vector<T>* quad = rows + h * step + 4 * v;
                  quad[0] = A - B, quad[1] = A + B, quad[2] = C + D, quad[3] = C - D;
@@ -223,7 +254,7 @@ INLINE void analyse(const Modes& modes, const Side& side, int64_t count, Load lo
       load(i, planes);
       analyse_columns<T>(modes, side, planes, columns, quads);
       for (int64_t v = 0; v < modes.kv; ++v)
-        analyse_rows<T>(modes, side, columns + v * column_step(side), to + i + v * modes.rows * next, next, part);
+        analyse_rows<T>(modes, side, v, columns + v * column_step(side), to + i + v * modes.rows * next, next, part);
     }
     return;
   }

@@ -42,7 +42,7 @@ from spectralkernels.layouts import as_given, batched
 from spectralkernels.masks import hermitian, mode_list
 from spectralkernels.masks.geometry import check_mask
 from spectralkernels.modes import ModeList, every_mode
-from spectralkernels.ops.masked_conv2d import dft_triton
+from spectralkernels.ops.masked_conv2d import dft_native, dft_triton
 from spectralkernels.ops.masked_conv2d.baselines import (
     direct,
     direct_supports,
@@ -230,6 +230,7 @@ OPERATION = Operation(
             supports=_direct_supports,
             tolerance=DIRECT,
         ),
+        *dft_native.IMPLEMENTATIONS,
         *dft_triton.IMPLEMENTATIONS,
     ),
     rivals=(

@@ -1,0 +1,77 @@
+"""Masked convolution by folded transforms in C++: that of `convolution.dft_native` on the staircase around the mask.
+
+Z, W and y are transformed at the modes of the staircase, and the product is multiplied by the mask on its way into the
+transform of y; cells that are not listed have a weight of zero. Backward multiplies the spectrum of dy in its place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectralkernels.constants import constant
+from spectralkernels.convolution import dft_native as convolution
+from spectralkernels.convolution.dft_native import build
+from spectralkernels.convolution.geometry import compute_dtype, needs_tensor
+from spectralkernels.declare import Implementation, all_of
+from spectralkernels.modes import ModeList
+from spectralkernels.ops.masked_conv2d.dft_gemm import fits_matrices, flat_indices
+from spectralkernels.spectra import Band, full_frequencies, half
+
+
+def dft_native(
+    x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, band: Band, modes: ModeList, groups: int
+) -> Tensor:
+    """x [B, C, H, W], weight [O, C / groups, K_h, K_w], mask [N_h, N_w // 2 + 1] or [B, 1, ...], bias [O] | None ->
+    [B, O, *out].
+
+    Raises: Unsupported with the compiler's last lines where the library does not compile.
+    """
+    reach = reach_of(modes)
+    kept = (max(reach), len(reach))
+    listed = flat_indices(modes, mask.device)
+    cells = mask.reshape(-1, mask.shape[-2] * mask.shape[-1])
+    weights = cells.new_zeros(cells.shape, dtype=compute_dtype(x.dtype))
+    weights[:, listed] = cells[:, listed].to(weights.dtype)
+    weights = weights[:, _box(modes.n, kept, mask.device)].contiguous()
+    around = replace(band, kept=kept)
+    holes = reach if min(reach) < kept[0] else ()
+    return convolution.masked(x, weight, bias, around, groups, weights, holes)
+
+
+@constant
+def reach_of(modes: ModeList) -> tuple[int, ...]:
+    """The smallest staircase around the listed modes: per column v the k with |u| < k, from column 0 to the last."""
+    if modes.steps:
+        return tuple(k for columns, k in modes.steps for _ in range(columns))
+    found = [0] * (1 + max(v for _, v in modes.cells))
+    for u, v in modes.cells:
+        found[v] = max(found[v], 1 + min(u, modes.n[0] - u))
+    return tuple(found)
+
+
+@constant
+def _box(n: tuple[int, int], kept: tuple[int, int], device: torch.device) -> Tensor:
+    """Where the modes (column, row) of a band lie in a flattened half spectrum, Int64 [F]."""
+    rows = torch.tensor(full_frequencies(n[0], kept[0]), device=device)
+    return (torch.arange(kept[1], device=device).unsqueeze(1) + rows * half(n[1])).flatten()
+
+
+def _no_gradient(mask: Tensor, **rest: Any) -> str | None:
+    return "it has no gradient of the mask; detach it, or take 'dft_gemm'" if mask.requires_grad else None
+
+
+IMPLEMENTATIONS = (
+    Implementation(
+        "dft_native",
+        "kernel",
+        dft_native,
+        "folded truncated DFT of the staircase around the mask in C++, compiled at first use",
+        engine="native",
+        available=build.unavailable,
+        supports=all_of(needs_tensor, _no_gradient, fits_matrices),
+    ),
+)
