@@ -12,6 +12,7 @@ from torch import Tensor
 
 import spectralkernels as sk
 from spectralkernels import masks
+from spectralkernels.convolution.dft_native import build
 from spectralkernels.convolution.geometry import conv_band
 from spectralkernels.modes import every_mode
 from spectralkernels.ops.masked_conv2d import OPERATION, masked_conv2d, masked_weight_spectrum
@@ -207,7 +208,23 @@ def chosen(x: Tensor, weight: Tensor, mask: Tensor, groups: int = 1) -> str:
     return auto(x, weight, mask, None, band, modes, groups).name
 
 
-def test_auto_takes_the_library_convolution_only_under_a_mask_of_ones():
+@pytest.fixture
+def without_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "READY", False)
+
+
+def test_auto_takes_the_compiled_library_for_staircases_once_it_is_there(monkeypatch: pytest.MonkeyPatch):
+    x, weight, n = torch.empty(8, 64, 32, 32), torch.empty(64, 64, 3, 3), (33, 33)
+    band, mask = conv_band((32, 32), (3, 3), compression=0.0), masks.radial(n, 0.3)
+    steps, cells = (masks.mode_list(mask, n, form=form) for form in ("steps", "cells"))
+    for built, name in ((False, "dft_gemm"), (True, "dft_native")):
+        monkeypatch.setattr(build, "READY", built)
+        assert auto(x, weight, mask, None, band, steps, 1).name == name
+        assert auto(x, weight, mask, None, band, cells, 1).name == "dft_gemm"  # its estimate is that of a staircase
+        assert auto(x, weight, mask.float().requires_grad_(), None, band, steps, 1).name == "dft_gemm"
+
+
+def test_auto_takes_the_library_convolution_only_under_a_mask_of_ones(without_a_library: None):
     x, weight = torch.empty(8, 64, 32, 32), torch.empty(64, 64, 3, 3)
     ones = torch.ones(33, 17)
     assert chosen(x, weight, ones) == "direct"
@@ -236,7 +253,7 @@ def test_auto_takes_the_library_convolution_only_under_a_mask_of_ones():
     ],
 )
 def test_auto_takes_what_was_measured_faster_at_each_side(
-    batch: int, channels: int, groups: int, side: int, fraction: float, name: str
+    batch: int, channels: int, groups: int, side: int, fraction: float, name: str, without_a_library: None
 ):
     x, weight = torch.empty(batch, channels, side, side), torch.empty(channels, channels // groups, 7, 7)
     n = masks.fft_grid((side, side), (7, 7))

@@ -83,7 +83,7 @@ def staircase() -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
 
 
 @needs_compiler
-@pytest.mark.parametrize("fault", ["a row short", "columns for rows", "no mask"])
+@pytest.mark.parametrize("fault", ["a row short", "weights of the next mode", "no mask"])
 def test_a_fault_in_the_staircase_is_noticed(fault: str, monkeypatch: pytest.MonkeyPatch, seed: int):
     x, weight, mask, n = staircase()
     want = sk.masked_conv2d(x, weight, mask, impl="torch_fft")
@@ -92,14 +92,10 @@ def test_a_fault_in_the_staircase_is_noticed(fault: str, monkeypatch: pytest.Mon
     if fault == "a row short":
         short = (*reach[:-1], reach[-1] - 1) if reach[-1] > 1 else (reach[0] - 1, *reach[1:])
         monkeypatch.setattr(dft_native, "reach_of", lambda modes: short)
-    elif fault == "columns for rows":
-        box = dft_native._box
-        monkeypatch.setattr(dft_native, "_box", lambda *where: box(*where).flip(0))
     else:
         masked = convolution.masked
-        monkeypatch.setattr(
-            convolution, "masked", lambda *inputs: masked(*inputs[:5], torch.ones_like(inputs[5]), inputs[6])
-        )
+        change = torch.ones_like if fault == "no mask" else lambda weights: weights.roll(1, 1)
+        monkeypatch.setattr(convolution, "masked", lambda *inputs: masked(*inputs[:5], change(inputs[5]), inputs[6]))
         modes = every_mode(n)
     got = sk.masked_conv2d(x, weight, mask, modes=modes, impl="dft_native")
     assert float((got - want).norm() / want.norm()) > 1e-3

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from spectralkernels.constants import traced
 from spectralkernels.convolution.choice import matrices_are_light, remembered
+from spectralkernels.convolution.dft_native import build
 from spectralkernels.convolution.estimates import Sizes
 from spectralkernels.convolution.geometry import WeightSpectrum, compute_dtype
 from spectralkernels.declare import Decision
@@ -27,7 +28,7 @@ def auto(
     modes: ModeList,
     groups: int,
 ) -> Decision:
-    """The matrix products or torch.fft, or the library convolution where the mask is 1 everywhere."""
+    """Truncated transforms or torch.fft, or the library convolution where the mask is 1 everywhere."""
     too_large = fits_matrices(x, band, modes)
     if isinstance(weight, WeightSpectrum):
         because = "the weight is frozen, so that its transform is already there"
@@ -43,6 +44,9 @@ def auto(
     names = ["torch_fft"]
     if too_large is None and matrices_are_light(sizes):
         names.append("dft_gemm")
+        # Its estimate is that of a staircase; like for bands, nothing waits for a compiler.
+        if build.READY and modes.steps and not mask.requires_grad:
+            names.append("dft_native")
     # A mask with a gradient needs one.
     if not mask.requires_grad and len(modes) == band.n[0] * half(band.n[1]) and all_pass(mask):
         names.append("direct")

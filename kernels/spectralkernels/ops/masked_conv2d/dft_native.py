@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from spectralkernels.constants import constant
@@ -17,9 +16,9 @@ from spectralkernels.convolution import dft_native as convolution
 from spectralkernels.convolution.dft_native import build
 from spectralkernels.convolution.geometry import compute_dtype, needs_tensor
 from spectralkernels.declare import Implementation, all_of
-from spectralkernels.modes import ModeList
+from spectralkernels.modes import ModeList, box
 from spectralkernels.ops.masked_conv2d.dft_gemm import fits_matrices, flat_indices
-from spectralkernels.spectra import Band, full_frequencies, half
+from spectralkernels.spectra import Band
 
 
 def dft_native(
@@ -36,7 +35,7 @@ def dft_native(
     cells = mask.reshape(-1, mask.shape[-2] * mask.shape[-1])
     weights = cells.new_zeros(cells.shape, dtype=compute_dtype(x.dtype))
     weights[:, listed] = cells[:, listed].to(weights.dtype)
-    weights = weights[:, _box(modes.n, kept, mask.device)].contiguous()
+    weights = weights[:, flat_indices(box(modes.n, kept), mask.device)].contiguous()
     around = replace(band, kept=kept)
     holes = reach if min(reach) < kept[0] else ()
     return convolution.masked(x, weight, bias, around, groups, weights, holes)
@@ -51,13 +50,6 @@ def reach_of(modes: ModeList) -> tuple[int, ...]:
     for u, v in modes.cells:
         found[v] = max(found[v], 1 + min(u, modes.n[0] - u))
     return tuple(found)
-
-
-@constant
-def _box(n: tuple[int, int], kept: tuple[int, int], device: torch.device) -> Tensor:
-    """Where the modes (column, row) of a band lie in a flattened half spectrum, Int64 [F]."""
-    rows = torch.tensor(full_frequencies(n[0], kept[0]), device=device)
-    return (torch.arange(kept[1], device=device).unsqueeze(1) + rows * half(n[1])).flatten()
 
 
 def _no_gradient(mask: Tensor, **rest: Any) -> str | None:
