@@ -152,8 +152,8 @@ def test_a_fault_in_the_folding_is_noticed(fault: str, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(folding, "_about_the_centre", wrong)
     if fault == "no zero in front of even kernels":
-        fold = dft_native._kernel_fold
-        monkeypatch.setattr(dft_native, "_kernel_fold", lambda b, t, f, d, **how: fold(b, t, [0, 0], d, **how))
+        fold = dft_native.operators.kernel_fold
+        monkeypatch.setattr(dft_native.operators, "kernel_fold", lambda b, t, f, d, **how: fold(b, t, [0, 0], d, **how))
     constants.forget()
     x, weight = torch.randn(2, 3, 9, 8, dtype=torch.float64), torch.randn(4, 3, 4, 4, dtype=torch.float64)
     want = reference(x, weight, None, conv_band((9, 8), (4, 4), compression=0.4), 1)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from spectralkernels.convolution.baselines import fast_band, filters_by_fft
 from spectralkernels.convolution.cost import folded_flops
-from spectralkernels.convolution.dft_native import LARGEST_LANE_WEIGHTS
+from spectralkernels.convolution.dft_native.operators import LARGEST_LANE_WEIGHTS
 from spectralkernels.convolution.direct import SLOW_WIDTH
 from spectralkernels.convolution.fitted import FORWARD, FORWARD_AND_BACKWARD
 from spectralkernels.convolution.linear_maps import PIECE_BYTES

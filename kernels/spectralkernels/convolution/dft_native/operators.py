@@ -1,0 +1,354 @@
+"""The operators of `dft_native`: forward and backward, with the weight or with its modes; what they save and cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectralkernels.convolution import flops
+from spectralkernels.convolution.dft_gemm import _apply as _apply_by_gemm
+from spectralkernels.convolution.dft_gemm import _composed_apply_backward
+from spectralkernels.convolution.dft_gemm import _conv as _conv_by_gemm
+from spectralkernels.convolution.dft_native import composed, library
+from spectralkernels.convolution.dft_native.folding import Fold, fold
+from spectralkernels.convolution.dft_native.frozen import packed_modes
+from spectralkernels.convolution.dft_native.library import Kept, Sizes
+from spectralkernels.convolution.geometry import compute_dtype
+from spectralkernels.operators import operator
+
+Ints = Sequence[int]
+
+LARGEST_LANE_WEIGHTS = 4 << 20
+"""Bytes of the spectra of one block of kernels up to which groups lie in lanes: a core's cache, about."""
+
+
+def groups_in_lanes(kept: Kept, sizes: Sizes, dtype: torch.dtype) -> bool:
+    """Whether groups fill lanes better than the channels of one, and their kernels' spectra fit."""
+    lanes = library.lanes(dtype)
+    pairs = sizes.inputs * sizes.outputs
+    wasted_groups, wasted_channels = (-(-count // lanes) * lanes / count for count in (sizes.groups, sizes.outputs))
+    fits = 2 * kept.count * pairs * lanes * dtype.itemsize <= LARGEST_LANE_WEIGHTS
+    return wasted_groups < wasted_channels and fits
+
+
+# --- the operators --------------------------------------------------------------------------------------------------
+
+
+@operator("dft_native_conv")
+def conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    front: Ints,
+    groups: int,
+    n: Ints,
+    kept: Ints,
+    out: Ints,
+    keep: bool,
+    mask: Tensor | None,
+    reach: Ints,
+) -> tuple[Tensor, Tensor]:
+    """(y, Z): the convolution, and what `analyse` made of x if `keep` and no larger than x, else nothing.
+
+    mask: weights [B or 1, F], zero in the holes that reach makes, see `Kept`.
+    """
+    band, sizes, dtype = Kept(tuple(n), tuple(kept), tuple(reach)), sizes_of(x, weight, groups), compute_dtype(x.dtype)
+    y, z = x.new_empty(x.shape[0], weight.shape[0], *out, dtype=dtype), x.new_empty(0, dtype=dtype)
+    if x.shape[0] == 0:
+        return y.to(x.dtype), z
+    maps, kernel, offset = plain(x), plain(weight), None if bias is None else plain(bias)
+    of_x, of_weight = fold_of(band, x.shape[2:], dtype), kernel_fold(band, weight.shape[2:], front, dtype)
+    of_y = fold_of(band, out, dtype, synthesis=True, inverse=True)
+    if groups_in_lanes(band, sizes, dtype):
+        library.convolve_lanes(band, of_x, of_weight, of_y, sizes, maps, kernel, None, offset, y, mask)
+    else:
+        z = library.analyse(band, of_x, sizes, maps)
+        library.convolve(band, of_weight, of_y, sizes, taps_of(weight, groups), z, kernel, None, offset, y, mask)
+    return y.to(x.dtype), z if keep and z.numel() <= x.numel() else z.new_empty(0)
+
+
+@conv.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    front: Ints,
+    groups: int,
+    n: Ints,
+    kept: Ints,
+    out: Ints,
+    keep: bool,
+    mask: Tensor | None,
+    reach: Ints,
+) -> tuple[Tensor, Tensor]:
+    band, sizes, dtype = Kept(tuple(n), tuple(kept)), sizes_of(x, weight, groups), compute_dtype(x.dtype)
+    numbers = 0
+    if keep and x.shape[0] > 0 and not groups_in_lanes(band, sizes, dtype):
+        numbers = library.spectrum_numbers(band.count, sizes, dtype)
+    z = x.new_empty(numbers if numbers <= x.numel() else 0, dtype=dtype)
+    return x.new_empty(x.shape[0], weight.shape[0], *out), z
+
+
+@operator("dft_native_conv_backward")
+def conv_backward(
+    dy: Tensor,
+    x: Tensor | None,
+    z: Tensor,
+    weight: Tensor,
+    front: Ints,
+    groups: int,
+    n: Ints,
+    kept: Ints,
+    size: Ints,
+    need_x: bool,
+    need_weight: bool,
+    mask: Tensor | None,
+    reach: Ints,
+) -> tuple[Tensor, Tensor]:
+    """(dx, dw); x is given where z is empty and dw wanted. A gradient that is not needed comes back empty."""
+    band, dtype = Kept(tuple(n), tuple(kept), tuple(reach)), compute_dtype(dy.dtype)
+    sizes = Sizes(dy.shape[0], groups, weight.shape[1], weight.shape[0] // groups)
+    dx = dy.new_empty((dy.shape[0], groups * sizes.inputs, *size) if need_x else (0,), dtype=dtype)
+    dw = weight.new_empty(weight.shape if need_weight else (0,), dtype=dtype)
+    if dy.shape[0] == 0:
+        return dx.to(dy.dtype), dw.zero_().to(weight.dtype)
+    gradient, kernel, taps = plain(dy), plain(weight), weight.shape[2:]
+    of_y = fold_of(band, dy.shape[2:], dtype, inverse=True)
+    to_x, to_weight = fold_of(band, size, dtype, synthesis=True), kernel_fold(band, taps, front, dtype, synthesis=True)
+    if groups_in_lanes(band, sizes, dtype):
+        of_x, of_weight = fold_of(band, size, dtype), kernel_fold(band, taps, front, dtype)
+        maps = plain(x) if need_weight and x is not None else None
+        wanted = dx if need_x else None, dw if need_weight else None
+        sides = (of_y, of_x, of_weight, to_x, to_weight)
+        library.convolve_lanes_backward(band, sides, sizes, gradient, maps, kernel, None, *wanted, mask)
+    else:
+        turned = Sizes(dy.shape[0], groups, sizes.outputs, sizes.inputs)
+        g = library.analyse(band, of_y, turned, gradient, mask)
+        if need_x:
+            of_weight = kernel_fold(band, taps, front, dtype, conjugate=True)
+            of_out, of_in, of_group = taps_of(weight, groups)
+            library.convolve(band, of_weight, to_x, turned, (of_in, of_out, of_group), g, kernel, None, None, dx)
+        if need_weight:
+            if x is not None:
+                z = library.analyse(band, fold_of(band, size, dtype), sizes, plain(x))
+            library.weight_gradient(band, to_weight, sizes, g, z, dw)
+    return dx.to(dy.dtype), dw.to(weight.dtype)
+
+
+@conv_backward.register_fake
+def _(
+    dy: Tensor,
+    x: Tensor | None,
+    z: Tensor,
+    weight: Tensor,
+    front: Ints,
+    groups: int,
+    n: Ints,
+    kept: Ints,
+    size: Ints,
+    need_x: bool,
+    need_weight: bool,
+    mask: Tensor | None,
+    reach: Ints,
+) -> tuple[Tensor, Tensor]:
+    dx_shape = (dy.shape[0], weight.shape[1] * groups, *size) if need_x else (0,)
+    return dy.new_empty(dx_shape), weight.new_empty(weight.shape if need_weight else (0,))
+
+
+@conv.register_composed
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    front: Ints,
+    groups: int,
+    n: Ints,
+    kept: Ints,
+    out: Ints,
+    keep: bool,
+    mask: Tensor | None,
+    reach: Ints,
+) -> tuple[Tensor, Tensor]:
+    starts = composed.starts_of(x.shape[2:], weight.shape[2:], list(front), list(out))
+    if mask is not None:
+        y = composed.masked(x, weight, bias, starts, groups, n, kept, out, mask)
+        return y, y.new_empty(0)
+    y = _conv_by_gemm(x, weight, bias, starts, groups, n, kept, out)[0]
+    return y, y.new_empty(0)
+
+
+def _save_conv(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, weight, _, front, groups, n, kept, out, _, mask, reach = inputs
+    # Z is a second output, so that a second derivative finds its way from Z to x.
+    ctx.set_materialize_grads(False)
+    again = output[1].numel() == 0 and ctx.needs_input_grad[1]
+    ctx.save_for_backward(x if again else None, output[1], weight, mask)
+    ctx.geometry = (front, groups, n, kept, list(x.shape[2:]))
+    ctx.batch, ctx.out, ctx.reach = x.shape[0], out, reach
+
+
+def _differentiate_conv(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tensor | None, ...]:
+    need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
+    if dz is not None and dz.numel() == 0:
+        dz = None
+    if dy is None or dz is not None or torch.is_grad_enabled():
+        return *composed.gradients(ctx, dy, dz), *(None,) * 8
+    dx, dw = None, None
+    if need_x or need_weight:
+        *tensors, mask = ctx.saved_tensors
+        dx, dw = conv_backward(dy, *tensors, *ctx.geometry, need_x, need_weight, mask, ctx.reach)
+    gradients = (dx if need_x else None, dw if need_weight else None, _bias_gradient(dy) if need_bias else None)
+    return *gradients, *(None,) * 8
+
+
+conv.register_autograd(_differentiate_conv, setup_context=_save_conv)
+
+
+@operator("dft_native_apply")
+def apply(
+    x: Tensor, w: Tensor, bias: Tensor | None, out_channels: int, groups: int, n: Ints, kept: Ints, out: Ints
+) -> Tensor:
+    """The convolution with the modes of a frozen weight, repacked once."""
+    band, dtype = Kept(tuple(n), tuple(kept)), compute_dtype(x.dtype)
+    sizes = Sizes(x.shape[0], groups, x.shape[1] // groups, out_channels // groups)
+    y = x.new_empty(x.shape[0], out_channels, *out, dtype=dtype)
+    if x.shape[0] == 0:
+        return y.to(x.dtype)
+    in_lanes = groups_in_lanes(band, sizes, dtype)
+    packed = packed_modes(w, band, sizes, _centre(x.shape[2:], out), in_lanes, transposed=False)
+    of_x, of_y = fold_of(band, x.shape[2:], dtype), fold_of(band, out, dtype, synthesis=True, inverse=True)
+    offset, maps = None if bias is None else plain(bias), plain(x)
+    if in_lanes:
+        library.convolve_lanes(band, of_x, of_x, of_y, sizes, maps, None, packed, offset, y)
+    else:
+        z = library.analyse(band, of_x, sizes, maps)
+        library.convolve(band, of_x, of_y, sizes, (0, 0, 0), z, None, packed, offset, y)
+    return y.to(x.dtype)
+
+
+@apply.register_fake
+def _(
+    x: Tensor, w: Tensor, bias: Tensor | None, out_channels: int, groups: int, n: Ints, kept: Ints, out: Ints
+) -> Tensor:
+    return x.new_empty((x.shape[0], out_channels, *out))
+
+
+@operator("dft_native_apply_backward")
+def apply_backward(dy: Tensor, w: Tensor, channels: int, groups: int, n: Ints, kept: Ints, size: Ints) -> Tensor:
+    band, dtype = Kept(tuple(n), tuple(kept)), compute_dtype(dy.dtype)
+    sizes = Sizes(dy.shape[0], groups, channels // groups, dy.shape[1] // groups)
+    dx = dy.new_empty(dy.shape[0], channels, *size, dtype=dtype)
+    if dy.shape[0] == 0:
+        return dx.to(dy.dtype)
+    in_lanes = groups_in_lanes(band, sizes, dtype)
+    packed = packed_modes(w, band, sizes, _centre(size, dy.shape[2:]), in_lanes, transposed=True)
+    of_y, to_x = fold_of(band, dy.shape[2:], dtype, inverse=True), fold_of(band, size, dtype, synthesis=True)
+    gradient = plain(dy)
+    if in_lanes:
+        sides = (of_y, to_x, of_y, to_x, to_x)
+        library.convolve_lanes_backward(band, sides, sizes, gradient, None, None, packed, dx, None)
+    else:
+        turned = Sizes(dy.shape[0], groups, sizes.outputs, sizes.inputs)
+        g = library.analyse(band, of_y, turned, gradient)
+        library.convolve(band, of_y, to_x, turned, (0, 0, 0), g, None, packed, None, dx)
+    return dx.to(dy.dtype)
+
+
+@apply_backward.register_fake
+def _(dy: Tensor, w: Tensor, channels: int, groups: int, n: Ints, kept: Ints, size: Ints) -> Tensor:
+    return dy.new_empty((dy.shape[0], channels, *size))
+
+
+@apply.register_composed
+def _(
+    x: Tensor, w: Tensor, bias: Tensor | None, out_channels: int, groups: int, n: Ints, kept: Ints, out: Ints
+) -> Tensor:
+    y: Tensor = _apply_by_gemm(x, w, bias, out_channels, groups, n, kept, out)
+    return y
+
+
+def _save_apply(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, w, _, _, groups, n, kept, _ = inputs
+    ctx.save_for_backward(w)
+    ctx.geometry = (x.shape[1], groups, n, kept, list(x.shape[2:]))
+
+
+def _differentiate_apply(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled():
+        return _composed_apply_backward(ctx, dy)
+    dx = apply_backward(dy, *ctx.saved_tensors, *ctx.geometry) if ctx.needs_input_grad[0] else None
+    return dx, None, _bias_gradient(dy) if ctx.needs_input_grad[2] else None, None, None, None, None, None
+
+
+apply.register_autograd(_differentiate_apply, setup_context=_save_apply)
+
+
+# --- what they cost, padding of lanes aside -------------------------------------------------------------------------
+
+conv.register_flops(
+    lambda x, weight, bias, front, groups, n, kept, out, *rest: flops.forward(
+        x, weight, weight.shape[0], out, groups, flops.by_folds(n, kept)
+    )
+)
+apply.register_flops(
+    lambda x, w, bias, out_channels, groups, n, kept, out: flops.forward(
+        x, None, out_channels, out, groups, flops.by_folds(n, kept)
+    )
+)
+apply_backward.register_flops(
+    lambda dy, w, channels, groups, n, kept, size: flops.backward(
+        dy, None, channels, size, groups, flops.by_folds(n, kept)
+    )
+)
+conv_backward.register_flops(
+    lambda dy, x, z, weight, front, groups, n, kept, size, need_x, need_weight, *rest: flops.backward(
+        dy,
+        weight,
+        weight.shape[1] * groups,
+        size,
+        groups,
+        flops.by_folds(n, kept),
+        need_x,
+        need_weight,
+        x_again=x is not None,
+    )
+)
+
+
+# --- what the library is given --------------------------------------------------------------------------------------
+
+
+def sizes_of(x: Tensor, weight: Tensor, groups: int) -> Sizes:
+    return Sizes(x.shape[0], groups, weight.shape[1], weight.shape[0] // groups)
+
+
+def taps_of(weight: Tensor, groups: int) -> tuple[int, int, int]:
+    """Numbers between neighbours in (out channel, in channel, group)."""
+    taps = weight[0, 0].numel()
+    return weight.shape[1] * taps, taps, weight.shape[0] * weight.shape[1] * taps // groups
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """Contiguous, in the dtype of the computation."""
+    return tensor.to(compute_dtype(tensor.dtype)).contiguous()
+
+
+def fold_of(band: Kept, lengths: Ints, dtype: torch.dtype, **how: bool) -> Fold:
+    return fold(band.n, band.kept, tuple(lengths), (0,) * len(band.n), dtype, library.panel(), **how)
+
+
+def kernel_fold(band: Kept, taps: Ints, front: Ints, dtype: torch.dtype, **how: bool) -> Fold:
+    lengths = tuple(length + zeros for length, zeros in zip(taps, front, strict=True))
+    return fold(band.n, band.kept, lengths, tuple(front), dtype, library.panel(), **how)
+
+
+def _centre(size: Ints, out: Ints) -> tuple[int, ...]:
+    """Twice the centre of the kernel, which those of x and y determine."""
+    return tuple(have - made for have, made in zip(size, out, strict=True))
+
+
+def _bias_gradient(dy: Tensor) -> Tensor:
+    return dy.sum([axis for axis in range(dy.dim()) if axis != 1])
