@@ -8,6 +8,7 @@ case at its first test and `test_operations.py` replays the samples. What pytest
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,7 +29,15 @@ class Core:
         names = tuple(config.getoption("spectral_impl")) or None
         self._device = config.getoption("spectral_device") or environment.device_kind()
         self._budget = measure.Budget(**sweep.BUDGETS[profile])  # type: ignore[arg-type]
-        request = sweep.Request(profile=profile, implementations=names, device=self._device, processes=1)
+        operation, _, cases = (config.getoption("spectral_cases") or "").partition("=")
+        request = sweep.Request(
+            operations=(operation,) if operation else (),
+            profile=profile,
+            implementations=names,
+            cases=Path(cases) if operation else None,
+            device=self._device,
+            processes=1,
+        )
         self.items = {_key(item): item for item in sweep.plan(request)}
         self.selected: dict[tuple[str, ...], list[str]] = {}
         self.shown: list[tuple[sweep.Item, str, Measured]] = []
@@ -70,6 +79,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--spectral-impl", action="append", default=[], metavar="NAME", help="only this implementation; repeatable"
     )
+    group.addoption("--spectral-cases", metavar="OPERATION=FILE.csv", help="your own shapes of one operation")
     group.addoption("--spectral-device", choices=("cpu", "cuda"), help="default: cuda where torch finds it, else cpu")
 
 

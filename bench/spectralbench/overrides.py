@@ -27,23 +27,26 @@ def parse(operation: Operation, profile: str, texts: Mapping[str, str]) -> dict[
     for name, text in texts.items():
         if name not in declared:
             raise RangeError(f"{operation.name} has no parameter {name!r}; it has {', '.join(declared)}")
-        parsed[name] = tuple(_parse(name, part.strip(), declared[name]) for part in text.split(","))
+        parsed[name] = tuple(value(name, part.strip(), declared[name]) for part in text.split(","))
     return parsed
 
 
-def _parse(name: str, text: str, declared: Sequence[Scalar]) -> Scalar:
-    """`text` as a value of the type that the declared values have."""
-    if all(isinstance(value, bool) for value in declared):
+def value(name: str, text: str, declared: Sequence[Scalar]) -> Scalar:
+    """`text` as a value of a type that the declared values have; RangeError says what the parameter takes."""
+    if all(isinstance(known, bool) for known in declared):
         if text.lower() not in ("true", "false"):
             raise RangeError(f"{name} takes true or false, got {text!r}")
         return text.lower() == "true"
-    if all(isinstance(value, str) for value in declared):
+    words = [known for known in declared if isinstance(known, str)]
+    numbers = [known for known in declared if not isinstance(known, str)]
+    if not numbers or text in words:
         return text
-    kind = int if all(isinstance(value, int) for value in declared) else float
+    kind = int if all(isinstance(known, int) for known in numbers) else float
     try:
         number = kind(text)
     except ValueError:
         wanted = "integers" if kind is int else "numbers"
-        raise RangeError(f"{name} takes {wanted}, such as {declared[0]}, got {text!r}") from None
+        or_words = "".join(f", {word}" for word in dict.fromkeys(words))
+        raise RangeError(f"{name} takes {wanted}, such as {numbers[0]}{or_words}, got {text!r}") from None
     # A declared value is taken as it is written there, so that the case has the same id (0, not 0.0).
-    return next((value for value in declared if value == number), number)
+    return next((known for known in numbers if known == number), number)

@@ -19,14 +19,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from spectralbench import overrides
+from spectralbench import asked
 from spectralbench.identity import Identity
 from spectralbench.journal import Journal, Key, record_key, stored
 from spectralbench.outcome import FailureKind, Measured
 from spectralbench.record import Damage, Record, from_outcome
 from spectralbench.worker import Result, Setup, Sources, State, Task, Worker, resolve
 from spectralkernels import declare
-from spectralkernels.declare import PROFILES, Case, Operation, Pass, with_seed
+from spectralkernels.declare import Case, Operation, Pass, with_seed
 from spectralkernels.errors import RangeError
 
 PROCESSES: Mapping[str, int] = {"smoke": 1, "quick": 1, "asv": 1, "study": 5, "claims": 3, "gpu": 5}
@@ -52,7 +52,8 @@ DEVICES = ("cpu", "cuda")
 class Request:
     """What to sweep; None means "as the profile says".
 
-    operations: names, empty for all. overrides: parameter name -> comma-separated values as text.
+    operations: names, empty for all. overrides: parameter name -> comma-separated values as text. cases: a file of
+    cases to take instead of the profile's, of the one operation that is named (see `shapes`).
     states: how every case is timed, all by one process that checks it once.
     retry: kinds of stored failures that are measured again. remeasure: whether all that is stored is.
     timeout: seconds one case may take. time_budget: seconds after which no case is started. pin: see `worker.Setup`.
@@ -63,6 +64,7 @@ class Request:
     profile: str = "quick"
     implementations: tuple[str, ...] | None = None
     overrides: Mapping[str, str] = field(default_factory=dict)
+    cases: Path | None = None
     metrics: tuple[str, ...] | None = None
     seed: int = 0
     processes: int | None = None
@@ -146,19 +148,16 @@ def plan(request: Request) -> list[Item]:
     ones), on a value that a parameter cannot take, and when nothing is left to run.
     """
     operations = resolve(request.sources.operations)()
-    chosen = _select(request, operations)
-    _check_metrics(request.metrics)
+    chosen = asked.narrowed(request, choose_operations(request.operations, operations))
+    asked.check_metrics(request.metrics)
     for state in request.states:
         resolve(request.sources.clock)(request.device, state.cache, state.launch)  # refuses what it cannot be
     queues: list[list[Item]] = []
     for operation in chosen:
         queues.append([])
-        chosen_values = overrides.parse(operation, request.profile, request.overrides)
         merged: dict[tuple[Case, Pass], set[str]] = {}
-        for case, block in operation.cases(request.profile, chosen_values):
-            for pass_ in block.passes:
-                allowed = block.implementations or tuple(known.name for known in operation.subjects)
-                merged.setdefault((with_seed(case, request.seed), pass_), set()).update(allowed)
+        for case, pass_, allowed in asked.cases(request, operation):
+            merged.setdefault((with_seed(case, request.seed), pass_), set()).update(allowed)
         for (case, pass_), allowed_names in merged.items():
             names = tuple(
                 known.name
@@ -177,7 +176,7 @@ def plan(request: Request) -> list[Item]:
             f"nothing to run: profile {request.profile!r} of {', '.join(found.name for found in chosen)} has no legal "
             "case under these --impl and --set; see `spectralbench list`"
         )
-    _check_all_run(request, chosen, items)
+    asked.check_all_run(request, chosen, {name for item in items for name in item.implementations})
     processes = request.processes or PROCESSES[request.profile]
     return request.select([replace(item, replicate=replicate) for replicate in range(processes) for item in items])
 
@@ -297,58 +296,6 @@ def run(request: Request, results: Path, environment: Mapping[str, Any], progres
             sweep.stopped = "interrupt"
     sweep.left = todo[len(done) :]
     return sweep
-
-
-def _select(request: Request, operations: Mapping[str, Operation]) -> list[Operation]:
-    """The operations that the request names or, where it names none, all that have the parameters it sets."""
-    candidates = choose_operations(request.operations, operations)
-    if request.profile not in PROFILES:
-        raise RangeError(f"unknown profile {request.profile!r}; known: {', '.join(PROFILES)}")
-    offered = dict.fromkeys(known.name for operation in candidates for known in operation.subjects)
-    for name in request.implementations or ():
-        if name not in offered:
-            raise RangeError(f"unknown implementation {name!r}; known: {', '.join(offered)}")
-    settable = dict.fromkeys(
-        name for operation in candidates for name in overrides.parameters(operation, request.profile)
-    )
-    for name in request.overrides:
-        if name not in settable:
-            raise RangeError(f"unknown parameter {name!r} in profile {request.profile!r}; known: {', '.join(settable)}")
-    if request.operations:
-        return candidates
-    return [
-        found for found in candidates if set(request.overrides) <= overrides.parameters(found, request.profile).keys()
-    ]
-
-
-def _check_all_run(request: Request, chosen: Sequence[Operation], items: Sequence[Item]) -> None:
-    """An implementation that was asked for by name runs or is refused; it is never left out without a word."""
-    run = {name for item in items for name in item.implementations}
-    for name in request.implementations or ():
-        if name not in run:
-            elsewhere = [
-                profile
-                for profile in PROFILES
-                for operation in chosen
-                if name in {known.name for known in operation.subjects}
-                for block in operation.profiles.get(profile, ())
-                if block.implementations is None or name in block.implementations
-            ]
-            raise RangeError(
-                f"implementation {name!r} has no case in profile {request.profile!r} under these --set; profiles that "
-                f"run it: {', '.join(dict.fromkeys(elsewhere)) or 'none'}"
-            )
-
-
-def _check_metrics(names: Sequence[str] | None) -> None:
-    if names is None:
-        return
-    from spectralbench.metrics import load_metrics
-
-    known = load_metrics()
-    for name in names:
-        if name not in known:
-            raise RangeError(f"unknown metric {name!r}; known: {', '.join(known)}")
 
 
 def _serves(record: Record, request: Request) -> bool:

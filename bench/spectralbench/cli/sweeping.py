@@ -40,6 +40,12 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="NAME=V1,V2", help="Values of a parameter instead of the profile's."),
     ] = None,
+    cases: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.csv", help="Your own shapes of one operation: a column per parameter, a line a case."
+        ),
+    ] = None,
     metrics: Annotated[list[str] | None, typer.Option("--metrics", help="Only these metrics (a,b).")] = None,
     processes: Annotated[
         int | None, typer.Option(min=1, help="Runs in fresh processes; default 1; claims 3; study, gpu 5.")
@@ -78,6 +84,7 @@ def run(
             profile=profile,
             implementations=terminal.split(impl),
             overrides=assignments(overrides),
+            cases=cases,
             metrics=terminal.split(metrics),
             seed=seed,
             processes=processes,

@@ -1,0 +1,110 @@
+"""`--cases shapes.csv`: own cases are like any other of an operation; a wrong cell is named by line and column."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from command_line import Cli, one_line
+from fake_operations import load_operations
+
+from spectralbench import shapes
+from spectralbench.workloads import load_operations as real_operations
+from spectralkernels.declare import Block
+from spectralkernels.errors import RangeError
+
+HEAD = "size,rate,exact"
+
+
+def file(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "shapes.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_line_is_a_case_in_the_types_that_the_operation_declares(tmp_path: Path) -> None:
+    path = file(
+        tmp_path, "\ufeffrate, size,exact,pass\r\n\r\n0.0,7,FALSE,both\r\n0.25,9,true,forward\r\n0,7,false,both\r\n"
+    )
+    found = shapes.read(path, load_operations()["steady"])
+    assert [(case.id, pass_) for case, pass_ in found] == [
+        ("size=7,rate=0,exact=False,grid=tight", "both"),
+        ("size=9,rate=0.25,exact=True,grid=tight", "forward"),
+    ]
+    assert [type(value) for _, value in found[1][0].params] == [int, float, bool, str]
+    assert {case.dtype for case, _ in found} == {"float32"}
+
+
+def test_a_case_of_a_profile_and_the_same_of_a_file_are_one_measurement(cli: Cli, tmp_path: Path) -> None:
+    cli("run", "steady", "--profile", "smoke", "--set", "size=1")
+    file(tmp_path, f"{HEAD}\n1,0.5,true\n5,0.5,true\n")
+    code, out, err = cli("run", "steady", "--profile", "smoke", "--cases", "shapes.csv", "--json")
+    assert code == 0
+    assert "3 records were stored already" in err
+    assert sorted({json.loads(line)["case"]["size"] for line in out.splitlines()}) == [1, 5]
+    _, _, err = cli("run", "steady", "--profile", "smoke", "--cases", "shapes.csv")
+    assert "6 records were stored already" in err
+
+
+def test_a_word_or_a_number_is_taken_where_profiles_have_both(tmp_path: Path) -> None:
+    steady = load_operations()["steady"]
+    (block,) = steady.profiles["smoke"]
+    both = replace(steady, profiles={"smoke": (Block({**block.axes, "grid": ("tight", 64)}),)})
+    found = shapes.read(file(tmp_path, f"{HEAD},grid\n1,0,true,tight\n1,0,true,96\n"), both)
+    assert [case["grid"] for case, _ in found] == ["tight", 96]
+    with pytest.raises(RangeError, match="grid takes integers, such as 64, tight, got 'seed'"):
+        shapes.read(file(tmp_path, f"{HEAD},grid\n1,0,true,seed\n"), both)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "has no case: it needs a line of column names"),
+        (f"{HEAD}\n\n", "has no case"),
+        ("sise,rate,exact\n1,0,true\n", "line 1: steady has no parameter 'sise', did you mean 'size'? known: size"),
+        ("size,rate,exact,size\n1,0,true,1\n", "line 1 has the column 'size' twice"),
+        ("size,exact\n1,true\n", "line 1 lacks the column 'rate'; steady has size, rate, exact, grid"),
+        (f"{HEAD}\n1,0,true\n\n1,0\n", "line 4 has 2 cells, but the file has 3 columns"),
+        (f"{HEAD}\n1,0,true\n1,,true\n", "line 3, column 'rate', is empty"),
+        (f"{HEAD}\n1.5,0,true\n", "line 2, column 'size': size takes integers, such as 1, got '1.5'"),
+        (f"{HEAD}\n0,0,true\n", "line 2, column 'size': size must be a finite number from 1 on, got '0'"),
+        (f"{HEAD}\n1,nan,true\n", "line 2, column 'rate': rate must be a finite number from 0 on, got 'nan'"),
+        (f"{HEAD}\n1,0,maybe\n", "line 2, column 'exact': exact takes true or false, got 'maybe'"),
+        (f"{HEAD},grid\n1,0,true,tigth\n", "column 'grid': unknown 'tigth', did you mean 'tight'?"),
+        (f"{HEAD},pass\n1,0,true,bakward\n", "column 'pass': unknown 'bakward', did you mean 'backward'?"),
+        (f"{HEAD},dtype\n1,0,true,float\n", "column 'dtype': unknown 'float', did you mean 'float32'? known: float32"),
+        (f'{HEAD}\n"1,0,true\n', "cannot be read as CSV in UTF-8: unexpected end of data"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named_with_its_line_and_column(cli: Cli, tmp_path: Path, text: str, message: str) -> None:
+    file(tmp_path, text)
+    code, out, err = cli("run", "steady", "--cases", "shapes.csv", "--dry-run")
+    assert (code, out) == (2, "")
+    assert message in one_line(err)
+
+
+def test_files_that_cannot_be_read_and_questions_without_an_operation_are_refused(cli: Cli, tmp_path: Path) -> None:
+    assert "nowhere.csv cannot be read as CSV" in one_line(cli("run", "steady", "--cases", "nowhere.csv")[2])
+    (tmp_path / "shapes.csv").write_bytes(b"\xff\xfe\x00")
+    assert "cannot be read as CSV in UTF-8" in one_line(cli("run", "steady", "--cases", "shapes.csv")[2])
+    for arguments in (("--cases", "shapes.csv"), ("steady", "--cases", "shapes.csv", "--set", "size=1")):
+        code, _, err = cli("run", *arguments)
+        assert code == 2
+        assert "a file of cases is of one operation, which must be named" in one_line(err)
+
+
+def test_shapes_that_the_operation_refuses_are_named_by_line(tmp_path: Path) -> None:
+    conv = real_operations()["band_limited_conv2d"]
+    head = "batch,in_channels,out_channels,height,width,kernel_size,compression,dtype\n"
+    ((case, pass_),) = shapes.read(file(tmp_path, f"{head}2,3,4,9,7,3,0.5,float16\n"), conv)
+    assert (case.dtype, pass_) == ("float16", "forward")
+    assert (case["grid"], case["groups"], case["input"]) == ("tight", 1, "photo")
+    with pytest.raises(RangeError, match=r"shapes.csv line 2: compression must"):
+        shapes.read(file(tmp_path, f"{head}2,3,4,9,7,3,1.5,float16\n"), conv)
+    ((multiply, _),) = shapes.read(
+        file(tmp_path, "batch,in_channels,out_channels,height,width,compression\n1,2,3,8,5,0.5\n"),
+        real_operations()["masked_multiply"],
+    )
+    assert multiply.dtype == "complex64"
