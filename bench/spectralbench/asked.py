@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 
 def narrowed(request: Request, candidates: Sequence[Operation]) -> list[Operation]:
-    """The operations that the request names or, where it names none, all that have the parameters it sets."""
+    """The operations that the request names or, where it names none, all of ours that have the parameters it sets."""
+    from spectralbench.workloads import outside
+
+    if not request.operations:
+        candidates = [found for found in candidates if found.name not in outside().operations]
     if request.profile not in PROFILES:
         raise RangeError(f"unknown profile {request.profile!r}; known: {', '.join(PROFILES)}")
     if request.cases is not None and (len(candidates) != 1 or request.overrides):

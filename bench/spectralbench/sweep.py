@@ -194,11 +194,14 @@ def choose_device(name: str | None) -> str:
     return name
 
 
-def surroundings(device: str, pin: Mapping[str, Mapping[str, int]] | None = None) -> dict[str, Any]:
+def surroundings(
+    device: str, pin: Mapping[str, Mapping[str, int]] | None = None, outside: str | None = None
+) -> dict[str, Any]:
     """The environment of the code that is measured (not of the working directory), for records made on `device`.
 
     Without git a digest of the measured sources, `source`, stands in for the commit. A CPU is a machine of its own even
-    where a GPU gave the machine its name. Code with pinned tiles differs from its commit: it is dirty, no baseline.
+    where a GPU gave the machine its name. Code with pinned tiles, or from plug-ins (`outside`: their digest), differs
+    from its commit: it is dirty, no baseline.
     """
     from spectralbench import checkout, environment
 
@@ -206,9 +209,11 @@ def surroundings(device: str, pin: Mapping[str, Mapping[str, int]] | None = None
     facts = {**environment.capture(Path(declare.__file__)), "device": device}
     if facts["commit"] is None:
         facts["source"] = checkout.digest(code)
-    if pin:
-        facts["pin"] = pin
-        facts["dirty"] = hashlib.sha256(f"{facts['dirty']} {json.dumps(pin, sort_keys=True)}".encode()).hexdigest()[:8]
+    for name, differs in (("pin", pin), ("plugins", outside)):
+        if differs:
+            facts[name] = differs
+            told = f"{facts['dirty']} {json.dumps(differs, sort_keys=True)}"
+            facts["dirty"] = hashlib.sha256(told.encode()).hexdigest()[:8]
     if device == "cpu" and environment.device_kind() == "cuda" and not os.environ.get("SPECTRALBENCH_MACHINE"):
         facts["machine"] = environment.cpu_machine()
     return facts

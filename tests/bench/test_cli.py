@@ -81,9 +81,10 @@ def test_a_second_list_needs_no_torch(tmp_path: Path, monkeypatch: pytest.Monkey
     """And finds out again once anything that it depends on has changed, or its file was cut off."""
     asked: list[str | None] = []
 
-    def found_out(device: str | None) -> tuple[listing.Described, listing.Described]:
+    def found_out(device: str | None) -> listing.Found:
         asked.append(device)
-        return [{"name": "steady", "summary": "it holds", "implementations": []}], [{"name": "time", "unit": "second"}]
+        steady = {"name": "steady", "summary": "it holds", "implementations": []}
+        return [steady], [{"name": "time", "unit": "second"}], ("a plug-in",)
 
     monkeypatch.setattr(listing, "found_out", found_out)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -21,12 +21,14 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from spectralbench import plugins
 from spectralbench.cli import terminal
 
 if TYPE_CHECKING:
     from spectralkernels.declare import Operation
 
 Described = list[dict[str, Any]]
+Found = tuple[Described, Described, Sequence[str]]
 
 SURROUNDINGS = ("TRITON_INTERPRET", "CUDA_VISIBLE_DEVICES", "CXX", "CC", "PATH", "CUDA_HOME")
 DRIVER = Path("/proc/driver/nvidia/version")
@@ -39,7 +41,8 @@ def list_(
 ) -> None:
     """List the operations, a line each, and the metrics; `list OPERATION` shows all there is to know of one."""
     terminal.check_operations(operations)
-    described, metrics = known(device)
+    described, metrics, broken = known(device)
+    terminal.say_broken(broken)
     chosen = [entry for entry in described if not operations or entry["name"] in operations]
     if as_json:
         for entry in (*chosen, *metrics):
@@ -54,13 +57,13 @@ def list_(
     console.print("metrics: " + ", ".join(f"{one['name']} ({one['unit']})" for one in metrics), markup=False)
 
 
-def known(device: str | None) -> tuple[Described, Described]:
-    """Every operation and every metric, from the cache where nothing has changed since."""
+def known(device: str | None) -> Found:
+    """Every operation, every metric and every broken plug-in, from the cache where nothing has changed since."""
     path = _cache(device)
     if path.is_file():
         with contextlib.suppress(ValueError, TypeError):  # cut off while it was written: found out again
-            described, metrics = json.loads(path.read_text(encoding="utf-8"))
-            return described, metrics
+            described, metrics, broken = json.loads(path.read_text(encoding="utf-8"))
+            return described, metrics, broken
     found = found_out(device)
     with contextlib.suppress(OSError):  # a home that cannot be written costs seconds, not an answer
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,6 +79,7 @@ def _cache(device: str | None) -> Path:
         digest.update(f"{name}={os.environ.get(name)}".encode())
     installed = sorted(found.name for entry in sys.path for found in Path(entry).glob("*.dist-info"))
     digest.update(repr(installed).encode())
+    digest.update(f"{plugins.found()} {plugins.digest()}".encode())
     for package in ("spectralkernels", "spectralbench"):
         spec = importlib.util.find_spec(package)
         assert spec is not None and spec.submodule_search_locations, "both are installed together"
@@ -87,9 +91,9 @@ def _cache(device: str | None) -> Path:
     return root / "spectralbench" / f"list-{digest.hexdigest()[:16]}.json"
 
 
-def found_out(device: str | None) -> tuple[Described, Described]:
+def found_out(device: str | None) -> Found:
     """The same without a cache: every operation is imported and asked what it needs."""
-    from spectralbench import sweep
+    from spectralbench import sweep, workloads
     from spectralbench.metrics import load_metrics
     from spectralbench.worker import resolve
 
@@ -101,7 +105,7 @@ def found_out(device: str | None) -> tuple[Described, Described]:
         {"kind": "metric", "name": one.name, "unit": one.unit, "version": one.version, "devices": one.devices}
         for one in load_metrics().values()
     ]
-    return described, metrics
+    return described, metrics, workloads.outside().broken
 
 
 def _describe(operation: Operation, device: str) -> dict[str, Any]:

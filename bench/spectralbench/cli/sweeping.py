@@ -168,7 +168,8 @@ def swept(request: Request, results: Path, quiet: bool) -> Sweep:
     watch = Bar(quiet)
     surroundings = _surroundings(request)
     if not quiet:
-        for doubt in (busy(surroundings), without_commit(surroundings), shallow(surroundings)):
+        _talk_of_others(request)
+        for doubt in (busy(surroundings), without_commit(surroundings), shallow(surroundings), foreign(surroundings)):
             if doubt:
                 terminal.say(doubt)
     try:
@@ -209,11 +210,19 @@ def shallow(surroundings: Mapping[str, Any]) -> str | None:
     return "this clone is shallow: `alert` will know no order of older commits; `git fetch --unshallow` gets them"
 
 
+def foreign(surroundings: Mapping[str, Any]) -> str | None:
+    """That the records name more code than a commit has, or None."""
+    if not surroundings.get("plugins"):
+        return None
+    return "code of plug-ins is measured, which no commit of ours names: the records are marked dirty, no baseline"
+
+
 def _dry_run(request: Request, results: Path, quiet: bool) -> Sweep:
     from spectralbench import sweep
 
     done = sweep.preview(request, results, _surroundings(request))
     if not quiet:
+        _talk_of_others(request)
         _talk_about(done, dry_run=True)
         _talk_about_pins(request, done)
     return done
@@ -223,8 +232,25 @@ def _surroundings(request: Request) -> dict[str, Any]:
     """The environment of the records; `only`: what nobody asked for has not vanished. Selections say nothing."""
     from spectralbench import sweep
 
-    facts = sweep.surroundings(request.device, request.pin)
+    facts = sweep.surroundings(request.device, request.pin, _outside(request))
     return {**facts, "only": request.implementations} if request.select is list else facts
+
+
+def _outside(request: Request) -> str | None:
+    """The digest of the plug-ins if the request names an operation of theirs."""
+    from spectralbench import plugins
+    from spectralbench.workloads import outside
+
+    return plugins.digest() if outside().operations.keys() & set(request.operations) else None
+
+
+def _talk_of_others(request: Request) -> None:
+    """Plug-ins that are broken, and those that a request without names leaves out."""
+    from spectralbench.workloads import outside
+
+    terminal.say_broken(outside().broken)
+    if outside().operations and not request.operations:
+        terminal.say(f"not among all, operations of plug-ins are run by name: {', '.join(outside().operations)}")
 
 
 def _talk_about(done: Sweep, dry_run: bool) -> None:

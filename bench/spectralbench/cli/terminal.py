@@ -66,11 +66,31 @@ def operation_names() -> list[str]:
 def check_operations(names: Sequence[str] | None) -> None:
     """Answer a misspelt operation at once, with the one that is nearest."""
     known = operation_names()
+    if not set(names or ()) <= set(known):
+        known += plugin_names()
     for name in names or ():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             meant = f", did you mean {near[0]!r}?" if near else ";"
             raise fail(f"unknown operation {name!r}{meant} known: {', '.join(known)}", 2)
+
+
+def plugin_names() -> list[str]:
+    """The operations of other packages, which must be imported to be known; what is broken is said."""
+    from spectralbench import plugins
+
+    if not plugins.found():
+        return []
+    from spectralbench.workloads import outside
+
+    say_broken(outside().broken)
+    return list(outside().operations)
+
+
+def say_broken(broken: Sequence[str]) -> None:
+    """Name the plug-ins that are left out."""
+    for text in broken:
+        say(f"plug-in left out: {text}")
 
 
 def data() -> Console:
