@@ -142,6 +142,24 @@ def export(
     except (ValueError, ImportError, OSError) as error:
         raise terminal.fail(str(error), 2) from None
     terminal.say(f"{count} commits: asv --config {target / 'asv.conf.json'} publish")
+    terminal.say(f"for a page that needs no network, then: spectralbench history offline {target / 'html'}")
+
+
+@app.command()
+def offline(
+    page: Annotated[Path, typer.Argument(help="The folder that `asv publish` wrote, with index.html.")],
+    packages: Annotated[
+        Path | None, typer.Option(help="A folder of `npm pack` archives; default: npm is asked for them.")
+    ] = None,
+) -> None:
+    """Put the scripts that asv's page loads from a network beside it, so that it opens without one."""
+    from spectralbench import offline as vendoring
+
+    try:
+        count = vendoring.vendor(page, packages)
+    except (vendoring.OfflineError, OSError, UnicodeError) as error:
+        raise terminal.fail(str(error), 2) from None
+    terminal.say(f"{count} files are in {page / vendoring.FOLDER} now; look: python -m http.server -d {page}")
 
 
 def _load(results: Path, machine: str | None) -> History:
