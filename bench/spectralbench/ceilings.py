@@ -13,17 +13,15 @@ from dataclasses import dataclass
 
 import torch
 
-from spectralbench.clock import Clock
+from spectralbench.clock import Clock, clock_for
 from spectralbench.environment import measuring_flags
+from spectralbench.rates import FORWARD_PASSES
 from spectralkernels.declare import Cost, Pass
 from spectralkernels.tf32 import tf32_allowed, tf32_unavailable
 
 # Ceilings are measured by ordinary copies and products, which a perfect kernel may beat a little.
 SLACK = 0.8
 LAUNCH_BOUND = 2.0
-FORWARD_PASSES: Mapping[Pass, int] = {"forward": 1, "both": 2, "backward": 1}
-"""Forward passes that a pass takes at least: a training step reads x, w, dy and writes y, dx, dw, twice the bytes, and
-does at least twice the arithmetic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +46,11 @@ def measure_ceilings(clock: Clock, device: str, dtype: torch.dtype = torch.float
         flops_per_second=2 * side**3 / best(clock, lambda: torch.mm(source, source, out=target)),
         launch_seconds=best(clock, speck.zero_),
     )
+
+
+def ceilings_here(device: str) -> Ceilings:
+    """The float32 ceilings of this machine as they are now, in seconds: of a side that a CPU multiplies in no time."""
+    return measure_ceilings(clock_for(device), device, side=8192 if device == "cuda" else 2048)
 
 
 def best(clock: Clock, run: Callable[[], object]) -> float:

@@ -20,20 +20,24 @@ from command_line import FACTS, Cli, one_line
 from fake_operations import SOURCES
 from rich.console import Console
 
-from spectralbench import checkout, environment, sweep
+from spectralbench import ceilings, checkout, environment, sweep
+from spectralbench.ceilings import Ceilings
 from spectralbench.cli import sweeping, terminal
 from spectralbench.record import environment_line, read_tree
 from spectralkernels.declare import PROFILES, Case
 
 
-def test_run_prints_a_table_and_stores_the_records(cli: Cli, tmp_path: Path) -> None:
+def test_run_prints_a_table_and_stores_the_records(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, err = cli("run", "steady", "--profile", "smoke", "--set", "rate=0.5")
     assert code == 0
     assert "steady size=" in out and "best base" in out and "the same" in out
     assert max(map(len, out.splitlines())) <= 80
+    monkeypatch.setattr(ceilings, "ceilings_here", lambda device: Ceilings(16.0, 1e3, 1e-6))
     _, wide, _ = cli("run", "steady", "--profile", "smoke", "--set", "rate=0.5", "--wide")
     assert "3 s (3 - 4.5)" in wide  # three implementations together, in the fake core's seconds
     assert "everywhere: rate=0.5" in wide
+    # 8 bytes read and 8 written in 3 s, where 16 bytes a second are possible
+    assert re.search(r"plain .* 5.33e-09 +3.33e-10 +33 %", wide), wide
     (file,) = read_tree(tmp_path / "results" / "records")
     assert file.path.parent.name == "cpu-test-2c"
     assert f"records: {file.path.relative_to(tmp_path)}" in err

@@ -14,6 +14,7 @@ import typer
 
 from spectralbench.cli import terminal
 from spectralbench.quantity import amount
+from spectralbench.rates import FORWARD_PASSES
 
 if TYPE_CHECKING:
     from spectralbench.ceilings import Ceilings
@@ -48,7 +49,7 @@ def profile(
             raise terminal.fail(f"--out: {error}", 2) from None
     with terminal.usage_errors():
         from spectralbench import profiling, sweep
-        from spectralbench.ceilings import measure_ceilings
+        from spectralbench.ceilings import ceilings_here
         from spectralbench.clock import clock_for
 
         where = sweep.choose_device(device)
@@ -65,8 +66,7 @@ def profile(
         terminal.say(f"{name}: {reason}")
     if not found.profiles:
         raise terminal.fail("nothing was profiled: no implementation serves this case here", NOTHING)
-    side = 8192 if where == "cuda" else 2048
-    ceilings = measure_ceilings(clock, where, side=side)
+    ceilings = ceilings_here(where)
     if as_json:
         terminal.out(json.dumps(as_dict(found, ceilings)))
     else:
@@ -113,8 +113,6 @@ def _memory(each: Profile) -> str:
 
 def floor_seconds(found: CaseProfile, ceilings: Ceilings) -> float:
     """Seconds of the pass's arithmetic or of its bytes at the measured ceilings, whichever is longer."""
-    from spectralbench.ceilings import FORWARD_PASSES
-
     moved, computed = found.cost.bytes / ceilings.bytes_per_second, found.cost.flops / ceilings.flops_per_second
     return FORWARD_PASSES[found.pass_] * max(moved, computed)
 

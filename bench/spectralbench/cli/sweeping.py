@@ -21,6 +21,7 @@ from spectralbench.record import Record, record_line
 from spectralbench.text import printable
 
 if TYPE_CHECKING:
+    from spectralbench.ceilings import Ceilings
     from spectralbench.sweep import Item, Request, Sweep
 
 INTERRUPTED = 130
@@ -66,7 +67,8 @@ def run(
         str | None, typer.Option(metavar="JSON", help="Tiles to run with: a record's `tiles`, or @FILE with them.")
     ] = None,
     wide: Annotated[
-        bool, typer.Option("--wide", help="Quartiles, every metric and parameters in full; needs 160 columns.")
+        bool,
+        typer.Option("--wide", help="Quartiles, every metric, GB/s, GFLOP/s and percent of the floor; 160 columns."),
     ] = False,
     as_json: terminal.Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no talk but errors.")] = False,
@@ -106,8 +108,12 @@ def run(
             sys.stdout.write(record_line(record))
     else:
         console = terminal.data()
-        for operation, rows in tables.rows(done.records).items():
-            for table in [tables.operation_table(operation, rows)] if wide else tables.case_tables(operation, rows):
+        found = tables.rows(done.records)
+        ceilings = _ceilings(where) if wide and found else None
+        for operation, rows in found.items():
+            for table in (
+                [tables.operation_table(operation, rows, ceilings)] if wide else tables.case_tables(operation, rows)
+            ):
                 console.print(table)
     if done.stopped == "interrupt":
         raise typer.Exit(INTERRUPTED)
@@ -115,6 +121,12 @@ def run(
         raise typer.Exit(1)
     if done.records and all(record.status == "skipped" for record in done.records):
         raise terminal.fail("nothing was measured: every case was skipped here; the reasons are above", NOTHING)
+
+
+def _ceilings(device: str) -> Ceilings:
+    from spectralbench.ceilings import ceilings_here
+
+    return ceilings_here(device)
 
 
 class Bar:

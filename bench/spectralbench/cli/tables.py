@@ -5,17 +5,22 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from spectralbench import metrics, names
+from spectralbench import metrics, names, rates
 from spectralbench.outcome import Measurement
 from spectralbench.quantity import amount, ratio_words, scale
 from spectralbench.record import Record
 
+if TYPE_CHECKING:  # it imports torch
+    from spectralbench.ceilings import Ceilings
+
 TIME = "device_time"
+RATES = ("GB/s", "GFLOP/s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,13 @@ class Row:
     @property
     def failed(self) -> Record | None:
         return next((record for record in self.records if record.status == "failed"), None)
+
+    def rates(self) -> tuple[float, float] | None:
+        """Bytes and flops of the floor per second; None without a time or a floor."""
+        time, cost = self.metric([TIME]), self.records[0].cost
+        if time is None or time.median <= 0 or not cost:
+            return None
+        return rates.achieved(cost, self.records[0].pass_, time.median)
 
     def metric(self, names: Sequence[str]) -> Measurement | None:
         """The samples of one process, or the medians of several, of the first of `names` that was taken."""
@@ -86,18 +98,28 @@ def case_tables(operation: str, found: Sequence[Row]) -> Iterator[Table]:
         yield table
 
 
-def operation_table(operation: str, found: Sequence[Row]) -> Table:
-    """Every row of an operation; parameters that never vary stand below, failures where the time would be."""
+def operation_table(operation: str, found: Sequence[Row], ceilings: Ceilings | None = None) -> Table:
+    """Every row of an operation; parameters that never vary stand below, failures where the time would be.
+
+    ceilings: of this machine in float32, for the percent of the floor; None leaves that column out.
+    """
     varying, constant = _split_parameters(found)
     columns = [(title, names) for title, names in metrics.columns() if any(row.metric(names) for row in found)]
-    caption = f"everywhere: {constant}" if constant else None
+    notes = [f"everywhere: {constant}"] if constant else []
+    if ceilings is not None:
+        notes.append(
+            f"GB/s, GFLOP/s: of the operation's floor. Percent of it at {ceilings.bytes_per_second / 1e9:.3g} GB/s and "
+            f"{ceilings.flops_per_second / 1e9:.3g} GFLOP/s in float32, measured after the run"
+        )
+    caption = "\n".join(notes) or None
+    rated = any(row.rates() for row in found)
     table = Table(title=operation, caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
     if varying:
         table.add_column("case", no_wrap=True)
     table.add_column("implementation", no_wrap=True)
     table.add_column("time (quartiles)", justify="right", no_wrap=True)
     table.add_column("to best baseline", no_wrap=True)
-    for title, _ in columns:
+    for title in [*(title for title, _ in columns), *(RATES if rated else ()), *(["floor"] if ceilings else ())]:
         table.add_column(title, justify="right")
     for point in dict.fromkeys(row.point for row in found):
         group = [row for row in found if row.point == point]
@@ -107,6 +129,8 @@ def operation_table(operation: str, found: Sequence[Row]) -> Table:
             cells = [parameters[index]] if varying else []
             cells += [escape(row.implementation), _time_cell(row), _ratio_cell(row, best)]
             cells += [_cell(row.metric(names)) for _, names in columns]
+            cells += [f"{rate / 1e9:.3g}" for rate in row.rates() or ()] or ["-"] * (len(RATES) if rated else 0)
+            cells += [_floor(row, ceilings)] if ceilings else []
             table.add_row(*cells, end_section=index == len(group) - 1, style="bold" if row.role == "kernel" else None)
     return table
 
@@ -167,6 +191,15 @@ def _ratio_cell(row: Row, best: Row | None) -> str:
     reference = _median_time(best)
     assert time is not None, "checked above"
     return ratio_words(time.median / reference if reference else None, time.unit)
+
+
+def _floor(row: Row, ceilings: Ceilings) -> str:
+    """Percent of the speed that the ceilings allow; they are float32's, so that coarser classes have none."""
+    record, time = row.records[0], row.metric([TIME])
+    if time is None or time.median <= 0 or not record.cost or record.dtype not in ("float32", "complex64"):
+        return "-"
+    reached = rates.share(record.cost, record.pass_, time.median, ceilings.bytes_per_second, ceilings.flops_per_second)
+    return f"{100 * reached:.2g} %"
 
 
 def _cell(found: Measurement | None) -> str:

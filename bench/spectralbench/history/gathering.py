@@ -80,6 +80,7 @@ class _Gathered:
 
     role: str
     params: Mapping[str, Scalar]
+    cost: Mapping[str, int] | None = None
     pools: dict[tuple[str, int | str, str], dict[tuple[_Code, Facts], _Pool]] = field(default_factory=dict)
     outcomes: dict[str | None, list[_Outcome]] = field(default_factory=dict)
 
@@ -142,7 +143,7 @@ class Builder:
         )  # fmt: skip
         gathered = self._subjects.get(subject)
         if gathered is None:
-            gathered = self._subjects[subject] = _Gathered(record.role, record.case)
+            gathered = self._subjects[subject] = _Gathered(record.role, record.case, record.cost)
         outcome = _Outcome(file.code, file.where, (record.replicate, record.profile), when)
         if record.status != "measured":
             outcome.absence = Absence(
@@ -274,7 +275,13 @@ def _series(subject: Subject, gathered: _Gathered, known: Order) -> Iterator[Ser
         points = tuple(point for _, point in placed)
         key = Key(subject, metric, version, unit)
         yield Series(
-            key, points or tuple(aside), gathered.role, gathered.params, tuple(aside) if points else (), bool(points)
+            key,
+            points or tuple(aside),
+            gathered.role,
+            gathered.params,
+            tuple(aside) if points else (),
+            bool(points),
+            gathered.cost,
         )
 
 

@@ -84,7 +84,8 @@ class Series:
     """The points of one key in the order of their commits (see `ancestry`), the newest last.
 
     params: the case's parameters. aside: points whose commits have no place in that order. placed: whether any point
-    has one; where none has, `points` are all of them by the clock, and there is no telling which is the newest.
+    has one; where none has, `points` are all of them by the clock, and there is no telling which is the newest. cost:
+    the floor of a forward pass, where records say it.
     """
 
     key: Key
@@ -93,6 +94,7 @@ class Series:
     params: Mapping[str, Scalar] = field(hash=False)
     aside: tuple[Point, ...] = ()
     placed: bool = True
+    cost: Mapping[str, int] | None = field(default=None, hash=False)
 
     @property
     def newest(self) -> Point:

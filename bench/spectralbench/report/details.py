@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from spectralbench import names, rivals
+from spectralbench import names, rates, rivals
 from spectralbench.contest import CaseRows, Row, fastest
 from spectralbench.quantity import amount, scale
 from spectralbench.record import Scalar
@@ -18,7 +18,7 @@ COLUMNS = 5
 NOTE = (
     "Medians over processes, of the newest commit that measured each; the fastest of a case is bold. † a rival, which "
     f"computes another answer. ‡ on a slow path: over {rivals.SLOW:g} times slower than its other layout or N, and "
-    "quoted nowhere."
+    "quoted nowhere. Rate: bytes and flops of the operation's floor per second of our fastest."
 )
 
 
@@ -46,7 +46,7 @@ def blocks(found: Sequence[CaseRows]) -> Iterator[Block]:
 
 def _table(cases: Sequence[CaseRows], shown: Sequence[str], shared: frozenset[str], *, first: bool) -> Table:
     symbol_of = {case.subject: _unit(case) for case in cases}
-    extra = ("error", "saved") if first else ()
+    extra = ("error", "saved", "rate") if first else ()
     rows = []
     for case in sorted(cases, key=_order):
         divisor, symbol = symbol_of[case.subject]
@@ -77,13 +77,22 @@ def _extra(case: CaseRows, first: bool) -> tuple[Cell | str, ...]:
     own = case.ours() or fastest(case.timed())
     against = None if own is None else case.against(own, "conv")
     if own is None:
-        return percent(error), ""
+        return percent(error), "", ""
     alone, behind = saved(case, own, None if against is None else against.other)
     kept = own.value("saved_bytes")
     text = "" if kept is None else amount(kept, "byte")
     if alone is not None and behind is not None:
         text = f"{share(alone)}, {share(behind)}\nbehind ReLU"
-    return percent(error), text
+    return percent(error), text, _rate(own)
+
+
+def _rate(row: Row) -> str:
+    """Bytes and flops of the floor per second."""
+    time, cost = row.time, row.metrics["device_time"].cost
+    if time is None or time.value <= 0 or not cost:
+        return ""
+    moved, computed = rates.achieved(cost, row.subject.pass_, time.value)
+    return f"{moved / 1e9:.3g} GB/s\n{computed / 1e9:.3g} GFLOP/s"
 
 
 def _order(case: CaseRows) -> tuple[tuple[int, float, str], ...]:
