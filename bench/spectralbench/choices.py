@@ -137,16 +137,28 @@ def equal(operation: Operation, implementation: Implementation, dtype: str, inpu
     return exact and implementation.prepare is None and implementation.supports(**inputs) is None
 
 
-def as_markdown(machine: str, found: Sequence[Verdict]) -> str:
-    """The evidence as a page: a summary per operation, then the cases that cost most."""
+def as_markdown(found: Mapping[str, Sequence[Verdict]], here: str) -> str:
+    """The evidence as a page: for every machine a summary per operation, then the cases that cost most.
+
+    found: by machine. here: the machine on which auto was asked.
+    """
     lines = [
         '# What `impl="auto"` takes, and what that costs',
         "",
-        f"Machine `{machine}`. Regret is the time of the choice over that of the fastest implementation of the same",
-        "accuracy that takes the same inputs, both timed interleaved in the same processes; 1 is the best.",
+        "Regret is the time of the choice over that of the fastest implementation of the same accuracy that takes the",
+        "same inputs, both timed interleaved in the same processes; 1 is the best.",
         "Written by `spectralbench choices` from the records. `sk.explain` gives the reason for any call.",
-        "",
     ]
+    for machine, verdicts_there in found.items():
+        lines += ["", f"## {machine}", ""]
+        if machine != here:
+            lines += [f"Its times, and what auto takes on `{here}`.", ""]
+        lines += _section(verdicts_there)
+    return "\n".join(lines) + "\n"
+
+
+def _section(found: Sequence[Verdict]) -> Iterator[str]:
+    """The lines of one machine."""
     by_operation: dict[str, list[Verdict]] = {}
     for verdict in sorted(found, key=lambda verdict: verdict.operation):
         by_operation.setdefault(verdict.operation, []).append(verdict)
@@ -158,14 +170,17 @@ def as_markdown(machine: str, found: Sequence[Verdict]) -> str:
         slower = sum(one.significant for one in own)
         rows.append((name, str(len(own)), str(best), f"{median:.2f}", f"{worst:.2f}", str(slower)))
     heads = ("operation", "cases", "takes the fastest", "median regret", "largest", "shown slower")
-    lines += table(heads, rows, range(1, 6))
+    yield from table(heads, rows, range(1, 6))
     missed = [verdict for verdict in found if verdict.significant and verdict.regret >= NOTABLE]
-    lines += ["", f"Cases shown to be slower, with a regret of {NOTABLE:g} and more: {len(missed)} of {len(found)}."]
-    if missed:
-        lines[-1] += f" The largest {SHOWN} of each operation:"
-        costly = ("operation", "case", "pass", "chosen", "fastest", "regret", "why it is chosen")
-        lines += ["", *table(costly, _costly(by_operation.values()), {5})]
-    return "\n".join(lines) + "\n"
+    told = f"Cases shown to be slower, with a regret of {NOTABLE:g} and more: {len(missed)} of {len(found)}."
+    yield ""
+    if not missed:
+        yield told
+        return
+    yield f"{told} The largest {SHOWN} of each operation:"
+    yield ""
+    costly = ("operation", "case", "pass", "chosen", "fastest", "regret", "why it is chosen")
+    yield from table(costly, _costly(by_operation.values()), {5})
 
 
 def _costly(found: Iterable[Sequence[Verdict]]) -> Iterator[list[str]]:

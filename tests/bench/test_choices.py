@@ -65,7 +65,11 @@ def test_the_page_has_a_row_for_what_costs_most():
     def one(chosen: str, seconds: float) -> Verdict:
         return Verdict("toy", "size=24,rate=1", "float32", "forward", chosen, "small", seconds, "quick", 2.0)
 
-    page = as_markdown("m", [one("quick", 2.0), one("plain", 2.1), one("plain", 5.0)])
+    found = {"here": [one("quick", 2.0), one("plain", 2.1), one("plain", 5.0)], "there": [one("quick", 2.0)]}
+    page = as_markdown(found, "here")
+    here, there = page.split("## ")[1:]
+    assert "on `here`" not in here and "what auto takes on `here`" in there
+    assert "1.1 and more: 0 of 1." in there
     assert "| toy | 3 | 1 | 1.05 | 2.50 |" in page
     assert "1.1 and more: 1 of 3" in page
     assert "| toy | size=24 rate=1 | forward | plain | quick | 2.50 | small |" in page
