@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import synthetic_records as synthetic
+from test_alert_code import Project
 
 from spectralbench import chosen, contest, history, report, rivals
 from spectralbench.quantity import amount, ratio_words, scale, spread
@@ -218,6 +219,25 @@ def test_changes_are_means_of_what_both_commits_measured(tmp_path: Path) -> None
     text = report.write(tmp_path, tmp_path).read_text()
     old, new = (synthetic.commit_hash(index)[:8] for index in (0, 1))
     assert f"| conv2d | 2.0x | 1.0x | 4 | 0 | 0 | 0 | 4 | {old} to {new} |" in text
+
+
+@pytest.mark.parametrize(("changes", "verdict"), [((), "cannot tell"), (("kernels",), "slower")], ids=["host", "code"])
+def test_changes_are_judged_as_the_alert_judges_them(tmp_path: Path, changes: tuple[str, ...], verdict: str) -> None:
+    """A time that grew between two commits of the same code is the host's, and a rule of the project counts."""
+    project = Project(tmp_path / "project", changes)
+
+    def counted() -> dict[str, str]:
+        lines = report.write(project.root / "results", tmp_path).read_text().splitlines()
+        at = next(index for index, line in enumerate(lines) if line.startswith("| operation | kernels faster"))
+        return {
+            name.strip(): cell.strip()
+            for name, cell in zip(lines[at].split("|"), lines[at + 2].split("|"), strict=True)
+        }
+
+    counts = counted()
+    assert counts.pop(verdict) == "1" and {counts[name] for name in ("faster", "same")} == {"0"}
+    (project.root / "pyproject.toml").write_text('[tool.spectralbench.alert]\nrules = ["device_time=70%"]\n')
+    assert counted()["slower"] == "0"
 
 
 def test_the_machine_that_measured_last_comes_first(tmp_path: Path) -> None:

@@ -34,17 +34,23 @@ def write(results: Path | History, out: Path, machine: str | None = None) -> Pat
     out: a path ending in .md, or a folder for REPORT.md. A page per operation goes below `report/` beside it. Figures
     that lie in `figures/<machine>/` beside it are shown. The machine that measured last comes first.
 
-    Raises: FileNotFoundError if there are no results; ValueError, naming the known machines, for another one.
+    Changes are judged as `alert` judges them, by the rules of the pyproject.toml beside the results: a time that
+    changed while its code did not is the host's.
+
+    Raises: FileNotFoundError if there are no results; ValueError, naming the known machines, for another one, and for
+    rules or fingerprints that cannot be read.
     """
     history = only_machine(results if isinstance(results, History) else load(results), machine)
     path = out if out.suffix == ".md" else out / "REPORT.md"
     choices = results if isinstance(results, Path) else path.parent
+    roots = (choices, Path(__file__).parent)
+    rules = alert.configured(choices.resolve().parent / "pyproject.toml")
     blocks: list[Block] = [Heading(1, "What was measured, and who won"), *_damage(history)]
     now = current(history)
     started = {name: str(found.get("started_at") or "") for name, found in now.environments.items()}
     for name in sorted(now.machines, key=lambda one: started.get(one, ""), reverse=True):
         own = only_machine(now, name)
-        findings = alert.judge(only_machine(history, name))
+        findings = alert.explain(alert.judge(only_machine(history, name), overrides=rules), roots)
         blocks += _machine(own, name, path.parent, chosen.read(choices, name), findings)
     if not now.machines:
         blocks.append(Text("No records yet: run `spectralbench run` first."))
