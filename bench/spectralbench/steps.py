@@ -5,13 +5,17 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from spectralbench.history import Series
 from spectralbench.record import Record
 
 OPERATION = "model_step"
 NATIVE, FULL, SPECNET = "native", "torch_fft_full", "specnet"
 PHC = "phc"
 """Not an implementation: native layers of a network whose kernels are Kronecker products."""
+BETA = "beta "
+"""How the rate of SPECNET begins."""
 RATED = ("band_limited", "band_limited_bits", "torch_fft")
 """Kinds whose function depends on the compression."""
 
@@ -41,11 +45,15 @@ class Row:
 
 def rate(record: Record) -> str:
     """What tells records of one kind of layers apart."""
-    if record.case["n"] != 1:
-        return f"n {record.case['n']}"
-    if record.implementation in RATED:
-        return f"{record.case['compression']:g}"
-    return f"beta {record.case['beta']:g}" if record.implementation == SPECNET else ""
+    return _rate(_layers(record), record.case)
+
+
+def _rate(layers: str, case: Mapping[str, Any]) -> str:
+    if layers == PHC:
+        return f"n {case['n']}"
+    if layers in RATED:
+        return f"{case['compression']:g}"
+    return f"{BETA}{case['beta']:g}" if layers == SPECNET else ""
 
 
 def rows(records: Iterable[Record]) -> list[Row]:
@@ -55,6 +63,38 @@ def rows(records: Iterable[Record]) -> list[Row]:
     order = list(dict.fromkeys([NATIVE, *(layers for layers, _ in keys)]))
     keys.sort(key=lambda key: order.index(key[0]))
     return [_row(key, [record for record in steps if (_layers(record), rate(record)) == key], steps) for key in keys]
+
+
+def networks(series: Iterable[Series]) -> dict[str, list[Row]]:
+    """The newest stored steps by network, batch and input: a row for each kind of layers and rate, without ratios."""
+    found: dict[str, dict[tuple[str, str], dict[tuple[str, str], float]]] = {}
+    for one in series:
+        subject, params = one.key.subject, one.params
+        if subject.operation != OPERATION or not {"network", "batch", "input", "mode", "compression", "beta", "n"} <= {
+            *params
+        }:
+            continue
+        layers = PHC if params["n"] != 1 else subject.implementation
+        values = found.setdefault(f"{params['network']}, {params['batch']}x{params['input']}", {})
+        own = values.setdefault((layers, _rate(layers, params)), {})
+        own[str(params["mode"]), one.key.metric] = one.newest.value
+    return {name: [_stored(key, own) for key, own in kinds.items()] for name, kinds in found.items()}
+
+
+def _stored(key: tuple[str, str], own: Mapping[tuple[str, str], float]) -> Row:
+    return Row(
+        layers=key[0],
+        rate=key[1],
+        inference=own.get(("eval", "device_time")),
+        inference_ratio=None,
+        step=own.get(("train", "device_time")),
+        step_ratio=None,
+        saved=own.get(("train", "saved_bytes")),
+        peak=own.get(("train", "peak_allocated"), own.get(("train", "host_peak"))),
+        achieved=own.get(("eval", "achieved_compression"), own.get(("train", "achieved_compression"))),
+        error=own.get(("eval", "approximation_error")),
+        failed=None,
+    )
 
 
 def _layers(record: Record) -> str:

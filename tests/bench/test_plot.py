@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 
@@ -14,9 +15,9 @@ pd = pytest.importorskip("pandas", reason="figures are an optional extra")
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
 
-from spectralbench import history  # noqa: E402
-from spectralbench.plot import FIGURES, draw_all, load_figures  # noqa: E402
-from spectralbench.plot.figures import kernel_size_sweep, pareto, speedup_map, watched_history  # noqa: E402
+from spectralbench import alert, history  # noqa: E402
+from spectralbench.plot import FIGURES, draw_all, load_figures, steps  # noqa: E402
+from spectralbench.plot.figures import kernel_size_sweep, pareto, speedup_map, visible_changes, watched_history  # noqa: E402
 from spectralbench.plot.frame import measurements, one_commit, spread_over  # noqa: E402
 from spectralbench.plot.style import DPI, NotDrawn, Page, look_of, looks, quartiles, styled  # noqa: E402
 from spectralbench.report import pictures  # noqa: E402
@@ -39,8 +40,13 @@ def frame(study: history.History) -> pd.DataFrame:
 def test_every_figure_is_written(study: history.History, tmp_path: Path) -> None:
     gallery = draw_all(study, tmp_path)
     names = {path.stem for path in gallery}
-    assert {*FIGURES} - {"watched_history"} <= names
-    assert ("cpu-test-2c", "watched_history", "no kernel was timed at three or more commits") in gallery.skipped
+    assert {*FIGURES} - {"watched_history", "visible_changes", "model_steps"} <= names
+    for figure, reason in (
+        ("watched_history", "no kernel was timed at three or more commits"),
+        ("visible_changes", "no series of times has points enough for the alert to judge"),
+        ("model_steps", "no network was measured at two rates: spectralbench model NETWORK"),
+    ):
+        assert ("cpu-test-2c", figure, reason) in gallery.skipped
     assert all(pictures.finding(path).endswith(".") for path in gallery)
     assert all(int.from_bytes(path.read_bytes()[16:20], "big") <= 1200 for path in gallery)
     assert all(path.parent == tmp_path / "cpu-test-2c" for path in gallery)
@@ -256,3 +262,54 @@ def test_the_version_of_torch_is_told_by_what_it_can_move(tmp_path: Path) -> Non
         both = synthetic.record({"achieved_compression": 0.5, "device_time": 1.0}, day=name == "b")
         synthetic.write(tmp_path, name, synthetic.environment(torch=torch, commit=int(name == "b")), [both])
     assert set(measurements(history.load(tmp_path), every=True)["torch"]) == {"2.12.0", "2.13.0"}
+
+
+def test_what_the_alert_could_show_is_drawn_series_by_series(tmp_path: Path, seed: int) -> None:
+    synthetic.history(tmp_path, 6, random.Random(seed))
+    found = history.load(tmp_path)
+    (page,) = visible_changes.draw(found, "cpu-test-2c")
+    assert isinstance(page, Page)
+    (image,) = page.figure.axes[0].images
+    known = {one.key for one in found.series if one.key.metric == "device_time"}
+    judged = {one.key.subject.implementation: one.resolution for one in alert.judge(found) if one.key in known}
+    assert image.get_array().ravel().tolist() == pytest.approx([judged["triton"], judged["einsum"]])
+    assert "2 series of times" in page.finding and f"{math.ceil(100 * min(judged.values()))} %" in page.finding
+
+
+def test_stored_steps_of_a_network_are_drawn_against_compression_0_and_native(tmp_path: Path) -> None:
+    def step(implementation: str, seconds: float, **changes: float) -> synthetic.Record:
+        case = {
+            "network": "lenet",
+            "batch": 8,
+            "input": "1x28x28",
+            "mode": "train",
+            "compression": 0.0,
+            "beta": 1.0,
+            "n": 1,
+        }
+        metrics = {
+            "device_time": seconds,
+            "saved_bytes": 1024 * seconds,
+            "achieved_compression": changes.get("compression", 0.0),
+        }
+        return synthetic.record(metrics, operation="model_step", implementation=implementation, role="baseline",
+                                case={**case, **changes}, pass_="both")  # fmt: skip
+
+    records = [step("native", 4.0), step("band_limited", 8.0), step("band_limited", 2.0, compression=0.5),
+               step("specnet", 12.0, beta=0.5), step("specnet", 6.0, beta=1.0)]  # fmt: skip
+    synthetic.write(tmp_path, "a", synthetic.environment(), records)
+    gallery = draw_all(tmp_path, tmp_path / "out", only=("model_steps",))
+    (path,) = gallery
+    assert pictures.finding(path) == (
+        "At c = 0.5 layers of the kind band_limited take 25 % of the time of a training step and 25 % of the bytes "
+        "saved."
+    )
+    (page,) = steps.draw_stored(history.load(tmp_path), "cpu-test-2c")
+    assert isinstance(page, Page)
+    band, specnet = page.figure.axes
+    lines = {
+        line.get_label(): line.get_xydata().tolist() for line in band.lines if not line.get_label().startswith("_")
+    }
+    assert lines["training step"] == [[0.0, 1.0], [0.5, 0.25]]
+    lines = {line.get_label(): line.get_xydata().tolist() for line in specnet.lines}
+    assert lines["training step"] == [[0.5, 3.0], [1.0, 1.5]]

@@ -29,10 +29,18 @@ def plot(
     out: Annotated[Path | None, typer.Option(help="Default: figures/ in the results folder.")] = None,
     machine: Annotated[str | None, typer.Option(help="Only this machine; default: all.")] = None,
     why: Annotated[bool, typer.Option("--why", help="Say of everything that was not drawn why not.")] = False,
+    pictures: Annotated[
+        bool, typer.Option("--pictures", help="Not results, but what operations do to photographs; needs torch.")
+    ] = False,
     as_json: terminal.Json = False,
 ) -> None:
-    """Draw the figures from the stored results."""
+    """Draw the figures from the stored results, or pictures of the mathematics."""
     os.environ["MPLBACKEND"] = "agg"  # files are written: a notebook's backend may not even exist here
+    if pictures:
+        if machine is not None:
+            raise terminal.fail("--pictures are of no machine; leave --machine out", 2)
+        _draw_pictures(out or results / "figures" / "pictures", figures or (), as_json)
+        return
     from spectralbench.plot import FIGURES, draw_all
 
     try:
@@ -52,6 +60,20 @@ def plot(
         terminal.out(json.dumps({"path": str(path)}) if as_json else str(path))
     if not len(gallery):
         raise typer.Exit(NOTHING_TO_JUDGE)
+
+
+def _draw_pictures(out: Path, only: Sequence[str], as_json: bool) -> None:
+    from spectralkernels.errors import Unsupported
+
+    try:
+        from spectralbench.pictures import draw_all
+
+        for path in draw_all(out, only):
+            terminal.out(json.dumps({"path": str(path)}) if as_json else str(path))
+    except (ValueError, OSError, Unsupported) as error:
+        raise terminal.fail(str(error), 2) from None
+    except ModuleNotFoundError as missing:
+        raise terminal.fail(f"pictures need {missing.name}: pip install 'spectralbench[plots,images]'", 2) from None
 
 
 def report(

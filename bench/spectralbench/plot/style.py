@@ -282,6 +282,6 @@ def save(figure: Figure, path: Path, finding: str = "") -> Path:
     with io.BytesIO() as drawn:
         figure.savefig(drawn, format="png")
         with Image.open(drawn) as image:
-            few = image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+            few = image.convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     few.save(path, optimize=True, pnginfo=facts)
     return path
