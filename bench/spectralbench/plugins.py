@@ -22,8 +22,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from spectralbench.record import RECORD
-
 if TYPE_CHECKING:  # it would import torch, which asking who is there does not need
     from spectralkernels.declare import Operation
 
@@ -91,6 +89,7 @@ def _declared(point: EntryPoint) -> Iterator[Operation]:
 
 def _check(operation: Any, taken: Set[str]) -> None:
     """TypeError or ValueError unless its records can be written, read again and told from others."""
+    from spectralbench.record import RECORD
     from spectralkernels.declare import Operation
 
     if not isinstance(operation, Operation):

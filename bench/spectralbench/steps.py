@@ -5,10 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from spectralbench.history import Series
 from spectralbench.record import Record
+
+if TYPE_CHECKING:  # it imports numpy and scipy, which no command line waits for
+    from spectralbench.history import Series
 
 OPERATION = "model_step"
 NATIVE, FULL, SPECNET = "native", "torch_fft_full", "specnet"

@@ -63,14 +63,17 @@ def plot(
 
 
 def _draw_pictures(out: Path, only: Sequence[str], as_json: bool) -> None:
+    from spectralbench.pictures import draw_all, names
+
+    for name in only:
+        if name not in names():
+            raise terminal.fail(f"unknown picture {name!r}; known: {', '.join(names())}", 2)
     from spectralkernels.errors import Unsupported
 
     try:
-        from spectralbench.pictures import draw_all
-
         for path in draw_all(out, only):
             terminal.out(json.dumps({"path": str(path)}) if as_json else str(path))
-    except (ValueError, OSError, Unsupported) as error:
+    except (OSError, Unsupported) as error:
         raise terminal.fail(str(error), 2) from None
     except ModuleNotFoundError as missing:
         raise terminal.fail(f"pictures need {missing.name}: pip install 'spectralbench[plots,images]'", 2) from None

@@ -11,13 +11,12 @@ import pkgutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:  # asking for the names needs neither torch nor matplotlib
+    from torch import Tensor
 
-from spectralbench.plot.style import Page, save, styled
-from spectralkernels.errors import Unsupported
-
-Picture = Callable[[], Page]
+    from spectralbench.plot.style import Page
 
 
 def names() -> tuple[str, ...]:
@@ -33,8 +32,10 @@ def draw_all(out: Path, only: Sequence[str] = ()) -> Iterator[Path]:
     for name in only:
         if name not in names():
             raise ValueError(f"unknown picture {name!r}; known: {', '.join(names())}")
+    from spectralbench.plot.style import save, styled
+
     for name in only or names():
-        picture: Picture = importlib.import_module(f"{__name__}.{name}").PICTURE
+        picture: Callable[[], Page] = importlib.import_module(f"{__name__}.{name}").PICTURE
         with styled():
             page = picture()
             yield save(page.figure, out / f"{name}.png", page.finding)
@@ -44,6 +45,8 @@ def draw_all(out: Path, only: Sequence[str] = ()) -> Iterator[Path]:
 def digits() -> tuple[Tensor, Tensor]:
     """Scikit-learn's handwritten digits and their classes, shuffled: Float32 [1797, 1, 16, 16], Int64 [1797]."""
     import torch
+
+    from spectralkernels.errors import Unsupported
 
     try:
         from sklearn.datasets import load_digits
@@ -60,6 +63,8 @@ def digits() -> tuple[Tensor, Tensor]:
 def photograph(side: int = 256) -> Tensor:
     """The middle of scikit-learn's photograph of a temple in grey: Float64 [side, side], from 0 to 1; side <= 427."""
     import torch
+
+    from spectralkernels.errors import Unsupported
 
     try:
         from sklearn.datasets import load_sample_image

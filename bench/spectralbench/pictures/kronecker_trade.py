@@ -36,11 +36,13 @@ def draw() -> Page:
     ax.set_xlabel("parameters of the two convolutions")
     percent_axis(ax, "y", "right on digits held back")
     medians = {n: sorted(accuracy for _, accuracy in runs)[len(SEEDS) // 2] for n, runs in found.items()}
+    spread = max(max(right) - min(right) for right in ([one for _, one in runs] for runs in found.values()))
     sparse = min(found, key=lambda n: found[n][0][0])
     most, fewest = found[PRODUCTS[0]][0][0], found[sparse][0][0]
     finding = (
         f"With {most / fewest:.2g} times fewer parameters in its convolutions (n = {sparse}) a network is right in "
-        f"{100 * medians[sparse]:.3g} % of digits instead of {100 * medians[PRODUCTS[0]]:.3g} %."
+        f"{100 * medians[sparse]:.3g} % of digits instead of {100 * medians[PRODUCTS[0]]:.3g} %; seeds differ by up to "
+        f"{100 * spread:.2g} %."
     )
     origin = (
         f"digits of 16 x 16, two PHConv2d of {WIDTH} channels, {STEPS} steps of {BATCH}; median and range of "

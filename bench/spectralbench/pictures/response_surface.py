@@ -10,7 +10,7 @@ import copy
 import torch
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from torch import nn
+from torch import Tensor, nn
 
 import spectralkernels as sk
 from spectralbench.pictures import photograph
@@ -29,7 +29,10 @@ def draw() -> Page:
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10),
     )  # fmt: skip
     band = sk.nn.convert(copy.deepcopy(native), compression=COMPRESSION).model
-    probes = {"a photograph": photograph(SIDE).float()[None], "an impulse": sk.diagnose.Impulse(1, SIDE, SIDE)}
+    probes: dict[str, Tensor | sk.diagnose.Impulse] = {
+        "a photograph": photograph(SIDE).float()[None],
+        "an impulse": sk.diagnose.Impulse(1, SIDE, SIDE),
+    }
     models = {"native layers": native, f"band-limited, c = {COMPRESSION:g}": band}
     found = {
         (layers, probe): sk.diagnose.frequency_response(model, given).decibels[0]
