@@ -10,10 +10,12 @@ the commit of a record says nothing of must not stand beside what it does. One t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import importlib.util
 import pkgutil
+import sys
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from functools import cache
@@ -46,7 +48,9 @@ def load(taken: frozenset[str]) -> Plugins:
     broken = []
     for point in found():
         try:
-            for operation in _declared(point):
+            with contextlib.redirect_stdout(sys.stderr):  # stdout is data; whatever an import prints is talk
+                declared = list(_declared(point))
+            for operation in declared:
                 _check(operation, taken | operations.keys())
                 operations[operation.name] = operation
         except (Exception, SystemExit) as error:  # other people's code: it must cost its own operations alone
@@ -100,6 +104,17 @@ def _check(operation: Any, taken: Set[str]) -> None:
     fields += [("implementation", one.name) for one in operation.subjects]
     fields += [("role", one.role) for one in operation.subjects]
     fields += [("case", dict(case.params)) for profile in operation.profiles for case, _ in operation.cases(profile)]
+    for profile in operation.profiles:
+        for case, _ in operation.cases(profile)[:1]:
+            cost = operation.cost(case)
+            fields += [
+                ("cost", {"bytes": cost.bytes, "flops": cost.flops}),
+                ("fft_size", list(operation.fft_size(case))),
+            ]
+    texts = [operation.summary, operation.source, *(one.source for one in operation.subjects)]
+    fields += [("reason", text) for text in texts]
+    fields += [("reason", why) for one in operation.subjects if (why := one.available("cpu")) is not None]
     for name, value in fields:
         if not RECORD[name].holds(value):
-            raise ValueError(f"{name} must be {RECORD[name].expected}, got {value!r}")
+            said = "what it says of itself" if name == "reason" else name
+            raise ValueError(f"{said} must be {RECORD[name].expected}, got {value!r}")

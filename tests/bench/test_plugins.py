@@ -90,6 +90,15 @@ def loaded() -> plugins.Plugins:
         (BLUR.replace("NAME", "bad").replace('"kernel"', '"winner"'), "ValueError: role must be "),
         (BLUR.replace("NAME", "bad").replace("(8,)", "([8],)"), "ValueError: case must be "),
         (BLUR.replace("NAME", "bad").replace("version=1, ", ""), "TypeError: "),
+        (BLUR.replace("NAME", "bad").replace("Cost(4", "Cst(4"), "NameError: name 'Cst' is not defined"),
+        (
+            BLUR.replace("NAME", "bad").replace('(case["size"],),', "(-1,),"),
+            "ValueError: fft_size must be a list of sizes",
+        ),
+        (
+            BLUR.replace("NAME", "bad").replace('"three quarters of a map"', "3"),
+            "ValueError: what it says of itself must",
+        ),
     ],
 )
 def test_what_is_broken_is_named_and_leaves_the_others(site: Path, text: str, message: str) -> None:
@@ -100,6 +109,12 @@ def test_what_is_broken_is_named_and_leaves_the_others(site: Path, text: str, me
     assert list(found.operations) == ["good"]
     (said,) = found.broken
     assert said.startswith(f"b (tiny_bad) of tiny-blurs 1.5: {message}")
+
+
+def test_what_an_import_prints_is_talk(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    install(site, {"tiny_loud.py": f"print('hello')\n{BLUR.replace('NAME', 'loud')}"}, {"a": "tiny_loud"})
+    assert list(loaded().operations) == ["loud"]
+    assert capsys.readouterr() == ("", "hello\n")
 
 
 def test_the_digest_is_of_all_sources_and_imports_none(site: Path) -> None:
