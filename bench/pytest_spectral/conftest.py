@@ -29,7 +29,10 @@ class Core:
         names = tuple(config.getoption("spectral_impl")) or None
         self._device = config.getoption("spectral_device") or environment.device_kind()
         self._budget = measure.Budget(**sweep.BUDGETS[profile])  # type: ignore[arg-type]
-        operation, _, cases = (config.getoption("spectral_cases") or "").partition("=")
+        asked = config.getoption("spectral_cases")
+        operation, equals, cases = (asked or "").partition("=")
+        if asked is not None and not (operation and equals and cases):
+            raise pytest.UsageError(f"--spectral-cases takes OPERATION=FILE.csv, got {asked!r}")
         request = sweep.Request(
             operations=(operation,) if operation else (),
             profile=profile,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from command_line import Cli, one_line
@@ -108,3 +111,23 @@ def test_shapes_that_the_operation_refuses_are_named_by_line(tmp_path: Path) -> 
         real_operations()["masked_multiply"],
     )
     assert multiply.dtype == "complex64"
+
+
+def test_pytests_front_end_takes_the_same_file(tmp_path: Path) -> None:
+    path = Path(__file__).parents[2] / "bench" / "pytest_spectral" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("conftest_of_the_front_end", path)
+    assert spec is not None and spec.loader is not None
+    front_end = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(front_end)
+    file(tmp_path, "batch,in_channels,out_channels,height,width,compression\n1,2,3,8,5,0.5\n")
+
+    def core(cases: str) -> Any:
+        options = {"spectral_profile": "asv", "spectral_impl": ["einsum"], "spectral_device": "cpu"}
+        return front_end.Core(SimpleNamespace(getoption={**options, "spectral_cases": cases}.__getitem__))
+
+    ((operation, implementation, _, dtype, case),) = core(f"masked_multiply={tmp_path / 'shapes.csv'}").rows()
+    assert (operation, implementation, dtype) == ("masked_multiply", "einsum", "complex64")
+    assert case == "batch=1,in_channels=2,out_channels=3,height=8,width=5,groups=1,compression=0.5,input=photo"
+    for wrong in ("", "masked_multiply", "=shapes.csv", "masked_multiply="):
+        with pytest.raises(pytest.UsageError, match=r"takes OPERATION=FILE.csv, got"):
+            core(wrong)
