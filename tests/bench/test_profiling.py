@@ -19,7 +19,7 @@ from spectralbench.ceilings import Ceilings
 from spectralbench.cli import app
 from spectralbench.cli.profiling import deeper, floor_seconds, lines
 from spectralbench.clock import clock_for
-from spectralbench.profiling import CaseProfile, profile_case
+from spectralbench.profiling import CaseProfile, draw, profile_case
 from spectralbench.profiling.draw import intensity, progress
 from spectralbench.profiling.memory import Mark, over_a_step, read
 from spectralbench.profiling.trace import OUTSIDE, Busy, trace
@@ -195,6 +195,22 @@ def test_the_command_prints_json_and_leaves_figures(runner: CliRunner, tmp_path:
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_stages_of_every_case_are_in_one_figure(
+    runner: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels: list[str] = []
+    bars = draw._bars
+    monkeypatch.setattr(draw, "_bars", lambda ax, shown: (labels.extend(name for name, _ in shown), bars(ax, shown)))
+    arguments = (*SMALL[:-1], "compression=0.5,0.7", "--set", "batch=1", "--set", "groups=1", "--impl", "dft_gemm")
+    done = runner.invoke(app, [*arguments, "--every", "--out", str(tmp_path), "--json"])
+    assert done.exit_code == 0, done.output
+    told = json.loads((tmp_path / "profile.json").read_text())
+    assert {one["case"]["compression"] for one in told} == {0.5, 0.7}
+    assert len(labels) == len(told) and sum("c.5" in label for label in labels) == len(told) / 2
+    assert all(label.startswith("dft_gemm") for label in labels)
+    assert (tmp_path / "stages.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_the_command_for_counters_runs(runner: CliRunner) -> None:
     item = plan(Request(operations=("band_limited_conv2d",), profile="smoke", implementations=("dft_gemm",)))[0]
     assert "ncu --profile-from-start off" in deeper(item, "forward", "cuda")
@@ -213,6 +229,8 @@ def test_the_command_for_counters_runs(runner: CliRunner) -> None:
         ((*SMALL, "--impl", "cudnn"), 2, "unknown implementation 'cudnn'"),
         (("profile", "band_limited_conv3d"), 2, "did you mean 'band_limited_conv2d'?"),
         ((*SMALL, "--out", __file__), 2, "--out: "),
+        ((*SMALL, "--every", "--once"), 2, "--every is of all cases; leave --once and --case out"),
+        ((*SMALL, "--every", "--case", "2"), 2, "--every is of all cases"),
     ],
 )
 def test_what_cannot_be_profiled_is_said(runner: CliRunner, arguments: tuple[str, ...], code: int, said: str) -> None:

@@ -31,6 +31,10 @@ def profile(
     profile: Annotated[str, typer.Option(help="Whose cases; see `spectralbench run`.")] = "quick",
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=V1,V2")] = None,
     case: Annotated[int, typer.Option(min=1, help="Which of the cases that are left, counted from 1.")] = 1,
+    every: Annotated[
+        bool,
+        typer.Option("--every", help="All cases that are left, e.g. of some --set compression: stages in one figure."),
+    ] = False,
     both: Annotated[bool, typer.Option("--both", help="Trace forward and backward, not forward alone.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
     out: Annotated[
@@ -41,6 +45,8 @@ def profile(
 ) -> None:
     """Stages, torch operations, percent of the roofline, and memory over one training step, of one case."""
     terminal.check_operations([operation])
+    if every and (once or case != 1):
+        raise terminal.fail("--every is of all cases; leave --once and --case out", 2)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # some builds of torch talk about every start and stop
     if out is not None:
         try:
@@ -53,8 +59,12 @@ def profile(
         from spectralbench.clock import clock_for
 
         where = sweep.choose_device(device)
-        item = _chosen(operation, profile, terminal.split(impl), overrides, case, where)
+        items = _left(operation, profile, terminal.split(impl), overrides, where)
         passes: Any = "both" if both else "forward"
+        if every:
+            _profile_every(items, passes, where, out, as_json)
+            return
+        item = _chosen(items, case)
         if once:
             _call_once(item, passes, where)
             return
@@ -78,6 +88,39 @@ def profile(
         paths = draw(found, ceilings, f"{item.label}, {passes} on {where}", out)
         terminal.say(f"traces, profile.json and {', '.join(path.name for path in paths)} are in {out}")
     terminal.say(deeper(item, passes, where))
+
+
+def _profile_every(items: Sequence[Item], passes: Any, where: str, out: Path | None, as_json: bool) -> None:
+    """Profile case after case, without traces, and draw the stages of all in one figure."""
+    from spectralbench import names, profiling
+    from spectralbench.ceilings import ceilings_here
+    from spectralbench.clock import clock_for
+
+    clock = clock_for(where)
+    every = []
+    for item in items:
+        found = profiling.profile_case(
+            item.operation, item.case, item.implementations, device=where, pass_=passes, clock=clock
+        )
+        for name, reason in found.refused.items():
+            terminal.say(f"{names.of_case(item.case, passes)}, {name}: {reason}")
+        if found.profiles:
+            every.append(found)
+    if not every:
+        raise terminal.fail("nothing was profiled: no implementation serves these cases here", NOTHING)
+    ceilings = ceilings_here(where)
+    told = [as_dict(found, ceilings) for found in every]
+    for found, facts in zip(every, told, strict=True):
+        title = names.of_case(found.case, passes)
+        terminal.out(json.dumps(facts) if as_json else "\n".join((f"# {title}", *lines(found, ceilings), "")))
+    if out is not None:
+        from spectralbench.profiling.draw import draw_stages
+
+        (out / "profile.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        path = draw_stages(
+            every, f"Stages of {names.operation(items[0].operation.name)}, {passes} on {where}", out / "stages.png"
+        )
+        terminal.say(f"profile.json and {path.name} are in {out}")
 
 
 def lines(found: CaseProfile, ceilings: Ceilings) -> Iterator[str]:
@@ -145,15 +188,10 @@ def deeper(item: Item, pass_: str, device: str) -> str:
     return f"for hardware counters: {tool} {shlex.join(command)}"
 
 
-def _chosen(
-    operation: str,
-    profile: str,
-    impl: Sequence[str] | None,
-    overrides: Sequence[str] | None,
-    number: int,
-    device: str,
-) -> Item:
-    """The case that is asked for, with the implementations that this profile races."""
+def _left(
+    operation: str, profile: str, impl: Sequence[str] | None, overrides: Sequence[str] | None, device: str
+) -> list[Item]:
+    """The cases that are left, each with the implementations that this profile races."""
     from spectralbench import sweep
     from spectralbench.cli.sweeping import assignments
 
@@ -165,7 +203,11 @@ def _chosen(
         processes=1,
         device=device,
     )
-    items = [item for item in sweep.plan(request) if item.pass_ == "forward"]
+    return [item for item in sweep.plan(request) if item.pass_ == "forward"]
+
+
+def _chosen(items: Sequence[Item], number: int) -> Item:
+    """The case of that number."""
     if number > len(items):
         raise terminal.fail(f"--case {number}: there are {len(items)} cases", 2)
     terminal.say(f"case {number} of {len(items)} (others by --case or --set): {items[number - 1].label}")

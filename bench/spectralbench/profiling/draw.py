@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -12,6 +13,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from spectralbench import names
 from spectralbench.ceilings import Ceilings
 from spectralbench.plot.style import MARKERS, PALETTE, save, styled
 from spectralbench.profiling import CaseProfile, Profile
@@ -41,20 +43,42 @@ def draw(found: CaseProfile, ceilings: Ceilings, title: str, folder: Path) -> li
     return paths
 
 
+def draw_stages(found: Sequence[CaseProfile], title: str, path: Path) -> Path:
+    """Write the stages of several cases below each other, such as of several compressions (plot P17)."""
+    varying = {name for one in found for name, value in one.case.params if value != found[0].case[name]}
+    bars = [
+        (f"{each.implementation} {names.short({name: one.case[name] for name in varying})}".strip(), each)
+        for one in found
+        for each in one.profiles
+    ]
+    with styled():
+        figure, ax = plt.subplots(figsize=(WIDTH, 2.0 + 0.3 * len(bars)), layout="constrained")
+        _bars(ax, bars)
+        figure.suptitle(title, fontsize="small")
+        save(figure, path)
+        plt.close(figure)
+    return path
+
+
 def _stages(ax: Axes, found: CaseProfile, ceilings: Ceilings) -> None:
     """The time of a call without the profiler, divided as the trace divides it."""
-    profiles = found.profiles
-    names = list(dict.fromkeys(part.name for each in profiles for part in each.stages if part.name != OUTSIDE))
+    _bars(ax, [(each.implementation, each) for each in found.profiles])
+
+
+def _bars(ax: Axes, bars: Sequence[tuple[str, Profile]]) -> None:
+    """A bar per profile with its label, a part per stage."""
+    profiles = [each for _, each in bars]
+    stages = list(dict.fromkeys(part.name for each in profiles for part in each.stages if part.name != OUTSIDE))
     divisor, symbol = scale([each.seconds for each in profiles], "second")
     rows = range(len(profiles))
     left = [0.0 for _ in rows]
-    for index, name in enumerate([*names, OUTSIDE]):
+    for index, name in enumerate([*stages, OUTSIDE]):
         widths = [_share(each, name) * each.seconds / divisor for each in profiles]
         color = "#BBBBBB" if name == OUTSIDE else PALETTE[index % len(PALETTE)]
         hatch = None if index < len(PALETTE) or name == OUTSIDE else "//"
         ax.barh(rows, widths, left=left, color=color, edgecolor="white", hatch=hatch, label=name, height=0.7)
         left = [begin + width for begin, width in zip(left, widths, strict=True)]
-    ax.set_yticks(rows, [each.implementation for each in profiles])
+    ax.set_yticks(rows, [label for label, _ in bars])
     ax.invert_yaxis()
     ax.grid(visible=False, axis="y")
     ax.set_xlabel(f"time of a call ({symbol}); stages as shares of the traced call")
