@@ -123,7 +123,7 @@ def test_a_schema_may_be_given():
 
 
 def test_a_call_that_nobody_looks_at_passes_torch_by(seed: int):
-    """Whoever looks finds the operator: a gradient, a mode, a profiler, autocast."""
+    """Whoever looks finds the operator: a gradient, a mode, a profiler, autocast, a tensor without numbers."""
     seen: list[str] = []
 
     class Looking(TorchDispatchMode):
@@ -148,6 +148,7 @@ def test_a_call_that_nobody_looks_at_passes_torch_by(seed: int):
         passing_by(x)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]):
         passing_by(x)
+    passing_by(torch.empty(3, device="meta"))
     with torch.device("cpu"):
         passing_by(x)
-    assert forms == ["differentiable", *["plain"] * 4]
+    assert forms == ["differentiable", *["plain"] * 5]

@@ -120,9 +120,9 @@ def _nobody_looks(tensors: list[Tensor]) -> bool:
     Then torch's dispatcher has nothing to add to a call but its time, 15 us and more.
     """
     return (
-        bool(tensors)
-        and all(type(tensor) in _PLAIN for tensor in tensors)
-        and not torch.compiler.is_compiling()
+        not torch.compiler.is_compiling()
+        and len(tensors) > 0
+        and all(type(tensor) in _PLAIN and not tensor.is_meta for tensor in tensors)
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._len_torch_function_stack() == 0
         and not torch._C._are_functorch_transforms_active()
