@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy import stats
+from spectralbench.interval import student
 
 LEAST_PLACES = 3
 LEAST_PROCESSES = 3
@@ -61,10 +61,8 @@ def crossover(curves: Sequence[Mapping[float, float]], level: float = 0.05) -> C
     if all(0 < one < math.inf for one in found):
         value = statistics.median(found)
         if judged:
-            logs = [math.log(one) for one in found]
-            half = float(stats.t.isf(level / 2, len(logs) - 1)) * statistics.stdev(logs) / len(logs) ** 0.5
-            middle = statistics.fmean(logs)
-            low, high = math.exp(middle - half), math.exp(middle + half)
+            interval = student([math.log(one) for one in found], 1 - level)
+            low, high = interval.low, interval.high
     elif low != high:
         judged = False  # the processes do not agree whether there is a crossover
     return Crossover(value, low, high, places[0], places[-1], len(found), judged)

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from scipy import stats
-
 from spectralbench.history.ancestry import Order
 from spectralbench.identity import Facts, Identity
+from spectralbench.interval import student
 from spectralbench.record import Damage, Scalar
 
 Via = Literal["records", "asv"]
@@ -177,10 +176,7 @@ def ratio(new: Point, old: Point, *, level: float = 0.05) -> Ratio | None:
     before = dict(old.processes)
     shared = [value / before[label] for label, value in new.processes if label in before]
     if len(shared) >= LEAST_SHARED:
-        logs = [math.log(one) for one in shared]
-        half = float(stats.t.isf(level / 2, len(logs) - 1)) * statistics.stdev(logs) / len(logs) ** 0.5
-        middle = statistics.fmean(logs)
-        low, high = math.exp(middle - half), math.exp(min(middle + half, 700.0))
-        return Ratio(statistics.median(shared), low, high, paired=True, judged=True)
+        found = student([math.log(one) for one in shared], 1 - level)
+        return Ratio(statistics.median(shared), found.low, found.high, paired=True, judged=True)
     value = statistics.median(shared) if shared else new.value / old.value
     return Ratio(value, min(value, new.q25 / old.q75), max(value, new.q75 / old.q25), paired=bool(shared))
