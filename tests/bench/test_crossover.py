@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import math
 import random
+from pathlib import Path
 
 import pytest
+from synthetic_records import commit_hash, environment, record, write
 
+from spectralbench import contest, history
+from spectralbench.crossings import crossings
 from spectralbench.crossover import crossover
+from spectralbench.interval import student
+from spectralbench.settings import settings
 
 PLACES = (1.0, 3.0, 5.0, 7.0, 15.0, 31.0)
 
@@ -62,3 +68,60 @@ def test_the_interval_holds_the_truth(seed: int) -> None:
         assert found is not None
         held += found.low <= at <= found.high
     assert held >= 0.91 * 400
+
+
+def test_a_crossing_is_told_at_every_commit_along_kernel_size_compression_beta_and_density(tmp_path: Path) -> None:
+    """Times are made so that ours pays from K = 5 / compression-dependent places, and later at K = 8."""
+    for index, scale in enumerate((1.0, 1.6)):
+        records = []
+        for replicate in range(3):
+            shared = {"replicate": replicate, "day": index}
+            for size in (1, 3, 5, 7, 15):
+                for compression in (0.25, 0.5, 0.75):
+                    case = {"kernel_size": size, "compression": compression}
+                    ours = 5.0 * scale * (1 - compression) / 0.5
+                    for name, role, time in (("dft_gemm", "kernel", ours), ("direct", "baseline", float(size))):
+                        records.append(
+                            record({"device_time": time}, operation="band_limited_conv2d", implementation=name,
+                                   role=role, case=case, **shared)
+                        )  # fmt: skip
+            for beta, density in ((0.5, 0.8), (1.0, 0.4), (2.0, 0.1)):
+                for name, role, time in (("triton", "kernel", scale * density), ("dense", "baseline", 0.4)):
+                    values = {"device_time": time, "kept_fraction": density}
+                    records.append(
+                        record(values, operation="sparse_multiply", implementation=name, role=role,
+                               case={"beta": beta}, **shared)
+                    )  # fmt: skip
+        write(tmp_path, f"{index}", environment(commit=index), records)
+    cases = contest.cases(history.load(tmp_path))
+    found = [
+        one
+        for operation in ("band_limited_conv2d", "sparse_multiply")
+        for setting in settings(operation, cases[operation])
+        for one in crossings(setting)
+    ]
+    by_size = [one for one in found if (one.axis, one.fixed) == ("kernel_size", "c.5")]
+    assert [(one.mark, round(one.found.value, 6)) for one in by_size] == [
+        (commit_hash(0)[:8], 5.0), (commit_hash(1)[:8], pytest.approx(8.0, rel=0.03))
+    ]  # fmt: skip
+    by_compression = [one for one in found if (one.axis, one.fixed) == ("compression", "K3")]
+    assert [round(one.found.value, 2) for one in by_compression] == [0.67, math.inf]  # interpolated; the truth is 0.7
+    by_density = [one.as_dict() for one in found if one.axis == "density"]
+    assert [one["value"] for one in by_density] == [pytest.approx(0.4), pytest.approx(0.25)]
+    assert all(one["low"] == one["high"] == one["value"] and one["judged"] for one in by_density)
+    assert {one.axis for one in found} == {"kernel_size", "compression", "beta", "density"}
+
+
+def test_an_interval_holds_the_truth_as_often_as_it_says(seed: int) -> None:
+    draw = random.Random(seed)
+    held = 0
+    for _ in range(500):
+        found = student([0.1 + draw.gauss(0, 0.05) for _ in range(4)], 0.9)
+        held += found.low <= math.exp(0.1) <= found.high
+        assert (found.p < 0.1) == (not found.low <= 1 <= found.high)
+    assert 400 <= held <= 490
+    alone = student([0.5], 0.9)
+    assert (alone.low, alone.high, alone.p) == (0.0, math.inf, 1.0)
+    assert student([0.0, 0.0], 0.9).p == 1.0 and student([1.0, 1.0], 0.9).p == 0.0
+    with pytest.raises(ValueError, match=r"expected logarithms and 0 < confidence < 1, got 0 and 0\.9"):
+        student([], 0.9)

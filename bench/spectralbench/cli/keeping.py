@@ -79,6 +79,40 @@ def show(
 
 
 @app.command()
+def crossovers(
+    operations: Annotated[list[str] | None, typer.Argument(metavar="OPERATION", help="Default: all.")] = None,
+    results: terminal.Results = Path("results"),
+    machine: Annotated[str | None, typer.Option(help="Only this machine; default: all.")] = None,
+    as_json: terminal.Json = False,
+) -> None:
+    """Show from which kernel size, compression, beta or density on each kernel pays, commit by commit."""
+    from spectralbench import contest
+    from spectralbench.crossings import crossings
+    from spectralbench.history import current, only_machine
+    from spectralbench.settings import VIEWS, settings
+
+    for name in operations or ():
+        if name not in VIEWS:
+            raise terminal.fail(f"no crossovers of {name!r}; operations that have them: {', '.join(VIEWS)}", 2)
+    loaded = current(_load(results, machine))
+    nothing = (-1, 0, "")
+    rows = []
+    for one in loaded.machines:
+        cases = contest.cases(only_machine(loaded, one))
+        for operation in operations or VIEWS:
+            for setting in settings(operation, cases.get(operation, [])):
+                for found in crossings(
+                    setting, lambda point: loaded.order.place(point.commit, point.recorded_at) or nothing
+                ):
+                    rows.append({"machine": one, **found.as_dict()})
+    if not rows:
+        raise terminal.fail("no kernel and rival were measured at three places by one process", NOTHING)
+    hidden = () if as_json else ("recorded_at", "value", "low", "high", "processes", "judged", "axis")
+    _print([{name: value for name, value in row.items() if name not in hidden} for row in rows],
+           "from where on it pays", as_json)  # fmt: skip
+
+
+@app.command()
 def rekey(
     old: Annotated[str, typer.Argument(metavar="OLD", help="The machine's name in the files.")],
     new: Annotated[

@@ -1,20 +1,18 @@
 """Who won where: a table of kernel size by compression (or of shapes by beta) with the winner and its ratios.
 
-And from where on it pays: `crossovers` of the same cases, by process.
+And from where on it pays: `crossovers` of the same cases, by process (see `crossings`).
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 from spectralbench import names, rivals
 from spectralbench.contest import CaseRows, Row
-from spectralbench.crossover import Crossover, crossover
-from spectralbench.history import Series
+from spectralbench.crossings import Crossing, crossings
 from spectralbench.report.page import Cell, Table
-from spectralbench.settings import COLUMNS, LETTERS, Setting, View, ours, stranger
+from spectralbench.settings import COLUMNS, LETTERS, Setting, View, ours
 
 
 def winner_table(setting: Setting) -> Table:
@@ -70,54 +68,19 @@ def crossover_table(found: Sequence[Setting]) -> Table | None:
 
 
 def _crossovers(setting: Setting) -> Iterator[tuple[str, ...]]:
+    """The newest crossover that can be judged, else the newest, of each of ours."""
     view = setting.view
     place = view.down or view.across
-    fixed = setting.values(view.across) if view.down else [None]
-    members = {row.name: None for case in setting.cases for row in case.timed() if _is_ours(row, view)}
-    for value in fixed:
-        chosen = [case for case in setting.cases if value is None or case.params[view.across] == value]
-        for name in members:
-            found = [_of(chosen, name, family, place) for family in view.families]
-            if any(found):
-                words = [_pays(one, family, place) for one, family in zip(found, view.families, strict=True)]
-                at = setting.name if value is None else f"{setting.name} {LETTERS[view.across]}{names.number(value)}"
-                yield (at, name, words[0], words[1] if len(words) > 1 else "")
+    newest: dict[tuple[str, str], dict[str, Crossing]] = defaultdict(dict)
+    for one in crossings(setting):
+        if one.axis == place:
+            known = newest[one.fixed, one.ours].get(one.family)
+            if known is None or one.found.judged or not known.found.judged:
+                newest[one.fixed, one.ours][one.family] = one
+    for (fixed, name), found in newest.items():
+        words = [_pays(found.get(family)) for family in view.families]
+        yield (f"{setting.name} {fixed}".strip(), name, words[0], words[1] if len(words) > 1 else "")
 
 
-def _pays(found: Crossover | None, family: str, place: str) -> str:
-    return "" if found is None else f"{rivals.WORDS[family]} {found.words(LETTERS[place])}"
-
-
-def _is_ours(row: Row, view: View) -> bool:
-    return row.role == "kernel" or (view.down is None and row.role != "rival" and stranger(row, view))
-
-
-def _of(cases: Sequence[CaseRows], name: str, family: str, place: str) -> Crossover | None:
-    """The newest crossover that can be judged, else the newest; by the processes that measured the most places."""
-    curves: dict[str, dict[str, dict[float, float]]] = defaultdict(lambda: defaultdict(dict))
-    newest: dict[str, str] = {}
-    for case in cases:
-        own = case.rows.get(name)
-        if own is None or own.time is None or own not in case.timed():
-            continue
-        others = [one.metrics["device_time"] for one in case.timed() if rivals.family(one.name) == family]
-        for point in own.metrics["device_time"].points:
-            newest[point.mark] = max(point.recorded_at, newest.get(point.mark, ""))
-            best = _best(others, point.mark)
-            for process, value in point.processes:
-                if process in best and value > 0:
-                    curves[point.mark][process][float(case.params[place])] = math.log(value / best[process])
-    unjudged: Crossover | None = None
-    for mark in sorted(curves, key=lambda one: newest[one], reverse=True):
-        whole = max(len(curve) for curve in curves[mark].values())
-        found = crossover([curve for curve in curves[mark].values() if len(curve) == whole])
-        if found is not None and found.judged:
-            return found
-        unjudged = unjudged or found
-    return unjudged
-
-
-def _best(others: Sequence[Series], mark: str) -> dict[str, float]:
-    """Process -> the time of the family's best member, which is chosen by its median, at one commit."""
-    points = [point for series in others for point in series.points if point.mark == mark and point.value > 0]
-    return dict(min(points, key=lambda point: point.value).processes) if points else {}
+def _pays(found: Crossing | None) -> str:
+    return "" if found is None else f"{rivals.WORDS[found.family]} {found.words}"
