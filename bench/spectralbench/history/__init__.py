@@ -27,7 +27,7 @@ from spectralbench.history.series import (
     Subject,
     ratio,
 )
-from spectralbench.record import read_tree
+from spectralbench.history.summary import summaries
 
 __all__ = (
     "Absence", "History", "Key", "Point", "Ratio", "Series", "Subject", "current", "load", "only_machine", "ratio",
@@ -43,7 +43,7 @@ def load(results: Path) -> History:
         raise FileNotFoundError(f"expected a folder of results, got {results}; run `spectralbench run` first")
     builder = Builder()
     with _without_collector():
-        for file in read_tree(results / "records"):
+        for file in summaries(results / "records"):
             builder.add_file(file)
         read, damage = asv_files.read_tree(results / "asv")
         builder.damage.extend(damage)

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from spectralbench import asv_files
-from spectralbench.fields import is_moment
 from spectralbench.history.ancestry import Order, Place, order
 from spectralbench.history.series import Absence, History, Key, Point, Series, Subject
+from spectralbench.history.summary import Part, Summary, Told, level, median
 from spectralbench.identity import Conditions, Facts, Identity
 from spectralbench.metrics import moving
-from spectralbench.outcome import Measurement
-from spectralbench.record import Damage, Record, RecordFile, Scalar
-
-REMARKS = ("launch_bound", "launch_gaps", "precision")
-"""What measuring says of a time that it gave all the same, stored beside what it could not give."""
+from spectralbench.record import Damage, Scalar
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,32 +28,24 @@ class _Code:
 
 @dataclass(slots=True)
 class _Pool:
-    """What one point is made of, while it is gathered. quartiles, unseen: of samples that asv did not keep."""
+    """What one point is made of, while it is gathered: where, and the parts of it, with the prefix of their labels."""
 
     code: _Code
     environment: Facts
-    recorded_at: str
-    samples: dict[str, list[float]] = field(default_factory=dict)
-    quartiles: tuple[float, float] | None = None
-    unseen: int = 0
-    remarks: dict[str, str] = field(default_factory=dict)
+    parts: list[tuple[str, Part]] = field(default_factory=list)
 
     def point(self, wrong: bool) -> Point:
-        processes = tuple([(label, _median(found)) for label, found in self.samples.items()])
-        values = [value for _, value in processes]
-        spread = values if len(values) > 1 else next(iter(self.samples.values()))
-        lower, upper = Measurement("", 0, "", tuple(spread)).quartiles
-        if self.quartiles is not None and len(values) == 1:
-            lower, upper = self.quartiles
-        count = sum(map(len, self.samples.values())) + self.unseen
-        value = _median(values)
+        prefix, (when, value, q25, q75, count, processes, remarks) = self.parts[0]
+        labelled = [(f"{prefix}{at}", median) for at, median in processes]
+        if len(self.parts) > 1:
+            labelled = [(f"{prefix}{at}", median) for prefix, part in self.parts for at, median in part[5]]
+            value, q25, q75 = level([median for _, median in labelled])
+            when = min(part[0] for _, part in self.parts)
+            count = sum(part[4] for _, part in self.parts)
+            remarks = {kind: words for _, part in self.parts for kind, words in part[6].items()}
         commit, dirty = self.code.commit, self.code.dirty
-        return Point(commit, dirty, self.recorded_at, value, processes, lower, upper, count, self.environment, wrong,
-                     tuple(self.remarks.items()))  # fmt: skip
-
-
-def _median(values: list[float]) -> float:
-    return values[0] if len(values) == 1 else statistics.median(values)
+        return Point(commit, dirty, when, value, tuple(labelled), q25, q75, count, self.environment, wrong,
+                     tuple(remarks.items()))  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -81,7 +66,7 @@ class _Gathered:
     role: str
     params: Mapping[str, Scalar]
     cost: Mapping[str, int] | None = None
-    pools: dict[tuple[str, int | str, str], dict[tuple[_Code, Facts], _Pool]] = field(default_factory=dict)
+    pools: dict[tuple[str, int | str, str], dict[int, _Pool]] = field(default_factory=dict)
     outcomes: dict[str | None, list[_Outcome]] = field(default_factory=dict)
 
 
@@ -90,7 +75,6 @@ class _File:
     """What all records of a file share. when: the latest of them. whole: its runs were not narrowed to some
     implementations; files from before that was stored do not say so."""
 
-    stem: str
     machine: str
     code: _Code
     where: Conditions
@@ -109,61 +93,61 @@ class Builder:
         self._files: list[_File] = []
         self._homeless: list[Damage] = []
         self._asked: dict[tuple[Identity, str], dict[_Code, str]] = defaultdict(dict)
+        self._places: dict[tuple[_Code, Facts], tuple[_Code, Facts]] = {}
 
-    def add_file(self, file: RecordFile) -> None:
+    def add_file(self, file: Summary) -> None:
         """All records of one file."""
         self.damage.extend(file.damage)
         environment = file.environment
         if environment is None:
             if file.records:
-                self.damage.append(Damage(file.path, 1, f"{len(file.records)} records without environment not used"))
+                self.damage.append(Damage(file.path, 1, f"{file.records} records without environment not used"))
             self._homeless.extend(file.damage)
             return
         stem, commit, dirty = file.path.stem, environment.get("commit"), environment.get("dirty")
-        started = environment.get("started_at")
-        moments = [record.recorded_at for record in file.records] or [str(started)] * is_moment(started)
         shared = _File(
-            stem,
             str(environment["machine"]),
             _Code(commit or None, dirty or None, "" if commit else stem),
             Conditions.of(environment),
             environment.get("only", "unknown") is None,
-            max(map(_utc, moments), default=""),
+            file.when,
             environment,
             file.damage,
         )
         self._files.append(shared)
-        for record in file.records:
-            self._add_record(record, shared, _utc(record.recorded_at))
+        segments: dict[str, tuple[_Code, Facts]] = {}
+        for told in file.subjects:
+            self._add(told, shared, f"{stem}#", segments)
 
-    def _add_record(self, record: Record, file: _File, when: str) -> None:
-        subject = Subject(
-            record.operation, record.operation_version, record.implementation, record.case_id, record.dtype,
-            record.pass_, record.fft_size, record.cache, record.launch, record.seed, file.machine, "records",
-        )  # fmt: skip
+    def _add(self, told: Told, file: _File, prefix: str, segments: dict[str, tuple[_Code, Facts]]) -> None:
+        operation, version, implementation, case, dtype, pass_, size, cache, launch, seed = told.identity
+        subject = Subject(operation, version, implementation, case, dtype, pass_, tuple(size), cache, launch, seed,
+                          file.machine, "records")  # fmt: skip
         gathered = self._subjects.get(subject)
         if gathered is None:
-            gathered = self._subjects[subject] = _Gathered(record.role, record.case, record.cost)
-        outcome = _Outcome(file.code, file.where, (record.replicate, record.profile), when)
-        if record.status != "measured":
-            outcome.absence = Absence(
-                subject, None, record.role, record.status, record.failure, record.reason or "no reason given", when,
-                file.code.commit, record.profile,
-            )  # fmt: skip
-        gathered.outcomes.setdefault(None, []).append(outcome)
-        if file.whole:
-            self._asked[subject.question, record.profile].setdefault(file.code, when)
-        label = f"{file.stem}#{record.replicate}"
-        for found in record.measurements:
-            segment = moving(found.metric, file.where)
-            pools = gathered.pools.setdefault((found.metric, found.version, found.unit), {})
-            pool = pools.get((file.code, segment))
+            gathered = self._subjects[subject] = _Gathered(told.role, told.params, told.cost)
+        outcomes = gathered.outcomes.setdefault(None, [])
+        for replicate, profile, when, *absent in told.outcomes:
+            outcome = _Outcome(file.code, file.where, (replicate, profile), when)
+            if absent:
+                role, status, failure, reason = absent
+                outcome.absence = Absence(subject, None, role, status, failure, reason, when, file.code.commit, profile)
+            outcomes.append(outcome)
+            if file.whole:
+                self._asked[subject.question, profile].setdefault(file.code, when)
+        for metric, metric_version, unit, part in told.parts:
+            where = segments.get(metric)
+            if where is None:
+                where = segments[metric] = self._where(file.code, moving(metric, file.where))
+            pools = gathered.pools.setdefault((metric, metric_version, unit), {})
+            pool = pools.get(id(where))
             if pool is None:
-                pool = pools[file.code, segment] = _Pool(file.code, segment, when)
-            pool.recorded_at = min(pool.recorded_at, when)
-            pool.samples.setdefault(label, []).extend(found.samples)
-            if found.metric == "device_time" and record.unavailable:
-                pool.remarks.update((kind, record.unavailable[kind]) for kind in REMARKS if kind in record.unavailable)
+                pool = pools[id(where)] = _Pool(*where)
+            pool.parts.append((prefix, part))
+
+    def _where(self, code: _Code, environment: Facts) -> tuple[_Code, Facts]:
+        """One object for equal places, so that a million look-ups need not compare all that a place consists of."""
+        return self._places.setdefault((code, environment), (code, environment))
 
     def add_asv(self, result: asv_files.Result) -> None:
         """One of asv's results."""
@@ -184,11 +168,12 @@ class Builder:
         if result.value is None:
             return
         pools = gathered.pools.setdefault((result.metric, result.version, result.unit), {})
-        pool = pools.setdefault((code, result.environment), _Pool(code, result.environment, result.date))
-        pool.samples[result.file] = list(result.samples) or [result.value]
-        if not result.samples:
-            pool.quartiles = result.quartiles
-            pool.unseen += result.count - 1
+        where = self._where(code, result.environment)
+        value, q25, q75 = level([median(result.samples or [result.value])], result.samples or [result.value])
+        if not result.samples and result.quartiles is not None:
+            q25, q75 = result.quartiles
+        part: Part = result.date, value, q25, q75, len(result.samples) or result.count, [("", value)], {}
+        pools.setdefault(id(where), _Pool(*where)).parts.append((result.file, part))
 
     def history(self, roots: Sequence[Path]) -> History:
         """Everything in the order of git's commits; `roots` lie in repositories that may know them."""
@@ -322,11 +307,3 @@ def _cleared(failed: _Outcome, here: Sequence[_Outcome]) -> bool:
 
 def _short(code: _Code) -> str:
     return (code.commit[:8] if code.commit else "no commit") + ("-dirty" if code.dirty else "")
-
-
-@lru_cache(maxsize=4096)
-def _utc(text: str) -> str:
-    """An ISO time in UTC with a fixed width, so that the order of strings is the order of times."""
-    when = datetime.fromisoformat(text)
-    when = when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
-    return when.isoformat(timespec="microseconds")
