@@ -8,7 +8,7 @@ percent that the noise could explain is CANNOT TELL. How often all this is wrong
 `python -m spectralbench.simulate`.
 """
 
-from spectralbench.alert.code import explain
+from spectralbench.alert.code import explain, findings
 from spectralbench.alert.exports import to_github, to_junit
 from spectralbench.alert.finding import Finding, Verdict, exit_code
 from spectralbench.alert.judging import judge
@@ -16,6 +16,6 @@ from spectralbench.alert.rules import RULES, Override, Rule, configured, parse
 from spectralbench.alert.words import to_json, to_markdown, to_terminal
 
 __all__ = (
-    "RULES", "Finding", "Override", "Rule", "Verdict", "configured", "exit_code", "explain", "judge", "parse",
-    "to_github", "to_json", "to_junit", "to_markdown", "to_terminal",
+    "RULES", "Finding", "Override", "Rule", "Verdict", "configured", "exit_code", "explain", "findings", "judge",
+    "parse", "to_github", "to_json", "to_junit", "to_markdown", "to_terminal",
 )  # fmt: skip

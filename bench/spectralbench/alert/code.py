@@ -8,13 +8,16 @@ here, or a tree with uncommitted changes, says nothing.
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from spectralbench import checkout
 from spectralbench.alert.finding import Finding, Verdict
+from spectralbench.alert.judging import judge
+from spectralbench.alert.rules import Override
 from spectralbench.fingerprint import compare, stored
+from spectralbench.history import History
 
 MEASURED = ("kernels", "bench")
 FINGERPRINTS = "results/fingerprints"
@@ -61,6 +64,13 @@ class _Repository:
             changes = [one for one in compare.compare(sides[0], sides[1].values(), kernels) if one.verdict != "same"]
             self.words[old, new] = _words(changes)
         return self.words[old, new]
+
+
+def findings(
+    history: History, roots: Sequence[Path], *, overrides: Sequence[Override] = (), since: Collection[str] | None = None
+) -> list[Finding]:
+    """What `spectralbench alert` says: every series judged (see `judge`), then what the code says (see `explain`)."""
+    return explain(judge(history, overrides=overrides, since=since), roots)
 
 
 def explain(findings: Iterable[Finding], roots: Sequence[Path]) -> list[Finding]:

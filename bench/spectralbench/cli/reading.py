@@ -142,9 +142,7 @@ def alert(
 
     def judged(read: History) -> list[Finding]:
         try:
-            return alerting.explain(
-                alerting.judge(read, overrides=overrides, since=later), (results, Path(__file__).parent)
-            )
+            return alerting.findings(read, (results, Path(__file__).parent), overrides=overrides, since=later)
         except ValueError as error:
             raise terminal.fail(str(error), 2) from None
 
