@@ -53,6 +53,14 @@ def ceilings_here(device: str) -> Ceilings:
     return measure_ceilings(clock_for(device), device, side=8192 if device == "cuda" else 2048)
 
 
+def usual_ceilings(clock: Clock, device: str) -> Ceilings | None:
+    """By what every front end refuses a time; None on a CPU, where warm caches leave no floor under it.
+
+    Tensor cores set the arithmetic ceiling whatever the dtype of a case, because a kernel may use them.
+    """
+    return measure_ceilings(clock, device, torch.float16) if device == "cuda" else None
+
+
 def best(clock: Clock, run: Callable[[], object]) -> float:
     """The shortest of five samples, seconds per call."""
     number = clock.calibrate(run)

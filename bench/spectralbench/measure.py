@@ -23,7 +23,7 @@ from typing import Any, TypeVar, get_args
 import torch
 
 from spectralbench import calls, switches
-from spectralbench.ceilings import Ceilings, impossible, launch_bound
+from spectralbench.ceilings import Ceilings, impossible, launch_bound, usual_ceilings
 from spectralbench.clock import Clock, clock_for
 from spectralbench.environment import measuring_flags
 from spectralbench.exchange import Exchange
@@ -57,13 +57,20 @@ def measure_case(
 ) -> dict[str, Outcome]:
     """Check, time and weigh implementations of one case on the same inputs, in one state.
 
-    clock: default is the device's own. ceilings: what the device can do at most; a time below that floor is refused.
+    clock: default is the device's own with its usual cache, and then its ceilings are measured, once in a process, as
+    `spectralbench run` does. ceilings: what the device can do at most; a time below that floor is refused.
     For the rest see `measure_states`.
     """
-    timers = [(clock, ceilings)]
-    return measure_states(
-        operation, case, implementations, timers, device=device, pass_=pass_, metrics=metrics, budget=budget
-    )[0]
+    usual = clock is None and ceilings is None and (device != "cuda" or torch.cuda.is_available())
+    if usual and TIME in {metric.name for metric in _chosen(metrics, device)}:
+        clock, ceilings = clock_for(device), _usual_ceilings(clock_for, device)
+    options: Any = {"device": device, "pass_": pass_, "metrics": metrics, "budget": budget}
+    return measure_states(operation, case, implementations, [(clock, ceilings)], **options)[0]
+
+
+@cache
+def _usual_ceilings(make: Callable[[str], Clock], device: str) -> Ceilings | None:
+    return usual_ceilings(make(device), device)
 
 
 Timer = tuple[Clock | None, Ceilings | None]

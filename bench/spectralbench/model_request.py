@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from spectralbench import sweep
+from spectralbench.clock import usual_cache
 from spectralbench.networks import load_network
 from spectralbench.networks.layers import applied
 from spectralbench.networks.models import built, check, sides
@@ -86,7 +87,7 @@ def request(
     """The sweep. compression, beta, n: values with commas between, of the kinds that have them."""
     from spectralbench.metrics import load_metrics
 
-    state = State("eager", "cold" if device == "cuda" else "warm")
+    state = State("eager", usual_cache(device))
     metrics = [name for name, metric in load_metrics().items() if metric.models or device in metric.devices]
     return Request(
         operations=(OPERATION,),

@@ -281,7 +281,7 @@ def run(request: Request, results: Path, environment: Mapping[str, Any], progres
         sweep.path = journal.path
         try:
             for replicate in sorted({item.replicate for item in todo}):
-                with Worker(_setup(request)) as worker:
+                with Worker(setup_of(request)) as worker:
                     for item in (item for item in todo if item.replicate == replicate):
                         if not _fits(request.time_budget, time.monotonic() - began, len(done)):
                             sweep.stopped = "time budget"
@@ -289,7 +289,7 @@ def run(request: Request, results: Path, environment: Mapping[str, Any], progres
                         if progress:
                             progress.start(item, len(done), len(todo))
                         task = Task(item.operation.name, item.case, item.pass_, item.implementations, item.states)
-                        records = _records(item, worker.measure(task, request.timeout), request)
+                        records = records_of(item, worker.measure(task, request.timeout), request)
                         journal.append(records)
                         sweep.records.extend(records)
                         done.append(item)
@@ -318,15 +318,16 @@ def _fits(budget: float | None, elapsed: float, done: int) -> bool:
     return budget is None or elapsed + elapsed / max(done, 1) <= budget
 
 
-def _setup(request: Request) -> Setup:
+def setup_of(request: Request) -> Setup:
+    """What a worker must know to measure the items of a request."""
     from spectralbench.measure import Budget
 
     budget = Budget(**BUDGETS[request.profile])  # type: ignore[arg-type]
     return Setup(request.sources, request.device, request.metrics, budget, request.pin)
 
 
-def _records(item: Item, results: Sequence[Mapping[str, Result]], request: Request) -> list[Record]:
-    moment = datetime.now(UTC).isoformat(timespec="milliseconds")
+def records_of(item: Item, results: Sequence[Mapping[str, Result]], request: Request) -> list[Record]:
+    shared = {"profile": request.profile, "recorded_at": datetime.now(UTC).isoformat(timespec="milliseconds")}
     apart = f"not interleaved with {', '.join(item.apart)}, stored by an earlier run" if item.apart else None
     records = []
     for state, found in zip(item.states, results, strict=True):
@@ -339,9 +340,8 @@ def _records(item: Item, results: Sequence[Mapping[str, Result]], request: Reque
                     **{**dataclasses.asdict(item.identity(name, state)), "case": dict(item.case.params)},
                     role=item.operation.subject(name).role,
                     replicate=item.replicate,
-                    profile=request.profile,
-                    recorded_at=moment,
                     cost=item.cost,
+                    **shared,
                     **note,
                 )
             )

@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Self
 
 from spectralbench.outcome import Failed, Outcome
-from spectralkernels.declare import Case, Pass
+from spectralkernels.declare import Case, Operation, Pass
 
 START_SECONDS = 300.0
 """Longest start of a worker: importing torch from a cold disk and making a CUDA context."""
@@ -202,13 +202,10 @@ def serve(connection: Connection, setup: Setup) -> None:
     os.setsid()
     os.dup2(2, 1)  # stdout is the parent's data; whatever an implementation prints is talk
     faulthandler.enable()
-    from spectralbench.failures import failure
-    from spectralkernels.tuning import pinned
-
     threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
         operations = resolve(setup.sources.operations)()
-        measure = resolve(setup.sources.measure)
+        resolve(setup.sources.measure)
         timers = Timers(setup)
     except Exception as error:
         connection.send(f"{type(error).__name__}: {error}")
@@ -219,24 +216,35 @@ def serve(connection: Connection, setup: Setup) -> None:
             task: Task = connection.recv()
         except EOFError:
             return
-        try:
-            with pinned(setup.pin):
-                outcomes = measure(
-                    operations[task.operation],
-                    task.case,
-                    task.implementations,
-                    [timers.of(state) for state in task.states],
-                    device=setup.device,
-                    pass_=task.pass_,
-                    metrics=setup.metrics,
-                    budget=setup.budget,
-                )
-        except Exception as error:
-            outcomes = [dict.fromkeys(task.implementations, failure(error)) for _ in task.states]
+        outcomes = answer(task, operations, setup, timers)
         healthy = all(_healthy(found, setup.device) for found in outcomes) and not timers.damaged
         connection.send(_Reply(tuple(outcomes), healthy))
         if not healthy:
             return
+
+
+def answer(
+    task: Task, operations: Mapping[str, Operation], setup: Setup, timers: Timers
+) -> Sequence[Mapping[str, Outcome]]:
+    """The outcomes of a task in this process, by state; what goes wrong around the measuring fails all of them."""
+    from spectralbench.failures import failure
+    from spectralkernels.tuning import pinned
+
+    try:
+        with pinned(setup.pin):
+            outcomes: Sequence[Mapping[str, Outcome]] = resolve(setup.sources.measure)(
+                operations[task.operation],
+                task.case,
+                task.implementations,
+                [timers.of(state) for state in task.states],
+                device=setup.device,
+                pass_=task.pass_,
+                metrics=setup.metrics,
+                budget=setup.budget,
+            )
+            return outcomes
+    except Exception as error:
+        return [dict.fromkeys(task.implementations, failure(error)) for _ in task.states]
 
 
 def resolve(source: str) -> Any:
@@ -266,14 +274,11 @@ class Timers:
         return any(getattr(clock, "damaged", False) for clock, _ in self._found.values())
 
     def _ceilings(self, clock: Any) -> Any:
-        """Tensor cores set the arithmetic ceiling whatever the dtype of a case, because a kernel may use them."""
-        if self._setup.device != "cuda" or not (self._setup.metrics is None or "device_time" in self._setup.metrics):
+        if not (self._setup.metrics is None or "device_time" in self._setup.metrics):
             return None
-        import torch
+        from spectralbench.ceilings import usual_ceilings
 
-        from spectralbench.ceilings import measure_ceilings
-
-        return measure_ceilings(clock, self._setup.device, torch.float16)
+        return usual_ceilings(clock, self._setup.device)
 
 
 def _healthy(outcomes: Mapping[str, Outcome], device: str) -> bool:

@@ -5,20 +5,26 @@ from __future__ import annotations
 import json
 import math
 import os
+import runpy
 import statistics
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import fake_clock
 import pytest
+import torch
 from asv_spectral import operations
+from fake_cuda import FakeCuda
 from planted_clone import ROOT
 
-from spectralbench import measure, sweep
+from spectralbench import ceilings, measure, sweep
+from spectralbench.clock import usual_cache
 from spectralbench.environment import capture
 from spectralbench.metrics import load_metrics
-from spectralbench.worker import Sources
+from spectralbench.outcome import Outcome, Skipped
+from spectralbench.worker import Sources, State, Task, Timers, answer
 from spectralkernels.ops import load_operation
 
 OPERATION = "threshold_spectrum"
@@ -101,6 +107,32 @@ def test_the_three_front_ends_give_the_same_number(
         assert by_pytest[key][metric] == pytest.approx(numbers[metric], rel=1e-12), key
         values.add(numbers[metric])
     assert len(values) > 1, "numbers that are all equal show nothing"
+
+
+def test_the_three_front_ends_time_a_gpu_with_the_same_cache_against_the_same_ceilings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    FakeCuda().install(monkeypatch)
+    monkeypatch.setattr(ceilings, "measure_ceilings", lambda clock, device, dtype: (clock.cache, device, dtype))
+    seen: list[tuple[Any, ...]] = []
+
+    def measure_states(operation: Any, case: Any, names: Any, timers: Any, **rest: Any) -> list[dict[str, Outcome]]:
+        seen.extend((clock.cache, clock.launch, ceiling, rest["device"]) for clock, ceiling in timers)
+        return [dict.fromkeys(names, Skipped("not wanted")) for _ in timers]
+
+    monkeypatch.setattr(measure, "measure_states", measure_states)
+    request = sweep.Request((OPERATION,), profile="asv", device="cuda", states=(State("eager", usual_cache("cuda")),))
+    item, setup = sweep.plan(request)[0], sweep.setup_of(request)
+    task = Task(OPERATION, item.case, item.pass_, item.implementations, item.states)
+    answer(task, {OPERATION: item.operation}, setup, Timers(setup))
+    operations._measure(operations._grid(item.operation, tuple(load_metrics())), item.case, item.pass_)
+    options = {"spectral_profile": "asv", "spectral_impl": [], "spectral_device": "cuda"}
+    front_end = runpy.run_path(str(ROOT / "bench/pytest_spectral/conftest.py"))
+    core = front_end["Core"](SimpleNamespace(getoption=options.__getitem__))
+    row = next(row for row in core.rows() if row[0] == OPERATION)
+    core.select(*row)
+    core.outcome(*row)
+    assert seen == [("cold", "eager", ("cold", "cuda", torch.float16), "cuda")] * 3
 
 
 def _median(value: Any) -> float:

@@ -72,7 +72,7 @@ class Device:
                 each = COST["gate"] + (len(item.states) * COST["capture"] if timed else COST["weighing"])
                 self.spend(COST["gate of a case"] + count * each + len(item.states) * sampling)
                 found = [{name: Result(self.outcome(item, name)) for name in item.implementations}] * len(item.states)
-                journal.append(sweep._records(item, found, request))
+                journal.append(sweep.records_of(item, found, request))
                 done += 1
         return plan
 

@@ -77,6 +77,7 @@ def run(
     terminal.check_operations(operations)
     with terminal.usage_errors():
         from spectralbench import sweep
+        from spectralbench.clock import usual_cache
         from spectralbench.outcome import FailureKind
         from spectralbench.worker import State
 
@@ -91,7 +92,7 @@ def run(
             seed=seed,
             processes=processes,
             device=where,
-            states=(State(launch, cache or ("cold" if where == "cuda" else "warm")),),
+            states=(State(launch, cache or usual_cache(where)),),
             timeout=timeout,
             time_budget=time_budget,
             retry=get_args(FailureKind) if retry_failed else (),
