@@ -1,44 +1,46 @@
-"""Is B faster than A, and still right? Two states of the kernels under one harness, A B B A, in fresh processes.
+"""Is B faster than A, and still right? Two states of the kernels under one harness, in pairs of fresh processes.
 
 A state is a commit, measured in a git worktree of its own; the working tree, as it stands; or record files, read as
 they are. Both run in the same environment and under this harness, so that a change of the harness is not taken for one
-of the kernels. Pairs of processes that follow each other see the same host, and within each process a baseline that is
-timed in the same rounds says how quick the host was: what is compared is the ratio to it, pair by pair.
+of the kernels. The two processes of a pair take turns case by case (see `turns`), so that they see the same host; where
+baselines are named, the ratio to what they did in the same rounds is compared instead. A verdict must survive the
+correction for the many series of a run (Benjamini and Hochberg): where nothing changed, one run in a hundred says that
+something did.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import statistics
 import subprocess
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from scipy import stats
 
-from spectralbench.record import Record, read_file, read_tree
+from spectralbench.interval import student
+from spectralbench.record import Record, read_file
+from spectralbench.turns import CompareError
 
 WORKING_TREE = "."
 Word = Literal["FASTER", "SAME", "SLOWER", "CANNOT TELL", "WRONG", "LESS EXACT"]
 
 CONFIDENCE = 0.99
-"""Of the interval of one ratio: a run judges dozens."""
+"""Of the interval of one ratio, and that a run in which nothing changed says so."""
 MARGIN = 0.03
 """Ratios within this of 1 are the same, where nobody says otherwise."""
+FASTEST = 0.1
+"""The quantile of the samples of a process that is compared. Between processes of a busy host it scatters half as much
+as the median; of a quiet one it is the median, nearly."""
 LESS_EXACT = 2.0
 """An error that grows by more than this has bought the time."""
 
 Series = tuple[str, ...]
 """Operation, implementation, case, dtype, pass, launch, cache."""
-
-
-class CompareError(Exception):
-    """A state cannot be measured or read; the message says which and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,27 +61,6 @@ class Ratio:
     needed: int | None = None
     errors: tuple[float, float] | None = None
     why: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Sweep:
-    """What every process measures: arguments of `spectralbench run` beside results and processes.
-
-    time_budget: seconds of one process. own_harness: whether a state is measured by the harness of its own commit.
-    """
-
-    arguments: tuple[str, ...]
-    time_budget: float | None = None
-    own_harness: bool = False
-
-
-Measure = Callable[[Path, Path, Sweep], list[Record]]
-"""(folder that holds kernels/, folder for results, what) -> the records of one fresh process."""
-
-
-def order(pairs: int) -> str:
-    """ABBAABBA...: a drift of the host that is even over time falls on both alike."""
-    return "".join("AB" if pair % 2 == 0 else "BA" for pair in range(pairs))
 
 
 @contextmanager
@@ -105,49 +86,6 @@ def checkout(state: str, repository: Path, scratch: Path) -> Iterator[Path]:
         _git(repository, "worktree", "prune")
 
 
-def measure_once(tree: Path, results: Path, what: Sweep) -> list[Record]:
-    """Measure in one fresh process the kernels of `tree`, by default with this harness.
-
-    Raises: CompareError with the end of what the process said, where it gave no record.
-    """
-    harness = tree / "bench" if what.own_harness else Path(__file__).parents[1]
-    command = [sys.executable, "-m", "spectralbench", "run", *what.arguments, "--processes", "1", "--quiet", "--json"]
-    command += ["--results", str(results)]
-    if what.time_budget is not None:
-        command += ["--time-budget", f"{what.time_budget:.0f}"]
-    path = os.pathsep.join([str(tree / "kernels"), str(harness)])
-    done = subprocess.run(
-        command,
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    records = [record for file in read_tree(results / "records") for record in file.records]
-    if not records:
-        said = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-8:]
-        hint = "" if what.own_harness else " (--own-harness takes the one of their commit)"
-        raise CompareError(f"the kernels in {tree} do not run under this harness{hint}:\n" + "\n".join(said))
-    return records
-
-
-def race(
-    trees: Mapping[str, Path],
-    what: Sweep,
-    pairs: int,
-    scratch: Path,
-    say: Callable[[str], None],
-    measure: Measure = measure_once,
-) -> dict[str, list[list[Record]]]:
-    """Measure A and B `pairs` times each in the order of `order`. Returns: by side, the records of each process."""
-    found: dict[str, list[list[Record]]] = {"A": [], "B": []}
-    turns = order(pairs)
-    for number, side in enumerate(turns, start=1):
-        found[side].append(measure(trees[side], scratch / f"{number}-{side}", what))
-        say(f"{number}/{len(turns)} {side}: {len(found[side][-1])} records")
-    return found
-
-
 def processes_of(paths: Sequence[Path]) -> list[list[Record]]:
     """The records of stored files, one list per process."""
     found: dict[tuple[str, int], list[Record]] = {}
@@ -171,7 +109,8 @@ def judge(
     sides = [[_times(process) for process in side] for side in (a, b)]
     known = [set().union(*map(set, side)) if side else set() for side in sides]
     failed = _failures(b)
-    ratios = []
+    ratios: list[Ratio] = []
+    judged: list[tuple[Ratio, float]] = []
     for series in sorted(known[0] & (known[1] | failed.keys())):
         if series in failed:
             ratios.append(Ratio(series, "WRONG", math.nan, None, 0, (), why=failed[series]))
@@ -179,12 +118,17 @@ def judge(
         held = [name for name in controls if name != series[1] and series[1] not in controls]
         logs, used = _logs(sides[0], sides[1], series, held)
         if logs:
-            ratios.append(_verdict(series, logs, used, margin, _errors(a, b, series)))
+            judged.append(_verdict(series, logs, used, margin, _errors(a, b, series)))
+    chances = stats.false_discovery_control([chance for _, chance in judged]) if judged else ()
+    for (ratio, _), chance in zip(judged, chances, strict=True):
+        doubtful = ratio.word in _CHANGED and chance > 1 - CONFIDENCE
+        ratios.append(replace(ratio, word="CANNOT TELL", needed=ratio.pairs + 2) if doubtful else ratio)
     return sorted(
         ratios, key=lambda found: (-_WORST[found.word], -(found.ratio if found.ratio == found.ratio else 9.0))
     )
 
 
+_CHANGED = ("SLOWER", "FASTER", "LESS EXACT")
 _WORST: Mapping[str, int] = {"WRONG": 5, "SLOWER": 4, "LESS EXACT": 3, "CANNOT TELL": 2, "FASTER": 1, "SAME": 0}
 
 
@@ -197,12 +141,13 @@ def exit_code(found: Sequence[Ratio]) -> int:
 
 
 def _times(process: Sequence[Record]) -> dict[Series, float]:
-    found = {}
+    """The fastest tenth of all samples of a process: what a busy host does to a sample makes it longer."""
+    samples: dict[Series, list[float]] = {}
     for record in process:
         time = record.metric("device_time")
-        if record.status == "measured" and time is not None and time.median > 0:
-            found[_series(record)] = time.median
-    return found
+        if record.status == "measured" and time is not None and min(time.samples) > 0:
+            samples.setdefault(_series(record), []).extend(time.samples)
+    return {series: float(np.quantile(found, FASTEST)) for series, found in samples.items()}
 
 
 def _series(record: Record) -> Series:
@@ -263,25 +208,24 @@ def _errors(a: Sequence[Sequence[Record]], b: Sequence[Sequence[Record]], series
 
 def _verdict(
     series: Series, logs: Sequence[float], used: tuple[str, ...], margin: float, errors: tuple[float, float] | None
-) -> Ratio:
-    middle, inner = statistics.fmean(logs), math.log1p(margin)
+) -> tuple[Ratio, float]:
+    """What one series says by itself, and how probable that is where nothing changed."""
+    found = student(logs, CONFIDENCE)
     if len(logs) < 2:
-        return Ratio(series, "CANNOT TELL", math.exp(middle), None, len(logs), used, 2, errors)
-    spread = statistics.stdev(logs)
-    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(logs) - 1)) * spread / math.sqrt(len(logs))
-    least, most = middle - half, middle + half
-    interval = math.exp(least), math.exp(most)
+        return Ratio(series, "CANNOT TELL", found.middle, None, len(logs), used, 2, errors), found.p
     word: Word = "CANNOT TELL"
-    if -inner <= least and most <= inner:
+    if 1 / (1 + margin) <= found.low and found.high <= 1 + margin:
         word = "SAME"
-    elif most < 0 and middle <= -inner:
+    elif found.high < 1 and found.middle <= 1 / (1 + margin):
         word = "FASTER"
-    elif least > 0 and middle >= inner:
+    elif found.low > 1 and found.middle >= 1 + margin:
         word = "SLOWER"
     if word == "FASTER" and errors is not None and errors[1] > LESS_EXACT * errors[0] > 0:
         word = "LESS EXACT"
-    needed = _needed(spread, middle, inner) if word == "CANNOT TELL" else None
-    return Ratio(series, word, math.exp(middle), interval, len(logs), used, needed, errors)
+    needed = None
+    if word == "CANNOT TELL":
+        needed = _needed(statistics.stdev(logs), math.log(found.middle), math.log1p(margin))
+    return Ratio(series, word, found.middle, (found.low, found.high), len(logs), used, needed, errors), found.p
 
 
 def _needed(spread: float, middle: float, inner: float) -> int:

@@ -7,21 +7,25 @@ import math
 import random
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from command_line import Cli
+from planted_clone import ROOT
 from synthetic_records import record
 
-from spectralbench import compare as comparing
-from spectralbench.compare import CompareError, Ratio, Sweep, checkout, exit_code, judge, order, race
+from spectralbench.compare import Ratio, checkout, exit_code, judge
 from spectralbench.record import Record, environment_line, record_line
+from spectralbench.turns import CompareError, Side, Sweep, race
 
 CASE = {"size": 4}
 
 
-def process(times: dict[str, float], error: float = 1e-7, **more: Any) -> list[Record]:
-    values = {name: {"device_time": [seconds] * 3, "rounding_error": error} for name, seconds in times.items()}
+def process(times: dict[str, float] | dict[str, list[float]], error: float = 1e-7, **more: Any) -> list[Record]:
+    values = {
+        name: {"device_time": found if isinstance(found, list) else [found] * 3, "rounding_error": error}
+        for name, found in times.items()
+    }
     return [record(metrics, implementation=name, case=CASE, **more) for name, metrics in values.items()]
 
 
@@ -95,18 +99,122 @@ def test_a_wrong_answer_in_any_process_of_b_comes_first() -> None:
     assert exit_code(found) == 1 and exit_code([]) == 3
 
 
-def test_sides_take_turns() -> None:
-    assert order(4) == "ABBAABBA"
-    seen = []
+class Stand:
+    """A stand-in for a process: measures cases of its tree at once, in seconds of a clock of its own."""
 
-    def measure(tree: Path, results: Path, what: Sweep) -> list[Record]:
-        seen.append((tree.name, results.name))
-        return process({"ours": 1.0})
+    seen: ClassVar[list[str]] = []
+    clock: ClassVar[list[float]] = [0.0]
+    offers: ClassVar[dict[str, list[str]]] = {}
 
-    trees = {"A": Path("old"), "B": Path("new")}
-    found = race(trees, Sweep(()), 2, Path("scratch"), lambda text: None, measure)
-    assert seen == [("old", "1-A"), ("new", "2-B"), ("new", "3-B"), ("old", "4-A")]
-    assert [len(found[side]) for side in "AB"] == [2, 2]
+    def __init__(self, tree: Path, what: Sweep, stored: Path) -> None:
+        self.name, self.done = tree.name, 0
+
+    def cases(self) -> list[str]:
+        self.clock[0] += 1.0
+        return self.offers[self.name]
+
+    def measure(self, label: str) -> None:
+        self.seen.append(f"{self.name}{label}")
+        self.clock[0] += 1.0
+        self.done += 1
+
+    def records(self) -> list[Record]:
+        return process({"ours": 1.0}) * self.done
+
+    def __enter__(self) -> Stand:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seen.append("/")
+
+
+@pytest.fixture
+def stand(monkeypatch: pytest.MonkeyPatch) -> type[Stand]:
+    monkeypatch.setattr(Stand, "seen", [])
+    monkeypatch.setattr(Stand, "clock", [0.0])
+    monkeypatch.setattr(Stand, "offers", {"a": ["1", "2", "gone"], "b": ["new", "2", "1"]})
+    return Stand
+
+
+def run(stand: type[Stand], pairs: int, budget: float | None = None) -> tuple[dict[str, list[list[Record]]], list[str]]:
+    said: list[str] = []
+    trees = {"A": Path("a"), "B": Path("b")}
+    now = lambda: stand.clock[0]  # noqa: E731
+    start: Any = stand
+    return race(trees, Sweep(time_budget=budget), pairs, Path("scratch"), said.append, start, now), said
+
+
+def test_sides_take_turns_at_every_case_that_both_have(stand: type[Stand]) -> None:
+    found, _ = run(stand, 2)
+    once, again = "a1 b1 b2 a2", "b1 a1 a2 b2"
+    assert " ".join(stand.seen) == f"{once} {again} / / {again} {once} / /"
+    assert [[len(records) for records in found[side]] for side in "AB"] == [[4, 4], [4, 4]]
+
+
+def test_what_the_time_is_too_short_for_is_left_out_of_every_pair_and_said(stand: type[Stand]) -> None:
+    found, said = run(stand, 9, budget=9.0)  # a fifth is over after the first case of the first pair
+    assert [len(records) for records in found["A"]] == [1] * 2 == [len(records) for records in found["B"]]
+    assert said[0] == "1 of 2 cases fit into 9 s: narrow them, or give --time-budget"
+    assert said[-1] == "the time is over after 2 of 9 pairs; --time-budget gives more"
+
+
+def test_laps_that_the_time_is_too_short_for_are_left_out_too(stand: type[Stand]) -> None:
+    found, said = run(stand, 3, budget=18.0)  # a fifth is over after the first lap
+    assert [len(records) for records in found["A"]] == [2, 2, 2]
+    assert said[-1] == "3/3: 2 cases, 1 times, in 6.0 s"
+
+
+def test_what_is_compared_are_the_fast_samples_which_a_busy_host_leaves_alone(seed: int) -> None:
+    """Half of the samples take two to twenty times as long; the median of a process says nothing then."""
+    draw = random.Random(seed)
+
+    def side(seconds: float) -> list[list[Record]]:
+        return [
+            process({"ours": [seconds * (draw.uniform(2, 20) if draw.random() < 0.55 else 1.0) for _ in range(60)]})
+            for _ in range(5)
+        ]
+
+    assert verdict(side(1.0), side(1.2)).word == "SLOWER"
+    assert verdict(side(1.0), side(1.0)).word == "SAME"
+
+
+def test_two_pairs_are_measured_however_short_the_time_is(stand: type[Stand]) -> None:
+    found, _ = run(stand, 5, budget=1.0)
+    assert [len(records) for records in found["A"]] == [1, 1]
+
+
+def test_states_without_a_common_case_are_refused(stand: type[Stand]) -> None:
+    stand.offers["b"] = ["new"]
+    with pytest.raises(CompareError, match="no case in common"):
+        run(stand, 2)
+
+
+def test_a_run_of_many_unchanged_series_seldom_calls_one_of_them_different(seed: int) -> None:
+    """By chance the interval of one in a hundred leaves 1; ten runs of a hundred series would have told of ten."""
+    draw = random.Random(seed)
+    told = 0
+    for _ in range(10):
+        a, b = (
+            [process({f"k{at}": math.exp(draw.gauss(0, 0.1)) for at in range(100)}) for _ in range(4)] for _ in "ab"
+        )
+        told += any(found.word in ("FASTER", "SLOWER") for found in judge(a, b, ()))
+    assert told <= 2, f"{told} of 10 runs"
+
+
+def test_a_process_of_a_real_tree_measures_what_it_is_told_to_and_its_end_is_said(tmp_path: Path) -> None:
+    what = Sweep(("threshold_spectrum",), "smoke", ("dense",))
+    with Side(ROOT, what, tmp_path / "one.jsonl") as side:
+        first, *_ = side.cases()
+        side.measure(first)
+        (record,) = side.records()
+        assert record.status == "measured" and record.metric("device_time") and record.metric("rounding_error")
+        with pytest.raises(CompareError, match=r"no case: ended with 1\n(.|\n)*KeyError: 'no case'"):
+            side.measure("no case")
+    with (
+        Side(ROOT, Sweep(("threshold_spectrum",), "smoke", ("nobody",)), tmp_path / "two.jsonl") as side,
+        pytest.raises(CompareError, match=r"^in .*: unknown implementation 'nobody'; known:"),
+    ):
+        side.cases()
 
 
 def test_a_commit_is_checked_out_beside_the_working_tree_and_taken_away_again(tmp_path: Path) -> None:
@@ -157,4 +265,4 @@ def test_what_cannot_be_compared_is_said(cli: Cli, tmp_path: Path) -> None:
     broken.mkdir(parents=True)
     (broken / "__init__.py").write_text("raise ImportError('half an edit')\n")
     with pytest.raises(CompareError, match="half an edit"):
-        comparing.measure_once(tmp_path, tmp_path / "results", Sweep(("--profile", "smoke")))
+        race({"A": tmp_path, "B": tmp_path}, Sweep(profile="smoke"), 2, tmp_path, print)

@@ -23,12 +23,12 @@ def compare(
     operations: Annotated[list[str] | None, typer.Argument(metavar="OPERATION", help="Default: all.")] = None,
     impl: Annotated[list[str] | None, typer.Option("--impl", help="Kernels to compare (a,b); default: all.")] = None,
     control: Annotated[
-        list[str] | None, typer.Option("--control", help="Baselines to hold them against (a,b).")
+        list[str] | None, typer.Option("--control", help="Baselines to hold them against too (a,b).")
     ] = None,
     profile: Annotated[str, typer.Option(help="Which cases; see `spectralbench run`.")] = "quick",
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=V1,V2")] = None,
     launch: Annotated[str, typer.Option(help="eager or graph.")] = "eager",
-    pairs: Annotated[int, typer.Option(min=2, help="Processes of each side.")] = 4,
+    pairs: Annotated[int, typer.Option(min=2, help="Processes of each side, as far as time allows.")] = 8,
     margin: Annotated[float, typer.Option(min=0.001, help="Ratios this near to 1 are the same.")] = 0.03,
     time_budget: Annotated[float, typer.Option(min=1, help="Seconds for all processes together.")] = 170.0,
     own_harness: Annotated[
@@ -36,22 +36,22 @@ def compare(
     ] = False,
     as_json: terminal.Json = False,
 ) -> None:
-    """Measure two states A B B A in fresh processes and say for each kernel: faster, the same, slower, cannot tell."""
+    """Measure two states in turns, in pairs of fresh processes: is each kernel faster, the same, slower, or unclear?"""
     from spectralbench import compare as comparing
+    from spectralbench import turns
+    from spectralbench.cli.sweeping import assignments
 
     try:
         if Path(a).is_file() and Path(b).is_file():
             sides = {"A": comparing.processes_of([Path(a)]), "B": comparing.processes_of([Path(b)])}
             controls = terminal.split(control) or ()
         else:
-            controls = terminal.split(control) or _usual_controls(operations)
-            arguments = [*(operations or ()), "--profile", profile, "--launch", launch]
-            arguments += ["--metrics", "device_time,rounding_error"]
-            if impl:
-                arguments += ["--impl", ",".join([*(terminal.split(impl) or ()), *controls])]
-            for text in overrides or ():
-                arguments += ["--set", text]
-            what = comparing.Sweep(tuple(arguments), time_budget / (2 * pairs), own_harness)
+            controls = terminal.split(control) or ()
+            chosen = terminal.split(impl)
+            what = turns.Sweep(
+                tuple(operations or ()), profile, chosen and (*chosen, *controls), assignments(overrides), launch,
+                time_budget, own_harness,
+            )  # fmt: skip
             repository = Path.cwd()
             with tempfile.TemporaryDirectory(prefix="compare-") as folder:
                 scratch = Path(folder)
@@ -59,9 +59,10 @@ def compare(
                     comparing.checkout(a, repository, scratch) as first,
                     comparing.checkout(b, repository, scratch) as second,
                 ):
-                    sides = comparing.race({"A": first, "B": second}, what, pairs, scratch, terminal.say)
+                    race = turns.race_apart if own_harness else turns.race
+                    sides = race({"A": first, "B": second}, what, pairs, scratch, terminal.say)
         found = comparing.judge(sides["A"], sides["B"], controls, margin)
-    except comparing.CompareError as error:
+    except turns.CompareError as error:
         raise terminal.fail(str(error), 2) from None
     if as_json:
         for ratio in found:
@@ -90,14 +91,3 @@ def _line(ratio: Ratio) -> str:
     if ratio.errors is not None and ratio.errors[0] != ratio.errors[1]:
         exact = f"; error {ratio.errors[0]:.1e} -> {ratio.errors[1]:.1e}"
     return f"{ratio.word:11} {ratio.ratio:.3f}x{within} {ratio.pairs} pairs{held}{more}{exact}  {where}"
-
-
-def _usual_controls(operations: Sequence[str] | None) -> tuple[str, ...]:
-    """The first baseline that every operation declares: an implementation of somebody else's."""
-    from spectralbench import sweep
-    from spectralbench.worker import resolve
-
-    with terminal.usage_errors():
-        chosen = sweep.choose_operations(operations or (), resolve(sweep.SOURCES.operations)())
-    first = [next((s.name for s in operation.subjects if s.role == "baseline"), None) for operation in chosen]
-    return tuple(dict.fromkeys(name for name in first if name is not None))
