@@ -25,6 +25,7 @@ import torch
 from spectralbench import calls, switches
 from spectralbench.ceilings import Ceilings, impossible, launch_bound, usual_ceilings
 from spectralbench.clock import Clock, clock_for
+from spectralbench.during import Facts, watch
 from spectralbench.environment import measuring_flags
 from spectralbench.exchange import Exchange
 from spectralbench.failures import failure
@@ -173,6 +174,7 @@ class _Race:
         self.outcomes: dict[str, Outcome] = {}
         self.by_timer: list[dict[str, Outcome]] = [self.outcomes, *({} for _ in timers[1:])]
         self.tiles: dict[str, Mapping[str, Mapping[str, int | str]]] = {}
+        self.during: Facts = {}
         self.ideal: Callable[[], torch.Tensor | None] = lambda: None
 
     def answered(self, wanted: Mapping[str, Implementation]) -> list[tuple[calls.Bound, calls.Question]]:
@@ -195,7 +197,9 @@ class _Race:
             runs = [bound.run for bound, _ in racing]
             referee = Referee({bound.run.name: (question, bound) for bound, question in racing})
             try:
-                times = time_interleaved(runs, self.clock, self.budget, self.case.seed, self._step, referee)
+                seed, watched = self.case.seed, watch(self.device)
+                times = time_interleaved(runs, self.clock, self.budget, seed, self._step, referee, watched)
+                self.during = watched.facts()
             finally:
                 referee.leave()
         for bound, question in racing:
@@ -329,7 +333,7 @@ class _Race:
             measurements.append(Measurement(metric.name, metric.version, metric.unit, samples))
             if metric.name == TIME:
                 unavailable.extend(self._believed(bound, samples))
-        return Measured(tuple(measurements), tuple(unavailable), self.tiles.get(bound.run.name, {}))
+        return Measured(tuple(measurements), tuple(unavailable), self.tiles.get(bound.run.name, {}), self.during)
 
     def _believed(self, bound: calls.Bound, samples: tuple[float, ...]) -> Iterator[tuple[str, str]]:
         """Remarks on a time; a time that cannot be true ends in Failed."""
@@ -342,6 +346,9 @@ class _Race:
             yield "launch_bound", launches
         if self.clock.exposed(bound.run):
             yield "launch_gaps", "the call waits for the device, so its time contains gaps in which the device was idle"
+        if slow := self.during.get("slowed"):
+            verb = "thrown away" if self.during["thrown"] else "kept, for there were too few others"
+            yield "throttled", f"heat or power slowed the machine in {slow} of {self.during['rounds']} rounds: {verb}"
         missed = unknown(samples, self.budget.target)
         if missed is not None:
             yield "precision", f"{missed}, after {len(samples)} samples"

@@ -67,6 +67,17 @@ class Device:
     def joules(self) -> float:
         return float(self._read("nvmlDeviceGetTotalEnergyConsumption")) * 1e-3
 
+    def throttle_reasons(self) -> int | None:
+        """Why the clocks are lower than asked for, as nvml.h's bits; None where the driver does not tell."""
+        found = self._tell("nvmlDeviceGetCurrentClocksThrottleReasons", self.handle)
+        return found if isinstance(found, int) else None
+
+    def clocks_mhz(self) -> dict[str, float]:
+        """The clocks of now, of those that the driver tells."""
+        kinds = {"sm_clock": SM_CLOCK, "memory_clock": MEMORY_CLOCK}
+        found = {name: self._tell("nvmlDeviceGetClockInfo", self.handle, kind) for name, kind in kinds.items()}
+        return {name: float(value) for name, value in found.items() if isinstance(value, int)}
+
     def facts(self) -> dict[str, object]:
         """Driver and clocks for an environment, fit for JSON; what this driver does not tell is None."""
         facts: dict[str, object] = {"driver": self._tell("nvmlSystemGetDriverVersion")}

@@ -40,11 +40,13 @@ class Measured:
     """The answer was right; these are its numbers, the reasons why a metric is missing, and the tiles it ran with.
 
     tiles: `spectralkernels.tuning` label -> fields of the tile and its "source"; what `run --pin` takes.
+    during: what the machine did while it was timed, see `during.Watch.facts`.
     """
 
     measurements: tuple[Measurement, ...]
     unavailable: tuple[tuple[str, str], ...] = ()
     tiles: Mapping[str, Mapping[str, int | str]] = field(default_factory=dict)
+    during: Mapping[str, int | float | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

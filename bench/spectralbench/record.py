@@ -40,6 +40,8 @@ class Record:
     file's environment and not written again. profile: the sweep it came from.
     cost: floor of the forward pass {"bytes_read", "bytes_written", "flops"}.
     tiles: what the kernels ran with, label -> fields of the tile and its "source" (pin, table, rule).
+    during: what the machine did while it was timed: "rounds", those "slowed" by heat or power and "thrown" away,
+    "reasons", the range of its clocks, and the share of time that a hypervisor took ("steal").
     """
 
     status: str
@@ -64,6 +66,7 @@ class Record:
     requested_bytes: int | None = None
     cost: Mapping[str, int] | None = None
     tiles: Mapping[str, Mapping[str, int | str]] | None = None
+    during: Mapping[str, int | float | str] | None = None
     card: str | None = None
 
     @property
@@ -108,12 +111,13 @@ class RecordFile:
 def from_outcome(outcome: Outcome, **identity: Any) -> Record:
     """A record from an outcome and the identity fields of `Record`."""
     match outcome:
-        case Measured(measurements, unavailable, tiles):
+        case Measured(measurements, unavailable, tiles, during):
             return Record(
                 status="measured",
                 measurements=measurements,
                 unavailable=dict(unavailable) or None,
                 tiles=dict(tiles) or None,
+                during=dict(during) or None,
                 **identity,
             )
         case Skipped(reason):
@@ -162,6 +166,7 @@ RECORD: Mapping[str, Field] = {
     "requested_bytes": replace(stored.COUNT, required=False),
     "cost": stored.mapping("an object of integers", stored.is_count),
     "tiles": Field("an object of tiles", stored.is_tiles, required=False),
+    "during": stored.mapping("an object of numbers and words", stored.is_scalar),
 }
 """Every field of an outcome's line besides `schema` and `kind`."""
 

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from spectralbench.calls import Run
 from spectralbench.clock import Clock, no_garbage_collection
+from spectralbench.during import Watch
 from spectralbench.outcome import Measurement
 from spectralkernels.errors import RangeError
 
@@ -123,15 +124,17 @@ def time_interleaved(
     seed: int,
     guard: Callable[[Run, Callable[[], float]], float | None],
     referee: Referee | None = None,
+    watch: Watch | None = None,
 ) -> dict[str, tuple[float, ...]]:
     """Seconds per call of every run, one sample a round, in an order that is shuffled anew for each round.
 
     guard(run, step): performs a step of one run; None drops the run from the race. Calibration warms every run up
     first; the cyclic garbage collector is off while the rounds last. referee: inspects answers at random rounds, and
-    until there were `INSPECTIONS`, as far as `INSPECTED_SHARE` lets it; at least once each, at the end.
+    until there were `INSPECTIONS`, as far as `INSPECTED_SHARE` lets it; at least once each, at the end. watch: says
+    after each round whether the machine was slowed down: it is thrown away, unless too few others were to be had.
     Returns: samples by name, equally many each and of the same rounds, of the runs that were never dropped.
     """
-    race = _Rounds(runs, clock, budget, seed, guard, referee)
+    race = _Rounds(runs, clock, budget, seed, guard, referee, watch or Watch())
     return race.run()
 
 
@@ -146,7 +149,10 @@ class _Rounds:
         seed: int,
         guard: Callable[[Run, Callable[[], float]], float | None],
         referee: Referee | None,
+        watch: Watch,
     ) -> None:
+        self.watch = watch
+        self.slowed: list[bool] = []
         self.racing = {run.name: run for run in runs}
         self.clock = clock
         self.budget = budget
@@ -167,6 +173,7 @@ class _Rounds:
                 numbers[run.name] = int(number)
         with no_garbage_collection():
             self.begin = self.clock.now()
+            self.watch.begin()
             for round_number in range(1, self.budget.max_rounds + 1):
                 if self.referee is not None:
                     self.referee.before_round(self.chance)
@@ -177,6 +184,7 @@ class _Rounds:
                         self.times[run.name].append(sample)
                         if self.referee is not None and self.chance.random() < 0.5:
                             self._inspect(run, self.referee.inspect)
+                self.slowed.append(self.watch.slowed())
                 if not self.racing or self._enough(round_number):
                     break
             if self.referee is not None:
@@ -232,7 +240,8 @@ class _Rounds:
 
     def _enough(self, rounds: int) -> bool:
         least = self.budget.min_rounds
-        settled = [self.times[name][warm_up(self.times[name]) :] for name in self.racing]
+        times = [self._undisturbed(name) for name in self.racing]
+        settled = [samples[warm_up(samples) :] for samples in times]
         if any(len(samples) < least for samples in settled) and rounds < PATIENCE * least:
             return False
         if rounds < least:
@@ -240,9 +249,16 @@ class _Rounds:
         spent = self.clock.now() - self.begin >= self.budget.seconds
         return spent or all(unknown(samples, self.budget.target) is None for samples in settled)
 
+    def _undisturbed(self, name: str) -> list[float]:
+        return [sample for sample, slowed in zip(self.times[name], self.slowed, strict=True) if not slowed]
+
     def _settled(self) -> dict[str, tuple[float, ...]]:
-        """The rounds after everyone's warm-up; the minimum stays in any case."""
-        rounds = max((len(self.times[name]) for name in self.racing), default=0)
-        warming = max((warm_up(self.times[name]) for name in self.racing), default=0)
+        """The rounds after everyone's warm-up, without those that were slowed down; the minimum stays in any case."""
+        times = self.times
+        if self.slowed.count(False) >= self.budget.min_rounds:
+            times = {name: self._undisturbed(name) for name in self.racing}
+            self.watch.thrown = self.slowed.count(True)
+        rounds = max((len(times[name]) for name in self.racing), default=0)
+        warming = max((warm_up(times[name]) for name in self.racing), default=0)
         first = min(warming, max(0, rounds - self.budget.min_rounds))
-        return {name: tuple(self.times[name][first:]) for name in self.racing}
+        return {name: tuple(times[name][first:]) for name in self.racing}
