@@ -13,11 +13,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 
 from spectralkernels.errors import Unsupported
+
+Reading = TypeVar("Reading")
 
 PERIOD = 2e-3
 SECONDS = 0.3
@@ -60,9 +62,11 @@ class Device:
                 return int(process.usedGpuMemory)
         raise Unsupported("NVML does not report this process's memory (in containers the driver often cannot)")
 
-    def busy_percent(self) -> float:
-        """How much of the driver's last window (1/6 s to 1 s) a kernel ran on the device."""
-        return float(self._read("nvmlDeviceGetUtilizationRates").gpu)
+    def utilisation(self) -> tuple[float, float, float]:
+        """Percent of the driver's last window (1/6 s to 1 s) in which a kernel ran, and in which the memory was busy;
+        and percent of the memory that is taken."""
+        rates, memory = self._read("nvmlDeviceGetUtilizationRates"), self._read("nvmlDeviceGetMemoryInfo")
+        return float(rates.gpu), float(rates.memory), 100.0 * memory.used / memory.total
 
     def joules(self) -> float:
         return float(self._read("nvmlDeviceGetTotalEnergyConsumption")) * 1e-3
@@ -125,7 +129,7 @@ def load() -> Any:
     return pynvml
 
 
-class Sampler:
+class Sampler(Generic[Reading]):
     """A thread that reads a value every `period` seconds inside a `with` block.
 
     readings: all of them. refreshes: how often the value differed from the one before, plus one: a value that the
@@ -133,8 +137,8 @@ class Sampler:
     end.
     """
 
-    def __init__(self, read: Callable[[], float], period: float = PERIOD) -> None:
-        self.readings: list[float] = []
+    def __init__(self, read: Callable[[], Reading], period: float = PERIOD) -> None:
+        self.readings: list[Reading] = []
         self._read = read
         self._period = period
         self._stop = threading.Event()
@@ -146,7 +150,7 @@ class Sampler:
         changes = sum(before != after for before, after in zip(self.readings, self.readings[1:], strict=False))
         return changes + bool(self.readings)
 
-    def __enter__(self) -> Sampler:
+    def __enter__(self) -> Sampler[Reading]:
         self._thread.start()
         return self
 

@@ -128,14 +128,14 @@ def test_readings_of_nvml_are_bytes_and_joules_or_reasons() -> None:
     processes = [SimpleNamespace(pid=1, usedGpuMemory=7), SimpleNamespace(pid=os.getpid(), usedGpuMemory=99)]
     device = nvml.Device(
         FakeNvml(
-            nvmlDeviceGetMemoryInfo=SimpleNamespace(used=123),
+            nvmlDeviceGetMemoryInfo=SimpleNamespace(used=123, total=246),
             nvmlDeviceGetComputeRunningProcesses=processes,
             nvmlDeviceGetTotalEnergyConsumption=1500,
             nvmlDeviceGetUtilizationRates=SimpleNamespace(gpu=87, memory=20),
         ),
         "handle",
     )
-    assert device.busy_percent() == 87.0
+    assert device.utilisation() == (87.0, 20.0, 50.0)
     assert (device.used_bytes(), device.process_bytes(), device.joules()) == (123, 99, 1.5)
     processes.pop()
     with pytest.raises(Unsupported, match="does not report this process's memory"):

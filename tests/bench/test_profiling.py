@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,20 +13,23 @@ from typing import Any
 
 import pytest
 import torch
+from fake_cuda import FakeCuda
 from typer.testing import CliRunner
 
 from spectralbench import nvml
 from spectralbench.ceilings import Ceilings
 from spectralbench.cli import app
-from spectralbench.cli.profiling import deeper, floor_seconds, lines
+from spectralbench.cli.profiling import deeper, floor_seconds, lines, utilisation
 from spectralbench.clock import clock_for
 from spectralbench.profiling import CaseProfile, draw, profile_case
 from spectralbench.profiling.draw import intensity, progress
+from spectralbench.profiling.kernels import kernels_of
 from spectralbench.profiling.memory import Mark, over_a_step, read
 from spectralbench.profiling.trace import OUTSIDE, Busy, trace
 from spectralbench.sweep import Request, plan
 from spectralbench.timing import Budget
 from spectralkernels.declare import Operation
+from spectralkernels.errors import Unsupported
 from spectralkernels.ops import load_operation
 from spectralkernels.stages import stage, staged
 
@@ -73,14 +77,95 @@ def test_a_gpu_is_as_busy_as_nvml_says_where_it_was_asked_in_time(
     readings: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = iter(readings)
-    monkeypatch.setattr(nvml.Device, "current", lambda: SimpleNamespace(busy_percent=lambda: next(left, readings[-1])))
+
+    def utilisation() -> tuple[float, float, float]:
+        gpu = next(left, readings[-1])
+        return gpu, gpu / 2, 25.0
+
+    monkeypatch.setattr(nvml.Device, "current", lambda: SimpleNamespace(utilisation=utilisation))
     with Busy("cuda") as busy:
         time.sleep(0.05)
-    assert busy.percent["gpu"] == 70.0 if len(readings) > 1 else "refreshed its reading once" in busy.percent["gpu"]
+    if len(readings) > 1:
+        assert busy.percent["gpu"][1] == 70.0 and busy.percent["gpu bus"][1] == 35.0
+        assert busy.percent["gpu memory"] == (25.0, 25.0) and 10 <= busy.percent["gpu"][0] <= 70
+    else:
+        assert "refreshed its reading once" in busy.percent["gpu"] and "gpu bus" not in busy.percent
     monkeypatch.undo()
     with Busy("cuda") as busy:
         pass
     assert isinstance(busy.percent["gpu"], str) or torch.cuda.is_available()
+
+
+def test_how_busy_everything_was_is_a_table_and_what_is_missing_has_a_reason() -> None:
+    found = profiled(load_operation("band_limited_conv2d"), ("torch_fft", "dft_gemm"))
+    one, two = found.profiles
+    known = replace(one, busy={"cpu": (98.7, 98.7), "gpu": (41.0, 87.6), "gpu bus": (3.0, 9.0)})
+    blind = replace(two, busy={"cpu": (100.0, 100.0), "gpu": "no NVML: nobody there"})
+    text = list(utilisation(replace(found, profiles=(known, blind))))
+    assert [line.split() for line in text[1:]] == [
+        ["utilisation,", "%", "mean", "/", "max", "cpu", "gpu", "gpu", "bus"],
+        [one.implementation, "99", "/", "99", "41", "/", "88", "3", "/", "9"],
+        [two.implementation, "100", "/", "100", "-", "-"],
+        ["not", "known:", "no", "NVML:", "nobody", "there"],
+    ]
+    assert max(map(len, text)) <= 80
+
+
+# --- proton ---------------------------------------------------------------------------------------------------------
+
+TREE = [
+    {
+        "frame": {"name": "ROOT"},
+        "metrics": {},
+        "children": [
+            {"frame": {"name": "analyse"}, "metrics": {"count": 4, "time (ns)": 8000}, "children": []},
+            {
+                "frame": {"name": "scope"},
+                "metrics": {"time (ns)": 99999},
+                "children": [
+                    {"frame": {"name": "product"}, "metrics": {"count": 2, "time (ns)": 20000}, "children": []},
+                    {"frame": {"name": "analyse"}, "metrics": {"count": 2, "time (ns)": 2000}, "children": []},
+                ],
+            },
+        ],
+    },
+    {"CUDA": {"0": {"arch": "90"}}},
+]
+
+
+def proton_that_writes(tree: Any) -> SimpleNamespace:
+    started: list[str] = []
+
+    def start(path: str, hook: str) -> int:
+        assert hook == "triton"
+        started.append(path)
+        return 0
+
+    return SimpleNamespace(
+        start=start, finalize=lambda session: Path(f"{started[0]}.hatchet").write_text(json.dumps(tree))
+    )
+
+
+def test_kernels_are_the_leaves_of_protons_tree_per_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    triton = pytest.importorskip("triton")
+    FakeCuda().install(monkeypatch)
+    monkeypatch.setattr(triton, "profiler", proton_that_writes(TREE), raising=False)
+    calls: list[int] = []
+    found = kernels_of(lambda: calls.append(1), "cuda", calls=2)
+    assert len(calls) == 2
+    assert [(part.name, part.calls) for part in found] == [("product", 1.0), ("analyse", 3.0)]
+    assert [part.seconds for part in found] == pytest.approx([1e-5, 5e-6])
+    monkeypatch.setattr(triton, "profiler", proton_that_writes([{"frame": {"name": "ROOT"}, "children": []}]))
+    with pytest.raises(Unsupported, match="saw no kernel"):
+        kernels_of(lambda: None, "cuda")
+
+
+def test_where_proton_cannot_be_it_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Unsupported, match="watches kernels on a GPU, and this is a CPU"):
+        kernels_of(lambda: None, "cpu")
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(Unsupported, match="proton is not here"):
+        kernels_of(lambda: None, "cuda")
 
 
 # --- memory ---------------------------------------------------------------------------------------------------------
@@ -224,6 +309,8 @@ def test_the_command_for_counters_runs(runner: CliRunner) -> None:
     [
         ((*SMALL, "--case", "99"), 2, "there are"),
         ((*SMALL, "--once"), 2, "--once needs one --impl of: "),
+        ((*SMALL, "--proton"), 2, "--proton needs one --impl of: "),
+        ((*SMALL, "--impl", "dft_gemm", "--proton"), 3, "proton watches kernels on a GPU, and this is a CPU"),
         ((*SMALL, "--impl", "direct"), 3, "no implementation serves this case here"),
         ((*SMALL, "--impl", "direct", "--once"), 3, "it needs compression=0"),
         ((*SMALL, "--impl", "cudnn"), 2, "unknown implementation 'cudnn'"),

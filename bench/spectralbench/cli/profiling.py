@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shlex
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -41,6 +42,9 @@ def profile(
         Path | None, typer.Option(help="Folder for Chrome traces, figures and profile.json; none without.")
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="Only call --impl once, warm: for ncu, nsys and perf.")] = False,
+    proton: Annotated[
+        bool, typer.Option("--proton", help="Only the GPU's kernels of --impl, by Triton's proton.")
+    ] = False,
     as_json: terminal.Json = False,
 ) -> None:
     """Stages, torch operations, percent of the roofline, and memory over one training step, of one case."""
@@ -67,6 +71,9 @@ def profile(
         item = _chosen(items, case)
         if once:
             _call_once(item, passes, where)
+            return
+        if proton:
+            _print_kernels(item, passes, where, as_json)
             return
         clock = clock_for(where)
         found = profiling.profile_case(
@@ -141,11 +148,42 @@ def lines(found: CaseProfile, ceilings: Ceilings) -> Iterator[str]:
         slow = ", ".join(f"{name} {share:.0%}" for name, share in shown if share >= LEAST_SHARE)
         yield f"  most time: {slow or 'in no operation of torch'}"
         yield f"  memory of a step: {_memory(each)}"
-        busy = (
-            f"{name} {value:.0f} %" if isinstance(value, float) else f"{name}: {value}"
-            for name, value in each.busy.items()
-        )
-        yield f"  busy: {', '.join(busy)}; {each.slowdown:.2f}x slower under the profiler"
+        yield f"  {each.slowdown:.2f}x slower under the profiler"
+    yield from utilisation(found)
+
+
+def utilisation(found: CaseProfile) -> Iterator[str]:
+    """A table of how busy host and device were, mean and largest in percent, and why what is missing is."""
+    names = list(dict.fromkeys(name for each in found.profiles for name in each.busy))
+    if not names:
+        return
+    yield ""
+    yield f"{'utilisation, % mean / max':26}" + "".join(f"{name:>13}" for name in names)
+    for each in found.profiles:
+        values = [each.busy.get(name, "-") for name in names]
+        cells = ["-" if isinstance(value, str) else f"{value[0]:.0f} / {value[1]:.0f}" for value in values]
+        yield f"  {each.implementation[:24]:24}" + "".join(f"{cell:>13}" for cell in cells)
+    for why in dict.fromkeys(
+        value for each in found.profiles for value in each.busy.values() if isinstance(value, str)
+    ):
+        yield from textwrap.wrap(f"not known: {why}", 80, initial_indent="  ", subsequent_indent="  ")
+
+
+def _print_kernels(item: Item, pass_: Any, device: str, as_json: bool) -> None:
+    from spectralbench.profiling import proton
+    from spectralkernels.errors import Unsupported
+
+    name = _only(item, "--proton")
+    try:
+        parts = proton(item.operation, item.case, name, device, pass_)
+    except Unsupported as error:
+        raise terminal.fail(f"{name}: {error}", NOTHING) from None
+    if as_json:
+        terminal.out(json.dumps([dataclasses.asdict(part) for part in parts]))
+        return
+    whole = sum(part.seconds for part in parts)
+    for part in parts:
+        terminal.out(f"{part.seconds / whole:6.1%} {amount(part.seconds, 'second'):>9}  x{part.calls:<5g} {part.name}")
 
 
 def _memory(each: Profile) -> str:
@@ -218,9 +256,14 @@ def _call_once(item: Item, pass_: Any, device: str) -> None:
     from spectralbench.profiling import call_once
     from spectralkernels.errors import Unsupported
 
-    if len(item.implementations) != 1:
-        raise terminal.fail(f"--once needs one --impl of: {', '.join(item.implementations)}", 2)
+    name = _only(item, "--once")
     try:
-        call_once(item.operation, item.case, item.implementations[0], device, pass_)
+        call_once(item.operation, item.case, name, device, pass_)
     except Unsupported as error:
-        raise terminal.fail(f"{item.implementations[0]}: {error}", NOTHING) from None
+        raise terminal.fail(f"{name}: {error}", NOTHING) from None
+
+
+def _only(item: Item, option: str) -> str:
+    if len(item.implementations) != 1:
+        raise terminal.fail(f"{option} needs one --impl of: {', '.join(item.implementations)}", 2)
+    return item.implementations[0]

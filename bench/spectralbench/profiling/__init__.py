@@ -21,6 +21,7 @@ from spectralbench.clock import Clock
 from spectralbench.environment import measuring_flags
 from spectralbench.measure import rightful
 from spectralbench.outcome import Failed, Measured, Outcome, Skipped
+from spectralbench.profiling.kernels import kernels_of
 from spectralbench.profiling.memory import Timeline, over_a_step
 from spectralbench.profiling.trace import Part, trace
 from spectralbench.timing import Budget, time_interleaved
@@ -36,7 +37,7 @@ class Profile:
     """What one implementation does with its time.
 
     seconds: median of a call without a profiler. traced_seconds: mean of a call with it. stages, operations: parts of a
-    traced call. busy: name -> percent of the time that host and device were busy, or why that is not known. timeline:
+    traced call. busy: name -> (mean, largest) percent of what host and device have, or why that is not known. timeline:
     memory through one forward pass, and backward where it has one. trace: the Chrome trace, where it was kept.
     """
 
@@ -45,7 +46,7 @@ class Profile:
     traced_seconds: float
     stages: tuple[Part, ...]
     operations: tuple[Part, ...]
-    busy: dict[str, float | str]
+    busy: dict[str, tuple[float, float] | str]
     timeline: Timeline
     trace: Path | None = None
 
@@ -100,14 +101,26 @@ def call_once(operation: Operation, case: Case, implementation: str, device: str
 
     Raises: Unsupported with the reason where it cannot serve the case; ValueError where its answer is wrong.
     """
+    with _warm(operation, case, implementation, device, pass_) as run, _seen_by_cuda_profilers(device):
+        run()
+
+
+def proton(operation: Operation, case: Case, implementation: str, device: str, pass_: Pass) -> tuple[Part, ...]:
+    """The kernels of a warm call of an implementation, by Triton's proton. Raises: as `call_once` and `kernels_of`."""
+    with _warm(operation, case, implementation, device, pass_) as run:
+        return kernels_of(run, device)
+
+
+@contextmanager
+def _warm(operation: Operation, case: Case, implementation: str, device: str, pass_: Pass) -> Iterator[calls.Run]:
+    """The timed call of an implementation that is right, after some calls, as it is measured."""
     with measuring_flags(), torch.set_grad_enabled(pass_ != "forward"):
         bound, refused = _right(operation, case, [implementation], device, pass_)
         for reason in refused.values():
             raise Unsupported(reason)
         for _ in range(WARM_UPS):
             bound[implementation].run()
-        with _seen_by_cuda_profilers(device):
-            bound[implementation].run()
+        yield bound[implementation].run
 
 
 @contextmanager

@@ -27,6 +27,8 @@ MOST_CALLS = 50
 CALL = "spectralbench: call"
 OUTSIDE = "outside the stages"
 PERIOD = 1e-3
+UTILISED = ("gpu", "gpu bus", "gpu memory")
+"""What `nvml.Device.utilisation` reads, in that order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class Trace:
     seconds: float
     stages: tuple[Part, ...]
     operations: tuple[Part, ...]
-    busy: dict[str, float | str]
+    busy: dict[str, tuple[float, float] | str]
 
 
 def trace(run: Callable[[], object], seconds: float, device: str, kept: Path | None = None) -> Trace:
@@ -117,21 +119,22 @@ def _own(row: Any, device: str) -> float:
 
 
 class Busy:
-    """How busy host and device are inside a `with` block, in percent.
+    """How busy host and device are inside a `with` block: name -> (mean, largest) percent, or why it is not known.
 
-    "cpu": of one core, all threads of this process together. "gpu", "gpu memory": by NVML, whose own window is longer
-    than a short run; known only where the value was refreshed at least twice.
+    "cpu": of one core, all threads of this process together, the mean alone. "gpu", "gpu bus", "gpu memory": how long a
+    kernel ran, how long its memory was read or written, and how much of it was taken, by NVML, whose own window is
+    longer than a short run; known only where the values were refreshed at least twice.
     """
 
     def __init__(self, device: str) -> None:
-        self.percent: dict[str, float | str] = {}
+        self.percent: dict[str, tuple[float, float] | str] = {}
         self._device = device
-        self._sampler: nvml.Sampler | None = None
+        self._sampler: nvml.Sampler[tuple[float, float, float]] | None = None
 
     def __enter__(self) -> Busy:
         if self._device == "cuda":
             try:
-                self._sampler = nvml.Sampler(nvml.Device.current().busy_percent, PERIOD)
+                self._sampler = nvml.Sampler(nvml.Device.current().utilisation, PERIOD)
                 self._sampler.__enter__()
             except Unsupported as error:
                 self.percent["gpu"] = str(error)
@@ -140,14 +143,15 @@ class Busy:
 
     def __exit__(self, *error: Any) -> None:
         wall, cpu = time.perf_counter() - self._began[0], _cpu_seconds() - self._began[1]
-        self.percent["cpu"] = 100.0 * cpu / wall
-        if self._sampler is not None:
-            self._sampler.__exit__(*error)
-            self.percent["gpu"] = (
-                max(self._sampler.readings)
-                if self._sampler.refreshes > 1
-                else "NVML refreshed its reading once in the traced calls, so that it says nothing of them"
-            )
+        self.percent["cpu"] = (100.0 * cpu / wall,) * 2
+        if self._sampler is None:
+            return
+        self._sampler.__exit__(*error)
+        if self._sampler.refreshes > 1:
+            for name, readings in zip(UTILISED, zip(*self._sampler.readings, strict=True), strict=True):
+                self.percent[name] = sum(readings) / len(readings), max(readings)
+        else:
+            self.percent["gpu"] = "NVML refreshed its reading once in the traced calls, so that it says nothing of them"
 
 
 def _cpu_seconds() -> float:
