@@ -126,7 +126,7 @@ def test_the_three_front_ends_time_a_gpu_with_the_same_cache_against_the_same_ce
     task = Task(OPERATION, item.case, item.pass_, item.implementations, item.states)
     answer(task, {OPERATION: item.operation}, setup, Timers(setup))
     operations._measure(operations._grid(item.operation, tuple(load_metrics())), item.case, item.pass_)
-    options = {"spectral_profile": "asv", "spectral_impl": [], "spectral_device": "cuda"}
+    options = {"spectral_profile": "asv", "spectral_impl": [], "spectral_device": "cuda", "spectral_cases": None}
     front_end = runpy.run_path(str(ROOT / "bench/pytest_spectral/conftest.py"))
     core = front_end["Core"](SimpleNamespace(getoption=options.__getitem__))
     row = next(row for row in core.rows() if row[0] == OPERATION)
