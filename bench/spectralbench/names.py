@@ -11,15 +11,16 @@ OPERATIONS: Mapping[str, str] = {
     "band_limited_conv1d": "conv1d",
     "band_limited_conv2d": "conv2d",
     "masked_conv2d": "masked conv2d",
+    "strided_conv1d": "strided conv1d",
     "strided_conv2d": "strided conv2d",
 }
 USUAL: Mapping[str, Scalar] = {
     "grid": "tight", "groups": 1, "input": "photo", "relative": False, "storage": "exact", "dtype": "float32",
-    "pass": "forward", "cache": "warm", "launch": "eager", "seed": 0,
+    "pass": "forward", "cache": "warm", "launch": "eager", "seed": 0, "dilation": 1,
 }  # fmt: skip
 """Values that go without saying."""
 
-LETTERS: Mapping[str, str] = {"kernel_size": "K", "compression": "c", "rate": "c", "stride": "s"}
+LETTERS: Mapping[str, str] = {"kernel_size": "K", "compression": "c", "rate": "c", "stride": "s", "dilation": "d"}
 
 
 def operation(name: str) -> str:

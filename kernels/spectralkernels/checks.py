@@ -66,18 +66,19 @@ def as_integers(name: str, value: Any, counts: tuple[int, ...]) -> tuple[int, ..
     return tuple(as_integer(f"each of {name}", each) for each in value)
 
 
-def checked_stride(stride: Any) -> tuple[int, int]:
-    """(vertical, horizontal) of one whole number >= 1 or two; RangeError on anything else."""
-    if type(stride) is int and stride == 1:
-        return 1, 1
-    steps = tuple(stride) if isinstance(stride, list | tuple) else (stride, stride)
+def checked_steps(name: str, steps: Any, axes: int) -> tuple[int, ...]:
+    """A stride or dilation per axis: one whole number >= 1, or one for each; RangeError on anything else."""
+    if type(steps) is int and steps == 1:
+        return (1,) * axes
+    given = tuple(steps) if isinstance(steps, list | tuple) else (steps,) * axes
     try:
-        vertical, horizontal = (as_integer("stride", step) for step in steps)
-    except (DtypeError, ValueError):  # another kind of number, or of another count
-        vertical = horizontal = 0
-    if min(vertical, horizontal) < 1:
-        raise RangeError(f"stride must be one whole number >= 1 or two, (vertical, horizontal), got {stride}")
-    return vertical, horizontal
+        found = tuple(as_integer(name, step) for step in given)
+    except DtypeError:
+        found = ()
+    if len(found) != axes or min(found) < 1:
+        each = " or two, (vertical, horizontal)" if axes == 2 else ""
+        raise RangeError(f"{name} must be one whole number >= 1{each}, got {steps}")
+    return found
 
 
 def _count(counts: tuple[int, ...]) -> str:

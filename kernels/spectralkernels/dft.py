@@ -258,6 +258,13 @@ def _cos_sin(frequencies: Sequence[int], positions: Sequence[int], n: int) -> tu
     return angle.cos(), angle.sin()
 
 
+def _positions(starts: Sequence[int], lengths: Sequence[int], spacing: Sequence[int] | None) -> list[range]:
+    steps = spacing or [1 for _ in starts]
+    return [
+        range(start, start + step * length, step) for start, length, step in zip(starts, lengths, steps, strict=True)
+    ]
+
+
 def truncated_dft(
     n: tuple[int, ...],
     kept: tuple[int, ...],
@@ -266,14 +273,16 @@ def truncated_dft(
     inverse: bool,
     dtype: torch.dtype,
     device: torch.device,
+    spacing: tuple[int, ...] | None = None,
 ) -> TruncatedDFT:
     """The transform between positions start .. start + length - 1 on a circle of n samples and frequencies |u| < kept.
 
     n, kept, starts, lengths: one value per spatial axis, the last being the half axis; positions are taken modulo n.
+    spacing: of neighbouring positions, one value per axis (None: 1): that of a kernel's taps, or of wanted samples.
     inverse: scale by Hermitian weights / prod(n), so that `synthesise` is the inverse DFT of a real signal.
     dtype, device: of the matrices, which are built in float64 on the CPU and rounded once.
     """
-    positions = [range(start, start + length) for start, length in zip(starts, lengths, strict=True)]
+    positions = _positions(starts, lengths, spacing)
     columns = kept[-1]
     cos, sin = _cos_sin(range(columns), positions[-1], n[-1])
     if inverse:
@@ -338,6 +347,7 @@ def stepped_dft(
     inverse: bool,
     dtype: torch.dtype,
     device: torch.device,
+    spacing: tuple[int, ...] | None = None,
 ) -> SteppedDFT | ListedDFT:
     """The transform of a staircase of modes; the arguments of `truncated_dft` with `steps` for `kept`.
 
@@ -346,12 +356,11 @@ def stepped_dft(
     """
     columns = sum(width for width, _ in steps)
     if len(n) == 1:
-        return ListedDFT(truncated_dft(n, (columns,), starts, lengths, inverse, dtype, device).columns_vp, 1)
+        return ListedDFT(truncated_dft(n, (columns,), starts, lengths, inverse, dtype, device, spacing).columns_vp, 1)
     if math.prod(lengths) <= FEW_PIXELS:
-        return listed_dft(n, step_cells(n[0], steps), starts, lengths, inverse, dtype, device)
-    boxes = {
-        k: truncated_dft(n, (k, columns), starts, lengths, inverse, dtype, device) for k in {k for _, k in steps if k}
-    }
+        return listed_dft(n, step_cells(n[0], steps), starts, lengths, inverse, dtype, device, spacing)
+    where = (starts, lengths, inverse, dtype, device, spacing)
+    boxes = {k: truncated_dft(n, (k, columns), *where) for k in {k for _, k in steps if k}}
     any_box = next(iter(boxes.values()))
 
     def rows(width: int, k: int) -> tuple[Tensor, Tensor] | None:
@@ -373,9 +382,10 @@ def listed_dft(
     inverse: bool,
     dtype: torch.dtype,
     device: torch.device,
+    spacing: tuple[int, ...] | None = None,
 ) -> ListedDFT:
     """The transform of the modes `cells`, (row, column) of the half spectrum; else the arguments of `truncated_dft`."""
-    positions = [range(start, start + length) for start, length in zip(starts, lengths, strict=True)]
+    positions = _positions(starts, lengths, spacing)
     cos_h, sin_h = _cos_sin([u for u, _ in cells], positions[0], n[0])
     cos_w, sin_w = _cos_sin([v for _, v in cells], positions[1], n[1])
     real = cos_h.unsqueeze(2) * cos_w.unsqueeze(1) - sin_h.unsqueeze(2) * sin_w.unsqueeze(1)  # [F, height, width]

@@ -49,14 +49,13 @@ def test_every_decision_is_told(seed: int):
     model = Odd()
     done = sk.nn.convert(model, compression=0.0)
     assert done.model is model
-    assert done.swapped == ("stem", "block.0")
+    assert done.swapped == ("stem", "dilated", "block.0")
     reasons = {decision.name: decision.because for decision in done.decisions if not decision.swapped}
     for name, words in {
         "twice": "used in several places (twice, again)",
         "normed": "its weight is parametrised",
         "pruned": "its weight is parametrised or pruned",
         "point": "its kernel has one tap",
-        "dilated": "its dilation is (2, 2)",
         "patched": "its forward has been replaced",
         "up": "ConvTranspose2d has no band-limited twin",
     }.items():

@@ -10,11 +10,13 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import spectralkernels as sk
 
 SHAPES = {1: (2, 4, 13), 2: (2, 4, 9, 6)}
+OPERATIONS = {1: sk.band_limited_conv1d, 2: sk.band_limited_conv2d}
 LAYERS = {1: (nn.Conv1d, sk.nn.BandLimitedConv1d), 2: (nn.Conv2d, sk.nn.BandLimitedConv2d)}
 
 
@@ -42,19 +44,43 @@ def test_without_compression_it_is_the_torch_layer(axes: int, padding: object, m
         assert isinstance(twin, plain) and type(twin) is spectral
 
 
-@pytest.mark.parametrize("stride", [2, (1, 3)])
-def test_a_stride_is_torchs_and_keeps_no_spectrum(stride, seed: int):
-    x = torch.randn(SHAPES[2], dtype=torch.float64)
-    like = nn.Conv2d(4, 8, 3, stride, 1, groups=2, dtype=torch.float64)
-    twin = sk.nn.BandLimitedConv2d(4, 8, 3, stride, 1, groups=2, dtype=torch.float64)
-    twin.load_state_dict(like.state_dict())
-    torch.testing.assert_close(twin(x), like(x))
-    twin.compression = 0.5
+@pytest.mark.parametrize("axes", [1, 2])
+@pytest.mark.parametrize(("stride", "dilation"), [(2, 1), (3, 2), (1, 2)])
+def test_strides_and_dilations_are_torchs_and_keep_no_spectrum(axes: int, stride: int, dilation: int, seed: int):
+    x = torch.randn(SHAPES[axes], dtype=torch.float64)
+    options = {"stride": stride, "padding": 2, "dilation": dilation, "groups": 2, "dtype": torch.float64}
+    for mode in ("zeros", "circular", "reflect", "replicate"):
+        like, twin = (kind(4, 8, 3, padding_mode=mode, **options) for kind in LAYERS[axes])
+        twin.load_state_dict(like.state_dict())
+        torch.testing.assert_close(twin(x), like(x))
+    twin, operation = LAYERS[axes][1](4, 8, 3, compression=0.5, **options), OPERATIONS[axes]
     twin.eval().requires_grad_(False)
-    want = sk.band_limited_conv2d(x, twin.weight, twin.bias, padding=1, groups=2, compression=0.5)
-    step = stride if isinstance(stride, tuple) else (stride, stride)
-    torch.testing.assert_close(twin(x), want[..., :: step[0], :: step[1]])
+    arguments = {"padding": 2, "dilation": dilation, "groups": 2, "compression": 0.5, "impl": "torch_fft"}
+    want = operation(x, twin.weight, twin.bias, stride=stride, **arguments)
+    torch.testing.assert_close(twin(x), want)
     assert not holds(twin)
+
+
+def test_a_causal_layer_of_series_keeps_its_spectrum_and_hides_the_future(seed: int):
+    x = torch.randn(2, 4, 13, dtype=torch.float64)
+    for dilation, stride in ((1, 1), (2, 1), (1, 3)):
+        made = sk.nn.BandLimitedConv1d(
+            4, 6, 3, causal=True, dilation=dilation, stride=stride, groups=2, dtype=torch.float64
+        )
+        padded = F.pad(x, (2 * dilation, 0))
+        want = F.conv1d(padded, made.weight, made.bias, stride, 0, dilation, 2)
+        torch.testing.assert_close(made(x), want)
+        torch.testing.assert_close(copy.deepcopy(made).eval().requires_grad_(False)(x), want)
+        assert "causal=True" in repr(made)
+    made.stride, made.compression = (1,), 0.5
+    kept = made.eval().requires_grad_(False)
+    torch.testing.assert_close(
+        kept(x), sk.band_limited_conv1d(x, made.weight, made.bias, padding="causal", groups=2, compression=0.5)
+    )
+    assert holds(made)
+    for wrong in ({"padding": 1}, {"padding_mode": "circular"}):
+        with pytest.raises(sk.RangeError, match="causal=True pads by itself"):
+            sk.nn.BandLimitedConv1d(4, 6, 3, causal=True, **wrong)
 
 
 def test_arguments_by_position_are_those_of_torch(seed: int):
@@ -283,8 +309,7 @@ def test_autocast_and_channels_last(seed: int):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: layer(dilation=2), sk.Unsupported, r"BandLimitedConv2d: its dilation is \(2, 2\)"),
-        (lambda: sk.nn.BandLimitedConv1d(2, 2, 3, stride=2), sk.Unsupported, r"its stride is \(2,\)"),
+        (lambda: sk.nn.MaskedConv2d(2, 2, 3, mask=ones, dilation=2), sk.Unsupported, r"its dilation is \(2, 2\)"),
         (lambda: layer(compression=1.0), sk.RangeError, r"compression must lie in \[0, 1\)"),
         (lambda: layer(padding_mode="mirror"), ValueError, "padding_mode must be one of"),
         (lambda: sk.nn.MaskedConv2d(2, 2, 3, mask=ones, stride=2), sk.Unsupported, "MaskedConv2d: its stride"),

@@ -142,8 +142,8 @@ def test_the_floor_counts_the_products_of_the_folded_matrices(panel: int):
 def test_a_fault_in_the_folding_is_noticed(fault: str, monkeypatch: pytest.MonkeyPatch, seed: int):
     right = folding._about_the_centre
 
-    def wrong(n: int, kept: int, length: int) -> tuple[Tensor, Tensor]:
-        cos, sin = right(n, kept, length)
+    def wrong(n: int, kept: int, length: int, step: int) -> tuple[Tensor, Tensor]:
+        cos, sin = right(n, kept, length, step)
         if fault == "the other sign of i" and length == 5:  # the kernel with its zero
             sin = -sin
         if fault == "no middle" and length % 2 == 1:

@@ -91,7 +91,7 @@ def _too_large(band: Band, itemsize: int) -> str | None:
     return too_large(band.n, band.kept, (band.size, band.kernel, band.out), itemsize)
 
 
-Padding = Literal["same", "valid"] | int | Sequence[int]
+Padding = Literal["same", "valid", "causal"] | int | Sequence[int]
 GridChoice = str | int | Sequence[int]
 
 
@@ -176,8 +176,9 @@ def conv_band(
 ) -> Band:
     """The geometry of a stride-1 correlation on planes of `size` with a `kernel`, under a compression rate.
 
-    padding: "same" (output size = input size; an even kernel has the extra zero after, as torch has), "valid", or zeros
-    on both sides. grid: a policy of `spectra.fft_size`, or the FFT size itself.
+    padding: "same" (output size = input size; an even kernel has the extra zero after, as torch has), "valid", zeros on
+    both sides, or of series "causal": the output size is that of the input, and all zeros lie before.
+    grid: a policy of `spectra.fft_size`, or the FFT size itself.
     Raises: ShapeError where no output is left; DtypeError or RangeError on a bad compression, padding or grid.
     """
     if min(*size, *kernel) < 1:
@@ -245,6 +246,8 @@ def _per_axis_padding(padding: Padding, kernel: tuple[int, ...]) -> tuple[tuple[
         return tuple(((k - 1) // 2, k // 2) for k in kernel)
     if isinstance(padding, str) and padding == "valid":
         return tuple((0, 0) for _ in kernel)
+    if isinstance(padding, str) and padding == "causal" and len(kernel) == 1:
+        return ((kernel[0] - 1, 0),)
     if isinstance(padding, str):
         raise RangeError(f"padding must be 'same', 'valid' or a number of zeros per side, got {padding!r}")
     if not isinstance(padding, (tuple, list)):

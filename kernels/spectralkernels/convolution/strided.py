@@ -1,10 +1,11 @@
-"""Band-limited convolution with a stride: the inverse transform is given the rows and columns that are wanted, alone.
+"""Band-limited convolution with a stride, a dilation or both, as matrix products: only other samples are asked for.
 
-    y = E_s ( D_x x . conj(D_w w) ),     E_s: the rows of the inverse at 0, s, 2 s, ...
+    y = E_s ( D x . conj(D_d w) ),     E_s: the rows of the inverse at 0, s, 2 s, ...;  D_d: the columns at 0, d, ...
 
 Every s-th sample of a signal has the spectrum of its aliases' sum; computing only those samples of the inverse is the
-same map, for any stride and FFT size, and cheaper: E_s has 1 / s_h s_w of the samples of E. The product over the kept
-modes is that of stride 1. Backward applies the transposed maps, as `dft_gemm` does, and saves the same.
+same map, for any stride and FFT size, and cheaper: E_s has 1 / s_h s_w of the samples of E. A kernel with d - 1 zeros
+between its taps has the transform of its taps at those places. The product over the kept modes is that of stride 1.
+Backward applies the transposed maps, as `dft_gemm` does, and saves the same.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectralkernels.constants import constant
-from spectralkernels.convolution import flops
+from spectralkernels.convolution import composed, flops
 from spectralkernels.convolution.geometry import compute_dtype
 from spectralkernels.convolution.linear_maps import (
     Transform,
@@ -27,7 +27,7 @@ from spectralkernels.convolution.linear_maps import (
     weight_product,
     weight_product_transposed,
 )
-from spectralkernels.dft import ListedDFT, SteppedDFT, stepped_dft
+from spectralkernels.dft import stepped_dft
 from spectralkernels.operators import operator
 from spectralkernels.spectra import Band
 
@@ -39,17 +39,32 @@ def strided_sides(out: Ints, stride: Ints) -> tuple[int, ...]:
     return tuple(-(-side // step) for side, step in zip(out, stride, strict=True))
 
 
-def strided_band(band: Band, stride: Ints) -> Band:
-    """The geometry with the output that a stride leaves: what is computed, for counting."""
-    return replace(band, out=strided_sides(band.out, stride))
+def reach(kernel: Ints, dilation: Ints) -> tuple[int, ...]:
+    """Samples from the first to the last tap of a dilated kernel: the kernel of its band."""
+    return tuple(step * (taps - 1) + 1 for taps, step in zip(kernel, dilation, strict=True))
+
+
+def computed_band(band: Band, stride: Ints, kernel: Ints) -> Band:
+    """The geometry with the samples that a stride leaves and the taps that there are, for counting."""
+    return replace(band, out=strided_sides(band.out, stride), kernel=tuple(kernel))
 
 
 def strided_dft_gemm(
-    x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int, stride: tuple[int, int]
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    band: Band,
+    groups: int,
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
 ) -> Tensor:
-    """x [B, C, H, W], weight [O, C / groups, K_h, K_w], bias [O] | None -> [B, O, *strided_sides(band.out, stride)]."""
+    """x [B, C, *size], weight [O, C / groups, *kernel], bias [O] | None -> [B, O, *strided_sides(band.out, stride)].
+
+    band: of stride 1 and of a kernel as long as the dilated one reaches.
+    """
     starts = [-before for before, _ in band.pad]
-    y, _ = _conv(x, weight, bias, starts, groups, band.n, band.kept, band.out, stride)
+    out = strided_sides(band.out, stride)
+    y, _ = _conv(x, weight, bias, starts, groups, band.n, band.kept, out, stride, dilation)
     return y
 
 
@@ -64,12 +79,13 @@ def _conv(
     kept: Ints,
     out: Ints,
     stride: Ints,
+    dilation: Ints,
 ) -> tuple[Tensor, Tensor]:
     """(y, Z): the convolution, and the kept spectrum of x that backward reuses."""
-    z = analyse(x, _forward(x, (0, 0), x.shape[2:], n, kept))
-    modes = weight_product(z, weight, _forward(x, starts, weight.shape[2:], n, kept), x.shape[0], groups)
-    y = synthesise(modes, _inverse(modes, n, kept, out, stride), strided_sides(out, stride), bias)
-    return y.to(x.dtype), z
+    of_x, of_weight, of_y = _transforms(x, x.shape[2:], starts, weight.shape[2:], n, kept, out, stride, dilation)
+    z = analyse(x, of_x)
+    modes = weight_product(z, weight, of_weight, x.shape[0], groups)
+    return synthesise(modes, of_y, out, bias).to(x.dtype), z
 
 
 @_conv.register_fake
@@ -83,10 +99,30 @@ def _(
     kept: Ints,
     out: Ints,
     stride: Ints,
+    dilation: Ints,
 ) -> tuple[Tensor, Tensor]:
-    rows = min(2 * kept[0] - 1, n[0])
-    z = x.new_empty((kept[1] * rows, 2, x.shape[0] * x.shape[1]), dtype=compute_dtype(x.dtype))
-    return x.new_empty((x.shape[0], weight.shape[0], *strided_sides(out, stride))), z
+    rows = min(2 * kept[0] - 1, n[0]) if len(n) == 2 else 1
+    z = x.new_empty((kept[-1] * rows, 2, x.shape[0] * x.shape[1]), dtype=compute_dtype(x.dtype))
+    return x.new_empty((x.shape[0], weight.shape[0], *out)), z
+
+
+@_conv.register_composed
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    starts: Ints,
+    groups: int,
+    n: Ints,
+    kept: Ints,
+    out: Ints,
+    stride: Ints,
+    dilation: Ints,
+) -> tuple[Tensor, Tensor]:
+    of_x, of_weight, of_y = _transforms(x, x.shape[2:], starts, weight.shape[2:], n, kept, out, stride, dilation)
+    z = composed.modes_of(x, of_x)
+    modes = composed.product(z, composed.modes_of(weight, of_weight), x.shape[0], weight.shape[0], groups)
+    return composed.with_bias(composed.maps_of(modes, of_y, out), bias).to(x.dtype), z
 
 
 @operator("strided_dft_gemm_conv_backward")
@@ -94,23 +130,22 @@ def _conv_backward(
     dy: Tensor,
     z: Tensor,
     weight: Tensor,
+    size: Ints,
     starts: Ints,
     groups: int,
     n: Ints,
     kept: Ints,
-    out: Ints,
     stride: Ints,
-    size: Ints,
+    dilation: Ints,
     need_x: bool,
     need_weight: bool,
 ) -> tuple[Tensor, Tensor]:
     """(dx, dw): the transposed maps; a gradient that is not needed comes back empty."""
-    g = analyse(dy, _inverse(z, n, kept, out, stride)).unflatten(2, dy.shape[:2])
+    of_x, of_weight, of_y = _transforms(dy, size, starts, weight.shape[2:], n, kept, dy.shape[2:], stride, dilation)
+    g = analyse(dy, of_y).unflatten(2, dy.shape[:2])
     dx, dw = dy.new_empty(0), weight.new_empty(0)
-    of_weight = _forward(dy, starts, weight.shape[2:], n, kept)
     if need_x:
-        dz = weight_product_transposed(g, weight, of_weight, groups)
-        dx = synthesise(dz, _forward(dy, (0, 0), size, n, kept), size).to(dy.dtype)
+        dx = synthesise(weight_product_transposed(g, weight, of_weight, groups), of_x, size).to(dy.dtype)
     if need_weight:
         dw = weight_gradient(g, z, weight, of_weight, groups)
     return dx, dw
@@ -121,13 +156,13 @@ def _(
     dy: Tensor,
     z: Tensor,
     weight: Tensor,
+    size: Ints,
     starts: Ints,
     groups: int,
     n: Ints,
     kept: Ints,
-    out: Ints,
     stride: Ints,
-    size: Ints,
+    dilation: Ints,
     need_x: bool,
     need_weight: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -136,66 +171,86 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, _, *geometry = inputs
-    ctx.mark_non_differentiable(output[1])
+    x, weight, _, starts, groups, n, kept, _, stride, dilation = inputs
+    # Z is a second output, so that a second derivative finds its way from Z to x.
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[1], weight)
-    ctx.geometry = (*geometry, list(x.shape[2:]))
+    ctx.geometry = (list(x.shape[2:]), starts, groups, n, kept, stride, dilation)
+    ctx.batch = x.shape[0]
 
 
-def _differentiate(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tensor | None, ...]:
     need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
+    if dy is None or dz is not None or torch.is_grad_enabled():
+        return *_composed_backward(ctx, dy, dz), *(None,) * 7
     dx, dw = _conv_backward(dy, *ctx.saved_tensors, *ctx.geometry, need_x, need_weight)
-    gradients = (dx if need_x else None, dw if need_weight else None, dy.sum((0, 2, 3)) if need_bias else None)
-    return (*gradients, None, None, None, None, None, None)
+    db = dy.sum([0, *range(2, dy.dim())]) if need_bias else None
+    return (dx if need_x else None, dw if need_weight else None, db, *(None,) * 7)
+
+
+def _composed_backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tensor | None, ...]:
+    """(dx, dw, db) as torch's own operations, which can be differentiated again; dz: the gradient of Z."""
+    (z, weight), (size, starts, groups, n, kept, stride, dilation) = ctx.saved_tensors, ctx.geometry
+    need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
+    out = size if dy is None else dy.shape[2:]
+    of_x, of_weight, of_y = _transforms(z, size, starts, weight.shape[2:], n, kept, out, stride, dilation)
+    dx = dw = db = None
+    sum_for_x = None if dz is None else dz.unflatten(2, (ctx.batch, -1))
+    if dy is not None:
+        g = composed.modes_of(dy, of_y).unflatten(2, dy.shape[:2])
+        if need_x:
+            through_y = composed.product_transposed(g, composed.modes_of(weight, of_weight), groups)
+            sum_for_x = through_y if sum_for_x is None else sum_for_x + through_y
+        if need_weight:
+            dw = composed.maps_of(composed.weight_product(g, z, groups), of_weight, weight.shape[2:]).to(weight.dtype)
+        db = dy.sum([0, *range(2, dy.dim())]) if need_bias else None
+    if need_x and sum_for_x is not None:
+        dx = composed.maps_of(sum_for_x, of_x, size).to(weight.dtype)
+    return dx, dw, db
 
 
 _conv.register_autograd(_differentiate, setup_context=_save)
 _conv.register_flops(
-    lambda x, weight, bias, starts, groups, n, kept, out, stride: flops.forward(
-        x, weight, weight.shape[0], strided_sides(out, stride), groups, flops.by_band(n, kept)
+    lambda x, weight, bias, starts, groups, n, kept, out, stride, dilation: flops.forward(
+        x, weight, weight.shape[0], out, groups, flops.by_band(n, kept)
     )
 )
 _conv_backward.register_flops(
-    lambda dy, z, weight, starts, groups, n, kept, out, stride, size, *needs: flops.backward(
+    lambda dy, z, weight, size, starts, groups, n, kept, stride, dilation, *needs: flops.backward(
         dy, weight, weight.shape[1] * groups, size, groups, flops.by_band(n, kept), *needs
     )
 )
 
 
-# --- the transforms -------------------------------------------------------------------------------------------------
-
-
-def _forward(like: Tensor, starts: Ints, lengths: Ints, n: Ints, kept: Ints) -> Transform:
-    steps = ((kept[1], kept[0]),)
-    return stepped_dft(tuple(n), steps, tuple(starts), tuple(lengths), False, compute_dtype(like.dtype), like.device)
-
-
-def _inverse(like: Tensor, n: Ints, kept: Ints, out: Ints, stride: Ints) -> Transform:
-    return _every(tuple(n), tuple(kept), tuple(out), tuple(stride), like.dtype, like.device)
-
-
-@constant
-def _every(
-    n: tuple[int, ...],
-    kept: tuple[int, ...],
-    out: tuple[int, ...],
-    stride: tuple[int, ...],
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Transform:
-    """The inverse transform at every stride-th row and column: a selection of the samples of the whole one."""
-    whole = stepped_dft(n, ((kept[1], kept[0]),), (0, 0), out, True, dtype, device)
-    down, across = stride
-    if isinstance(whole, ListedDFT):
-        picked = whole.matrix.view(-1, *out)[:, ::down, ::across]
-        return ListedDFT(picked.flatten(1).contiguous(), picked.shape[1])
-    ((width, rows),) = whole.blocks
-    assert rows is not None  # a band keeps one row at least
-    rows_hp, rows_ph = rows[0][0].unflatten(1, (-1, 2)), rows[1][0].unflatten(0, (2, -1))  # [2 U, h, 2], [2, h, 2 U]
-    of_rows = rows_hp[:, ::down].flatten(1).contiguous(), rows_ph[:, ::down].flatten(0, 1).t().contiguous().t()
-    high = rows_hp[:, ::down].shape[1]
-    columns, columns_vp = (
-        each[0][:, ::across].contiguous().expand(high, -1, -1) for each in (whole.columns, whole.columns_vp)
+def _transforms(
+    like: Tensor,
+    size: Ints,
+    starts: Ints,
+    kernel: Ints,
+    n: Ints,
+    kept: Ints,
+    out: Ints,
+    stride: Ints,
+    dilation: Ints,
+) -> tuple[Transform, Transform, Transform]:
+    """D of maps and of the kernel, and the transpose of E, in the dtype of the computation."""
+    origin = (0,) * len(n)
+    sides = (
+        (origin, size, False, None),
+        (starts, kernel, False, tuple(dilation)),
+        (origin, out, True, tuple(stride)),
     )
-    expanded = tuple(each.expand(width, -1, -1) for each in of_rows)
-    return SteppedDFT(columns, columns_vp, ((width, (expanded[0], expanded[1])),))
+    of_x, of_weight, of_y = (
+        stepped_dft(
+            tuple(n),
+            ((kept[-1], kept[0]),),
+            tuple(start),
+            tuple(lengths),
+            inverse,
+            compute_dtype(like.dtype),
+            like.device,
+            spacing,
+        )
+        for start, lengths, inverse, spacing in sides
+    )
+    return of_x, of_weight, of_y

@@ -83,8 +83,8 @@ def convert(
         nothing to gain from a spectrum. grid, impl: as in `band_limited_conv2d`.
     relu_bits: make a `BitReLU` of every torch.nn.ReLU, so that a map is not saved by the ReLU that makes it beside the
         spectrum that the convolution behind it saves; whatever `where` says, because none knows what comes behind it.
-    Kept, with the reason: what `where` leaves out, subclasses of torch's layers, strides and dilations that the
-    operation does not have, parametrised or pruned weights, layers used under several names, replaced `forward`s.
+    Kept, with the reason: what `where` leaves out, subclasses of torch's layers, parametrised or pruned weights, layers
+    used under several names, replaced `forward`s.
     Returns: the decisions, to be printed. Weights, buffers and hooks stay as they are.
     Raises: RangeError on a bad compression, a `where` that matches no convolution, or a model without one; DtypeError
         if `where` is of no such kind. Nothing is converted then.

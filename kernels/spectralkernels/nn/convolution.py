@@ -20,7 +20,7 @@ from torch.nn.modules.conv import _ConvNd
 from spectralkernels.checks import check_compression, check_tensor, kind
 from spectralkernels.convolution.geometry import GridChoice, Padding, WeightSpectrum
 from spectralkernels.dispatch import Explanation
-from spectralkernels.errors import DtypeError, Unsupported
+from spectralkernels.errors import DtypeError, RangeError, Unsupported
 from spectralkernels.explain import explain
 from spectralkernels.layouts import as_given, batched
 from spectralkernels.masks import ModeList, fft_grid, hermitian, mode_list
@@ -34,10 +34,9 @@ MaskRule = Callable[[tuple[int, int]], Tensor]
 
 def unsupported(conv: _ConvNd) -> str | None:
     """Why no spectral layer can stand in for this convolution, or None."""
-    if any(step != 1 for step in conv.dilation):
-        return f"its dilation is {conv.dilation}, and the spectral convolution has dilation 1"
-    if any(step != 1 for step in conv.stride) and (isinstance(conv, nn.Conv1d) or isinstance(conv, MaskedConv2d)):
-        return f"its stride is {conv.stride}, and of the spectral convolutions only that of maps in a band has another"
+    for name, steps in (("stride", conv.stride), ("dilation", conv.dilation)):
+        if isinstance(conv, MaskedConv2d) and any(step != 1 for step in steps):
+            return f"its {name} is {steps}, and under a mask it is 1"
     return None
 
 
@@ -100,19 +99,19 @@ class _BandLimited(_Spectral):
             use = has_use(self.explain(input))
             return weight_spectrum(self.weight, tuple(x.shape[-len(self.stride) :]), **geometry) if use else None
 
-        # A spectrum has no stride.
-        whole = all(step == 1 for step in self.stride)
+        # A spectrum has no stride and no dilation.
+        whole = all(step == 1 for step in (*self.stride, *self.dilation))
         weight = self._weight_for(x, (tuple(x.shape), *geometry.values()), make) if whole else self.weight
-        y = self.operation(x, weight, self.bias, **geometry, stride=self._stride(), impl=self.impl)
+        y = self.operation(x, weight, self.bias, **geometry, **self._steps(), impl=self.impl)
         return as_given(y, y, input, self.weight)  # a padded map and a kept spectrum do not tell
 
     def explain(self, input: Tensor) -> Explanation:
         """What runs for maps like these with the weight as a tensor, and why: see `sk.explain`."""
         x, geometry = self._geometry(input)
-        return explain(self.operation, x, self.weight, self.bias, **geometry, stride=self._stride(), impl=self.impl)
+        return explain(self.operation, x, self.weight, self.bias, **geometry, **self._steps(), impl=self.impl)
 
-    def _stride(self) -> int | tuple[int, ...]:
-        return self.stride[0] if len(self.stride) == 1 else tuple(self.stride)
+    def _steps(self) -> dict[str, tuple[int, ...]]:
+        return {"stride": tuple(self.stride), "dilation": tuple(self.dilation)}
 
     def _geometry(self, x: Tensor) -> tuple[Tensor, dict[str, Any]]:
         x, padding = self._padded(x)
@@ -132,7 +131,7 @@ class BandLimitedConv2d(_BandLimited, nn.Conv2d):
     compression: fraction of half-spectrum coefficients to drop, 0 <= c < 1. grid, impl: as in `band_limited_conv2d`.
     With a `padding_mode` other than zeros the map is padded first, and the band is that of the padded map.
     Input: Real [batch, channel, height, width], or one sample. Output: [batch, out_channel, out_height, out_width].
-    Raises: Unsupported for a dilation other than 1; RangeError on a bad compression.
+    Raises: RangeError on a bad compression.
     """
 
     operation = staticmethod(band_limited_conv2d)
@@ -141,11 +140,29 @@ class BandLimitedConv2d(_BandLimited, nn.Conv2d):
 class BandLimitedConv1d(_BandLimited, nn.Conv1d):
     """torch.nn.Conv1d without the high frequencies of series and kernel: `band_limited_conv1d` as a layer.
 
-    Arguments, errors and padding as in `BandLimitedConv2d`, one axis instead of two, but stride 1 alone.
+    Arguments, errors and padding as in `BandLimitedConv2d`, one axis instead of two, and besides
+    causal: put all zeros before the series, as many as make the output as long: no output sees what comes after it.
     Input: Real [batch, channel, length]. Output: [batch, out_channel, out_length].
+    Raises: RangeError if causal and a padding is given too.
     """
 
     operation = staticmethod(band_limited_conv1d)
+    causal = False
+
+    def __init__(self, *conv: Any, causal: bool = False, **named: Any) -> None:
+        super().__init__(*conv, **named)
+        if causal and (self.padding != (0,) or self.padding_mode != "zeros"):
+            raise RangeError(
+                f"causal=True pads by itself, with zeros; leave out padding={self.padding} and "
+                f"padding_mode={self.padding_mode!r}"
+            )
+        self.causal = causal
+
+    def _padded(self, x: Tensor) -> tuple[Tensor, Padding]:
+        return (x, "causal") if self.causal else super()._padded(x)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, causal=True" if self.causal else super().extra_repr()
 
 
 class MaskedConv2d(_Spectral, nn.Conv2d):

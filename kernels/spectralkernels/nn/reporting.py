@@ -16,7 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 from spectralkernels.checks import as_integer, check_module, check_tensor
 from spectralkernels.convolution.cost import dft_gemm_flops
 from spectralkernels.convolution.geometry import conv_band
-from spectralkernels.convolution.strided import strided_band
+from spectralkernels.convolution.strided import computed_band, reach
 from spectralkernels.errors import RangeError
 from spectralkernels.nn.convolution import _BandLimited
 from spectralkernels.nn.table import table
@@ -168,8 +168,9 @@ def _band(layer: _ConvNd, x: Tensor, native_flops: int) -> tuple[float | None, f
         return None, None, native_flops
     padded, padding = layer._padded(x)
     kernel = tuple(layer.weight.shape[2:])
-    band = conv_band(tuple(padded.shape[2:]), kernel, compression=layer.compression, padding=padding, grid=layer.grid)
-    strided = strided_band(band, layer.stride)
+    reached = reach(kernel, layer.dilation)
+    band = conv_band(tuple(padded.shape[2:]), reached, compression=layer.compression, padding=padding, grid=layer.grid)
+    strided = computed_band(band, layer.stride, kernel)
     spectral = dft_gemm_flops(len(x), x.shape[1], layer.out_channels, layer.groups, strided)
     direct = layer.explain(x).chosen.startswith("direct")
     return layer.compression, band.achieved_compression, native_flops if direct else spectral

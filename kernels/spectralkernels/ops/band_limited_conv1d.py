@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from spectralkernels.checks import checked_steps
 from spectralkernels.convolution.baselines import ideal, reference
 from spectralkernels.convolution.cases import case_cost, case_inputs, observed
 from spectralkernels.convolution.choice import auto
-from spectralkernels.convolution.geometry import GridChoice, Padding, WeightSpectrum, conv_band
+from spectralkernels.convolution.geometry import GridChoice, Padding, WeightSpectrum, conv_band, filled
 from spectralkernels.convolution.implementations import TOLERANCE, call, checked, implementations, rivals
 from spectralkernels.declare import Block, Case, Operation, Scalar
+from spectralkernels.ops.strided_conv1d import strided_conv1d
 from spectralkernels.spectra import Band
 
 
@@ -30,6 +32,7 @@ def band_limited_conv1d(
     groups: int | None = None,
     grid: GridChoice | None = None,
     stride: int = 1,
+    dilation: int = 1,
     impl: str = "auto",
 ) -> Tensor:
     """Convolve series with the high frequencies left out.
@@ -40,12 +43,23 @@ def band_limited_conv1d(
     bias: Real [out_channel] or None.
     compression: fraction of the N // 2 + 1 coefficients to drop, 0 <= c < 1; above 0 at least one is dropped. None is
         0, or that of a frozen weight; so are None of padding, groups and grid.
-    padding, groups, grid, stride, impl: as in `band_limited_conv2d`, one axis instead of two. grid="seed_1d" is what
+    padding, groups, grid, stride, dilation, impl: as in `band_limited_conv2d`, one axis instead of two. grid="seed_1d" is what
         the paper's authors take for series, N = L + 2 padding + 2 max(K - 1, G - 1) with G samples of output; "seed",
         the paper's formula, has the maximum once. Their code rounds N up to a power of two on request: pass that N.
+        padding="causal" lays all of it before the series, so that no output sees what comes after it.
     Returns: Real [batch, out_channel, out_length], dtype of x. Differentiable in x, weight and bias.
     Raises: ShapeError, DtypeError, RangeError on arguments that do not fit; Unsupported if `impl` cannot run here.
     """
+    if (checked_steps("stride", stride, 1), checked_steps("dilation", dilation, 1)) != ((1,), (1,)):
+        return strided_conv1d(
+            x,
+            weight,
+            bias,
+            stride=stride,
+            dilation=dilation,
+            **filled({"compression": compression, "padding": padding, "groups": groups, "grid": grid}),
+            impl=impl,
+        )
     return call(
         OPERATION,
         x,
@@ -56,7 +70,7 @@ def band_limited_conv1d(
         padding=padding,
         groups=groups,
         grid=grid,
-        stride=stride,
+        stride=1,
         impl=impl,
     )
 

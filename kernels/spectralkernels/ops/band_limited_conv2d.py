@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from spectralkernels.checks import as_integer, as_integers, checked_stride
+from spectralkernels.checks import as_integer, as_integers, checked_steps
 from spectralkernels.convolution.baselines import ideal, reference
 from spectralkernels.convolution.cases import case_cost, case_inputs, observed
 from spectralkernels.convolution.choice import auto
@@ -41,6 +41,7 @@ def band_limited_conv2d(
     groups: int | None = None,
     grid: GridChoice | None = None,
     stride: int | tuple[int, int] = 1,
+    dilation: int | tuple[int, int] = 1,
     impl: str = "auto",
 ) -> Tensor:
     """Convolve maps with the high frequencies left out.
@@ -55,18 +56,20 @@ def band_limited_conv2d(
     padding: "same", "valid", zeros per side, or (vertical, horizontal).
     grid: FFT size N per axis: "tight" (H + K // 2 for "same"), "seed" (the paper's), "pow2", "fast", or sizes.
         With c > 0 another N is another operator.
-    stride: of the output; above 1 the operation is `strided_conv2d`, with implementations of its own, whose band is
-        that of stride 1. impl: a name of `implementations("band_limited_conv2d")`, or "auto".
+    stride: of the output. dilation: of the kernel. One of them above 1, the operation is `strided_conv2d`, with
+        implementations of its own; its band is that of stride 1 and of the kernel with zeros between its taps.
+    impl: a name of `implementations("band_limited_conv2d")`, or "auto".
     Returns: Real [batch, out_channel, out_height, out_width], dtype of x, in channels_last where x or weight is.
         Differentiable in x, weight and bias.
     Raises: ShapeError, DtypeError, RangeError on arguments that do not fit; Unsupported if `impl` cannot run here.
     """
-    if checked_stride(stride) != (1, 1):
+    if (checked_steps("stride", stride, 2), checked_steps("dilation", dilation, 2)) != ((1, 1), (1, 1)):
         return strided_conv2d(
             x,
             weight,
             bias,
             stride=stride,
+            dilation=dilation,
             **filled({"compression": compression, "padding": padding, "groups": groups, "grid": grid}),
             impl=impl,
         )

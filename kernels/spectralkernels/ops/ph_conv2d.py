@@ -29,7 +29,7 @@ from spectralkernels.checks import (
     check_dtype,
     check_like,
     check_tensor,
-    checked_stride,
+    checked_steps,
 )
 from spectralkernels.declare import Block, Case, Cost, Decision, Implementation, Operation, Scalar, Tolerance
 from spectralkernels.dispatch import dispatch
@@ -97,7 +97,7 @@ def ph_kernel(a: Tensor, f: Tensor) -> Tensor:
 
 def _checked_options(stride: Any, padding: Any, dilation: Any) -> dict[str, Any]:
     """Stride, padding and dilation as torch.nn.functional.conv2d takes them."""
-    stride, dilation = checked_stride(stride), _pair("dilation", dilation, least=1)
+    stride, dilation = checked_steps("stride", stride, 2), _pair("dilation", dilation, least=1)
     if not isinstance(padding, str):
         return {"stride": stride, "padding": _pair("padding", padding, least=0), "dilation": dilation}
     check_choice("padding", padding, ("same", "valid"))

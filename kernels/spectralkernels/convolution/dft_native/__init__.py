@@ -20,6 +20,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from spectralkernels.convolution.dft_gemm import prepare_frozen
@@ -36,8 +37,11 @@ def dft_native(x: Tensor, weight: Tensor | WeightSpectrum, bias: Tensor | None, 
     """
     if isinstance(weight, WeightSpectrum):
         return operators.apply(x, weight.modes, bias, weight.out_channels, groups, band.n, band.kept, band.out)
+    for axis, (before, after) in enumerate(band.pad):
+        if before > after:  # causal: zeros in front of the series bring its centre to where the kernel's is
+            x = F.pad(x, [*(0, 0) * (len(band.pad) - 1 - axis), before - after, 0])
     # An even kernel with "same" padding has a zero more after it than before: see `folding`.
-    front = [after - before for before, after in band.pad]
+    front = [max(0, after - before) for before, after in band.pad]
     keep = torch.is_grad_enabled() and weight.requires_grad
     y, _ = operators.conv(x, weight, bias, front, groups, band.n, band.kept, band.out, keep, None, ())
     return y

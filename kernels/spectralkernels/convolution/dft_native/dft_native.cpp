@@ -82,9 +82,9 @@ template <class T>
 void analyse_maps(const Modes& modes, const Side& side, const Sizes& sizes, const Mask& mask, const T* maps, T* z) {
   constexpr int lanes = Register<T>::lanes;
   const Spectrum<T> spectrum(modes, sizes, sizes.in);
-  const int64_t together = 2, pairs = divide_up(sizes.block, together), pixels = side.pixels();
+  const int64_t together = 2, pairs = divide_up(sizes.block, together), stored = side.stored();
   share(divide_up(sizes.batch, sizes.block) * sizes.groups * spectrum.channel_blocks * pairs, [&] {
-    return [&, planes = Buffer<T>(2 / modes.axes * pixels),
+    return [&, planes = Buffer<T>(2 / modes.axes * side.pixels()),
             scratch = Buffer<T>(scratch_vectors(modes, side))](int64_t task) {
       const int64_t first = task % pairs * together, c = task / pairs % spectrum.channel_blocks;
       const int64_t group = task / pairs / spectrum.channel_blocks % sizes.groups;
@@ -92,12 +92,12 @@ void analyse_maps(const Modes& modes, const Side& side, const Sizes& sizes, cons
       const int64_t b = batch_block * sizes.block + first;
       const int64_t last = std::min({sizes.batch, b + together, (batch_block + 1) * sizes.block});
       const int found = std::min<int64_t>(lanes, sizes.in - c * lanes);
-      const T* from = maps + ((b * sizes.groups + group) * sizes.in + c * lanes) * pixels;
+      const T* from = maps + ((b * sizes.groups + group) * sizes.in + c * lanes) * stored;
       Vector<T>* to = as_vectors(z) + spectrum.at(batch_block, group, c) + first;
       analyse<T>(
           modes, side, last - b,
           [&](int64_t i, Vector<T>* to) {
-            load<T>(side, from + i * sizes.groups * sizes.in * pixels, pixels, found, to);
+            load<T>(side, from + i * sizes.groups * sizes.in * stored, stored, found, to);
           },
           to, 2 * sizes.block, sizes.block, planes, scratch);
       weigh<T>(modes, mask, b, 1, last - b, to, 2 * sizes.block, sizes.block);
@@ -124,7 +124,7 @@ void convolve(const Modes& modes, const Side& side, const Side& output, const Si
   const int64_t rows_at_most = std::max<int64_t>(8, 2 * kCacheBytes / (2 * modes.count() * kVectorBytes));
   const int64_t wanted = std::max(divide_up(sizes.batch, rows_at_most), divide_up(at::get_num_threads(), rest));
   const int64_t rows = divide_up(sizes.batch, std::min(sizes.batch, wanted)), splits = divide_up(sizes.batch, rows);
-  const int64_t pixels = output.pixels(),
+  const int64_t pixels = output.pixels(), stored = output.stored(),
                 scratch_size = std::max(scratch_vectors(modes, side), scratch_vectors(modes, output));
   share(rest * splits, [&] {
     return [&, planes = Buffer<T>(2 / modes.axes * std::max(side.pixels(), pixels)), scratch = Buffer<T>(scratch_size),
@@ -180,7 +180,7 @@ void convolve(const Modes& modes, const Side& side, const Side& output, const Si
       synthesise<T>(
           modes, output, count, sums, 2 * count, count, [&](int64_t) { return start; },
           [&](int64_t i, const Vector<T>* from) {
-            store<T>(output, from, y + ((b0 + i) * sizes.groups * sizes.out + channel) * pixels, pixels, found);
+            store<T>(output, from, y + ((b0 + i) * sizes.groups * sizes.out + channel) * stored, stored, found);
           },
           planes, scratch);
     };

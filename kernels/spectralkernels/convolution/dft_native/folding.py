@@ -45,6 +45,8 @@ def fold(
     front: Ints,
     dtype: torch.dtype,
     panel: int,
+    spacing: Ints | None = None,
+    /,
     *,
     synthesis: bool = False,
     inverse: bool = False,
@@ -53,13 +55,15 @@ def fold(
     """The end of a transform on a grid n, keeping |u| < kept per axis.
 
     panel: the most columns of one. synthesis: from modes to planes, else from planes to modes; the two are transposes.
+    spacing: of neighbouring samples (None: 1 on every axis).
     inverse: with Hermitian weights / prod(n), as in `dft.truncated_dft`. conjugate: modes with the other sign of i.
     """
+    spacing = spacing or tuple(1 for _ in n)
     if len(n) == 1:
-        n, kept, lengths, front = (1, *n), (1, *kept), (1, *lengths), (0, *front)
+        n, kept, lengths, front, spacing = (1, *n), (1, *kept), (1, *lengths), (0, *front), (1, *spacing)
     parts = []
-    for axis, (size, k, length) in enumerate(zip(n, kept, lengths, strict=True)):
-        cos, sin = _about_the_centre(size, k, length)
+    for axis, (size, k, length, step) in enumerate(zip(n, kept, lengths, spacing, strict=True)):
+        cos, sin = _about_the_centre(size, k, length, step)
         if axis == 1 and inverse:
             weights = hermitian_weights(size, k) / math.prod(n)
             cos, sin = cos * weights, sin * weights
@@ -73,10 +77,10 @@ def fold(
     return Fold(lengths, front, torch.cat(parts).to(dtype))
 
 
-def _about_the_centre(n: int, kept: int, length: int) -> tuple[Tensor, Tensor]:
+def _about_the_centre(n: int, kept: int, length: int, step: int) -> tuple[Tensor, Tensor]:
     """cos and sin of theta u r_j, Float64 [(length + 1) // 2, kept], j from the centre to the start of a plane."""
     # Reducing the product in integers keeps the angle exact however large the position.
-    doubled = -torch.arange(1 - length % 2, length, 2)
+    doubled = -step * torch.arange(1 - length % 2, length, 2)
     angle = torch.outer(doubled, torch.arange(kept)).remainder(2 * n).double() * (math.pi / n)
     return angle.cos(), angle.sin()
 
