@@ -125,6 +125,21 @@ def test_masked_layer_takes_a_mask_or_a_rule(seed: int):
         fixed(torch.randn(1, 4, 5, 5))
 
 
+def test_a_dilated_masked_layer_is_torchs_under_a_mask_of_ones(seed: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("spectralkernels.nn.convolution.has_use", lambda call: True)
+    x, options = torch.randn(2, 4, 9, 8, dtype=torch.float64), {"padding": 2, "dilation": (2, 3), "groups": 2}
+    like = nn.Conv2d(4, 6, 3, dtype=torch.float64, **options)
+    whole = sk.nn.MaskedConv2d(4, 6, 3, mask=ones, dtype=torch.float64, **options)
+    half = sk.nn.MaskedConv2d(4, 6, 3, mask=partial(sk.masks.radial, fraction=0.4), dtype=torch.float64, **options)
+    for made in (whole, half):
+        made.load_state_dict(like.state_dict())
+    torch.testing.assert_close(whole(x), like(x))
+    want = half(x)
+    kept = copy.deepcopy(half).eval().requires_grad_(False)
+    torch.testing.assert_close(kept(x), want)
+    assert holds(kept)
+
+
 def test_a_masked_layer_follows_its_mask(seed: int):
     x = torch.randn(1, 2, 6, 6)
     n = sk.masks.fft_grid((6, 6), (3, 3), padding=1)
@@ -309,7 +324,6 @@ def test_autocast_and_channels_last(seed: int):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: sk.nn.MaskedConv2d(2, 2, 3, mask=ones, dilation=2), sk.Unsupported, r"its dilation is \(2, 2\)"),
         (lambda: layer(compression=1.0), sk.RangeError, r"compression must lie in \[0, 1\)"),
         (lambda: layer(padding_mode="mirror"), ValueError, "padding_mode must be one of"),
         (lambda: sk.nn.MaskedConv2d(2, 2, 3, mask=ones, stride=2), sk.Unsupported, "MaskedConv2d: its stride"),

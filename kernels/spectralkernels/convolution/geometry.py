@@ -166,6 +166,16 @@ def check_stride(stride: int | Sequence[int]) -> None:
         raise RangeError(f"stride must be 1, got {stride}; subsample the output, y[..., ::2, ::2], for a stride of 2")
 
 
+def reach(kernel: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
+    """Samples from the first to the last tap of a dilated kernel: the kernel of its band."""
+    return tuple(step * (taps - 1) + 1 for taps, step in zip(kernel, dilation, strict=True))
+
+
+def dilation_of(band: Band, kernel: Sequence[int]) -> tuple[int, ...]:
+    """The distance of the taps of a `kernel` on a band, which has its reach; 1 for a single tap."""
+    return tuple((far - 1) // max(1, taps - 1) or 1 for far, taps in zip(band.kernel, kernel, strict=True))
+
+
 def conv_band(
     size: tuple[int, ...],
     kernel: tuple[int, ...],

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from spectralkernels.convolution import composed, flops
-from spectralkernels.convolution.geometry import compute_dtype
+from spectralkernels.convolution.geometry import compute_dtype, reach
 from spectralkernels.convolution.linear_maps import (
     Transform,
     analyse,
@@ -39,9 +39,18 @@ def strided_sides(out: Ints, stride: Ints) -> tuple[int, ...]:
     return tuple(-(-side // step) for side, step in zip(out, stride, strict=True))
 
 
-def reach(kernel: Ints, dilation: Ints) -> tuple[int, ...]:
-    """Samples from the first to the last tap of a dilated kernel: the kernel of its band."""
-    return tuple(step * (taps - 1) + 1 for taps, step in zip(kernel, dilation, strict=True))
+def spread(weight: Tensor, dilation: Ints) -> Tensor:
+    """The kernel with d - 1 zeros between its taps."""
+    if all(step == 1 for step in dilation):
+        return weight
+    wide = weight.new_zeros(*weight.shape[:2], *reach(weight.shape[2:], dilation))
+    wide[every(dilation)] = weight
+    return wide
+
+
+def every(stride: Ints) -> tuple[Any, ...]:
+    """The index of every s-th sample of each spatial axis."""
+    return (..., *(slice(None, None, step) for step in stride))
 
 
 def computed_band(band: Band, stride: Ints, kernel: Ints) -> Band:

@@ -31,9 +31,10 @@ from spectralkernels.convolution.geometry import (
     compute_dtype,
     conv_band,
     fits_matrices,
+    reach,
 )
 from spectralkernels.convolution.implementations import DIRECT
-from spectralkernels.convolution.strided import computed_band, reach, strided_dft_gemm, strided_sides
+from spectralkernels.convolution.strided import computed_band, every, spread, strided_dft_gemm, strided_sides
 from spectralkernels.declare import Case, Cost, Decision, Implementation, Operation
 from spectralkernels.dispatch import dispatch
 from spectralkernels.errors import RangeError
@@ -104,19 +105,6 @@ def auto(
 # --- baselines ------------------------------------------------------------------------------------------------------
 
 
-def spread(weight: Tensor, dilation: tuple[int, ...]) -> Tensor:
-    """The kernel with d - 1 zeros between its taps."""
-    if all(step == 1 for step in dilation):
-        return weight
-    wide = weight.new_zeros(*weight.shape[:2], *reach(weight.shape[2:], dilation))
-    wide[_every(dilation)] = weight
-    return wide
-
-
-def _every(stride: tuple[int, ...]) -> tuple[Any, ...]:
-    return (..., *(slice(None, None, step) for step in stride))
-
-
 def _subsample(
     x: Tensor,
     weight: Tensor,
@@ -126,7 +114,7 @@ def _subsample(
     stride: tuple[int, ...],
     dilation: tuple[int, ...],
 ) -> Tensor:
-    return dft_gemm(x, spread(weight, dilation), bias, band, groups)[_every(stride)].contiguous()
+    return dft_gemm(x, spread(weight, dilation), bias, band, groups)[every(stride)].contiguous()
 
 
 def _torch_fft(
@@ -138,7 +126,7 @@ def _torch_fft(
     stride: tuple[int, ...],
     dilation: tuple[int, ...],
 ) -> Tensor:
-    return baselines.torch_fft(x, spread(weight, dilation), bias, band, groups)[_every(stride)].contiguous()
+    return baselines.torch_fft(x, spread(weight, dilation), bias, band, groups)[every(stride)].contiguous()
 
 
 def _alias_fold(
@@ -236,7 +224,7 @@ def reference(
     dilation: tuple[int, ...],
 ) -> Tensor:
     """In float64: stride 1 with zeros between the taps, then every s-th sample."""
-    return baselines.reference(x, spread(weight, dilation), bias, band, groups)[_every(stride)]
+    return baselines.reference(x, spread(weight, dilation), bias, band, groups)[every(stride)]
 
 
 def ideal(
@@ -249,7 +237,7 @@ def ideal(
     dilation: tuple[int, ...],
 ) -> Tensor:
     """The same without a band limit."""
-    return baselines.ideal(x, spread(weight, dilation), bias, band, groups)[_every(stride)]
+    return baselines.ideal(x, spread(weight, dilation), bias, band, groups)[every(stride)]
 
 
 IMPLEMENTATIONS = (

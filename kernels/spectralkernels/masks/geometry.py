@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from spectralkernels.checks import as_integer, as_integers, check_tensor
-from spectralkernels.convolution.geometry import GridChoice, Padding, conv_band
+from spectralkernels.checks import as_integer, as_integers, check_tensor, checked_steps
+from spectralkernels.convolution.geometry import GridChoice, Padding, conv_band, reach
 from spectralkernels.errors import DtypeError, RangeError, ShapeError
 from spectralkernels.spectra import half
 
@@ -17,10 +17,16 @@ Device = torch.device | str
 
 
 def fft_grid(
-    size: Sequence[int], kernel: Sequence[int], *, padding: Padding = "same", grid: GridChoice = "tight"
+    size: Sequence[int],
+    kernel: Sequence[int],
+    *,
+    padding: Padding = "same",
+    grid: GridChoice = "tight",
+    dilation: int | Sequence[int] = 1,
 ) -> Grid:
     """The grid (N_h, N_w) on which maps of `size` meet a `kernel`; the arguments of `masked_conv2d`."""
     size, kernel = as_integers("size", size, (2,)), as_integers("kernel", kernel, (2,))
+    kernel = reach(kernel, checked_steps("dilation", dilation, 2))
     n = conv_band(size, kernel, compression=0.0, padding=padding, grid=grid).n
     return n[0], n[1]
 

@@ -34,9 +34,8 @@ MaskRule = Callable[[tuple[int, int]], Tensor]
 
 def unsupported(conv: _ConvNd) -> str | None:
     """Why no spectral layer can stand in for this convolution, or None."""
-    for name, steps in (("stride", conv.stride), ("dilation", conv.dilation)):
-        if isinstance(conv, MaskedConv2d) and any(step != 1 for step in steps):
-            return f"its {name} is {steps}, and under a mask it is 1"
+    if isinstance(conv, MaskedConv2d) and any(step != 1 for step in conv.stride):
+        return f"its stride is {conv.stride}, and under a mask it is 1"
     return None
 
 
@@ -174,7 +173,7 @@ class MaskedConv2d(_Spectral, nn.Conv2d):
         such as `functools.partial(masks.radial, fraction=0.5)`. For a mask that changes from call to call, or that is
         trained, call `masked_conv2d`.
     grid, impl: as in `masked_conv2d`.
-    Raises: Unsupported for a stride or dilation other than 1; at the call ShapeError if the mask does not fit.
+    Raises: Unsupported for a stride other than 1; at the call ShapeError if the mask does not fit.
     """
 
     mask: Tensor | None
@@ -194,16 +193,19 @@ class MaskedConv2d(_Spectral, nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         x, padding = self._padded(input)
         size, kernel = (x.shape[-2], x.shape[-1]), (self.weight.shape[2], self.weight.shape[3])
-        n = fft_grid(size, kernel, padding=padding, grid=self.grid)
+        dilation = (self.dilation[0], self.dilation[1])
+        n = fft_grid(size, kernel, padding=padding, grid=self.grid, dilation=dilation)
         mask, modes = self._mask_on(n, x.device)
         geometry: dict[str, Any] = {"padding": padding, "grid": self.grid, "groups": self.groups}
 
         def make() -> WeightSpectrum | None:
-            if modes is None or not has_use(explain(masked_conv2d, x, self.weight, mask, modes=modes, **geometry)):
+            call = {"modes": modes, "dilation": dilation, **geometry}
+            if modes is None or not has_use(explain(masked_conv2d, x, self.weight, mask, **call)):
                 return None
-            return masked_weight_spectrum(self.weight, modes, size, **geometry)
+            return masked_weight_spectrum(self.weight, modes, size, dilation=dilation, **geometry)
 
-        weight = self._weight_for(x, (tuple(x.shape), modes, *geometry.values()), make)
+        weight = self._weight_for(x, (tuple(x.shape), modes, dilation, *geometry.values()), make)
+        geometry["dilation"] = dilation if weight is self.weight else None  # a spectrum has its own
         y = masked_conv2d(x, weight, mask, self.bias, modes=modes, **geometry, impl=self.impl)
         return as_given(y, y, input, self.weight)
 

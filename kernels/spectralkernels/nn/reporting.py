@@ -15,8 +15,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from spectralkernels.checks import as_integer, check_module, check_tensor
 from spectralkernels.convolution.cost import dft_gemm_flops
-from spectralkernels.convolution.geometry import conv_band
-from spectralkernels.convolution.strided import computed_band, reach
+from spectralkernels.convolution.geometry import conv_band, reach
+from spectralkernels.convolution.strided import computed_band
 from spectralkernels.errors import RangeError
 from spectralkernels.nn.convolution import _BandLimited
 from spectralkernels.nn.table import table

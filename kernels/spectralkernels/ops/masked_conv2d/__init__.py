@@ -12,13 +12,14 @@ Floor of a forward pass: `cost.conv_cost` with the modes that the mask keeps, an
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from spectralkernels.autocast import cast
-from spectralkernels.checks import as_integer, as_integers, kind
+from spectralkernels.checks import as_integer, as_integers, checked_steps, kind
 from spectralkernels.constants import traced
 from spectralkernels.convolution.geometry import (
     GridChoice,
@@ -30,14 +31,16 @@ from spectralkernels.convolution.geometry import (
     checked_groups,
     compute_dtype,
     conv_band,
+    dilation_of,
     filled,
     frozen_band,
     needs_tensor,
+    reach,
 )
 from spectralkernels.convolution.implementations import DIRECT
 from spectralkernels.declare import Implementation, Operation, Tolerance, all_of
 from spectralkernels.dispatch import dispatch
-from spectralkernels.errors import DtypeError, ShapeError
+from spectralkernels.errors import DtypeError, RangeError, ShapeError
 from spectralkernels.layouts import as_given, batched
 from spectralkernels.masks import hermitian, mode_list
 from spectralkernels.masks.geometry import check_mask
@@ -53,6 +56,7 @@ from spectralkernels.ops.masked_conv2d.baselines import (
 from spectralkernels.ops.masked_conv2d.choice import auto
 from spectralkernels.ops.masked_conv2d.dft_gemm import dft_gemm, fits_matrices, freeze_weight, prepare_frozen
 from spectralkernels.ops.masked_conv2d.profiles import PROFILES, band_of, cost, make_inputs, observe
+from spectralkernels.spectra import Band
 
 
 def masked_conv2d(
@@ -65,6 +69,7 @@ def masked_conv2d(
     padding: Padding | None = None,
     groups: int | None = None,
     grid: GridChoice | None = None,
+    dilation: int | tuple[int, int] | None = None,
     impl: str = "auto",
 ) -> Tensor:
     """Convolve maps under a mask of their half spectrum.
@@ -74,13 +79,14 @@ def masked_conv2d(
     weight: Real [out_channel, channel / groups, kernel_height, kernel_width], may be larger than the map; or a frozen
         `WeightSpectrum` made by `masked_weight_spectrum` for the same geometry and modes.
     mask: Bool or Float [N_h, N_w // 2 + 1], or [batch, 1, N_h, N_w // 2 + 1] with one mask per sample, on the grid
-        (N_h, N_w) = `masks.fft_grid(size, kernel, padding=padding, grid=grid)`.
+        (N_h, N_w) = `masks.fft_grid(size, kernel, padding=padding, grid=grid, dilation=dilation)`.
     bias: Real [out_channel] or None.
     modes: what is computed; frequencies outside count as masked. None lists the non-zero cells of the mask, which
         copies it to the host; but lists every mode if the mask has a gradient (that of a zero cell is not zero) or
         while torch.compile traces or where it is fake. Pass `masks.mode_list(mask, n)` to avoid either. A frozen weight
         brings its own.
     padding, groups, grid: as in `band_limited_conv2d`; None is what a frozen weight was made for.
+    dilation: distance of the kernel's taps, one number >= 1 or (vertical, horizontal), for a weight that is a tensor.
     impl: a name of `implementations("masked_conv2d")`, or "auto".
     Returns: Real [batch, out_channel, out_height, out_width], dtype of x, in channels_last where x or weight is.
         Differentiable in x, weight, bias and a float mask.
@@ -92,12 +98,17 @@ def masked_conv2d(
     device = x.device.type
     x, weight, bias = cast(x, device), cast(weight, device), cast(bias, device)
     if isinstance(weight, WeightSpectrum):
+        if dilation is not None:
+            raise RangeError(
+                f"dilation must be left out with a frozen WeightSpectrum, which has its own, got {dilation}"
+            )
         modes = weight.mode_list if modes is None else modes
         band = frozen_band(weight, tuple(x.shape[2:]), compression=None, padding=padding, grid=grid)
     else:
         check_arguments(x, weight, bias, groups, 1, "height, width")
         options = filled({"compression": None, "padding": padding, "grid": grid})
-        band = conv_band(tuple(x.shape[2:]), tuple(weight.shape[2:]), **options)
+        kernel = reach(weight.shape[2:], checked_steps("dilation", 1 if dilation is None else dilation, 2))
+        band = conv_band(tuple(x.shape[2:]), kernel, **options)
     n = (band.n[0], band.n[1])
     _check_mask(mask, x)
     if mask.is_floating_point():  # a pair of cells gets its mean in the precision of the computation
@@ -123,12 +134,13 @@ def masked_weight_spectrum(
     padding: Padding = "same",
     groups: int = 1,
     grid: GridChoice = "tight",
+    dilation: int | tuple[int, int] = 1,
 ) -> WeightSpectrum:
     """Transform a frozen weight once at the modes of a mask, to be passed as `weight` to `masked_conv2d`.
 
     weight: Real [out_channel, channel / groups, kernel_height, kernel_width]. size: (height, width) of the maps.
     modes: a `masks.mode_list`, or a mask to make one of. The mask of a call may have any values there; elsewhere it
-        counts as zero. padding, groups, grid: as in `masked_conv2d`.
+        counts as zero. padding, groups, grid, dilation: as in `masked_conv2d`.
     Returns: a snapshot: it carries no gradient and does not follow later changes of the weight.
     Raises: ShapeError, DtypeError, RangeError on arguments that do not fit.
     """
@@ -136,7 +148,8 @@ def masked_weight_spectrum(
     groups = as_integer("groups", groups)
     check_frozen_weight(weight, 2, groups)
     _check_modes(modes, (Tensor,))
-    band = conv_band((height, width), tuple(weight.shape[2:]), compression=0.0, padding=padding, grid=grid)
+    kernel = reach(weight.shape[2:], checked_steps("dilation", dilation, 2))
+    band = conv_band((height, width), kernel, compression=0.0, padding=padding, grid=grid)
     n = (band.n[0], band.n[1])
     if isinstance(modes, Tensor):
         modes = mode_list(hermitian(modes, n), n)
@@ -169,6 +182,12 @@ def _needs_spectrum(weight: Tensor | WeightSpectrum, **rest: Any) -> str | None:
 
 def _direct_supports(**inputs: Any) -> str | None:
     return needs_tensor(**inputs) or direct_supports(**inputs)
+
+
+def _undilated(weight: Tensor | WeightSpectrum, band: Band, **rest: Any) -> str | None:
+    if isinstance(weight, WeightSpectrum) or dilation_of(band, weight.shape[2:]) == (1, 1):
+        return None
+    return "its kernels have dilation 1; 'dft_gemm' and 'torch_fft' take others"
 
 
 OPERATION = Operation(
@@ -230,8 +249,10 @@ OPERATION = Operation(
             supports=_direct_supports,
             tolerance=DIRECT,
         ),
-        *dft_native.IMPLEMENTATIONS,
-        *dft_triton.IMPLEMENTATIONS,
+        *(
+            replace(each, supports=all_of(_undilated, each.supports))
+            for each in (*dft_native.IMPLEMENTATIONS, *dft_triton.IMPLEMENTATIONS)
+        ),
     ),
     rivals=(
         Implementation(

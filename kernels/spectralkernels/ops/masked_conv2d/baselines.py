@@ -13,7 +13,8 @@ from spectralkernels.constants import traced
 from spectralkernels.convolution import baselines
 from spectralkernels.convolution import direct as convolution
 from spectralkernels.convolution.baselines import zero_kernel
-from spectralkernels.convolution.geometry import WeightSpectrum, compute_dtype
+from spectralkernels.convolution.geometry import WeightSpectrum, compute_dtype, dilation_of
+from spectralkernels.convolution.strided import spread
 from spectralkernels.modes import ModeList
 from spectralkernels.ops.masked_conv2d.dft_gemm import flat_indices
 from spectralkernels.spectra import Band, half
@@ -33,13 +34,15 @@ def torch_fft(
     A frozen weight brings its spectrum at the listed modes.
     """
     if x.shape[0] == 0:  # an FFT library refuses an empty batch; the answer is as empty by any route
-        weight = weight if isinstance(weight, Tensor) else zero_kernel(weight, x)
+        weight = _spread(weight, band) if isinstance(weight, Tensor) else zero_kernel(weight, x)
         return convolution.direct(x, weight, bias, band, groups)
     dtype = compute_dtype(x.dtype)
     flat = flat_indices(modes, x.device)
     if isinstance(weight, Tensor):
         (top, _), (left, _) = band.pad
-        w_kept = torch.fft.rfft2(_wrapped(weight.to(dtype), band), s=band.n).flatten(2).index_select(2, flat)
+        w_kept = (
+            torch.fft.rfft2(_wrapped(_spread(weight.to(dtype), band), band), s=band.n).flatten(2).index_select(2, flat)
+        )
     else:  # its modes are those of a kernel that begins before the origin
         top = left = 0
         w_kept = torch.complex(*weight.modes.unbind(1)).t().unflatten(0, (weight.out_channels, -1))
@@ -59,7 +62,7 @@ def direct(
 ) -> Tensor:
     """The library convolution, cuDNN on a GPU and oneDNN on a CPU: the answer where the mask is 1 everywhere, without a
     gradient of the mask; the rival `direct_uncompressed` elsewhere."""
-    return convolution.direct(x, weight, bias, band, groups)
+    return convolution.direct(x, _spread(weight, band), bias, band, groups)
 
 
 def direct_supports(mask: Tensor, **rest: Any) -> str | None:
@@ -74,6 +77,10 @@ def direct_supports(mask: Tensor, **rest: Any) -> str | None:
 def all_pass(mask: Tensor) -> bool:
     """Whether a mask changes nothing."""
     return bool((mask if mask.dtype == torch.bool else mask == 1).all())
+
+
+def _spread(weight: Tensor, band: Band) -> Tensor:
+    return spread(weight, dilation_of(band, weight.shape[2:]))
 
 
 def _wrapped(weight: Tensor, band: Band) -> Tensor:
@@ -96,7 +103,7 @@ def reference(
     It uses no half spectrum, no mode list and no DFT matrix. The real part of the inverse is the mean of the mask over
     each conjugate pair, so that a mask of any symmetry has an answer.
     """
-    x, weight, mask = x.double(), weight.double(), mask.double()
+    x, weight, mask = x.double(), _spread(weight.double(), band), mask.double()
     placed = F.pad(x, (0, band.n[1] - band.size[1], 0, band.n[0] - band.size[0]))
     kernel = weight
     for axis, (n, taps, (before, _)) in enumerate(zip(band.n, band.kernel, band.pad, strict=True), start=2):
@@ -116,7 +123,7 @@ def ideal(
     x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, band: Band, modes: ModeList, groups: int
 ) -> Tensor:
     """The uncompressed convolution in float64."""
-    return baselines.ideal(x, weight, bias, band, groups)
+    return baselines.ideal(x, _spread(weight, band), bias, band, groups)
 
 
 def full_mask(mask: Tensor, n: tuple[int, ...]) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 from spectralkernels.autocast import as_written
 from spectralkernels.constants import constant
 from spectralkernels.convolution import composed, flops
-from spectralkernels.convolution.geometry import WeightSpectrum, compute_dtype
+from spectralkernels.convolution.geometry import WeightSpectrum, compute_dtype, dilation_of
 from spectralkernels.convolution.linear_maps import (
     Transform,
     analyse,
@@ -50,20 +50,20 @@ def dft_gemm(
 ) -> Tensor:
     """x [B, C, H, W], weight [O, C / groups, K_h, K_w] or its spectrum, mask [N_h, N_w // 2 + 1] or [B, 1, ...],
     bias [O] | None -> [B, O, *out]."""
-    starts = [-before for before, _ in band.pad]
+    taps = _taps(band, weight.shape[2:] if isinstance(weight, Tensor) else band.kernel)
     out_channels = weight.shape[0] if isinstance(weight, Tensor) else weight.out_channels
     values = weight if isinstance(weight, Tensor) else weight.modes
     layout = [number for pair in (modes.cells or modes.steps) for number in pair]
-    where = (starts, out_channels, groups, band.n, layout, bool(modes.cells), band.out)
+    where = (taps, out_channels, groups, band.n, layout, bool(modes.cells), band.out)
     y, _ = _conv(x, values, mask, bias, *where)
     return y
 
 
 def freeze_weight(weight: Tensor, band: Band, modes: ModeList, groups: int) -> WeightSpectrum:
     """Transform a weight [O, C / groups, K_h, K_w] at the listed modes for repeated use with frozen values."""
-    starts = [-before for before, _ in band.pad]
+    taps = _taps(band, weight.shape[2:])
     with torch.no_grad(), as_written(weight.device.type):
-        w = analyse(weight, _transform(weight, modes, starts, weight.shape[2:]))
+        w = analyse(weight, _transform(weight, modes, taps, weight.shape[2:]))
     return WeightSpectrum(w, band, weight.shape[0], weight.shape[1], groups, modes)
 
 
@@ -97,7 +97,7 @@ def _conv(
     weight: Tensor,
     mask: Tensor,
     bias: Tensor | None,
-    starts: Ints,
+    taps: Ints,
     out_channels: int,
     groups: int,
     n: Ints,
@@ -107,11 +107,11 @@ def _conv(
 ) -> tuple[Tensor, Tensor]:
     """(y, Z): the convolution, and the listed spectrum of x that backward reuses.
 
-    weight: Real [O, C / groups, K_h, K_w], or the modes [F, 2, O * C / groups] of a frozen one.
+    weight: Real [O, C / groups, K_h, K_w], or the modes [F, 2, O * C / groups] of a frozen one. taps: see `_taps`.
     """
     modes = _mode_list(tuple(n), tuple(layout), listed)
     z = analyse(x, _transform(x, modes, (0, 0), x.shape[2:]))
-    y = _product(z, weight, starts, out_channels, x.shape[0], groups, modes)
+    y = _product(z, weight, taps, out_channels, x.shape[0], groups, modes)
     y *= _values(mask, modes, y)
     return synthesise(y, _transform(y, modes, (0, 0), out, inverse=True), out, bias).to(x.dtype), z
 
@@ -122,7 +122,7 @@ def _(
     weight: Tensor,
     mask: Tensor,
     bias: Tensor | None,
-    starts: Ints,
+    taps: Ints,
     out_channels: int,
     groups: int,
     n: Ints,
@@ -141,7 +141,7 @@ def _conv_backward(
     z: Tensor | None,
     weight: Tensor,
     mask: Tensor,
-    starts: Ints,
+    taps: Ints,
     groups: int,
     n: Ints,
     layout: Ints,
@@ -159,17 +159,17 @@ def _conv_backward(
     dx, dw, dmask = dy.new_empty(0), weight.new_empty(0), mask.new_empty(0)
     if need_mask:
         assert z is not None
-        dmask = _mask_gradient(g, _product(z, weight, starts, dy.shape[1], dy.shape[0], groups, modes), mask, modes)
+        dmask = _mask_gradient(g, _product(z, weight, taps, dy.shape[1], dy.shape[0], groups, modes), mask, modes)
     g *= _values(mask, modes, g)
     if need_x:
         if weight.dim() == 3:
             dz = product_transposed(g, weight, groups)
         else:
-            dz = weight_product_transposed(g, weight, _transform(dy, modes, starts, weight.shape[2:]), groups)
+            dz = weight_product_transposed(g, weight, _transform(dy, modes, taps, weight.shape[2:]), groups)
         dx = synthesise(dz, _transform(dy, modes, (0, 0), size), size).to(dy.dtype)
     if need_weight:
         assert z is not None
-        dw = weight_gradient(g, z, weight, _transform(dy, modes, starts, weight.shape[2:]), groups)
+        dw = weight_gradient(g, z, weight, _transform(dy, modes, taps, weight.shape[2:]), groups)
     return dx, dw, dmask
 
 
@@ -179,7 +179,7 @@ def _(
     z: Tensor | None,
     weight: Tensor,
     mask: Tensor,
-    starts: Ints,
+    taps: Ints,
     groups: int,
     n: Ints,
     layout: Ints,
@@ -198,7 +198,7 @@ def _(
     weight: Tensor,
     mask: Tensor,
     bias: Tensor | None,
-    starts: Ints,
+    taps: Ints,
     out_channels: int,
     groups: int,
     n: Ints,
@@ -208,25 +208,25 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     modes = _mode_list(tuple(n), tuple(layout), listed)
     z = composed.modes_of(x, _transform(x, modes, (0, 0), x.shape[2:]))
-    product = composed.product(z, _composed_weight(z, weight, starts, modes), x.shape[0], out_channels, groups)
+    product = composed.product(z, _composed_weight(z, weight, taps, modes), x.shape[0], out_channels, groups)
     inverse = _transform(z, modes, (0, 0), out, inverse=True)
     y = composed.maps_of(product * _values(mask, modes, z), inverse, out)
     return composed.with_bias(y, bias).to(x.dtype), z
 
 
-def _composed_weight(like: Tensor, weight: Tensor, starts: Ints, modes: ModeList) -> Tensor:
+def _composed_weight(like: Tensor, weight: Tensor, taps: Ints, modes: ModeList) -> Tensor:
     if weight.dim() == 3:
         return weight
-    return composed.modes_of(weight, _transform(like, modes, starts, weight.shape[2:]))
+    return composed.modes_of(weight, _transform(like, modes, taps, weight.shape[2:]))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, mask, _, starts, _, groups, n, layout, listed, _ = inputs
+    x, weight, mask, _, taps, _, groups, n, layout, listed, _ = inputs
     # Z is a second output, so that a second derivative finds its way from Z to x.
     ctx.set_materialize_grads(False)
     z = output[1] if ctx.needs_input_grad[1] or ctx.needs_input_grad[2] else None
     ctx.save_for_backward(z, weight, mask)
-    ctx.geometry = (starts, groups, n, layout, listed, list(x.shape[1:]))
+    ctx.geometry = (taps, groups, n, layout, listed, list(x.shape[1:]))
 
 
 def _differentiate(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -241,7 +241,7 @@ def _differentiate(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tens
 
 def _composed_backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tensor | None, ...]:
     """(dx, dw, dmask, db) as torch's own operations, which can be differentiated again; dz: the gradient of Z."""
-    (z, weight, mask), (starts, groups, n, layout, listed, shape) = ctx.saved_tensors, ctx.geometry
+    (z, weight, mask), (taps, groups, n, layout, listed, shape) = ctx.saved_tensors, ctx.geometry
     need_x, need_weight, need_mask, need_bias = ctx.needs_input_grad[:4]
     modes, size = _mode_list(tuple(n), tuple(layout), listed), shape[1:]
     dx = dw = dmask = db = None
@@ -250,12 +250,12 @@ def _composed_backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[
         g = composed.modes_of(dy, _transform(dy, modes, (0, 0), dy.shape[2:], inverse=True))
         g = g.unflatten(2, dy.shape[:2])
         masked = g * _values(mask, modes, g)
-        w = _composed_weight(g, weight, starts, modes) if need_x or need_mask else masked.new_empty(0)
+        w = _composed_weight(g, weight, taps, modes) if need_x or need_mask else masked.new_empty(0)
         if need_x:
             through_y = composed.product_transposed(masked, w, groups)
             sum_for_x = through_y if sum_for_x is None else sum_for_x + through_y
         if need_weight:
-            of_weight = _transform(g, modes, starts, weight.shape[2:])
+            of_weight = _transform(g, modes, taps, weight.shape[2:])
             dw = composed.weight_product(masked, z, groups)
             dw = composed.maps_of(dw, of_weight, weight.shape[2:]).to(weight.dtype)
         if need_mask:
@@ -276,7 +276,7 @@ def _(
     weight: Tensor,
     mask: Tensor,
     bias: Tensor | None,
-    starts: Ints,
+    taps: Ints,
     out_channels: int,
     groups: int,
     n: Ints,
@@ -284,8 +284,8 @@ def _(
     listed: bool,
     out: Ints,
 ) -> int:
-    taps = weight if weight.dim() == 4 else None
-    return flops.forward(x, taps, out_channels, out, groups, _counted(n, layout, listed))
+    kernel = weight if weight.dim() == 4 else None
+    return flops.forward(x, kernel, out_channels, out, groups, _counted(n, layout, listed))
 
 
 @_conv_backward.register_flops
@@ -294,7 +294,7 @@ def _(
     z: Tensor | None,
     weight: Tensor,
     mask: Tensor,
-    starts: Ints,
+    taps: Ints,
     groups: int,
     n: Ints,
     layout: Ints,
@@ -303,10 +303,10 @@ def _(
     need: Ints,
 ) -> int:
     """With a gradient of the mask, the product is made again."""
-    taps, transform = weight if weight.dim() == 4 else None, _counted(n, layout, listed)
-    found = flops.backward(dy, taps, shape[0], shape[1:], groups, transform, bool(need[0]), bool(need[1]))
+    kernel, transform = weight if weight.dim() == 4 else None, _counted(n, layout, listed)
+    found = flops.backward(dy, kernel, shape[0], shape[1:], groups, transform, bool(need[0]), bool(need[1]))
     if need[2]:
-        of_weight = 0 if taps is None else taps.shape[0] * taps.shape[1] * transform.of(taps.shape[2:])
+        of_weight = 0 if kernel is None else kernel.shape[0] * kernel.shape[1] * transform.of(kernel.shape[2:])
         found += of_weight + 8 * dy.shape[0] * dy.shape[1] * (shape[0] // groups) * transform.modes
     return found
 
@@ -325,12 +325,12 @@ def _mode_list(n: tuple[int, ...], layout: tuple[int, ...], listed: bool) -> Mod
 
 
 def _product(
-    z: Tensor, weight: Tensor, starts: Ints, out_channels: int, batch: int, groups: int, modes: ModeList
+    z: Tensor, weight: Tensor, taps: Ints, out_channels: int, batch: int, groups: int, modes: ModeList
 ) -> Tensor:
     """P = Z conj(W): [F, 2, B, O], a tensor of its own."""
     if weight.dim() == 3:
         return product(z, weight, out_channels, batch, groups)
-    return weight_product(z, weight, _transform(z, modes, starts, weight.shape[2:]), batch, groups)
+    return weight_product(z, weight, _transform(z, modes, taps, weight.shape[2:]), batch, groups)
 
 
 def _values(mask: Tensor, modes: ModeList, like: Tensor) -> Tensor:
@@ -354,6 +354,13 @@ def _at_modes(cells: Tensor, mask: Tensor, modes: ModeList) -> Tensor:
     return flat.index_copy(1, flat_indices(modes, mask.device), cells.to(mask.dtype)).view(mask.shape)
 
 
-def _transform(like: Tensor, modes: ModeList, starts: Ints, lengths: Ints, inverse: bool = False) -> Transform:
-    where = (tuple(starts), tuple(lengths), inverse, compute_dtype(like.dtype), like.device)
+def _taps(band: Band, kernel: Ints) -> list[int]:
+    """Where the taps of a kernel lie: the place of the first on each axis, then their distance on each."""
+    return [*(-before for before, _ in band.pad), *dilation_of(band, kernel)]
+
+
+def _transform(like: Tensor, modes: ModeList, taps: Ints, lengths: Ints, inverse: bool = False) -> Transform:
+    """taps: the first place on each axis, and distances where they are not 1; see `_taps`."""
+    spacing = tuple(taps[2:]) or None
+    where = (tuple(taps[:2]), tuple(lengths), inverse, compute_dtype(like.dtype), like.device, spacing)
     return listed_dft(modes.n, modes.cells, *where) if modes.cells else stepped_dft(modes.n, modes.steps, *where)
