@@ -21,7 +21,15 @@ X_HAT, W_HAT = torch.fft.rfft2(X, norm="ortho"), torch.fft.rfft2(W, s=(6, 5))
 MASK = sk.masks.radial(N, 0.5)
 A, F = torch.randn(2, 2, 2), torch.randn(2, 3, 2, 3, 3)
 SPARSE = sk.threshold_spectrum(X_HAT, 0.1, n=5)
-CONVOLUTION = {"compression": 0.5, "padding": "same", "groups": 1, "grid": "tight", "stride": 1, "impl": "auto"}
+CONVOLUTION = {
+    "compression": 0.5,
+    "padding": "same",
+    "groups": 1,
+    "grid": "tight",
+    "stride": 1,
+    "dilation": 1,
+    "impl": "auto",
+}
 FREEZING = {"compression": 0.5, "padding": "same", "groups": 1, "grid": "tight"}
 UNMASKED = {name: value for name, value in CONVOLUTION.items() if name not in ("compression", "stride")}
 
@@ -64,6 +72,27 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "spectral_pool2d": (
         sk.spectral_pool2d,
         {"x": X, "size": (3, 2), "even": "average", "share": 0.5, "impl": "auto"},
+    ),
+    "energy_selection2d": (
+        sk.energy_selection2d,
+        {"x": X, "energy": 0.5, "mode": "code", "form": "fine", "impl": "auto"},
+    ),
+    "crop_restore": (sk.crop_restore, {"x_hat": X_HAT, "compression": 0.5, "impl": "auto"}),
+    "dc_shift": (sk.dc_shift, {"x": X_HAT, "inverse": True, "impl": "auto"}),
+    "spectral_filter_conv2d": (
+        sk.spectral_filter_conv2d,
+        {
+            "x": X,
+            "coefficients": W.flatten(2),
+            "bias": B,
+            "kernel_size": 3,
+            "form": "hermitian",
+            "stride": 1,
+            "padding": 1,
+            "dilation": 1,
+            "groups": 1,
+            "impl": "auto",
+        },
     ),
     "frequency_dropout2d": (sk.frequency_dropout2d, {"x": X, "share": 0.5, "impl": "auto"}),
     "diff_stride2d": (

@@ -17,13 +17,17 @@ from spectralkernels.explain import explain
 from spectralkernels.ops import implementations
 from spectralkernels.ops.band_limited_conv1d import band_limited_conv1d
 from spectralkernels.ops.band_limited_conv2d import band_limited_conv2d, weight_spectrum
+from spectralkernels.ops.crop_restore import crop_restore
+from spectralkernels.ops.dc_shift import dc_shift
 from spectralkernels.ops.diff_stride2d import diff_stride2d
+from spectralkernels.ops.energy_selection2d import energy_selection2d
 from spectralkernels.ops.frequency_dropout2d import frequency_dropout2d
 from spectralkernels.ops.masked_conv2d import masked_conv2d, masked_weight_spectrum
 from spectralkernels.ops.masked_multiply import masked_multiply
 from spectralkernels.ops.ph_conv2d import ph_conv2d, ph_kernel
 from spectralkernels.ops.sparse_multiply import sparse_multiply
 from spectralkernels.ops.spec_block import spec_block
+from spectralkernels.ops.spectral_filter_conv2d import spectral_filter_conv2d
 from spectralkernels.ops.spectral_pool2d import spectral_pool2d
 from spectralkernels.ops.threshold_spectrum import threshold_spectrum
 from spectralkernels.sparse import SparseSpectrum
@@ -41,8 +45,11 @@ __all__ = [
     "WeightSpectrum",
     "band_limited_conv1d",
     "band_limited_conv2d",
+    "crop_restore",
+    "dc_shift",
     "diagnose",
     "diff_stride2d",
+    "energy_selection2d",
     "explain",
     "frequency_dropout2d",
     "implementations",
@@ -55,6 +62,7 @@ __all__ = [
     "ph_kernel",
     "sparse_multiply",
     "spec_block",
+    "spectral_filter_conv2d",
     "spectral_pool2d",
     "threshold_spectrum",
     "weight_spectrum",

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import spectralkernels as sk
-from spectralkernels.nn.parametrised import kernel_basis
+from spectralkernels.ops.spectral_filter_conv2d import kernel_basis
 
 LAYERS = {
     "pool": lambda: sk.nn.SpectralPool2d(1.5, even="code"),

@@ -20,10 +20,11 @@ from spectralkernels.checks import (
 )
 from spectralkernels.convolution.geometry import compute_dtype
 from spectralkernels.errors import RangeError, ShapeError
-from spectralkernels.masks.geometry import Device, Grid, check_grid, frequencies, rings
+from spectralkernels.masks.geometry import Device, Grid, check_grid, frequencies, hermitian, rings
 from spectralkernels.spectra import half, hermitian_weights, low_pass_mask
 
 EnergyMode = Literal["code", "parseval"]
+EnergyForm = Literal["coarse", "fine"]
 
 
 def rectangular(n: Grid, compression: float, *, device: Device = "cpu") -> Tensor:
@@ -93,35 +94,71 @@ def energy_index(x: Tensor, n: Grid, keep: float, *, mode: EnergyMode = "code") 
     Raises: ShapeError, DtypeError on x; RangeError on keep or mode.
     Source: Dziedzic et al. 2019, and their code.
     """
+    _check_energy(x, n, keep, mode)
+    if x.numel() == 0:
+        return torch.ones((), dtype=torch.int64, device=x.device)
+    spectrum = torch.fft.rfft2(x.detach().to(compute_dtype(x.dtype)), s=n)
+    return _index_of(cell_power(spectrum, n, mode), n, keep)
+
+
+def energy(x: Tensor, n: Grid, keep: float, *, mode: EnergyMode = "code", form: EnergyForm = "coarse") -> Tensor:
+    """Keep the low frequencies that hold `keep` of the energy of the batch.
+
+    form: "coarse": whole rows and columns, the smallest square band of `energy_index`. "fine": of the last row and
+        column only as many cells as it takes, in the order of the cells' rows; a conjugate pair whole. Its spectrum is
+        computed in float64, so that rounding cannot choose other cells.
+    The other arguments and errors are those of `energy_index`.
+    Returns: Bool [N_h, N_w // 2 + 1], on the device of x. Not differentiable. Source: Dziedzic et al. 2019.
+    """
+    check_choice("form", form, ("coarse", "fine"))
+    if form == "coarse":
+        return ring(n, energy_index(x, n, keep, mode=mode))
+    _check_energy(x, n, keep, mode)
+    if x.numel() == 0:
+        return ring(n, 1, device=x.device)
+    return energy_of_power(cell_power(torch.fft.rfft2(x.detach().double(), s=n), n, mode), n, keep, form)
+
+
+def cell_power(spectrum: Tensor, n: Grid, mode: EnergyMode) -> Tensor:
+    """|F|^2 of every cell over batch and channels, weighted as in `energy_index`: Float64 [N_h, N_w // 2 + 1]."""
+    power = torch.view_as_real(spectrum).square().sum(dim=(0, 1, -1), dtype=torch.float64)
+    if mode == "parseval":
+        power = power * hermitian_weights(n[1], half(n[1])).to(power.device)
+    return power
+
+
+def energy_of_power(power: Tensor, n: Grid, keep: float, form: EnergyForm) -> Tensor:
+    """The mask of `energy`, from the power of every cell."""
+    if form == "coarse":
+        return ring(n, _index_of(power, n, keep))
+    ring_of = rings(n, power.device)
+    order = ring_of.flatten().argsort(stable=True)
+    ordered = power.flatten()[order]
+    held = ordered.cumsum(0)
+    mask = torch.empty_like(ring_of, dtype=torch.bool)
+    # What lies before a cell does not suffice; a NaN suffices for nothing, so that all of its map is kept.
+    mask.view(-1)[order] = ~(held - ordered >= keep * held[-1])
+    mask[0, 0] = True
+    return hermitian(mask, n)
+
+
+def _index_of(power: Tensor, n: Grid, keep: float) -> Tensor:
+    bins = max(half(n[0]), half(n[1]))
+    histogram = power.new_zeros(bins).index_add(0, rings(n, power.device).flatten(), power.flatten())
+    held = histogram.cumsum(0)
+    # A NaN reaches nothing, so that all of its map is kept.
+    return (~(held >= keep * held[-1])).sum().clamp(max=bins - 1) + 1
+
+
+def _check_energy(x: Tensor, n: Grid, keep: float, mode: str) -> None:
     check_grid(n)
     check_tensor("x", x)
     check_dims("x", x, "[batch, channel, height, width]")
     check_dtype("x", x, REAL_DTYPES)
     if x.shape[2] > n[0] or x.shape[3] > n[1]:
         raise ShapeError(f"maps of {tuple(x.shape[2:])} do not fit on the grid {tuple(n)}; take n from masks.fft_grid")
-    keep = as_number("keep", keep)
-    if not 0.0 < keep <= 1.0:
+    if not 0.0 < as_number("keep", keep) <= 1.0:
         raise RangeError(
             f"keep must lie in (0, 1], the share of energy to keep, got {keep}; divide a percentage by 100"
         )
     check_choice("mode", mode, ("code", "parseval"))
-    ring_of = rings(n, x.device)
-    if x.numel() == 0:
-        return ring_of.new_ones(())
-    spectrum = torch.fft.rfft2(x.detach().to(compute_dtype(x.dtype)), s=n)
-    power = torch.view_as_real(spectrum).square().sum(dim=(0, 1, -1), dtype=torch.float64)
-    if mode == "parseval":
-        power = power * hermitian_weights(n[1], half(n[1])).to(x.device)
-    bins = max(half(n[0]), half(n[1]))
-    histogram = power.new_zeros(bins).index_add(0, ring_of.flatten(), power.flatten())
-    held = histogram.cumsum(0)
-    # A NaN reaches nothing, so that all of its map is kept.
-    return (~(held >= keep * held[-1])).sum().clamp(max=bins - 1) + 1
-
-
-def energy(x: Tensor, n: Grid, keep: float, *, mode: EnergyMode = "code") -> Tensor:
-    """Keep the band of `energy_index`: the smallest square one that holds `keep` of the energy of the batch.
-
-    Returns: Bool [N_h, N_w // 2 + 1], on the device of x. Not differentiable.
-    """
-    return ring(n, energy_index(x, n, keep, mode=mode))

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spectralkernels.checks import check_choice, check_tensor
+from spectralkernels.convolution.plain import Padding
 from spectralkernels.errors import DtypeError
-from spectralkernels.ops.ph_conv2d import Padding, check_divides, ph_conv2d
-
-Form = Literal["hermitian", "free"]
+from spectralkernels.ops.ph_conv2d import check_divides, ph_conv2d
+from spectralkernels.ops.spectral_filter_conv2d import Form, kernel_basis
 
 
 class SpectralConv2d(nn.Module):
@@ -87,28 +87,6 @@ class SpectralConv2d(nn.Module):
         out_channels, per_group, _ = self.coefficients.shape
         channels = per_group * self.options["groups"]
         return f"{channels}, {out_channels}, kernel_size={self.kernel_size}, form={self.form!r}"
-
-
-def kernel_basis(kernel: tuple[int, int], form: Form) -> tuple[Tensor, Tensor]:
-    """(synthesis [D, K_h K_w], analysis [K_h K_w, D]) of the unnormalised 2-D DFT of a real kernel, Float64.
-
-    A coefficient is the real or the imaginary part of a cell. D = 2 K_h K_w for "free"; for "hermitian" K_h K_w: both
-    parts of one cell of each conjugate pair, the real part of a cell that is its own mirror.
-    """
-    high, wide = kernel
-    cells = [(u, v) for u in range(high) for v in range(wide)]
-    if form == "hermitian":
-        cells = [cell for cell in cells if cell <= (-cell[0] % high, -cell[1] % wide)]
-    taps = torch.tensor([(i, j) for i in range(high) for j in range(wide)], dtype=torch.float64)
-    rows, columns = [], []
-    for u, v in cells:
-        angle = 2 * math.pi * (taps[:, 0] * u / high + taps[:, 1] * v / wide)
-        own_mirror = (u, v) == (-u % high, -v % wide)
-        twice = 1.0 if own_mirror or form == "free" else 2.0
-        for wave in (angle.cos(), -angle.sin()) if not own_mirror or form == "free" else (angle.cos(),):
-            rows.append(wave * (twice / (high * wide)))
-            columns.append(wave)
-    return torch.stack(rows), torch.stack(columns, dim=1)
 
 
 class PHConv2d(nn.Module):

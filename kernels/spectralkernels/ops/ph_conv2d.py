@@ -12,7 +12,7 @@ Floor: x, A, F and b in, y out, 2 n O C K^2 for the kernel and the direct convol
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,22 +22,18 @@ from spectralkernels.autocast import cast
 from spectralkernels.checks import (
     REAL_DTYPES,
     as_integer,
-    as_integers,
     check_bias,
-    check_choice,
     check_dims,
     check_dtype,
     check_like,
     check_tensor,
-    checked_steps,
 )
+from spectralkernels.convolution.plain import Padding, check_kernel_fits, checked_options
 from spectralkernels.declare import Block, Case, Cost, Decision, Implementation, Operation, Scalar, Tolerance
 from spectralkernels.dispatch import dispatch
 from spectralkernels.errors import RangeError, ShapeError
 from spectralkernels.inputs import feature_map, he_kernel
 from spectralkernels.layouts import as_given, batched
-
-Padding = Literal["same", "valid"] | int | tuple[int, int]
 
 
 def ph_conv2d(
@@ -64,14 +60,14 @@ def ph_conv2d(
     given, x = x, batched(x, "[batch, channel, height, width]")
     check_tensor("a", a)
     check_tensor("f", f)
-    options = _checked_options(stride, padding, dilation)
+    options = checked_options(stride, padding, dilation)
     device = x.device.type
     x, a, f, bias = cast(x, device), cast(a, device), cast(f, device), cast(bias, device)
     check_dtype("x", x, REAL_DTYPES)
     check_like("a", a, "x", x)
     check_like("f", f, "x", x)
     _check_factors(a, f)
-    _check_kernel_fits(x, f, **options)
+    check_kernel_fits(x.shape[2:], f.shape[3:], **options)
     if f.shape[0] * f.shape[2] != x.shape[1]:
         raise ShapeError(
             f"f must have channel / n = {x.shape[1]} / {len(a)} in its third axis, got shape {list(f.shape)}"
@@ -93,32 +89,6 @@ def ph_kernel(a: Tensor, f: Tensor) -> Tensor:
     check_like("f", f, "a", a)
     _check_factors(a, f)
     return _by_matmul(a, f)
-
-
-def _checked_options(stride: Any, padding: Any, dilation: Any) -> dict[str, Any]:
-    """Stride, padding and dilation as torch.nn.functional.conv2d takes them."""
-    stride, dilation = checked_steps("stride", stride, 2), _pair("dilation", dilation, least=1)
-    if not isinstance(padding, str):
-        return {"stride": stride, "padding": _pair("padding", padding, least=0), "dilation": dilation}
-    check_choice("padding", padding, ("same", "valid"))
-    if padding == "same" and stride != (1, 1):
-        raise RangeError(f"padding must be 'valid' or numbers where there is a stride, got 'same' and stride={stride}")
-    return {"stride": stride, "padding": padding, "dilation": dilation}
-
-
-def _pair(name: str, value: Any, least: int) -> tuple[int, ...]:
-    pair = as_integers(name, value if isinstance(value, (tuple, list)) else (value, value), (2,))
-    if min(pair) < least:
-        raise RangeError(f"{name} must be at least {least}, got {value}")
-    return pair
-
-
-def _check_kernel_fits(x: Tensor, f: Tensor, stride: Any, padding: Any, dilation: Any) -> None:
-    zeros = (0, 0) if isinstance(padding, str) else padding
-    reach = [step * (taps - 1) + 1 for step, taps in zip(dilation, f.shape[3:], strict=True)]
-    padded = [side + 2 * zero for side, zero in zip(x.shape[2:], zeros, strict=True)]
-    if padding != "same" and any(far > side for far, side in zip(reach, padded, strict=True)):
-        raise ShapeError(f"a kernel that reaches over {reach} is larger than the padded map {padded}; pad more")
 
 
 def check_divides(n: int, **channels: int) -> None:
