@@ -144,6 +144,9 @@ def failing(name: str, module: nn.Module) -> bool:
         ),
         ({"compression": 0.5, "where": 3}, sk.DtypeError, "where must be a pattern"),
         ({"compression": 0.5, "where": failing}, KeyError, "planted"),
+        ({"compression": "0.5"}, sk.DtypeError, "compression must be a number, got '0.5'"),
+        ({"compression": 0.5, "grid": "tite"}, sk.RangeError, "grid must be one of tight"),
+        ({"compression": 0.5, "impl": "fast"}, sk.RangeError, "impl must be 'auto' or one of dft_gemm, .*, got 'fast'"),
     ],
 )
 def test_an_error_converts_nothing(options: dict, error: type[Exception], message: str):
@@ -162,6 +165,33 @@ def test_a_model_without_convolutions_is_an_error():
             of(nn.Conv2d(1, 1, 3))
     with pytest.raises(sk.RangeError, match="Linear called no"):
         sk.nn.report(nn.Linear(2, 2), torch.randn(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: sk.nn.convert(3, compression=0.5), "model must be a torch.nn.Module, got 3"),
+        (lambda m: sk.nn.set_compression("m", 0.5), "model must be a torch.nn.Module, got 'm'"),
+        (lambda m: sk.nn.report(None, torch.ones(1)), "model must be a torch.nn.Module, got None"),
+        (lambda m: sk.diagnose.maximum_gain(3, torch.ones(3, 4, 4)), "model must be a torch.nn.Module"),
+        (lambda m: sk.diagnose.maximum_gain(m, "natural"), "probe must be a tensor, got 'natural'"),
+        (lambda m: sk.nn.set_compression(m, None), "compression must be a number, got None"),
+        (lambda m: sk.nn.set_compression(m, {"0": "x"}), "compression must be a number, got 'x'"),
+        (lambda m: sk.nn.freeze_from_energy(m, [], energy="a"), "energy must be a number, got 'a'"),
+        (lambda m: sk.nn.freeze_from_energy(m, 3), "batches must be an iterable of batches, got 3"),
+        (lambda m: sk.nn.report(m, torch.ones(1), repeats="a"), "repeats must be an integer, got 'a'"),
+        (lambda m: sk.nn.report(m, "x"), "the input of a convolution must be a tensor, got 'x'"),
+        (lambda m: sk.nn.PHConv2d(4, 4, 3, n="2"), "n must be an integer, got '2'"),
+        (lambda m: sk.nn.BandLimitedConv1d(1, 1, 3, causal="yes"), "causal must be True or False, got 'yes'"),
+    ],
+)
+def test_wrong_kinds_are_named(call, message: str):
+    model = small()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(sk.DtypeError, match=message):
+        call(model)
+    assert [layer.compression for layer in (model[0], model[3])] == [0.5, 0.5]
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 # --- rates ----------------------------------------------------------------------------------------------------------
@@ -201,6 +231,20 @@ def test_a_rate_keeps_just_the_index_it_was_made_for():
             assert kept_2d(n, rate_2d(k, (n, n))) == k
             assert kept_1d(n, rate_1d(k, n)) == k
     assert kept_2d(40, rate_2d(3, (40, 12))) >= 3
+
+
+def test_a_dilated_layer_freezes_and_reports_on_the_grid_of_its_reach(seed: int):
+    model = nn.Sequential(nn.Conv2d(2, 3, 3, padding=4, dilation=4), nn.Conv2d(3, 4, 3, stride=2, padding=1))
+    sk.nn.convert(model, compression=0.0)
+    x = torch.randn(2, 2, 12, 12)
+    rates = sk.nn.freeze_from_energy(model, [x], energy=0.5)
+    n = conv_band((12, 12), (9, 9), compression=0.0, padding=4).n
+    assert n == (16, 16)
+    index = int(energy_index(x, n, 0.5))
+    assert kept_2d(16, rates["0"]) == index
+    first, second = sk.nn.report(model, x, repeats=1).layers
+    assert first.achieved == pytest.approx(1 - (2 * index - 1) * index / (16 * 9))
+    assert 0 < second.flops and first.native_flops == 2 * 2 * 3 * 2 * 9 * 144
 
 
 @pytest.mark.parametrize("energy", [0.5, 0.9, 1.0])

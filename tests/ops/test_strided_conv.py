@@ -162,6 +162,19 @@ def test_half_types_autocast_and_strided_inputs(seed: int):
     torch.testing.assert_close(lowered.float(), want, rtol=0.05, atol=0.1)
 
 
+@pytest.mark.parametrize("impl", [*IMPLS, "direct", "auto"])
+def test_an_empty_batch_and_a_stride_past_the_map(impl: str, seed: int):
+    x, weight = torch.randn(2, 4, 9, 8, requires_grad=True), torch.randn(6, 4, 3, 3, requires_grad=True)
+    options = {"stride": 4, "grid": 12, "compression": 0.0 if impl == "direct" else 0.5, "impl": impl}
+    empty = sk.band_limited_conv2d(x[:0], weight, **options)
+    assert empty.shape == (0, 6, 3, 2)
+    assert torch.autograd.grad(empty.sum(), weight)[0].abs().max() == 0.0
+    if impl != "alias_fold":
+        far = sk.band_limited_conv2d(x, weight, **{**options, "stride": 1000})
+        torch.testing.assert_close(far, sk.band_limited_conv2d(x, weight, **options)[..., :1, :1], rtol=1e-4, atol=1e-4)
+        assert torch.autograd.grad(far.sum(), x)[0].shape == x.shape
+
+
 def test_it_compiles_whole_and_its_operators_are_well_formed(seed: int):
     x, weight = torch.randn(2, 4, 9, 8, requires_grad=True), torch.randn(6, 4, 3, 3, requires_grad=True)
 

@@ -268,6 +268,15 @@ def _per_axis_padding(padding: Padding, kernel: tuple[int, ...]) -> tuple[tuple[
     return tuple((side, side) for side in sides)
 
 
+def check_grid_choice(grid: GridChoice) -> None:
+    """Raise on what is neither a policy nor FFT sizes; whether they suffice follows from the maps."""
+    if not isinstance(grid, str):
+        for n in grid if isinstance(grid, (tuple, list)) else (grid,):
+            as_integer("grid", n)
+    elif grid not in GRIDS:
+        raise RangeError(f"grid must be one of {', '.join(GRIDS)} or an FFT size, got {grid!r}")
+
+
 def _grid_sizes(
     grid: GridChoice,
     size: tuple[int, ...],
@@ -276,10 +285,9 @@ def _grid_sizes(
     out: tuple[int, ...],
 ) -> tuple[int, ...]:
     sides = list(zip(size, kernel, pad, out, strict=True))
+    check_grid_choice(grid)
     if isinstance(grid, str):
-        if grid not in GRIDS:
-            raise RangeError(f"grid must be one of {', '.join(GRIDS)} or an FFT size, got {grid!r}")
-        return tuple(fft_size(h, k, p, o, grid) for h, k, p, o in sides)
+        return tuple(fft_size(h, k, p, o, grid) for h, k, p, o in sides)  # type: ignore[arg-type]
     n = as_integers("grid", grid, (len(size),)) if isinstance(grid, (tuple, list)) else (as_integer("grid", grid),)
     n = n * (len(size) // len(n))
     least = tuple(fft_size(h, k, p, o, "tight") for h, k, p, o in sides)

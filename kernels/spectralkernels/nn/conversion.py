@@ -15,10 +15,17 @@ from fnmatch import fnmatchcase
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from spectralkernels.checks import check_compression, check_module
+from spectralkernels.checks import check_module
 from spectralkernels.convolution.geometry import GridChoice
 from spectralkernels.errors import DtypeError, RangeError
-from spectralkernels.nn.convolution import BandLimitedConv1d, BandLimitedConv2d, _BandLimited, _Spectral, unsupported
+from spectralkernels.nn.convolution import (
+    BandLimitedConv1d,
+    BandLimitedConv2d,
+    _BandLimited,
+    _Spectral,
+    check_call,
+    unsupported,
+)
 from spectralkernels.nn.relu import BitReLU
 from spectralkernels.nn.table import table
 
@@ -86,11 +93,12 @@ def convert(
     Kept, with the reason: what `where` leaves out, subclasses of torch's layers, parametrised or pruned weights, layers
     used under several names, replaced `forward`s.
     Returns: the decisions, to be printed. Weights, buffers and hooks stay as they are.
-    Raises: RangeError on a bad compression, a `where` that matches no convolution, or a model without one; DtypeError
-        if `where` is of no such kind. Nothing is converted then.
+    Raises: RangeError on a bad compression, grid or impl, a `where` that matches no convolution, or a model without
+        one; DtypeError on a model or a `where` of no such kind. Nothing is converted then.
     """
     check_module(model)
-    check_compression(compression)
+    for twin in TWINS.values():
+        check_call(twin, compression, grid, impl)
     names = _names(model)
     picked = chooser(where)
     judged: list[tuple[str, nn.Module, str | None]] = []

@@ -18,16 +18,27 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from spectralkernels.checks import check_compression, check_tensor, kind
-from spectralkernels.convolution.geometry import GridChoice, Padding, WeightSpectrum
+from spectralkernels.convolution.geometry import GridChoice, Padding, WeightSpectrum, check_grid_choice
 from spectralkernels.dispatch import Explanation
 from spectralkernels.errors import DtypeError, RangeError, Unsupported
 from spectralkernels.explain import explain
 from spectralkernels.layouts import as_given, batched
 from spectralkernels.masks import ModeList, fft_grid, hermitian, mode_list
 from spectralkernels.nn.frozen import Kept, has_use, kept_or_made, may_keep
+from spectralkernels.ops import load_operation
 from spectralkernels.ops.band_limited_conv1d import band_limited_conv1d
 from spectralkernels.ops.band_limited_conv2d import band_limited_conv2d, weight_spectrum
 from spectralkernels.ops.masked_conv2d import masked_conv2d, masked_weight_spectrum
+
+
+def check_call(layer: type[_BandLimited], compression: float, grid: GridChoice, impl: str) -> None:
+    """Raise on what a band-limited layer would refuse at every call."""
+    check_compression(compression)
+    check_grid_choice(grid)
+    names = [each.name for name in layer.operations for each in load_operation(name).implementations]
+    if impl not in ("auto", *names):
+        raise RangeError(f"impl must be 'auto' or one of {', '.join(dict.fromkeys(names))}, got {impl!r}")
+
 
 MaskRule = Callable[[tuple[int, int]], Tensor]
 
@@ -81,14 +92,14 @@ class _BandLimited(_Spectral):
     """A convolution that drops a fraction of the spectrum; `compression` may be changed at any time."""
 
     operation: Callable[..., Tensor]
+    operations: tuple[str, ...]  # that one, and the one for strides and dilations
 
     def __init__(
         self, *conv: Any, compression: float = 0.0, grid: GridChoice = "tight", impl: str = "auto", **named: Any
     ) -> None:
         super().__init__(*conv, **named)
-        check_compression(compression)
+        check_call(type(self), compression, grid, impl)
         self.compression, self.grid, self.impl = compression, grid, impl
-        self._check_geometry()
 
     def forward(self, input: Tensor) -> Tensor:
         x, geometry = self._geometry(input)
@@ -134,6 +145,7 @@ class BandLimitedConv2d(_BandLimited, nn.Conv2d):
     """
 
     operation = staticmethod(band_limited_conv2d)
+    operations = ("band_limited_conv2d", "strided_conv2d")
 
 
 class BandLimitedConv1d(_BandLimited, nn.Conv1d):
@@ -146,10 +158,13 @@ class BandLimitedConv1d(_BandLimited, nn.Conv1d):
     """
 
     operation = staticmethod(band_limited_conv1d)
+    operations = ("band_limited_conv1d", "strided_conv1d")
     causal = False
 
     def __init__(self, *conv: Any, causal: bool = False, **named: Any) -> None:
         super().__init__(*conv, **named)
+        if not isinstance(causal, bool):
+            raise DtypeError(f"causal must be True or False, got {kind(causal)}")
         if causal and (self.padding != (0,) or self.padding_mode != "zeros"):
             raise RangeError(
                 f"causal=True pads by itself, with zeros; leave out padding={self.padding} and "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spectralkernels.checks import as_number, check_compression, check_module, kind
-from spectralkernels.convolution.geometry import conv_band
+from spectralkernels.convolution.geometry import conv_band, reach
 from spectralkernels.errors import DtypeError, RangeError
 from spectralkernels.masks import energy_index
 from spectralkernels.masks.bands import EnergyMode
@@ -104,7 +104,7 @@ def freeze_from_energy(
 def _rate(layer: _BandLimited, x: Tensor, energy: float, mode: EnergyMode) -> float:
     """The rate at which a layer keeps exactly the band of `energy_index`, or one that holds it."""
     padded, padding = layer._padded(x)
-    kernel = tuple(layer.weight.shape[2:])
+    kernel = reach(layer.weight.shape[2:], layer.dilation)
     size = tuple(padded.shape[-len(kernel) :])
     n = conv_band(size, kernel, compression=0.0, padding=padding, grid=layer.grid).n
     # A series is a map of one row, whose rings are its frequencies.
