@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 import spectralkernels as sk
-from spectralkernels.convolution.geometry import conv_band
+from spectralkernels.convolution.geometry import conv_band, reach
 from spectralkernels.errors import RangeError
 from spectralkernels.ops import load_operation
 
@@ -59,17 +59,17 @@ def applied(model: nn.Module, kind: str, *, compression: float = 0.0, beta: floa
 class _ByFft:
     def forward(self: Any, input: Tensor) -> Tensor:
         x, geometry = self._geometry(input)
-        y = self.operation(x, self.weight, self.bias, **geometry, impl="torch_fft")
-        return _sampled(y, self.stride)
+        return self.operation(x, self.weight, self.bias, **geometry, **self._steps(), impl="torch_fft")
 
 
 class _Exactly:
     def forward(self: Any, input: Tensor) -> Tensor:
         x, geometry = self._geometry(input)
-        name = "band_limited_conv1d" if isinstance(self, nn.Conv1d) else "band_limited_conv2d"
+        name = "strided_conv1d" if isinstance(self, nn.Conv1d) else "strided_conv2d"
         groups = geometry.pop("groups")
-        band = conv_band(tuple(x.shape[2:]), tuple(self.weight.shape[2:]), **geometry)
-        return _sampled(load_operation(name).reference(x, self.weight, self.bias, band, groups), self.stride)
+        band = conv_band(tuple(x.shape[2:]), reach(self.weight.shape[2:], self.dilation), **geometry)
+        found: Tensor = load_operation(name).reference(x, self.weight, self.bias, band, groups, **self._steps())
+        return found
 
 
 class _Fft1d(_ByFft, sk.nn.BandLimitedConv1d): ...
@@ -89,12 +89,6 @@ _TWINS: dict[str, dict[type[nn.Module], type[nn.Module]]] = {
     "exact": {sk.nn.BandLimitedConv1d: _Exact1d, sk.nn.BandLimitedConv2d: _Exact2d},
 }
 """Of the layers that `convert` makes."""
-
-
-def _sampled(y: Tensor, stride: tuple[int, ...]) -> Tensor:
-    for axis, step in enumerate(stride, start=2):
-        y = y[(slice(None),) * axis + (slice(None, None, step),)]
-    return y
 
 
 # --- SpecNet ---------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from torch.nn.modules.dropout import _DropoutNd
 import spectralkernels as sk
 from spectralbench.networks import load_network
 from spectralbench.networks.layers import applied
-from spectralkernels.convolution.geometry import conv_band
+from spectralkernels.convolution.geometry import conv_band, reach
 from spectralkernels.errors import RangeError
 from spectralkernels.nn.convolution import _BandLimited
 
@@ -117,7 +117,7 @@ def achieved_compression(name: str, batch: int, shape: tuple[int, ...], compress
         assert isinstance(layer, _BandLimited)
         x, geometry = layer._geometry(inputs[0])
         del geometry["groups"]
-        band = conv_band(tuple(x.shape[2:]), tuple(layer.weight.shape[2:]), **geometry)
+        band = conv_band(tuple(x.shape[2:]), reach(layer.weight.shape[2:], layer.dilation), **geometry)
         dropped += band.achieved_compression * inputs[0][0].numel()
         elements += inputs[0][0].numel()
 
