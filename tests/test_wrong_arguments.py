@@ -77,6 +77,18 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         sk.energy_selection2d,
         {"x": X, "energy": 0.5, "mode": "code", "form": "fine", "impl": "auto"},
     ),
+    "spectrum_selection": (
+        sk.spectrum_selection,
+        {
+            "x": X,
+            "weight": W,
+            "compression": 0.5,
+            "selection": "top",
+            "padding": "same",
+            "grid": "tight",
+            "impl": "auto",
+        },
+    ),
     "crop_restore": (sk.crop_restore, {"x_hat": X_HAT, "compression": 0.5, "impl": "auto"}),
     "dc_shift": (sk.dc_shift, {"x": X_HAT, "inverse": True, "impl": "auto"}),
     "spectral_filter_conv2d": (

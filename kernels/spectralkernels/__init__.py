@@ -29,6 +29,7 @@ from spectralkernels.ops.sparse_multiply import sparse_multiply
 from spectralkernels.ops.spec_block import spec_block
 from spectralkernels.ops.spectral_filter_conv2d import spectral_filter_conv2d
 from spectralkernels.ops.spectral_pool2d import spectral_pool2d
+from spectralkernels.ops.spectrum_selection import spectrum_selection
 from spectralkernels.ops.threshold_spectrum import threshold_spectrum
 from spectralkernels.sparse import SparseSpectrum
 from spectralkernels.spectra import Band
@@ -64,6 +65,7 @@ __all__ = [
     "spec_block",
     "spectral_filter_conv2d",
     "spectral_pool2d",
+    "spectrum_selection",
     "threshold_spectrum",
     "weight_spectrum",
 ]

@@ -118,7 +118,9 @@ def test_one_function_by_three_ways(compression: float, size: tuple[int, int], s
 @pytest.mark.parametrize("kind", ["band_limited", "torch_fft", "exact"])
 def test_series_have_the_same_kinds(kind: str, seed: int):
     x = torch.randn(2, 1, 37, dtype=torch.float64)
-    model = nn.Sequential(nn.Conv1d(1, 4, 8, padding="same"), nn.Conv1d(4, 3, 5, stride=2, padding=2, dilation=2)).double()
+    model = nn.Sequential(
+        nn.Conv1d(1, 4, 8, padding="same"), nn.Conv1d(4, 3, 5, stride=2, padding=2, dilation=2)
+    ).double()
     want = model(x)
     assert relative(applied(model, kind)(x), want) < 1e-12
 

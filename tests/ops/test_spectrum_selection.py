@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+import spectralkernels as sk
 from spectralkernels.declare import Case, with_seed
 from spectralkernels.errors import RangeError
 from spectralkernels.ops.spectrum_selection import OPERATION, select
@@ -47,3 +49,22 @@ def test_top_keeps_conjugate_pairs_whole(n: tuple[int, int], seed: int):
 def test_unknown_selection_is_answered():
     with pytest.raises(RangeError, match="unknown selection 'best'; known: lead, top"):
         select(torch.ones(1, 1, 4, 3), "best", 0.5, (4, 4))
+
+
+@pytest.mark.parametrize("selection", ["lead", "top"])
+@pytest.mark.parametrize(("size", "kernel"), [((6, 5), (3, 2)), ((3, 4), (5, 9)), ((1, 7), (1, 3))])
+def test_m12_as_an_operator_it_is_conv2d_at_zero_and_has_exact_gradients(
+    selection: str, size: tuple[int, int], kernel: tuple[int, int], seed: int
+):
+    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(4, 3, *kernel, dtype=torch.float64, requires_grad=True)
+    whole = sk.spectrum_selection(x, weight, compression=0.0, selection=selection)
+    torch.testing.assert_close(whole, F.conv2d(x, weight, padding="same"))
+    lossy = sk.spectrum_selection(x, weight, compression=0.5, selection=selection)
+    if selection == "lead":
+        torch.testing.assert_close(lossy, sk.band_limited_conv2d(x, weight, compression=0.5, impl="torch_fft"))
+    assert lossy.shape == whole.shape and (lossy - whole).abs().max() > 1e-6
+    assert torch.autograd.gradcheck(
+        lambda x, w: sk.spectrum_selection(x, w, compression=0.5, selection=selection), (x, weight), fast_mode=True
+    )
+    assert sk.spectrum_selection(x[:0], weight, compression=0.5, selection=selection).shape[0] == 0

@@ -19,35 +19,92 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from spectralkernels.autocast import as_written
+from spectralkernels.checks import as_number, check_choice, check_compression
 from spectralkernels.convolution.direct import direct
-from spectralkernels.convolution.geometry import conv_band
+from spectralkernels.convolution.geometry import GridChoice, Padding, check_arguments, compute_dtype, conv_band
 from spectralkernels.declare import Block, Case, Cost, Decision, Implementation, Operation, Scalar, Tolerance
+from spectralkernels.dispatch import dispatch
 from spectralkernels.errors import RangeError
 from spectralkernels.inputs import feature_map, he_kernel
+from spectralkernels.layouts import as_given, batched
 from spectralkernels.spectra import Band, half, low_pass_mask
 
+Selection = Literal["lead", "top"]
 
-def spectrum_selection(x: Tensor, weight: Tensor, x_mask: Tensor, w_mask: Tensor, band: Band) -> Tensor:
-    """Convolve under one mask for the input's cells and one for the kernel's.
 
-    x: Real [batch, channel, height, width]. weight: Real [out_channel, channel, *kernel].
-    x_mask: Bool [batch, channel, N_h, N_w // 2 + 1]. w_mask: Bool [out_channel, channel, N_h, N_w // 2 + 1].
-    band: the geometry, made at compression 0.
-    Returns: Real [batch, out_channel, out_height, out_width].
+def spectrum_selection(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    compression: float,
+    selection: Selection = "lead",
+    padding: Padding = "same",
+    grid: GridChoice = "tight",
+    impl: str = "auto",
+) -> Tensor:
+    """Convolve maps after dropping the same share of coefficients from the maps and from the kernels.
+
+    x: Real [batch, channel, height, width], or one sample of it; half types are computed in float32.
+    weight: Real [out_channel, channel, kernel_height, kernel_width].
+    compression: fraction of coefficients to drop, 0 <= c < 1. selection: "lead" drops the high ones; "top" the smallest
+        of the whole tensor, so that a sample's answer depends on its batch mates. Chosen in float64 and held fast.
+    padding, grid: as in `band_limited_conv2d`.
+    Returns: Real [batch, out_channel, out_height, out_width], dtype of x. Differentiable in x and weight.
+    Raises: ShapeError, DtypeError, RangeError on arguments that do not fit; Unsupported if `impl` cannot run here.
     """
-    x_hat = _spectrum(x, band) * x_mask
-    w_hat = torch.fft.rfft2(weight, s=band.n) * w_mask
-    return _inverse(torch.einsum("bcuv,ocuv->bouv", x_hat, w_hat.conj()), band)
+    given, x = x, batched(x, "[batch, channel, height, width]")
+    check_choice("selection", selection, ("lead", "top"))
+    check_arguments(x, weight, None, 1, 1, "height, width")
+    compression = as_number("compression", compression)
+    check_compression(compression)
+    band = conv_band(tuple(x.shape[2:]), tuple(weight.shape[2:]), compression=0.0, padding=padding, grid=grid)
+    inputs = {"x": x, "weight": weight, **_masks(x, weight, band, selection, compression), "band": band}
+    return as_given(dispatch(OPERATION, impl, x.device.type, inputs), given, x)
+
+
+def _masks(x: Tensor, weight: Tensor, band: Band, selection: str, compression: float) -> dict[str, Tensor]:
+    """x_mask: Bool [batch, channel, N_h, N_w // 2 + 1]. w_mask: Bool [out_channel, channel, N_h, N_w // 2 + 1]."""
+    n = (band.n[0], band.n[1])
+    masks = {}
+    for name, transform, maps in (("x_mask", _spectrum, x), ("w_mask", _kernel_spectrum, weight)):
+        # An FFT library refuses an empty batch.
+        empty = maps.new_zeros(*maps.shape[:2], n[0], half(n[1]), dtype=torch.float64)
+        magnitude = transform(maps.detach().double(), band).abs() if maps.numel() else empty
+        masks[name] = select(magnitude, selection, compression, n)
+    return masks
+
+
+# --- implementations ------------------------------------------------------------------------------------------------
+
+
+def _torch_fft(x: Tensor, weight: Tensor, x_mask: Tensor, w_mask: Tensor, band: Band) -> Tensor:
+    if x.shape[0] == 0:  # an FFT library refuses an empty batch; the answer is as empty by any route
+        return direct(x, weight, None, band, 1)
+    dtype = compute_dtype(x.dtype)
+    with as_written(x.device.type):
+        x_hat = _spectrum(x.to(dtype), band) * x_mask
+        w_hat = _kernel_spectrum(weight.to(dtype), band) * w_mask
+        return _inverse(torch.einsum("bcuv,ocuv->bouv", x_hat, w_hat.conj()), band).to(x.dtype)
 
 
 def _spectrum(x: Tensor, band: Band) -> Tensor:
     flat = [zeros for before, _ in reversed(band.pad) for zeros in (before, 0)]
     return torch.fft.rfft2(torch.nn.functional.pad(x, flat), s=band.n)
+
+
+def _kernel_spectrum(weight: Tensor, band: Band) -> Tensor:
+    """Taps beyond a turn of the circle add up."""
+    for axis, n in enumerate(band.n, start=2):
+        turns = -(-weight.shape[axis] // n)
+        flat = [0, 0] * (3 - axis) + [0, turns * n - weight.shape[axis]]
+        weight = torch.nn.functional.pad(weight, flat).unflatten(axis, (turns, n)).sum(axis)
+    return torch.fft.rfft2(weight)
 
 
 def _inverse(y_hat: Tensor, band: Band) -> Tensor:
@@ -86,11 +143,7 @@ def _inputs(case: Case, device: str) -> dict[str, Any]:
     band, dtype = _band_of(case), getattr(torch, case.dtype)
     x = feature_map(case["input"], (case["batch"], case["channels"], case["height"], case["width"]), case.seed).double()
     weight = he_kernel((case["out_channels"], case["channels"], *band.kernel), case.seed).double()
-    n = (band.n[0], band.n[1])
-    masks = {
-        "x_mask": select(_spectrum(x, band).abs(), case["selection"], case["compression"], n),
-        "w_mask": select(torch.fft.rfft2(weight, s=band.n).abs(), case["selection"], case["compression"], n),
-    }
+    masks = _masks(x, weight, band, case["selection"], case["compression"])
     tensors = {"x": x.to(dtype), "weight": weight.to(dtype), **masks}
     return {**{name: tensor.to(device) for name, tensor in tensors.items()}, "band": band}
 
@@ -159,7 +212,8 @@ PROFILES: dict[str, tuple[Block, ...]] = {
                 "kernel_size": (3,),
                 "compression": (0.0, 0.5),
                 "input": ("white",),
-            }
+            },
+            passes=("forward", "both"),
         ),
     ),
     "quick": (Block(_IMAGE),),
@@ -182,9 +236,8 @@ OPERATION = Operation(
     tolerance=Tolerance(
         {"float32": 3e-6, "float64": 1e-12}, because="three FFTs in fp32 and a sum over a few channels"
     ),
-    implementations=(
-        Implementation("torch_fft", "baseline", spectrum_selection, "rfft2, mask, einsum, irfft2", gradients=()),
-    ),
+    implementations=(Implementation("torch_fft", "baseline", _torch_fft, "rfft2, mask, einsum, irfft2"),),
     auto=lambda **inputs: Decision("torch_fft", "it is the only one"),
     observe=_observe,
+    gradients=("x", "weight"),
 )
