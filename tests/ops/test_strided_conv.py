@@ -101,6 +101,12 @@ def test_causal_series_see_nothing_of_what_comes_after(kernel: int, seed: int):
             continue
         served.add(found.name)
         torch.testing.assert_close(y, want, rtol=1e-4, atol=1e-4)
+    later = x.clone()
+    later[..., 8:] = 0
+    for compression in (0.0, 0.5):  # a band limit rings to both sides
+        moved = sk.band_limited_conv1d(x, weight, padding="causal", compression=compression)
+        moved = moved - sk.band_limited_conv1d(later, weight, padding="causal", compression=compression)
+        assert (moved[..., :8].abs().max() > 1e-3) == (compression > 0.0)
     assert served >= {"dft_native", "dft_native_frozen", "dft_gemm", "dft_gemm_frozen", "direct", "torch_fft"}
 
 

@@ -94,12 +94,17 @@ def auto(
     on_cpu = x.device.type == "cpu"
     if band.compression == 0.0 and (not on_cpu or direct_flops(*sizes) <= MAP_FLOP_RATIO * dft_gemm_flops(*sizes)):
         return Decision("direct", "nothing is dropped, and the direct sum skips what the stride does")
-    if (refusal := fits_matrices(x, band)) is not None:
+    if (refusal := _fits(x, weight, band, stride)) is not None:
         return Decision("torch_fft", refusal)
     because = "only kept modes and wanted samples are computed"
     if on_cpu and build.READY and not torch.compiler.is_exporting():
         return Decision("dft_native", f"{because}, by folded transforms")
     return Decision("dft_gemm", f"{because}, as matrix products")
+
+
+def _fits(x: Tensor, weight: Tensor, band: Band, stride: tuple[int, ...], **rest: Any) -> str | None:
+    """The reason why the transforms of what is computed are not made as matrices, or None."""
+    return fits_matrices(x, computed_band(band, stride, weight.shape[2:]))
 
 
 # --- baselines ------------------------------------------------------------------------------------------------------
@@ -250,14 +255,14 @@ IMPLEMENTATIONS = (
         "folded truncated DFT in C++, the inverse at the wanted samples alone",
         engine="native",
         available=build.unavailable,
-        supports=fits_matrices,
+        supports=_fits,
     ),
     Implementation(
         "dft_gemm",
         "kernel",
         strided_dft_gemm,
         "truncated DFT, the inverse at the wanted samples alone",
-        supports=fits_matrices,
+        supports=_fits,
     ),
     Implementation("subsample", "baseline", _subsample, "stride 1, then every s-th sample", supports=fits_matrices),
     Implementation("torch_fft", "baseline", _torch_fft, "rfft, crop, einsum, irfft, then every s-th sample"),

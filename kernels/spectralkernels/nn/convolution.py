@@ -152,7 +152,8 @@ class BandLimitedConv1d(_BandLimited, nn.Conv1d):
     """torch.nn.Conv1d without the high frequencies of series and kernel: `band_limited_conv1d` as a layer.
 
     Arguments, errors and padding as in `BandLimitedConv2d`, one axis instead of two, and besides
-    causal: put all zeros before the series, as many as make the output as long: no output sees what comes after it.
+    causal: put all zeros before the series, as many as make the output as long. At compression 0 no output then sees
+        what comes after it; a band limit rings to both sides.
     Input: Real [batch, channel, length]. Output: [batch, out_channel, out_length].
     Raises: RangeError if causal and a padding is given too.
     """

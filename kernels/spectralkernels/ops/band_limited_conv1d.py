@@ -43,10 +43,12 @@ def band_limited_conv1d(
     bias: Real [out_channel] or None.
     compression: fraction of the N // 2 + 1 coefficients to drop, 0 <= c < 1; above 0 at least one is dropped. None is
         0, or that of a frozen weight; so are None of padding, groups and grid.
-    padding, groups, grid, stride, dilation, impl: as in `band_limited_conv2d`, one axis instead of two. grid="seed_1d" is what
-        the paper's authors take for series, N = L + 2 padding + 2 max(K - 1, G - 1) with G samples of output; "seed",
-        the paper's formula, has the maximum once. Their code rounds N up to a power of two on request: pass that N.
-        padding="causal" lays all of it before the series, so that no output sees what comes after it.
+    padding, groups, grid, stride, dilation, impl: as in `band_limited_conv2d`, one axis instead of two.
+        padding="causal" lays all of it before the series. At compression 0 no output then sees what comes after it; a
+        band limit rings to both sides.
+        grid="seed_1d" is what the paper's authors take for series, N = L + 2 padding + 2 max(K - 1, G - 1) with G
+        samples of output; "seed", the paper's formula, has the maximum once. Their code rounds N up to a power of two
+        on request: pass that N.
     Returns: Real [batch, out_channel, out_length], dtype of x. Differentiable in x, weight and bias.
     Raises: ShapeError, DtypeError, RangeError on arguments that do not fit; Unsupported if `impl` cannot run here.
     """
