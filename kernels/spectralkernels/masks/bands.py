@@ -121,7 +121,8 @@ def energy(x: Tensor, n: Grid, keep: float, *, mode: EnergyMode = "code", form: 
 
 def cell_power(spectrum: Tensor, n: Grid, mode: EnergyMode) -> Tensor:
     """|F|^2 of every cell over batch and channels, weighted as in `energy_index`: Float64 [N_h, N_w // 2 + 1]."""
-    power = torch.view_as_real(spectrum).square().sum(dim=(0, 1, -1), dtype=torch.float64)
+    # Planes first: their sum is a tenth of the time of a sum over both ends at once.
+    power = torch.view_as_real(spectrum).square().flatten(0, 1).sum(0, dtype=torch.float64).sum(-1)
     if mode == "parseval":
         power = power * hermitian_weights(n[1], half(n[1])).to(power.device)
     return power
