@@ -101,6 +101,14 @@ def test_causal_series_see_nothing_of_what_comes_after(kernel: int, seed: int):
             continue
         served.add(found.name)
         torch.testing.assert_close(y, want, rtol=1e-4, atol=1e-4)
+    leaves = [each.double().requires_grad_() for each in (x, weight)]
+    for compression in (0.0, 0.5):
+        found = []
+        for impl in ("torch_fft", "dft_native", "dft_gemm"):
+            y = sk.band_limited_conv1d(*leaves, padding="causal", compression=compression, impl=impl)
+            found.append((y, *torch.autograd.grad(y.sin().sum(), leaves)))
+        for other in found[1:]:
+            torch.testing.assert_close(other, found[0])
     later = x.clone()
     later[..., 8:] = 0
     for compression in (0.0, 0.5):  # a band limit rings to both sides
