@@ -6,7 +6,6 @@ dimensions have no counterpart here.
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import math
 import random
@@ -51,42 +50,23 @@ def gradients(y: Tensor, x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("impl", ["auto", "dft_gemm", "direct"])
 @pytest.mark.parametrize("axes", [1, 2])
 def test_the_function(axes: int, impl: str, seed: int):
-    known = inspect.signature(OURS[axes]).parameters
-    served = 0
     for case in drawn(seed, 40):
         x, layer, options = convolved(case, axes)
-        missing = [name for name, value in options.items() if value != 1 and name not in known]
         weight, bias = layer.weight, layer.bias
-        call = {name: value for name, value in options.items() if name in known}
-        try:
-            y = OURS[axes](x.requires_grad_(), weight, bias, **call, impl=impl)
-        except sk.RangeError as error:
-            assert axes == 1 and case["stride"] == 2 and "stride must be 1" in str(error)
-            continue
-        if missing:
-            continue
-        served += 1
+        y = OURS[axes](x.requires_grad_(), weight, bias, **options, impl=impl)
         want = getattr(F, f"conv{axes}d")(x, weight, bias, **options)
         torch.testing.assert_close(y, want)
         for ours, theirs in zip(gradients(y, x, weight, bias), gradients(want, x, weight, bias), strict=True):
             torch.testing.assert_close(ours, theirs)
-    assert served >= 5
 
 
 @pytest.mark.parametrize("axes", [1, 2])
 def test_the_layer(axes: int, seed: int):
-    served = 0
     for case in drawn(seed, 40):
         x, layer, options = convolved(case, axes)
-        try:
-            ours = LAYERS[axes](case["channels"], case["out_channels"], case["kernel"], **options, dtype=torch.float64)
-        except sk.Unsupported:
-            assert case["dilation"] == 2 or (axes == 1 and case["stride"] == 2)
-            continue
-        served += 1
+        ours = LAYERS[axes](case["channels"], case["out_channels"], case["kernel"], **options, dtype=torch.float64)
         ours.load_state_dict(layer.state_dict())
         answers = [each(x.requires_grad_()) for each in (ours, layer)]
         torch.testing.assert_close(*answers)
         found, want = (gradients(y, x, *each.parameters()) for y, each in zip(answers, (ours, layer), strict=True))
         torch.testing.assert_close(found, want)
-    assert served >= 5

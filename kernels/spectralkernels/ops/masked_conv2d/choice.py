@@ -11,7 +11,7 @@ from spectralkernels.constants import traced
 from spectralkernels.convolution.choice import matrices_are_light, remembered
 from spectralkernels.convolution.dft_native import build
 from spectralkernels.convolution.estimates import Sizes
-from spectralkernels.convolution.geometry import WeightSpectrum, compute_dtype
+from spectralkernels.convolution.geometry import WeightSpectrum, compute_dtype, dilation_of
 from spectralkernels.declare import Decision
 from spectralkernels.modes import ModeList
 from spectralkernels.ops.masked_conv2d.baselines import all_pass
@@ -45,7 +45,8 @@ def auto(
     if too_large is None and matrices_are_light(sizes):
         names.append("dft_gemm")
         # Its estimate is that of a staircase; like for bands, nothing waits for a compiler.
-        if build.READY and modes.steps and not mask.requires_grad:
+        dilated = dilation_of(band, weight.shape[2:]) != (1, 1)
+        if build.READY and modes.steps and not (mask.requires_grad or dilated):
             names.append("dft_native")
     # A mask with a gradient needs one.
     if not mask.requires_grad and len(modes) == band.n[0] * half(band.n[1]) and all_pass(mask):
