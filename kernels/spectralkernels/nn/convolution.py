@@ -36,8 +36,8 @@ def check_call(layer: type[_BandLimited], compression: float, grid: GridChoice, 
     check_compression(compression)
     check_grid_choice(grid)
     names = [each.name for name in layer.operations for each in load_operation(name).implementations]
-    if impl not in ("auto", *names):
-        raise RangeError(f"impl must be 'auto' or one of {', '.join(dict.fromkeys(names))}, got {impl!r}")
+    if not isinstance(impl, str) or impl not in ("auto", *names):
+        raise RangeError(f"impl must be 'auto' or one of {', '.join(dict.fromkeys(names))}, got {kind(impl)}")
 
 
 MaskRule = Callable[[tuple[int, int]], Tensor]
