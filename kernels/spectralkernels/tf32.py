@@ -1,4 +1,4 @@
-"""TF32 for one call: the switch is process-wide in torch, so a baseline that wants it sets it and puts it back."""
+"""TF32: for one call, as the switch is process-wide in torch, and what a number is rounded to."""
 
 from __future__ import annotations
 
@@ -33,3 +33,8 @@ def tf32_unavailable(device: str) -> str | None:
     if capability < (8, 0):
         return f"TF32 needs compute capability 8.0, this device has {capability[0]}.{capability[1]}"
     return None
+
+
+def round_to_tf32(values: torch.Tensor) -> torch.Tensor:
+    """Finite float32 to the nearest number with 10 fraction bits, ties away from zero, as PTX's cvt.rna does."""
+    return ((values.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from spectralkernels.convolution.baselines import reference
 from spectralkernels.convolution.dft_triton.layout import Layout
-from spectralkernels.convolution.dft_triton.matrices import Transform, separable_matrices, to_tf32
+from spectralkernels.convolution.dft_triton.matrices import Transform, separable_matrices
 from spectralkernels.convolution.dft_triton.precision import PRECISIONS
 from spectralkernels.convolution.geometry import conv_band
 from spectralkernels.spectra import Band
+from spectralkernels.tf32 import round_to_tf32
 
 
 def relative_error(y: Tensor, expected: Tensor) -> float:
@@ -25,7 +26,7 @@ def to_bf16(values: Tensor) -> Tensor:
 
 
 ROUND: dict[str, Callable[[Tensor], Tensor]] = {
-    "tf32": lambda values: to_tf32(values.float()).double(),
+    "tf32": lambda values: round_to_tf32(values.float()).double(),
     "fp16": lambda values: values.half().double(),
     "bf16": to_bf16,
 }
@@ -106,6 +107,6 @@ def test_fp16_does_not_overflow_at_the_mean(seed: int) -> None:
 
 def test_tf32_is_the_nearest_number_of_eleven_bits(seed: int) -> None:
     values = torch.randn(1000) * 10.0 ** torch.randint(-30, 30, (1000,))
-    rounded = to_tf32(values)
+    rounded = round_to_tf32(values)
     assert (rounded.view(torch.int32) & 0x1FFF == 0).all()
     assert ((rounded - values).abs() <= values.abs() * 2.0**-11).all()

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spectralkernels.convolution.fused.precision import round_to_tf32
 from spectralkernels.convolution.implementations import DIRECT
 from spectralkernels.declare import Case, Operation, Tolerance
 from spectralkernels.inputs import feature_map, he_kernel
 from spectralkernels.ops import load_operations
+from spectralkernels.tf32 import round_to_tf32
 
 CONV = load_operations()["band_limited_conv2d"]
 WITH_DIRECT = [each for each in load_operations().values() if any(s.name == "direct" for s in each.subjects)]

@@ -13,13 +13,14 @@ from guarded_interpreter import relative_error
 from torch import Tensor
 
 from spectralkernels.convolution.baselines import reference
-from spectralkernels.convolution.fused.precision import PRECISIONS, Precision, precision, round_to_tf32
+from spectralkernels.convolution.fused.precision import PRECISIONS, Precision, precision
 from spectralkernels.convolution.fused_series import geometry_of
 from spectralkernels.convolution.fused_series.dense import matrices as dense
 from spectralkernels.convolution.fused_series.geometry import Digits, Geometry, Whole, digits, form, whole
 from spectralkernels.convolution.fused_series.two_level import matrices as two_level
 from spectralkernels.convolution.geometry import conv_band
 from spectralkernels.inputs import feature_map, he_kernel
+from spectralkernels.tf32 import round_to_tf32
 
 CPU = torch.device("cpu")
 

@@ -12,10 +12,11 @@ from guarded_interpreter import relative_error
 from torch import Tensor
 
 from spectralkernels.convolution.baselines import reference
-from spectralkernels.convolution.fused.precision import PRECISIONS, Precision, precision, round_to_tf32
+from spectralkernels.convolution.fused.precision import PRECISIONS, Precision, precision
 from spectralkernels.convolution.fused_depthwise.matrices import Geometry, Pair, operators, tiles
 from spectralkernels.convolution.geometry import conv_band
 from spectralkernels.inputs import feature_map, he_kernel
+from spectralkernels.tf32 import round_to_tf32
 
 CPU = torch.device("cpu")
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from spectralkernels.constants import constant
 from spectralkernels.convolution.dft_triton.layout import DENSE_PIXELS, Layout
 from spectralkernels.dft import listed_dft, truncated_dft
+from spectralkernels.tf32 import round_to_tf32
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,15 +107,9 @@ def _factors(transform: Transform) -> tuple[Tensor, Tensor]:
     return columns, rows
 
 
-def to_tf32(values: Tensor) -> Tensor:
-    """Float32 rounded to the 11 significant bits of tf32, halves away from zero; finite values only."""
-    bits = values.contiguous().view(torch.int32)
-    return ((bits + 0x1000) & -0x2000).view(torch.float32)
-
-
 def _rounded(matrix: Tensor, dtype: torch.dtype, tf32: bool, device: torch.device) -> Tensor:
     matrix = matrix.to(dtype)
-    return (to_tf32(matrix) if tf32 else matrix).contiguous().to(device)
+    return (round_to_tf32(matrix) if tf32 else matrix).contiguous().to(device)
 
 
 def _up(size: int, block: int) -> int:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 
-from spectralkernels.declare import Tolerance
+from spectralkernels.declare import Implementation, Tolerance
 from spectralkernels.errors import RangeError
-from spectralkernels.launch import interpreted
+from spectralkernels.launch import interpreted, triton_unavailable
+from spectralkernels.tf32 import round_to_tf32
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,13 @@ class Precision:
         """The dtype in which the spectrum of such maps is saved for backward: no wider than map or operand."""
         operand = PRECISIONS[self.name].operand
         return operand if operand.itemsize < maps.itemsize else maps  # torch.compile of torch 2.9 knows no min(key=)
+
+    def rounded(self, matrix: torch.Tensor, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """A matrix as products of this class read it, contiguous on a device; dtype: default the operand's."""
+        made = matrix.to(dtype or self.operand)
+        if made.dtype == torch.float32 and self.mode == "tf32":
+            made = round_to_tf32(made)
+        return made.to(device).contiguous()
 
 
 _ROUNDED = "and matrices rounded to {} bits, summed in fp32: {} when emulated, about three times that allowed"
@@ -109,6 +119,20 @@ def precision(name: str) -> Precision:
     return replace(found, operand=torch.float32) if name == "bf16" else found
 
 
-def round_to_tf32(values: torch.Tensor) -> torch.Tensor:
-    """Finite float32 to the nearest number with 10 fraction bits, ties away from zero, as PTX's cvt.rna does."""
-    return ((values.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+def in_every_class(
+    name: str, call: Callable[..., Any], supports: Callable[..., str | None], source: str
+) -> tuple[Implementation, ...]:
+    """An implementation per class, `fused_depthwise_bf16`; the default class, tf32x3, goes by the plain name."""
+    return tuple(
+        Implementation(
+            name if accuracy == "tf32x3" else f"{name}_{accuracy}",
+            "kernel",
+            partial(call, accuracy=accuracy),
+            f"{source}, operands in {accuracy}",
+            engine="triton",
+            available=triton_unavailable,
+            supports=partial(supports, accuracy=accuracy),
+            tolerance=chosen.tolerance,
+        )
+        for accuracy, chosen in PRECISIONS.items()
+    )

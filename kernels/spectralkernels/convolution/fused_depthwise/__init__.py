@@ -13,18 +13,15 @@ Registers, shared memory and instructions per architecture are kept in tests/ops
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
 from spectralkernels.constants import planned
+from spectralkernels.convolution.depthwise import not_depthwise
 from spectralkernels.convolution.fused.operators import fused
-from spectralkernels.convolution.fused.precision import PRECISIONS, Precision
+from spectralkernels.convolution.fused.precision import PRECISIONS, Precision, in_every_class
 from spectralkernels.convolution.fused_depthwise.matrices import Geometry, tiles
 from spectralkernels.convolution.geometry import WeightSpectrum
-from spectralkernels.declare import Implementation
-from spectralkernels.launch import triton_unavailable
 from spectralkernels.spectra import Band
 from spectralkernels.target import SHARED_LIMITS, TensorCore, target_capability, tensor_core
 
@@ -33,8 +30,6 @@ LARGEST_SIDE = 64
 
 LARGEST_KEPT = {torch.float32: 32, torch.bfloat16: 64, torch.float16: 64}
 """Frequencies per axis by the dtype of the operands: the matrices of a program must fit its shared memory."""
-
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def fused_depthwise(
@@ -59,17 +54,9 @@ def supports(
     accuracy: str = "tf32x3",
 ) -> str | None:
     """Why the fused kernel cannot serve a call, or None."""
-    if isinstance(weight, WeightSpectrum):
-        return "it takes a weight tensor, not a WeightSpectrum"
-    if len(band.n) != 2:
-        return "it convolves maps, not series"
-    if not groups == x.shape[1] == weight.shape[0]:
-        return (
-            "it convolves each map with one kernel, so groups, channels and out_channels must be equal, "
-            f"got {groups}, {x.shape[1]} and {weight.shape[0]}"
-        )
-    if x.dtype not in DTYPES:
-        return f"it takes float32, float16 or bfloat16 maps, got {str(x.dtype).removeprefix('torch.')}"
+    reason = not_depthwise(x, weight, band, groups, axes=2)
+    if reason is not None:
+        return reason
     return _refusal(band, accuracy, tensor_core(x.device), target_capability(x.device) if x.is_cuda else None)
 
 
@@ -138,20 +125,6 @@ def geometry_of(band: Band) -> Geometry:
 # --- declaration ----------------------------------------------------------------------------------------------------
 
 
-def _implementation(accuracy: str, name: str) -> Implementation:
-    return Implementation(
-        name,
-        "kernel",
-        partial(fused_depthwise, accuracy=accuracy),
-        f"depthwise truncated DFT, product and inverse in one Triton launch, operands in {accuracy}",
-        engine="triton",
-        available=triton_unavailable,
-        supports=partial(supports, accuracy=accuracy),
-        tolerance=PRECISIONS[accuracy].tolerance,
-    )
-
-
-IMPLEMENTATIONS = (
-    _implementation("tf32x3", "fused_depthwise"),
-    *(_implementation(accuracy, f"fused_depthwise_{accuracy}") for accuracy in PRECISIONS if accuracy != "tf32x3"),
+IMPLEMENTATIONS = in_every_class(
+    "fused_depthwise", fused_depthwise, supports, "depthwise truncated DFT, product and inverse in one Triton launch"
 )

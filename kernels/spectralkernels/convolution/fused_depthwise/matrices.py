@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from spectralkernels.constants import constant
-from spectralkernels.convolution.fused.precision import Precision, round_to_tf32
+from spectralkernels.convolution.fused.precision import Precision
 from spectralkernels.spectra import hermitian_weights, next_pow2
 
 
@@ -103,11 +103,8 @@ def operators(geometry: Geometry, precision: Precision, device: torch.device) ->
     ones_h, ones_w = torch.ones_like(both), torch.ones_like(half)
     ortho_h, ortho_w = 1.0 / math.sqrt(n_h), 1.0 / math.sqrt(n_w)
 
-    def rounded(matrix: Tensor, dtype: torch.dtype = precision.operand) -> Tensor:
-        made = matrix.to(dtype)
-        if dtype == torch.float32 and precision.mode == "tf32":
-            made = round_to_tf32(made)
-        return made.to(device).contiguous()
+    def rounded(matrix: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        return precision.rounded(matrix, device, dtype)
 
     def pair(
         start: tuple[int, ...],

@@ -32,25 +32,19 @@ Registers, shared memory and instructions per architecture are kept in tests/ops
 
 from __future__ import annotations
 
-from functools import partial
-
-import torch
 from torch import Tensor
 
 from spectralkernels.constants import planned
+from spectralkernels.convolution.depthwise import not_depthwise
 from spectralkernels.convolution.fused.operators import fused
-from spectralkernels.convolution.fused.precision import PRECISIONS, Precision, precision
+from spectralkernels.convolution.fused.precision import Precision, in_every_class, precision
 from spectralkernels.convolution.fused_series.geometry import LARGEST_DENSE, Digits, Form, Geometry, form
 from spectralkernels.convolution.geometry import WeightSpectrum
-from spectralkernels.declare import Implementation
-from spectralkernels.launch import triton_unavailable
 from spectralkernels.spectra import Band
 from spectralkernels.target import tensor_core
 
 LONGEST = 4096
 """Series, output and kernel that a program can hold."""
-
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def fused_series(
@@ -75,17 +69,9 @@ def supports(
     accuracy: str = "tf32x3",
 ) -> str | None:
     """Why the fused kernel cannot serve a call, or None."""
-    if isinstance(weight, WeightSpectrum):
-        return "it takes a weight tensor, not a WeightSpectrum"
-    if len(band.n) != 1:
-        return "it convolves series, not maps"
-    if not groups == x.shape[1] == weight.shape[0]:
-        return (
-            "it convolves each series with one kernel, so groups, channels and out_channels must be equal, "
-            f"got {groups}, {x.shape[1]} and {weight.shape[0]}"
-        )
-    if x.dtype not in DTYPES:
-        return f"it takes float32, float16 or bfloat16 series, got {str(x.dtype).removeprefix('torch.')}"
+    reason = not_depthwise(x, weight, band, groups, axes=1)
+    if reason is not None:
+        return reason
     return _refusal(band, accuracy, x.is_cuda and tensor_core(x.device) == "tcgen05")
 
 
@@ -124,20 +110,9 @@ def geometry_of(band: Band) -> Geometry:
 # --- declaration ----------------------------------------------------------------------------------------------------
 
 
-def _implementation(accuracy: str, name: str) -> Implementation:
-    return Implementation(
-        name,
-        "kernel",
-        partial(fused_series, accuracy=accuracy),
-        f"depthwise truncated DFT of series, product and inverse in one Triton launch, operands in {accuracy}",
-        engine="triton",
-        available=triton_unavailable,
-        supports=partial(supports, accuracy=accuracy),
-        tolerance=PRECISIONS[accuracy].tolerance,
-    )
-
-
-IMPLEMENTATIONS = (
-    _implementation("tf32x3", "fused_series"),
-    *(_implementation(accuracy, f"fused_series_{accuracy}") for accuracy in PRECISIONS if accuracy != "tf32x3"),
+IMPLEMENTATIONS = in_every_class(
+    "fused_series",
+    fused_series,
+    supports,
+    "depthwise truncated DFT of series, product and inverse in one Triton launch",
 )

@@ -19,13 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spectralkernels.convolution.depthwise import not_depthwise
 from spectralkernels.convolution.geometry import WeightSpectrum
 from spectralkernels.convolution.implicit_gemm.blocks import Sides, blocks_of
 from spectralkernels.declare import Tolerance
 from spectralkernels.operators import operator
 from spectralkernels.spectra import Band
-
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 TOLERANCE = Tolerance(
     {"float32": 2e-3, "float16": 2e-3, "bfloat16": 1.6e-2},
@@ -46,18 +45,7 @@ def implicit_gemm(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, gr
 
 def supports(x: Tensor, weight: Tensor | WeightSpectrum, bias: Tensor | None, band: Band, groups: int) -> str | None:
     """Why it cannot serve a call, or None."""
-    if isinstance(weight, WeightSpectrum):
-        return "it takes a weight tensor, not a WeightSpectrum"
-    if len(band.n) != 2:
-        return "it convolves maps, not series"
-    if not groups == x.shape[1] == weight.shape[0]:
-        return (
-            "it convolves each map with one kernel, so groups, channels and out_channels must be equal, "
-            f"got {groups}, {x.shape[1]} and {weight.shape[0]}"
-        )
-    if x.dtype not in DTYPES:
-        return f"it takes float32, float16 or bfloat16 maps, got {str(x.dtype).removeprefix('torch.')}"
-    return None
+    return not_depthwise(x, weight, band, groups, axes=2)
 
 
 # --- the operators --------------------------------------------------------------------------------------------------

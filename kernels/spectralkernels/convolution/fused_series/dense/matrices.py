@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from spectralkernels.constants import constant
-from spectralkernels.convolution.fused.precision import Precision, round_to_tf32
+from spectralkernels.convolution.fused.precision import Precision
 from spectralkernels.convolution.fused_series.geometry import Geometry, Whole
 from spectralkernels.spectra import hermitian_weights
 
@@ -39,11 +39,8 @@ def matrices(geometry: Geometry, tile: Whole, precision: Precision, device: torc
     weights = hermitian_weights(geometry.n, geometry.kept).unsqueeze(1)
     ortho = 1.0 / math.sqrt(geometry.n)
 
-    def rounded(matrix: Tensor, dtype: torch.dtype = precision.operand) -> Tensor:
-        made = matrix.to(dtype)
-        if dtype == torch.float32 and precision.mode == "tf32":
-            made = round_to_tf32(made)
-        return made.to(device).contiguous()
+    def rounded(matrix: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        return precision.rounded(matrix, device, dtype)
 
     def analyse(start: int, length: int, width: int, scale: Tensor | float) -> Tensor:
         numerators = torch.outer(torch.arange(geometry.kept), torch.arange(start, start + length))

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from spectralkernels.constants import constant
-from spectralkernels.convolution.fused.precision import Precision, round_to_tf32
+from spectralkernels.convolution.fused.precision import Precision
 from spectralkernels.convolution.fused_series.geometry import Digits, Geometry
 
 
@@ -51,11 +51,8 @@ def matrices(geometry: Geometry, split: Digits, precision: Precision, device: to
     twice_j = 2 * torch.arange(split.lows) + n1 % 2
     counts = torch.where((twice_j == 0) | (twice_j == n1), 1.0, 2.0).double().unsqueeze(1)
 
-    def rounded(matrix: Tensor, dtype: torch.dtype = precision.operand) -> Tensor:
-        made = matrix.to(dtype)
-        if dtype == torch.float32 and precision.mode == "tf32":
-            made = round_to_tf32(made)
-        return made.to(device).contiguous()
+    def rounded(matrix: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        return precision.rounded(matrix, device, dtype)
 
     def low(rows: int, scale: float, counted: bool) -> Tensor:
         cos, sin = _cos_sin(twice_j + n1, torch.arange(rows), 2 * n1)
