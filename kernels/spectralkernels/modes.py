@@ -79,13 +79,11 @@ def every_mode(n: tuple[int, int]) -> ModeList:
 @lru_cache(maxsize=256)
 def modes_of(text: str) -> ModeList:
     """The modes that a text says, see the top of this file. ValueError on any other."""
-    form, *parts = text.split(" ")
-    n, numbers = (tuple(map(int, part.split(","))) for part in parts)
-    if form == "box":
-        return box(n, numbers)
-    pairs = tuple(zip(numbers[::2], numbers[1::2], strict=True))
-    if form == "steps":
-        return ModeList(n, steps=pairs)
-    if form == "cells":
-        return ModeList(n, cells=pairs)
+    words = text.split(" ")
+    if len(words) == 3 and words[0] in ("box", "steps", "cells"):
+        n, numbers = (tuple(map(int, part.split(","))) for part in words[1:])
+        if words[0] == "box":
+            return box(n, numbers)
+        pairs = tuple(zip(numbers[::2], numbers[1::2], strict=True))
+        return ModeList(n, steps=pairs) if words[0] == "steps" else ModeList(n, cells=pairs)
     raise ValueError(f"modes must be written as a box, steps or cells, got {text!r}")

@@ -15,6 +15,7 @@ import spectralkernels as sk
 from spectralkernels.convolution.baselines import reference
 from spectralkernels.convolution.dft_gemm import freeze_weight
 from spectralkernels.convolution.dft_triton import IMPLEMENTATIONS, dft_triton, supports, supports_frozen
+from spectralkernels.convolution.dft_triton.layout import box_layout
 from spectralkernels.convolution.dft_triton.precision import PRECISIONS
 from spectralkernels.convolution.geometry import conv_band
 from spectralkernels.errors import RangeError
@@ -252,7 +253,7 @@ class TestInterpreted:
     def test_opcheck(self, seed: int) -> None:
         band = conv_band((5, 4), (3, 3), compression=0.5)
         x, weight, bias = tensors(2, 4, 4, 2, band)
-        layout = "box 6,5 " + ",".join(map(str, band.kept))
+        layout = box_layout(band.n, band.kept)
         ops = torch.ops.spectralkernels
         frozen = freeze_weight(weight, band, 2).modes
         opcheck(ops.dft_triton_apply.default, (x, frozen, bias, 4, 2, layout, [5, 4], "tf32x3", True))

@@ -55,9 +55,12 @@ class Layout:
 def layout_of(text: str) -> Layout:
     """The layout that words like `separable box 33,33 12,12` say, which pass through a custom operator as one constant.
 
-    "separable": the box around the modes; "matrix": the modes alone, by one matrix. The rest as in `modes`.
+    "separable": the box around the modes; "matrix": the modes alone, by one matrix. The rest as in `modes`. ValueError
+    on any other words.
     """
     how, _, written = text.partition(" ")
+    if how not in ("separable", "matrix"):
+        raise ValueError(f"a layout must begin with separable or matrix, got {text!r}")
     modes = modes_of(written)
     if how == "matrix":
         return Layout(modes.n, modes.kept, cells=modes.indices)
