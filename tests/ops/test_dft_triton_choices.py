@@ -259,7 +259,7 @@ class TestInterpreted:
         opcheck(ops.dft_triton_apply.default, (x, frozen, bias, 4, 2, layout, [5, 4], "tf32x3", True))
         where = ([-1, -1], 2, layout, [5, 4], "fp32", False, "bf16", "spectrum")
         # The interpreter's bfloat16 is not the traced one's, so gradients are compared above instead.
-        opcheck(
+        torch.library.opcheck(
             ops.dft_triton_conv.default,
             (x, weight, bias, None, *where),
             test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
