@@ -126,6 +126,7 @@ def test_the_memory_is_bounded_in_bytes_and_forgets_the_oldest(monkeypatch: pyte
     assert constants.kept_bytes() == 3 * 800_000
 
 
+@pytest.mark.slow
 def test_random_map_sizes_stay_below_the_bound(seed: int):
     for height in range(60, 250, 19):
         for width in range(61, 250, 17):

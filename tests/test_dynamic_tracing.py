@@ -34,6 +34,7 @@ def convolve(x: Tensor, compression: float, stride: int = 1) -> Tensor:
     return sk.band_limited_conv2d(x, W, B, compression=compression, stride=stride)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stride", [1, 2])
 def test_few_graphs_for_every_size_of_map(stride: int, seed: int):
     """Another where a transform of other matrices begins, not one per size."""
@@ -87,6 +88,7 @@ def test_threads_share_a_compiled_layer(seed: int):
         torch.testing.assert_close(y, layer(x))
 
 
+@pytest.mark.slow
 def test_one_graph_for_every_rate_above_0(seed: int):
     compiled, counter = counted(convolve)
     x = torch.randn(2, 4, 9, 8)

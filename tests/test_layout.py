@@ -149,6 +149,7 @@ def test_no_drawer_for_odds_and_ends():
 OPTIONAL = ("triton", "sklearn", "pynvml", "matplotlib", "pandas", "asv", "fft_conv_pytorch")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", [("triton",), OPTIONAL], ids=["triton", "everything optional"])
 def test_the_library_imports_without(missing: tuple[str, ...]):
     """A fresh interpreter in which packages cannot be imported; the list of implementations says what is missing."""
@@ -170,6 +171,7 @@ def _environment() -> dict[str, str]:
     return {**{k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}, "PYTHONPATH": paths}
 
 
+@pytest.mark.slow
 def test_an_import_takes_neither_a_compiler_nor_triton():
     """torch._dynamo alone takes as long as torch: every command and every worker would pay for it."""
     code = "import sys, torch; before = set(sys.modules); import spectralkernels; print(*set(sys.modules) - before)"

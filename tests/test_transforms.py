@@ -140,6 +140,7 @@ def test_a_second_derivative_of_some_arguments(form: str, seed: int):
         agree(*found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "backend"), [("2-D", "eager"), ("few pixels", "aot_eager"), ("1-D", "aot_eager"), ("mask, steps", "eager")]
 )

@@ -20,6 +20,7 @@ from spectralbench.cli.machine import asv_machine, write_asv_machine
 from spectralbench.record import environment_line, read_tree, record_line
 
 
+@pytest.mark.slow
 def test_ascii_streams_get_words(tmp_path: Path) -> None:
     history(tmp_path / "results", [1.5e-6, 1.5e-6, 1.5e-6, 1.5e-6, 3e-6])
     path = os.pathsep.join(entry for entry in sys.path if entry)
@@ -221,6 +222,7 @@ def steady_history(results: Path, twin: list[float], newest: str = str(FACTS["co
         (folder / f"{index:03d}.jsonl").write_text(environment_line(facts) + "".join(map(record_line, records)))
 
 
+@pytest.mark.slow
 def test_what_would_page_is_timed_again_and_forgotten_if_it_went_away(cli: Cli, tmp_path: Path) -> None:
     steady_history(tmp_path / "results", [2.0] * 6 + [3.0])
     assert cli("alert")[0] == 1
@@ -285,6 +287,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [(("plot", "--help"), 0), (("run", "--help"), 0), (("alert",), 3), (("report",), 0)],

@@ -208,6 +208,7 @@ def test_a_training_step_is_captured_with_gradients_of_its_own(monkeypatch: pyte
     assert inputs["x"].grad is None and calls.fault(question, bound) is None
 
 
+@pytest.mark.slow
 def test_what_cannot_be_captured_is_unsupported_but_out_of_memory_stays_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = FakeCuda()
     clock = clock_on(cuda, monkeypatch, cache="warm", launch="graph")

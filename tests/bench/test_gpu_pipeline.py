@@ -119,6 +119,7 @@ def test_a_commit_must_be_whole_and_may_not_contradict_git(monkeypatch: pytest.M
         pipeline.surroundings("cpu", "main")
 
 
+@pytest.mark.slow
 def test_nothing_but_torch_is_needed() -> None:
     missing = ("triton", "pytest", "pynvml", "typer", "rich", "pandas", "seaborn", "matplotlib", "sklearn", "asv")
     program = (
@@ -168,6 +169,7 @@ def all_checks(jobs: list[Item]) -> list[Identity]:
     return [check for job in jobs for check in correctness.checks(job).values()]
 
 
+@pytest.mark.slow
 def test_findings_name_the_guilty_and_are_stored_one_by_one(tmp_path: Path) -> None:
     request, jobs = fake_jobs("steady", "raising", "crashing")
     path = tmp_path / "found.jsonl"

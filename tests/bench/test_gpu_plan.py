@@ -130,6 +130,7 @@ def test_stages_end_in_order_and_leave_their_rest_to_the_next() -> None:
         StageBudget(-1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [60.0, 200.0, 540.0])
 def test_no_phase_is_begun_without_time(seconds: float, tmp_path: Path) -> None:
     now = Now()

@@ -205,6 +205,7 @@ def asv_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "results"
 
 
+@pytest.mark.slow
 def test_reads_what_a_real_asv_run_wrote(asv_results: Path) -> None:
     loaded = history.load(asv_results)
     assert loaded.damage == ()
@@ -253,6 +254,7 @@ def test_asv_damage_is_named(asv_results: Path, tmp_path: Path) -> None:
     assert len(results) == 2 * 16  # the readable files are still read, without names of parameters
 
 
+@pytest.mark.slow
 def test_works_where_torch_cannot_be_imported(tmp_path: Path) -> None:
     synthetic.study(tmp_path, random.Random(0), processes=1)
     script = f"""

@@ -194,6 +194,7 @@ def crumbs(x: Tensor, w: Tensor) -> Tensor:
     return product(x, w) * scratch[-1][0]
 
 
+@pytest.mark.slow
 def test_host_peak_sees_memory_that_the_allocator_would_have_kept() -> None:
     """In a fresh process, as a sweep's worker is: other tests would have left this one's heap in pieces."""
     program = "import test_metrics as t; print(*t.of('host_peak', t.toy(t.implementation('a', t.crumbs))))"

@@ -140,6 +140,7 @@ def test_the_figure_needs_a_rate_of_zero(tmp_path: Path):
         drawing.draw(steps.rows(RECORDS[2:4]), "a net", tmp_path / "no.png")
 
 
+@pytest.mark.slow
 def test_a_readers_own_model_from_the_working_directory(cli: Callable[..., Answer], tmp_path: Path):
     """From its file to a table, records and a picture, in a fresh process; and again, from what is stored."""
     source = Path(__file__).with_name("small_model.py").read_text()

@@ -33,6 +33,7 @@ def measured(one: Case, names: list[str], operation: Operation = OPERATION) -> d
     return dict(measure_case(operation, one, names, pass_=pass_, clock=FakeClock(), budget=Budget(2, 2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_every_kind_of_layers_passes_the_gate(mode: str, seed: int):
     outcomes = measured(case(mode, seed=seed % 1000), ALL)

@@ -37,6 +37,7 @@ def frame(study: history.History) -> pd.DataFrame:
     return measurements(history.current(study))
 
 
+@pytest.mark.slow
 def test_every_figure_is_written(study: history.History, tmp_path: Path) -> None:
     gallery = draw_all(study, tmp_path)
     names = {path.stem for path in gallery}
@@ -54,6 +55,7 @@ def test_every_figure_is_written(study: history.History, tmp_path: Path) -> None
     assert all(reason for _, _, reason in gallery.skipped)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=list(FAMILIES))
 def test_axes_are_labelled_and_nothing_is_clipped_or_overlaps(family, frame: pd.DataFrame) -> None:
     with styled():
@@ -162,6 +164,7 @@ def test_undominated_points() -> None:
     assert pareto.undominated(points, ["time", "bytes"]).tolist() == [True, True, False, True]
 
 
+@pytest.mark.slow
 def test_files_of_an_earlier_drawing_are_removed(study: history.History, tmp_path: Path) -> None:
     folder = tmp_path / "cpu-test-2c"
     folder.mkdir()

@@ -214,6 +214,7 @@ def profiled(operation: Operation, names: tuple[str, ...], folder: Path | None =
     )
 
 
+@pytest.mark.slow
 def test_torch_fft_has_the_stages_of_the_paper_and_who_cannot_run_has_a_reason(tmp_path: Path) -> None:
     operation = load_operation("band_limited_conv2d")
     found = profiled(operation, ("torch_fft", "dft_gemm", "direct"), tmp_path)
@@ -266,6 +267,7 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> CliRunner:
 SMALL = ("profile", "band_limited_conv2d", "--profile", "smoke", "--set", "kernel_size=3", "--set", "compression=0.5")
 
 
+@pytest.mark.slow
 def test_the_command_prints_json_and_leaves_figures(runner: CliRunner, tmp_path: Path) -> None:
     folder = tmp_path / "a folder"
     done = runner.invoke(app, [*SMALL, "--impl", "dft_gemm,torch_fft", "--both", "--out", str(folder), "--json"])

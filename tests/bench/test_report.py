@@ -177,6 +177,7 @@ class Outside(html.parser.HTMLParser):
         self.fetched += [value or "" for name, value in attrs if name in ("src", "href")]
 
 
+@pytest.mark.slow
 def test_a_whole_study_on_one_screen_and_in_one_file(tmp_path: Path) -> None:
     synthetic.study(tmp_path, random.Random(3), processes=3)
     picture = tmp_path / "figures" / "cpu-test-2c" / "pareto.png"

@@ -177,6 +177,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     return results, environment
 
 
+@pytest.mark.slow
 def test_a_sweep_stores_every_outcome_with_its_identity(tmp_path: Path) -> None:
     done = sweep.run(request("steady", processes=2), tmp_path, ENVIRONMENT)
     (file,) = files(tmp_path)
@@ -200,6 +201,7 @@ def test_a_sweep_stores_every_outcome_with_its_identity(tmp_path: Path) -> None:
     assert float(os.getpid()) not in {pid for _, pid in pids}
 
 
+@pytest.mark.slow
 def test_running_again_measures_only_what_is_missing(tmp_path: Path) -> None:
     sweep.run(request("steady", overrides={"size": "1"}), tmp_path, ENVIRONMENT)
     todo = sweep.preview(request("steady"), tmp_path, ENVIRONMENT)
@@ -261,12 +263,14 @@ def test_another_card_of_the_same_class_goes_on_where_the_first_stopped(tmp_path
     assert (reused(gpu_uuid="MIG-3"), reused(gpu_power_limit_mw=500000)) == (0, 0)
 
 
+@pytest.mark.slow
 def test_a_metric_that_was_not_taken_before_is_taken_now(tmp_path: Path) -> None:
     sweep.run(request("talking"), tmp_path, ENVIRONMENT)
     assert sweep.preview(request("talking", metrics=("device_time", "nvml_memory")), tmp_path, ENVIRONMENT).left == []
     assert sweep.preview(request("talking", metrics=("saved_bytes",)), tmp_path, ENVIRONMENT).left
 
 
+@pytest.mark.slow
 def test_an_implementation_measured_later_says_that_it_was_not_interleaved(tmp_path: Path) -> None:
     sweep.run(request("steady", implementations=("plain",)), tmp_path, ENVIRONMENT)
     later = by_name(sweep.run(request("steady"), tmp_path, ENVIRONMENT).records)
@@ -277,6 +281,7 @@ def test_an_implementation_measured_later_says_that_it_was_not_interleaved(tmp_p
 # What cases do to their process
 
 
+@pytest.mark.slow
 def test_a_crash_names_the_guilty_one_and_the_others_keep_their_numbers(tmp_path: Path) -> None:
     done = sweep.run(request("crashing", "steady", overrides={"rate": "0"}), tmp_path, ENVIRONMENT)
     found = by_name([record for record in done.records if record.operation == "crashing"])
@@ -291,6 +296,7 @@ def test_a_crash_names_the_guilty_one_and_the_others_keep_their_numbers(tmp_path
     assert [item.implementations for item in retry.left] == [("segfault",)]
 
 
+@pytest.mark.slow
 def test_a_case_that_hangs_is_killed_and_the_sweep_goes_on(tmp_path: Path) -> None:
     began = time.monotonic()
     slim = request("hanging", overrides={"rate": "0"}, timeout=1.0)
@@ -300,6 +306,7 @@ def test_a_case_that_hangs_is_killed_and_the_sweep_goes_on(tmp_path: Path) -> No
     assert time.monotonic() - began < 60
 
 
+@pytest.mark.slow
 def test_an_out_of_memory_says_how_much_was_asked_for(tmp_path: Path) -> None:
     done = sweep.run(request("greedy", "talking"), tmp_path, ENVIRONMENT)
     found = by_name(done.records)
@@ -310,12 +317,14 @@ def test_an_out_of_memory_says_how_much_was_asked_for(tmp_path: Path) -> None:
     assert len(pids) == 3
 
 
+@pytest.mark.slow
 def test_an_exception_fails_its_implementation_alone(tmp_path: Path) -> None:
     found = by_name(sweep.run(request("raising"), tmp_path, ENVIRONMENT).records)
     assert (found["raises"].failure, found["raises"].reason) == ("error", "ValueError: size does not suit me")
     assert (found["plain"].status, found["plain"].reason) == ("measured", None)
 
 
+@pytest.mark.slow
 def test_a_worker_that_cannot_start_says_why() -> None:
     setup = Setup(replace(SOURCES, operations="fake_operations:no_such_name"), "cpu", None, None)
     case = sweep.plan(request("steady"))[0].case
@@ -326,6 +335,7 @@ def test_a_worker_that_cannot_start_says_why() -> None:
 # What the outside does to a sweep
 
 
+@pytest.mark.slow
 def test_the_time_budget_stops_before_a_case_and_says_what_is_left(tmp_path: Path) -> None:
     done = sweep.run(request("steady", time_budget=0.0), tmp_path, ENVIRONMENT)
     assert (done.stopped, len(done.left), done.records) == ("time budget", 4, [])
@@ -343,6 +353,7 @@ class _Interrupting:
         assert records
 
 
+@pytest.mark.slow
 def test_an_interrupt_leaves_a_usable_file_and_says_what_is_left(tmp_path: Path) -> None:
     done = sweep.run(request("steady"), tmp_path, ENVIRONMENT, _Interrupting())
     assert (done.stopped, len(done.left)) == ("interrupt", 3)
@@ -352,6 +363,7 @@ def test_an_interrupt_leaves_a_usable_file_and_says_what_is_left(tmp_path: Path)
     assert (resumed.reused, len(resumed.records), resumed.stopped) == (3, 12, None)
 
 
+@pytest.mark.slow
 def test_kill_9_loses_the_case_in_flight_at_most_and_the_worker_dies_too(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     killed = driver(tmp_path, "1", FAKE_PID_FILE=str(pid_file))
@@ -372,6 +384,7 @@ def test_kill_9_loses_the_case_in_flight_at_most_and_the_worker_dies_too(tmp_pat
     assert len({(record.case_id, record.implementation) for record in file.records}) == 12
 
 
+@pytest.mark.slow
 def test_a_run_beside_another_writes_a_file_of_its_own(tmp_path: Path) -> None:
     with Journal.open(tmp_path / "records" / "m", ENVIRONMENT) as other:
         done = sweep.run(request("talking"), tmp_path, ENVIRONMENT)
@@ -380,6 +393,7 @@ def test_a_run_beside_another_writes_a_file_of_its_own(tmp_path: Path) -> None:
     assert [(len(file.records), file.damage) for file in files(tmp_path)] == [(2, ()), (2, ())]
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_lose_nothing(tmp_path: Path) -> None:
     runs = [driver(tmp_path, "1"), driver(tmp_path, "1")]
     for one in runs:

@@ -175,6 +175,7 @@ def test_bad_arguments(make, error: type[Exception], message: str):
         make()
 
 
+@pytest.mark.slow
 def test_a_network_of_them_is_exported(seed: int):
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3, 2, 1),

@@ -141,6 +141,7 @@ def test_a_flipped_kernel_is_noticed(seed: int):
     assert relative(wrong, right) > 1e-1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("groups", "kernel"), [(1, 3), (2, 4), (4, 3), (4, 9)])
 @pytest.mark.parametrize("compression", [0.0, 0.5])
 def test_gradients_are_exact(groups: int, kernel: int, compression: float, seed: int):
@@ -243,6 +244,7 @@ def test_backward_saves_the_kept_spectrum_and_the_weight_only(seed: int):
     assert sum(saved.values()) <= 0.6 * x.nbytes + weight.nbytes
 
 
+@pytest.mark.slow
 def test_operators_pass_opcheck_and_trace(seed: int):
     x = torch.randn(2, 4, 7, 6, requires_grad=True)
     weight = torch.randn(8, 2, 3, 3, requires_grad=True)

@@ -231,6 +231,7 @@ def test_backward_saves_the_smaller_of_x_and_its_spectrum(groups: int, compressi
     assert sum(saved.values()) <= most * x.nbytes + weight.nbytes
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_operators_pass_opcheck_and_trace(seed: int):
     ops = torch.ops.spectralkernels
@@ -372,6 +373,7 @@ def test_a_folder_that_cannot_be_written_is_named(nothing_built: Path, monkeypat
         sk.band_limited_conv2d(X, W, impl="dft_native")
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_auto_takes_it_from_the_first_build_on_and_never_builds(built: Path, nothing_built: Path):
     def chosen() -> str:

@@ -157,6 +157,7 @@ class TestInterpreted:
             self.check_transform(Transform(Layout(n, kept), (0, -2), size, False, True), name, core)
             self.check_transform(Transform(Layout(n, kept), (0, -2), size, True, True), name, core)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["fp32", "tf32x3"])
     def test_long_series(self, seed: int, guarded: None, name: str) -> None:
         self.check_transform(Transform(Layout((1100,), (70,)), (-3,), (1031,), False, True), name, "wgmma")
@@ -196,6 +197,7 @@ class TestInterpreted:
         difference = float((want * modes.double()).sum() - (x.double() * y.double()).sum())
         assert abs(difference) <= 2 * numbers.error * float(want.norm() * modes.double().norm())
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
     def test_half_precision_maps(self, seed: int, guarded: None, dtype: torch.dtype) -> None:
         band = conv_band((9, 7), (3, 3), compression=0.5)
@@ -220,6 +222,7 @@ class TestInterpreted:
         for gradient in torch.autograd.grad(y.sum(), (weight, bias)):
             assert not gradient.any()
 
+    @pytest.mark.slow
     def test_saves_the_kept_spectrum_and_the_weight(self, seed: int) -> None:
         band = conv_band((16, 16), (3, 3), compression=0.8)
         x, weight, bias = tensors(2, 3, 4, 1, band)
@@ -246,6 +249,7 @@ class TestInterpreted:
         for found, exact in zip(traced, torch.autograd.grad(want.sum(), (x, weight, bias)), strict=True):
             assert relative_error(found, exact) <= 1e-5
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "fault",
         [

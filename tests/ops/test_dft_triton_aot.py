@@ -84,6 +84,7 @@ CHECKED = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", (80, 90, 100), ids="sm_{}".format)
 def test_no_spills_and_nothing_beyond_the_limits(capability: int) -> None:
     for precision, layer, name in CHECKED:
@@ -106,6 +107,7 @@ def test_hopper_multiplies_on_wgmma_with_wide_accesses(precision: str, name: str
     assert code.registers * 32 * code.num_warps * (1 if code.num_warps == 8 else 2) <= 65536
 
 
+@pytest.mark.slow
 def test_registers_of_the_default_class_on_hopper() -> None:
     """The figures of the design; a change of more than a tenth wants a reason."""
     expected = {"maps": (158, 8), "product": (232, 8), "inverse": (154, 8), "product dw": (250, 8)}
@@ -114,12 +116,14 @@ def test_registers_of_the_default_class_on_hopper() -> None:
         assert code.num_warps == warps and code.registers <= min(255, round(1.1 * registers)), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("capability", "kind"), [(80, "HMMA"), (90, "HGMMA"), (100, "UTCHMMA")])
 def test_the_tensor_core_of_each_architecture(capability: int, kind: str) -> None:
     for name in ("maps", "product", "inverse"):
         assert set(tensor_core_instructions(compiled("32x32-K3", "tf32x3", capability, name))) == {kind}, name
 
 
+@pytest.mark.slow
 def test_fp32_uses_no_tensor_core() -> None:
     for name in ("maps", "product", "inverse"):
         code = compiled("32x32-K3", "fp32", 90, name)

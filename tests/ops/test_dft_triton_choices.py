@@ -156,6 +156,7 @@ class TestInterpreted:
             dft_triton(x, frozen, bias, band, 1)
         assert [each.nbytes for each in saved] == [frozen.modes.nbytes]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("choice", "name", "expected"),
         [
@@ -202,6 +203,7 @@ class TestInterpreted:
         (want,) = torch.autograd.grad(reference(x, weight, None, band, 1).sum(), x)
         assert relative_error(found, want) <= 1e-5
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["tf32x3", "fp16", "bf16"])
     @pytest.mark.parametrize("multiplier", [1, 3])
     @pytest.mark.parametrize("batch", [1, 6])
@@ -250,6 +252,7 @@ class TestInterpreted:
         monkeypatch.setattr(Launch, "run", faulty)
         assert not largest_error() <= 1e-5
 
+    @pytest.mark.slow
     def test_opcheck(self, seed: int) -> None:
         band = conv_band((5, 4), (3, 3), compression=0.5)
         x, weight, bias = tensors(2, 4, 4, 2, band)

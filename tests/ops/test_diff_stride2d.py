@@ -73,6 +73,7 @@ def test_gradients_to_map_and_strides_are_exact(impl: str, size: tuple[int, int]
         assert torch.autograd.gradgradcheck(pool, (planes(5, 6)[:1, :1].detach().requires_grad_(), s))
 
 
+@pytest.mark.slow
 def test_compat_gradients(seed: int):
     def pool(x: Tensor, s: Tensor) -> Tensor:
         return sk.diff_stride2d(x, s, smoothness=1.7, compat=True)
@@ -117,6 +118,7 @@ def test_t22_a_stride_past_the_clamp_has_a_gradient_that_brings_it_back(seed: in
     assert bool((slope < 0).all())
 
 
+@pytest.mark.slow
 def test_t24_a_given_size_reads_nothing_and_compiles_whole(seed: int):
     x, s = torch.randn(2, 3, 16, 16, requires_grad=True), torch.tensor([2.0, 1.7], requires_grad=True)
     for options in ({"size": (12, 12)}, {"cropping": False}):

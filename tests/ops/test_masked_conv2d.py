@@ -179,6 +179,7 @@ def test_gradients_are_exact(groups: int, sides: tuple[int, int], samples: int |
             torch.testing.assert_close(got, want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["radial", "scattered", "frequency_dropout"])
 @pytest.mark.parametrize("form", ["steps", "cells"])
 def test_gradients_under_hard_masks(kind: str, form: str, seed: int):
@@ -276,6 +277,7 @@ def test_a_mask_of_zeros_gives_zeros():
 # --- tracing --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [None, 2])
 @pytest.mark.parametrize("form", ["steps", "cells"])
 def test_operators_pass_opcheck(samples: int | None, form: str, seed: int):
@@ -295,6 +297,7 @@ def test_operators_pass_opcheck(samples: int | None, form: str, seed: int):
         opcheck(ops.masked_conv2d_backward.default, (*saved, [-1, -1], *where, [4, 7, 6], need))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("listed", [True, False])
 def test_it_compiles_whole(listed: bool, seed: int):
     n = masks.fft_grid((9, 8), (3, 3))

@@ -44,6 +44,7 @@ def problem(seed: int, groups: int = 2) -> tuple[Tensor, Tensor, Tensor, Tensor]
 # --- bias -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", IMPLS)
 def test_bias_is_added_to_every_pixel_and_has_its_gradient(impl: str, seed: int):
     x, weight, mask, bias = problem(seed)
@@ -158,6 +159,7 @@ def test_backward_saves_no_spectrum_that_no_gradient_needs(wants_mask: bool, see
         assert sum(saved.values()) == weight.nbytes + hermitian
 
 
+@pytest.mark.slow
 def test_frozen_operators_pass_opcheck_and_compile(seed: int):
     x = torch.randn(2, 4, 7, 6, requires_grad=True)
     weight, bias = torch.randn(8, 2, 3, 3), torch.randn(8, requires_grad=True)

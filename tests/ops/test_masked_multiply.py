@@ -82,6 +82,7 @@ def test_a_frozen_weight_saves_no_input() -> None:
     assert [tuple(tensor.shape) for tensor in saved] == [(5, 3, 4, 3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", TORCH_FORMS)
 def test_opcheck(seed: int, impl: str) -> None:
     op = getattr(torch.ops.spectralkernels, f"masked_multiply_{impl}").default
@@ -196,6 +197,7 @@ def test_a_named_kernel_never_falls_back() -> None:
     assert reason == "Triton kernels take complex64 spectra, got complex128"
 
 
+@pytest.mark.slow
 def test_works_without_triton() -> None:
     script = (
         "import sys; sys.modules['triton'] = None\n"

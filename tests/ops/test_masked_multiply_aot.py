@@ -116,6 +116,7 @@ def test_the_2019_kernel(capability: int) -> None:
     assert code.count("LDG", "128") == 0 and code.count("LDG") >= 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("compression", "most"), [(0.25, 0.9), (0.5, 0.8), (0.8, 0.8)])
 def test_looking_up_cells_saves_instructions(compression: float, most: float) -> None:
     """Issued by all programs of a layer of 64 channels; fewer than 32 take cells as they lie."""

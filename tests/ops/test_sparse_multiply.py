@@ -50,6 +50,7 @@ def test_without_threshold_it_is_conv2d(seed: int):
     torch.testing.assert_close(got, F.conv2d(x, kernel))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", IMPLS)
 def test_gradients(impl: str, seed: int):
     y = torch.randn(2, 3, 4, 3, dtype=torch.complex128)

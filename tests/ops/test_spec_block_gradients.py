@@ -31,6 +31,7 @@ def leaves(kind: str, rows: int, n: int) -> tuple[Callable[[Tensor], Any], Tenso
     return make, packed.values.detach().requires_grad_()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["image", "spectrum", "bitmap", "compact"])
 @pytest.mark.parametrize("n", [5, 6])
 @pytest.mark.parametrize("activation", ["tanh", None])

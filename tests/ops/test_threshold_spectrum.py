@@ -198,6 +198,7 @@ def test_bits_round_trip(seed: int):
     assert words[0] == -1 and words[40] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("activation", ["tanh", None])
 def test_gradients(impl: str, activation: str | None, seed: int):
@@ -215,6 +216,7 @@ def test_gradients(impl: str, activation: str | None, seed: int):
         assert torch.equal(grad != 0, threshold_spectrum(y, 0.7, impl=impl).kept())
 
 
+@pytest.mark.slow
 def test_gradients_through_compaction_and_conversion(seed: int):
     y = torch.randn(1, 2, 3, 4, dtype=torch.complex128)
     y = torch.where((y.abs() - 0.7).abs() < 1e-3, 2 * y, y).requires_grad_()
@@ -224,6 +226,7 @@ def test_gradients_through_compaction_and_conversion(seed: int):
         assert torch.autograd.gradcheck(convert, y)
 
 
+@pytest.mark.slow
 def test_operators_pass_opcheck(seed: int):
     flat = torch.randn(1500, dtype=torch.complex64, requires_grad=True)
     kept = flat.detach().abs() > 0.8
