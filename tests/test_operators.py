@@ -78,6 +78,31 @@ def test_a_missing_derivative_is_an_error_when_it_is_asked_for(seed: int):
         dx.sum().backward()
 
 
+@operator("test_product")
+def product(x: Tensor, y: Tensor | None, factor: float) -> tuple[Tensor, Tensor]:
+    """(factor x y, nothing), differentiable by way of its chain"""
+    calls.append("product")
+    return x * (1.0 if y is None else y) * factor, x.new_empty(0)
+
+
+@product.register_composed
+def _(x: Tensor, y: Tensor | None, factor: float) -> tuple[Tensor, Tensor]:
+    return x * (1.0 if y is None else y) * factor, x.new_empty(0)
+
+
+def test_a_chain_gives_the_derivative_where_no_other_is_registered(seed: int):
+    x, y = (torch.randn(4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    calls.clear()
+    assert torch.autograd.gradcheck(lambda x, y: product(x, y, 3.0)[0], (x, y))
+    assert "product" in calls
+    assert torch.autograd.gradgradcheck(lambda x, y: product(x, y, 3.0)[0], (x, y))
+    assert torch.autograd.gradgradcheck(lambda x: product(x, None, 3.0)[0], (x,))
+    # one argument made of the other, and one that is the other
+    assert torch.autograd.gradgradcheck(lambda x: product(x, x.sin(), 3.0)[0], (x,))
+    torch.testing.assert_close(torch.autograd.grad(product(x, x, 3.0)[0].sum(), x)[0], 6 * x)
+    torch.testing.assert_close(torch.autograd.grad(product(x, y.detach(), 3.0)[0].sum(), x)[0], 3 * y)
+
+
 def test_forward_mode_is_an_error_and_no_tangent_of_zero(seed: int):
     x, tangent = torch.randn(4), torch.randn(4)
 

@@ -49,12 +49,12 @@ class Operator:
                 _LIBRARY.impl(each, _as_written(form, device), f"Autocast{device.upper()}")
         self._backward: Callable[..., Any] = self._no_backward
         self._composed: Callable[..., Any] | None = None
-        self._setup_context: Callable[..., None] | None = None
+        self._setup_context: Callable[..., None] = lambda ctx, inputs, output: None
         self._flops: Callable[..., int] | None = None
         torch.library.register_autograd(
             f"{NAMESPACE}::{name}",
             lambda ctx, *gradients: self._backward(ctx, *gradients),
-            setup_context=self._remember,
+            setup_context=lambda ctx, inputs, output: self._setup_context(ctx, inputs, output),
             lib=_LIBRARY,
         )
 
@@ -84,8 +84,14 @@ class Operator:
         self._backward, self._setup_context = backward, setup_context
 
     def register_composed(self, composed: Callable[..., Any]) -> Callable[..., Any]:
-        """Decorator: the operator as a chain of torch's own operations, taken in forward mode and within torch.func."""
+        """Decorator: the operator as a chain of torch's own operations, taken in forward mode and within torch.func.
+
+        Until `register_autograd` gives another, its derivative is that of the chain, which is made of the arguments
+        when it is asked for: a backward pass registered so can be differentiated again and again.
+        """
         self._composed = composed
+        if self._backward == self._no_backward:
+            self._backward, self._setup_context = self._composed_backward, _save_arguments
         return composed
 
     def register_flops(self, formula: Callable[..., int]) -> Callable[..., int]:
@@ -106,12 +112,34 @@ class Operator:
             for form in (self.differentiable, self.plain):
                 registry[form.overloadpacket] = lambda *arguments, out_val: formula(*arguments)
 
-    def _remember(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        if self._setup_context is not None:
-            self._setup_context(ctx, inputs, output)
+    def _composed_backward(self, ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        assert self._composed is not None
+        again = torch.is_grad_enabled()
+        with torch.enable_grad():
+            # One argument may be made of another (Z of x and y, say), and a view is made of that argument alone.
+            saved = iter([each.view_as(each) for each in ctx.saved_tensors])
+            arguments = [next(saved) if each is Tensor else each for each in ctx.arguments]
+            outputs = self._composed(*arguments)
+        made = [outputs] if isinstance(outputs, Tensor) else outputs
+        pulled = [(y, dy) for y, dy in zip(made, gradients, strict=True) if y.requires_grad and dy is not None]
+        wanted = [i for i, needed in enumerate(ctx.needs_input_grad) if needed]
+        found: list[Tensor | None] = [None] * len(arguments)
+        if pulled:
+            of, along = zip(*pulled, strict=True)
+            inputs = [arguments[i] for i in wanted]
+            parts = torch.autograd.grad(of, inputs, along, create_graph=again, allow_unused=True)
+            for i, part in zip(wanted, parts, strict=True):
+                found[i] = part
+        return tuple(found)
 
     def _no_backward(self, ctx: Any, *gradients: Tensor) -> Any:
         raise RuntimeError(f"{NAMESPACE}::{self._names[0]} has no derivative")
+
+
+def _save_arguments(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*(each for each in inputs if isinstance(each, Tensor)))
+    ctx.arguments = [Tensor if isinstance(each, Tensor) else each for each in inputs]
 
 
 def _nobody_looks(tensors: list[Tensor]) -> bool:
