@@ -21,6 +21,7 @@ from spectralkernels.convolution import flops
 from spectralkernels.convolution.dft_triton import composed
 from spectralkernels.convolution.dft_triton.layout import layout_of
 from spectralkernels.convolution.dft_triton.precision import PRECISIONS
+from spectralkernels.convolution.geometry import compute_dtype
 from spectralkernels.operators import operator
 
 Ints = Sequence[int]
@@ -103,8 +104,8 @@ def _(
     saved_weight: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     where = (starts, weight.shape[0], groups, layout_of(layout), out, relu)
-    y, z = composed.convolve(x, weight, bias, mask, *where)
-    return y, z, z.new_empty(0)
+    y = composed.convolve(x, weight, bias, mask, *where)
+    return y, y.new_empty(0), y.new_empty(0)
 
 
 @operator("dft_triton_conv_backward", dense=True)
@@ -158,19 +159,63 @@ def _(
     return dx, dw, db, dmask
 
 
+@convolve_backward.register_composed
+def _(
+    dy: Tensor,
+    gate: Tensor | None,
+    z: Tensor | None,
+    weight: Tensor,
+    w: Tensor,
+    mask: Tensor | None,
+    starts: Ints,
+    groups: int,
+    layout: str,
+    size: Ints,
+    precision: str,
+    need: Ints,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    modes, (need_x, need_weight, need_bias, need_mask) = layout_of(layout), map(bool, need)
+    dy = _gated(dy, gate)
+    if z is not None:
+        z = z.flatten(0, 1).to(compute_dtype(dy.dtype)) * composed.saved_scale(modes)
+    needs = (need_x, need_weight, need_mask)
+    dx, dw, dmask = composed.gradients(dy, z, weight, mask, starts, groups, modes, size, needs)
+    return dx, dw, _bias_gradient(dy, need_bias).to(weight.dtype), dmask
+
+
+def _gated(dy: Tensor, gate: Tensor | None) -> Tensor:
+    return dy if gate is None else torch.where(gate > 0, dy, 0)
+
+
+def _bias_gradient(dy: Tensor, needed: bool) -> Tensor:
+    return dy.sum((0, *range(2, dy.dim()))) if needed else dy.new_empty(0)
+
+
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     x, weight, _, mask, starts, groups, layout, _, precision, relu, *_ = inputs
     y, z, w = output
-    ctx.mark_non_differentiable(z, w)
+    # Z is differentiable, so that a second derivative finds its way from Z to x.
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(w)
     reused = ctx.needs_input_grad[1] or ctx.needs_input_grad[3]
     ctx.save_for_backward(y if relu else None, z if reused else None, weight, w, mask)
     ctx.geometry = (starts, groups, layout, list(x.shape[2:]), precision)
+    ctx.maps = (list(x.shape), x.dtype)
 
 
-def _differentiate(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, dy: Tensor | None, dz: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     need = [int(each) for each in ctx.needs_input_grad[:4]]
-    found = convolve_backward(dy, *ctx.saved_tensors, *ctx.geometry, need)
-    return *(each if wanted else None for each, wanted in zip(found, need, strict=True)), *(None,) * 8
+    gradients: list[Tensor | None] = [None] * 4
+    if dy is not None:
+        found = convolve_backward(dy, *ctx.saved_tensors, *ctx.geometry, need)
+        gradients = [each if wanted else None for each, wanted in zip(found, need, strict=True)]
+    if dz is not None and need[0]:
+        layout, (shape, dtype) = layout_of(ctx.geometry[2]), ctx.maps
+        # The gradient of Z that a second derivative leaves, back through the transform of x.
+        modes = dz.flatten(0, 1).to(compute_dtype(dtype)).unflatten(2, shape[:2]) / composed.saved_scale(layout)
+        through_z = composed.from_modes(modes, layout, shape[2:]).to(dtype)
+        gradients[0] = through_z if gradients[0] is None else gradients[0] + through_z
+    return *gradients, *(None,) * 8
 
 
 convolve.register_autograd(_differentiate, setup_context=_remember)
@@ -225,7 +270,7 @@ def _(
     precision: str,
     relu: bool,
 ) -> Tensor:
-    return composed.convolve(x, w, bias, None, None, out_channels, groups, layout_of(layout), out, relu)[0]
+    return composed.convolve(x, w, bias, None, None, out_channels, groups, layout_of(layout), out, relu)
 
 
 @operator("dft_triton_apply_backward", dense=True)
@@ -264,6 +309,25 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     dx = dy.new_empty((dy.shape[0], channels, *size) if need_x else (0,))
     return dx, dy.new_empty((dy.shape[1] if need_bias else 0,))
+
+
+@apply_backward.register_composed
+def _(
+    dy: Tensor,
+    gate: Tensor | None,
+    w: Tensor,
+    channels: int,
+    groups: int,
+    layout: str,
+    size: Ints,
+    precision: str,
+    need_x: bool,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor]:
+    dy = _gated(dy, gate)
+    needs = (need_x, False, False)
+    dx, _, _ = composed.gradients(dy, None, w, None, None, groups, layout_of(layout), size, needs)
+    return dx, _bias_gradient(dy, need_bias)
 
 
 def _remember_frozen(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -14,7 +14,11 @@ from torch import Tensor
 
 from spectralkernels.convolution import flops
 from spectralkernels.convolution.dft_gemm import _conv as by_gemm
+from spectralkernels.convolution.dft_triton import composed
+from spectralkernels.convolution.dft_triton.layout import Layout, box_layout, layout_of
+from spectralkernels.convolution.fused.kept import Kept, gradient_of_modes, modes_of
 from spectralkernels.convolution.fused.precision import declared
+from spectralkernels.convolution.geometry import compute_dtype
 from spectralkernels.launch import Launch
 from spectralkernels.operators import operator
 from spectralkernels.spectra import Band
@@ -22,7 +26,7 @@ from spectralkernels.spectra import Band
 Ints = Sequence[int]
 
 
-class Form(Protocol):
+class Form(Kept, Protocol):
     """One way to transform, for one geometry and accuracy class: of maps, or of series in one stage or in two.
 
     kept_reals: reals that hold the kept spectrum of a plane. sums_dy: whether `weight_gradient` sums dy for the bias.
@@ -193,20 +197,66 @@ def _(
     return dx, weight.new_empty(weight.shape if need_weight else (0,)), dy.new_empty(dy.shape[1] if need_bias else 0)
 
 
+@convolve_backward.register_composed
+def _(
+    dy: Tensor,
+    saved: Tensor,
+    weight: Tensor,
+    starts: Ints,
+    n: Ints,
+    kept: Ints,
+    size: Ints,
+    accuracy: str,
+    kept_modes: bool,
+    need_x: bool,
+    need_weight: bool,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    layout, z = _layout(n, kept), None
+    if need_weight and kept_modes:
+        form = form_of((size, dy.shape[2:], weight.shape[2:]), starts, n, kept, accuracy)
+        z = modes_of(saved, form, compute_dtype(dy.dtype))
+    elif need_weight:
+        z = composed.analyse(saved, layout)
+    where, needs = (starts, dy.shape[1], layout, size), (need_x, need_weight, False)
+    dx, dw, _ = composed.gradients(dy, z, weight, None, *where, needs)
+    return dx, dw, dy.sum((0, *range(2, dy.dim()))) if need_bias else dy.new_empty(0)
+
+
+def _layout(n: Ints, kept: Ints) -> Layout:
+    return layout_of(box_layout(tuple(n), tuple(kept)))
+
+
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, _, starts, n, kept, _, accuracy, keep = inputs
-    ctx.mark_non_differentiable(output[1])
+    x, weight, _, starts, n, kept, out, accuracy, keep = inputs
+    ctx.set_materialize_grads(False)
+    if not keep:  # else a second derivative finds its way from Z to x
+        ctx.mark_non_differentiable(output[1])
     # A frozen weight costs no saved x.
     saved = output[1] if keep or not ctx.needs_input_grad[1] else x
     ctx.save_for_backward(saved, weight)
     ctx.geometry = (starts, n, kept, list(x.shape[2:]), accuracy, keep)
+    ctx.maps = (list(x.shape), x.dtype, list(out))
 
 
-def _differentiate(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tensor | None, ...]:
     need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
-    dx, dw, db = convolve_backward(dy, *ctx.saved_tensors, *ctx.geometry, need_x, need_weight, need_bias)
+    dx = dw = db = None
+    if dy is not None:
+        dx, dw, db = convolve_backward(dy, *ctx.saved_tensors, *ctx.geometry, need_x, need_weight, need_bias)
+    if dz is not None and need_x:
+        through_z = _through_modes(ctx, dz)
+        dx = through_z if dx is None else dx + through_z
     gradients = (dx if need_x else None, dw if need_weight else None, db if need_bias else None)
     return *gradients, *(None for _ in range(6))
+
+
+def _through_modes(ctx: Any, dz: Tensor) -> Tensor:
+    """The part of dx that comes by way of the saved Z, from the gradient of Z that a second derivative leaves."""
+    (starts, n, kept, size, accuracy, _), (shape, dtype, out) = ctx.geometry, ctx.maps
+    form = form_of((size, out, ctx.saved_tensors[1].shape[2:]), starts, n, kept, accuracy)
+    modes = gradient_of_modes(dz, form, compute_dtype(dtype))
+    return composed.from_modes(modes.unflatten(2, shape[:2]), _layout(n, kept), size).to(dtype)
 
 
 convolve.register_autograd(_differentiate, setup_context=_save)

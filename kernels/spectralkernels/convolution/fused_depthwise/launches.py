@@ -10,11 +10,12 @@ import triton
 from torch import Tensor
 
 from spectralkernels.constants import planned
+from spectralkernels.convolution.fused.kept import Sums
 from spectralkernels.convolution.fused.precision import PRECISIONS, Precision
 from spectralkernels.convolution.fused.precision import precision as precision_of
 from spectralkernels.convolution.fused.share import Share, images_per_program
 from spectralkernels.convolution.fused_depthwise.kernels import convolve_kernel, weight_gradient_kernel
-from spectralkernels.convolution.fused_depthwise.matrices import Geometry, Pair, operators, tiles
+from spectralkernels.convolution.fused_depthwise.matrices import Geometry, Pair, kept_sums, operators, tiles
 from spectralkernels.launch import Launch, LaunchPlan, NamedLaunch, planned_launch, triton_dtype
 from spectralkernels.target import TensorCore, kind_of, target_capability
 from spectralkernels.tuning import Site, rounded
@@ -45,6 +46,9 @@ class MapForm:
 
     def partial_sums(self, batch: int, channels: int) -> int:
         return partial_sums(batch, channels, self.geometry, self.precision)
+
+    def kept_sums(self) -> list[tuple[Sums, Sums]]:
+        return kept_sums(self.geometry)
 
 
 Sides = tuple[int, ...]

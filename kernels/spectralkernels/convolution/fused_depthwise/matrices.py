@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from spectralkernels.constants import constant
+from spectralkernels.convolution.fused.kept import Sums, of_quadrants
 from spectralkernels.convolution.fused.precision import Precision
-from spectralkernels.spectra import hermitian_weights, next_pow2
+from spectralkernels.spectra import full_frequencies, hermitian_weights, next_pow2
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +136,23 @@ def operators(geometry: Geometry, precision: Precision, device: torch.device) ->
     return Operators(
         analyse_map, analyse_output, analyse_taps, reflected, synthesise_map, synthesise_output, synthesise_taps
     )
+
+
+def kept_sums(geometry: Geometry) -> list[tuple[Sums, Sums]]:
+    """Which of the kept reals of a plane, [2 k - 1: cos, then sin of u >= 1; 2 columns per v], make up each mode."""
+    (n_h, n_w), (rows, columns) = geometry.n, geometry.kept
+    root = math.sqrt(n_h * n_w)
+    found: list[tuple[Sums, Sums]] = []
+    for v in range(columns):
+        for frequency in full_frequencies(n_h, rows):
+            u = min(frequency, n_h - frequency) if frequency else 0
+            cos, sin = 2 * columns * u + v, 2 * columns * (u + rows - 1) + v
+            if u == 0:
+                found.append((((cos, root),), ((cos + columns, root),)))
+            else:
+                quadrants = (cos, cos + columns, sin, sin + columns)
+                found.append(of_quadrants(quadrants, root, opposite=frequency >= rows))
+    return found
 
 
 def _cos_sin(start: int, length: int, n: int, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from spectralkernels.constants import planned
+from spectralkernels.convolution.fused.kept import Sums
 from spectralkernels.convolution.fused.precision import PRECISIONS, Precision
 from spectralkernels.convolution.fused.precision import precision as precision_of
 from spectralkernels.convolution.fused_series.dense import launches as dense
 from spectralkernels.convolution.fused_series.geometry import Form, Geometry, Whole, chosen_form
 from spectralkernels.convolution.fused_series.two_level import launches as two_level
+from spectralkernels.convolution.fused_series.two_level.matrices import kept_sums
 from spectralkernels.launch import Launch, NamedLaunch
 
 
@@ -43,6 +46,12 @@ class SeriesForm:
 
     def partial_sums(self, batch: int, channels: int) -> int:
         return partial_sums(batch, channels, self.form)
+
+    def kept_sums(self) -> list[tuple[Sums, Sums]]:
+        if isinstance(self.form, Whole):
+            root = math.sqrt(self.geometry.n)
+            return [(((2 * f, root),), ((2 * f + 1, root),)) for f in range(self.geometry.kept)]
+        return kept_sums(self.geometry, self.form)
 
 
 @planned

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 from spectralkernels.convolution.depthwise import not_depthwise
 from spectralkernels.convolution.geometry import WeightSpectrum
@@ -69,9 +70,13 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, pad: Ints, out: Ints) -> T
 
 @_conv.register_composed
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, pad: Ints, out: Ints) -> Tensor:
-    sides = zip(reversed(pad), reversed(out), reversed(weight.shape), reversed(x.shape), strict=False)
-    around = [zeros for before, made, taps, have in sides for zeros in (before, made + taps - 1 - have - before)]
-    return F.conv2d(F.pad(x, around), weight, bias, groups=x.shape[1])
+    return F.conv2d(_padded(x, pad, out, weight.shape[2:]), weight, bias, groups=x.shape[1])
+
+
+def _padded(x: Tensor, pad: Ints, out: Ints, taps: Ints) -> Tensor:
+    """x with the zeros around it that a correlation of `out` samples without padding reads."""
+    sides = zip(reversed(pad), reversed(out), reversed(taps), reversed(x.shape), strict=False)
+    return F.pad(x, [zeros for before, made, k, have in sides for zeros in (before, made + k - 1 - have - before)])
 
 
 @operator("implicit_gemm_weight_gradient", dense=True)
@@ -89,6 +94,12 @@ def _weight_gradient(dy: Tensor, x: Tensor, pad: Ints, taps: Ints) -> Tensor:
 @_weight_gradient.register_fake
 def _(dy: Tensor, x: Tensor, pad: Ints, taps: Ints) -> Tensor:
     return x.new_empty(x.shape[1], 1, *taps, dtype=torch.float32)
+
+
+@_weight_gradient.register_composed
+def _(dy: Tensor, x: Tensor, pad: Ints, taps: Ints) -> Tensor:
+    padded, shape = _padded(x.float(), pad, dy.shape[2:], taps), (x.shape[1], 1, *taps)
+    return conv2d_weight(padded, shape, dy.float(), groups=x.shape[1])
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from spectralkernels.constants import constant
+from spectralkernels.convolution.fused.kept import Sums, of_quadrants
 from spectralkernels.convolution.fused.precision import Precision
 from spectralkernels.convolution.fused_series.geometry import Digits, Geometry
 
@@ -87,6 +88,22 @@ def matrices(geometry: Geometry, split: Digits, precision: Precision, device: to
         twiddle=twiddle(0),
         twiddle_taps=twiddle(geometry.start),
     )
+
+
+def kept_sums(geometry: Geometry, split: Digits) -> list[tuple[Sums, Sums]]:
+    """Which of the kept reals of a series, four quadrants [lows, highs], make up each mode.
+
+    Frequency f is j + N1 q, or the negative of j - N1 q, whose mode is the conjugate.
+    """
+    places: dict[int, tuple[Sums, Sums]] = {}
+    quadrant, root = split.lows * split.highs, math.sqrt(geometry.n)
+    for j in range(split.lows):
+        for u in range(split.highs):
+            twice_j, twice_q = 2 * j + split.n1 % 2, split.n1 * (2 * u + 1)
+            four = [part * quadrant + j * split.highs + u for part in range(4)]
+            places[(twice_q + twice_j) // 2] = of_quadrants(four, root, opposite=False)
+            places.setdefault((twice_q - twice_j) // 2, of_quadrants(four, root, opposite=True, conjugate=True))
+    return [places[f] for f in range(geometry.kept)]
 
 
 def _cos_sin(numerators: Tensor, positions: Tensor, denominator: int) -> tuple[Tensor, Tensor]:
