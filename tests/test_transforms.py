@@ -190,17 +190,56 @@ def test_masked_multiply(impl: str, seed: int):
     agree(grad(energy, 1)(holed, w, mask), grad(energy, 1)(x, w, mask))
 
 
-def test_what_has_no_forward_mode_says_so_when_compiled_too(seed: int):
-    y = torch.randn(1, 2, 4, 3, dtype=torch.cfloat)
+def thresholded(impl: str, n: int, beta: float, relative: bool) -> Function:
+    return lambda y: sk.threshold_spectrum(y, beta, relative=relative, n=n, impl=impl).to_dense()
 
-    def values(y: Tensor) -> Tensor:
-        return sk.threshold_spectrum(y, 0.1, impl="bitmap").values
+
+@pytest.mark.filterwarnings("error:There is a performance drop")
+@pytest.mark.parametrize("impl", ["dense", "coo", "csr", "index", "bitmap"])
+@pytest.mark.parametrize(("n", "relative"), [(7, False), (8, True)])
+def test_a_threshold_passes_the_tangents_of_what_it_keeps(impl: str, n: int, relative: bool, seed: int):
+    """And beta is no function of the map, though it be relative to its magnitude."""
+    y, dy, dz = (torch.randn(2, 3, 5, n // 2 + 1, dtype=torch.cdouble) for _ in range(3))
+    function = thresholded(impl, n, 0.8, relative)
+    z, along = jvp(function, (y,), (dy,))
+    agree(z, function(y))
+    kept, slope = z != 0, 1 - torch.view_as_real(z).square()
+    want = torch.view_as_complex(torch.view_as_real(dy) * slope) * kept
+    assert 0 < int(kept.sum()) < kept.numel()
+    agree(along, want)
+    agree(vjp(function, y)[1](dz)[0], torch.view_as_complex(torch.view_as_real(dz) * slope) * kept)
+    with forward_ad.dual_level():
+        agree(forward_ad.unpack_dual(function(forward_ad.make_dual(y, dy))).tangent, want)
+    if impl in ("dense", "bitmap"):
+        agree(vmap(function)(torch.stack([y, dy]))[1], function(dy))
+
+
+@pytest.mark.parametrize("impl", ["dense", "coo", "csr", "index", "bitmap"])
+def test_a_sparse_product_passes_tangents(impl: str, seed: int):
+    y, dy = (torch.randn(2, 3, 5, 4, dtype=torch.cdouble) for _ in range(2))
+    w, dw = (torch.randn(4, 3, 5, 4, dtype=torch.cdouble) for _ in range(2))
+
+    def function(y: Tensor, w: Tensor) -> Tensor:
+        return sk.sparse_multiply(sk.threshold_spectrum(y, 1.0, activation=None, impl=impl), w, impl=impl)
+
+    z, along = jvp(function, (y, w), (dy, dw))
+    agree(z, function(y, w))
+    kept = sk.threshold_spectrum(y, 1.0, activation=None).to_dense() != 0
+    products = [torch.einsum("bcuv,ocuv->bouv", a * kept, b.conj()) for a, b in ((dy, w), (y, dw))]
+    agree(along, products[0] + products[1])
+
+
+def test_what_has_no_forward_mode_says_so_when_compiled_too(seed: int):
+    x, weight = torch.randn(1, 2, 4, 4), torch.randn(3, 2, 3, 3)
+
+    def values(x: Tensor) -> Tensor:
+        return sk.spec_block(x, weight, 0.1, impl="bitmap").values
 
     for function in (values, torch.compile(values, backend="eager")):
-        with pytest.raises(Exception, match="has no forward-mode derivative"):
-            jvp(function, (y,), (y,))
+        with pytest.raises(Exception, match="spec_block has no forward-mode derivative; differentiate in reverse mode"):
+            jvp(function, (x,), (x,))
     with pytest.raises(Exception, match="has no forward-mode derivative"):
-        torch.compile(lambda y: jvp(values, (y,), (y,))[1], backend="eager")(y)
+        torch.compile(lambda x: jvp(values, (x,), (x,))[1], backend="eager")(x)
 
 
 def test_half_precision_is_differentiated_in_float32(seed: int):

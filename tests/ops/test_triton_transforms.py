@@ -173,3 +173,27 @@ def test_cells_of_the_box_that_a_mask_does_not_list_count_as_zero(seed: int):
     )
     for a, b in zip(found, want, strict=True):
         close(a, b)
+
+
+def test_a_threshold_and_a_sparse_product(seed: int):
+    """Forward mode, a batch, and a gradient within a gradient, against the implementations in torch."""
+    y, dy = (torch.randn(2, 3, 5, 4, dtype=torch.cfloat) for _ in range(2))
+    w, dw = (torch.randn(4, 3, 5, 4, dtype=torch.cfloat) for _ in range(2))
+
+    def product(impl: str, relative: bool) -> Function:
+        beta = 0.83 if relative else 1.19
+        return lambda y, w: sk.sparse_multiply(
+            sk.threshold_spectrum(y, beta, relative=relative, n=6, impl=impl), w, impl=impl
+        )
+
+    for relative in (False, True):
+        ours, theirs = product("triton", relative), product("dense", relative)
+        found, want = (jvp(f, (y, w), (dy, dw)) for f in (ours, theirs))
+        torch.testing.assert_close(found, want, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours(y, w), found[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            vmap(ours, (0, None))(torch.stack([y, dy]), w)[1], theirs(dy, w), atol=1e-5, rtol=1e-5
+        )
+        squared = [grad(lambda y, f=f: f(y, w).abs().square().sum()) for f in (ours, theirs)]
+        again = [grad(lambda y, f=f: f(y).abs().square().sum())(y) for f in squared]
+        torch.testing.assert_close(*again, atol=1e-3, rtol=1e-4)

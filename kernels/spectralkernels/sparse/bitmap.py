@@ -6,6 +6,7 @@ goes through its kernels (`sparse.kernels`), elsewhere through the torch code he
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -63,11 +64,7 @@ def expand(values: Tensor, words: Tensor, offsets: Tensor | None, numel: int) ->
         from spectralkernels.sparse import kernels
 
         return kernels.expand(values, words, offsets, numel)
-    bits = unpack_bits(words)
-    if values.numel() == 0:
-        return values.new_zeros(numel)
-    slots = torch.where(bits, _slots(bits, offsets), 0)
-    return torch.where(bits, values[slots], 0.0).reshape(-1)[:numel]
+    return _expand(values, words, offsets, numel)
 
 
 @expand.register_fake
@@ -105,10 +102,20 @@ def _slots(bits: Tensor, offsets: Tensor | None) -> Tensor:
     return bits.cumsum(1) - 1 + offsets.unsqueeze(1)
 
 
-def _collect(flat: Tensor, bits: Tensor, offsets: Tensor | None, capacity: int) -> Tensor:
+def _expand(values: Tensor, words: Tensor, offsets: Tensor | None, numel: int) -> Tensor:
+    bits = unpack_bits(words)
+    if values.numel() == 0:
+        return values.new_zeros(numel)
+    slots = torch.where(bits, _slots(bits, offsets), 0)
+    return torch.where(bits, values[slots], 0.0).reshape(-1)[:numel]
+
+
+def _collect(
+    flat: Tensor, bits: Tensor, offsets: Tensor | None, capacity: int, scatter: Callable[..., Tensor] = Tensor.scatter_
+) -> Tensor:
     # dropped coefficients land in one slot too many, which is cut off
     slots = torch.where(bits, _slots(bits, offsets), capacity).reshape(-1)
-    return flat.new_zeros(capacity + 1).scatter_(0, slots[: flat.shape[0]], flat)[:capacity]
+    return scatter(flat.new_zeros(capacity + 1), 0, slots[: flat.shape[0]], flat)[:capacity]
 
 
 def _runs_on_triton(values: Tensor) -> bool:
@@ -141,6 +148,23 @@ def _collect_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]
     words, offsets = ctx.saved_tensors
     return expand(grad, words, offsets, ctx.size), None, None, None
 
+
+# All three are linear in the spectrum, and torch can differentiate their code here, whatever kernels run elsewhere. It
+# has a rule to batch `scatter`, not `scatter_`.
+
+
+@pack.register_composed
+def _(flat: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    bits = _blocked(kept)
+    return _collect(flat, bits, None, bits.numel(), Tensor.scatter), pack_bits(bits)
+
+
+@collect.register_composed
+def _(flat: Tensor, words: Tensor, offsets: Tensor | None, capacity: int) -> Tensor:
+    return _collect(flat, unpack_bits(words), offsets, capacity, Tensor.scatter)
+
+
+expand.register_composed(_expand)
 
 pack.register_autograd(_pack_backward, setup_context=_save_pack)
 expand.register_autograd(_expand_backward, setup_context=_save_words)

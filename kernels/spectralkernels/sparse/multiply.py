@@ -23,7 +23,7 @@ from torch import Tensor
 from spectralkernels.launch import Launch, NamedLaunch
 from spectralkernels.operators import operator
 from spectralkernels.sparse import SparseSpectrum
-from spectralkernels.sparse.bitmap import BLOCK, WORD, blocks_of, collect
+from spectralkernels.sparse.bitmap import BLOCK, WORD, blocks_of, collect, expand
 from spectralkernels.sparse.kernels import (
     as_coefficient,
     as_int64,
@@ -207,6 +207,14 @@ def _(
     values: Tensor, words: Tensor, offsets: Tensor | None, w_hat: Tensor, shape: Sequence[int], over_batch: bool
 ) -> Tensor:
     return w_hat.new_empty(_output_shape(w_hat, shape, over_batch))
+
+
+@sparse_multiply_bitmap.register_composed
+def _(
+    values: Tensor, words: Tensor, offsets: Tensor | None, w_hat: Tensor, shape: Sequence[int], over_batch: bool
+) -> Tensor:
+    dense = expand(values, words, offsets, math.prod(shape)).reshape(*shape)
+    return torch.einsum("bcuv,bouv->ocuv" if over_batch else "bcuv,ocuv->bouv", dense, w_hat.conj())
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -21,7 +21,9 @@ from torch.types import Number
 from spectralkernels.launch import Launch, NamedLaunch, interpreted
 from spectralkernels.operators import operator
 from spectralkernels.ops.threshold_spectrum.activation import divided, spectral_tanh
-from spectralkernels.sparse.bitmap import BLOCK, WORD, blocks_of, collect
+from spectralkernels.ops.threshold_spectrum.baselines import activate, decide
+from spectralkernels.sparse.bitmap import BLOCK, WORD, blocks_of, collect, pack
+from spectralkernels.sparse.bitmap import expand as expand_packed
 from spectralkernels.sparse.kernels import (
     as_coefficient,
     as_int64,
@@ -181,6 +183,13 @@ def _(y_hat: Tensor, beta: Number, rms: Tensor | None, tanh: bool, n: int) -> tu
     return y_hat.new_empty(blocks * BLOCK), y_hat.new_empty(blocks * (BLOCK // WORD), dtype=torch.int32)
 
 
+@threshold_bitmap.register_composed
+def _(y_hat: Tensor, beta: Number, rms: Tensor | None, tanh: bool, n: int) -> tuple[Tensor, Tensor]:
+    """A magnitude within rounding of beta may fall on the other side of it."""
+    values, words = pack(y_hat.reshape(-1), decide(y_hat.detach(), beta, rms, n).reshape(-1))
+    return activate(values, "tanh" if tanh else "none"), words
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.shape, ctx.tanh = inputs[0].shape, inputs[3]
     ctx.save_for_backward(*output)
@@ -207,6 +216,15 @@ def threshold_backward(grad: Tensor, values: Tensor | None, words: Tensor, numel
 @threshold_backward.register_fake
 def _(grad: Tensor, values: Tensor | None, words: Tensor, numel: int) -> Tensor:
     return grad.new_empty(numel)
+
+
+@threshold_backward.register_composed
+def _(grad: Tensor, values: Tensor | None, words: Tensor, numel: int) -> Tensor:
+    flat: Tensor = expand_packed(grad, words, None, numel)
+    if values is None:
+        return flat
+    pull, at = (torch.view_as_real(each.resolve_conj()) for each in (flat, expand_packed(values, words, None, numel)))
+    return torch.view_as_complex(pull * (1.0 - at.square()))
 
 
 def _setup_second(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

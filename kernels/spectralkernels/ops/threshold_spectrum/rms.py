@@ -9,6 +9,7 @@ from torch import Tensor
 
 from spectralkernels.launch import Launch, NamedLaunch
 from spectralkernels.operators import operator
+from spectralkernels.ops.threshold_spectrum import baselines
 from spectralkernels.sparse.bitmap import BLOCK
 from spectralkernels.sparse.kernels import as_int64, imaginary, real
 
@@ -75,6 +76,10 @@ def _launch(y_hat: Tensor, n: int) -> Tensor:
 @map_rms.register_fake
 def _(y_hat: Tensor, n: int) -> Tensor:
     return y_hat.new_empty(y_hat.numel() // (y_hat.shape[-2] * y_hat.shape[-1]), dtype=torch.float32)
+
+
+# Of a spectrum without a derivative, for whatever torch.func does besides.
+map_rms.register_composed(baselines.map_rms)
 
 
 def _watched(columns: int, n: int) -> NamedLaunch:
