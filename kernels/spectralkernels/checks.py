@@ -147,7 +147,8 @@ def checked_beta(beta: Any) -> float:
     except DtypeError as error:
         raise RangeError(_no_beta(beta)) from error
     if torch.compiler.is_compiling():  # a number without digits, or one that is not known before the graph runs
-        torch._check(value >= 0.0, lambda: "beta must be a number >= 0")
+        # and for the message to be a constant of the graph, it cannot say which
+        torch._check(value >= 0.0, lambda: "beta must be a number >= 0, got a negative one; 0 keeps every coefficient")
     elif not value >= 0.0:
         raise RangeError(_no_beta(beta))
     return value if isinstance(value, float) else float(value)  # a traced number stays one

@@ -255,6 +255,15 @@ def test_static_formats_trace_whole(impl: str, seed: int):
     assert isinstance(sparse, SparseSpectrum) and sparse.nnz > 0
 
 
+def test_a_threshold_that_turns_negative_is_refused_when_compiled():
+    y = torch.randn(1, 2, 4, 3, dtype=torch.complex64)
+    compiled = torch.compile(lambda y, beta: threshold_spectrum(y, beta).values, fullgraph=True, backend="eager")
+    for beta in (0.5, 0.6, 0.7):  # a number of the graph, then one that the graph takes
+        compiled(y, beta)
+    with pytest.raises(Exception, match="beta must be a number >= 0, got a negative one; 0 keeps every coefficient"):
+        compiled(y, -1.0)
+
+
 @pytest.mark.parametrize("impl", IMPLS)
 def test_wrong_decisions_fail_the_gate(impl: str, seed: int):
     """Planted fault: a threshold one part in a hundred off is far outside the tolerance, a right one far inside."""

@@ -52,8 +52,9 @@ def threshold_spectrum(
         carries what was passed, so that a `spec_block` need not be told again.
     impl: names the format too (dense, coo, csr, index, bitmap); "triton" writes a bitmap. coo, csr and index have a
         size that depends on the data, so they wait for the device.
-    Returns: SparseSpectrum of y_hat's shape, device and dtype. Derivatives, in either mode, reach the kept coefficients only. A magnitude
-        within rounding of beta may fall on either side of it in different implementations, never in different runs.
+    Returns: SparseSpectrum of y_hat's shape, device and dtype. Derivatives in either mode reach the kept coefficients
+        only. A magnitude within rounding of beta may fall on either side of it in different implementations, never in
+        different runs; forward mode and torch.func decide as the implementations in torch do.
     Raises: DtypeError if y_hat is not complex64 or complex128; ShapeError on fewer than two axes, an empty axis U or V,
         or an n that does not fit V; RangeError on a NaN or negative beta or an unknown activation or implementation;
         Unsupported if the named implementation cannot run here.
