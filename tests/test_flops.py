@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import spectralkernels as sk
 from spectralkernels.convolution.dft_gemm import _conv
 from spectralkernels.launch import HAS_TRITON
-from spectralkernels.operators import Operator
+from spectralkernels.operators import Operator, flop_formulas
 
 ELEMENT_BY_ELEMENT = {"threshold_bitmap", "threshold_backward", "map_rms", "bitmap_pack", "bitmap_expand"} | {
     "bitmap_collect",
@@ -70,6 +70,25 @@ def test_the_count_is_that_of_the_chain(function: Callable[..., Tensor], seed: i
         leaves, dy = [arguments[i] for i in wanted], torch.randn_like(function(x, w))
         first, again = (gradient_flops(function, arguments, leaves, dy, many) for many in (False, True))
         assert first == again > by_chain
+
+
+def test_an_exported_graph_and_a_raw_call_are_counted_by_the_formulas(seed: int):
+    """Neither leads by an `Operator`, which would tell the counter."""
+
+    class Layer(torch.nn.Module):
+        def forward(self, x: Tensor, w: Tensor) -> Tensor:
+            return conv2d(x, w)
+
+    x, w = torch.randn(3, 4, 7, 6), torch.randn(6, 2, 5, 4)
+    exported = torch.export.export(Layer(), (x, w)).module()
+    raw = torch.ops.spectralkernels.dft_gemm_conv_plain
+    band = sk.weight_spectrum(w, (7, 6), compression=0.4, groups=2).band
+    starts = [-before for before, _ in band.pad]
+    expected = flops_of(lambda: conv2d(x, w))
+    for call in (lambda: exported(x, w), lambda: raw(x, w, None, starts, 2, band.n, band.kept, band.out)):
+        with FlopCounterMode(display=False, custom_mapping=flop_formulas()) as counter:
+            call()
+        assert counter.get_total_flops() == expected > 0
 
 
 def test_a_stride_costs_the_samples_that_are_wanted(seed: int):

@@ -98,19 +98,29 @@ class Operator:
         """Decorator: what `torch.utils.flop_counter` counts for a call, from the operator's arguments.
 
         Like torch's own formulas it counts products and sums over channels, and nothing that is element by element.
+        A counter learns of it in a call by way of this object; see `flop_formulas` for calls that pass it by.
         """
         self._flops = formula
         return formula
 
     def _tell_flops(self) -> None:
         """Tell the counters that are active, because torch's own registry comes with an import of Triton."""
-        formula = self._flops
         for mode in _get_current_dispatch_mode_stack():
             registry = getattr(getattr(mode, "counter", None), "flop_registry", None)
-            if registry is None or formula is None:
-                continue
-            for form in (self.differentiable, self.plain):
-                registry[form.overloadpacket] = lambda *arguments, out_val: formula(*arguments)
+            if registry is not None:
+                registry.update(self.flop_formulas())
+
+    def flop_formulas(self) -> dict[Any, Callable[..., int]]:
+        """The formula of both forms, as a counter keeps them; none where nothing is counted."""
+        formula = self._flops
+        if formula is None:
+            return {}
+
+        def counted(*arguments: Any, out_val: Any) -> int:
+            return formula(*arguments)
+
+        counted._get_raw = True  # type: ignore[attr-defined]  # arguments as they are, not their shapes
+        return {form.overloadpacket: counted for form in (self.differentiable, self.plain)}
 
     def _composed_backward(self, ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         assert self._composed is not None
@@ -134,6 +144,14 @@ class Operator:
 
     def _no_backward(self, ctx: Any, *gradients: Tensor) -> Any:
         raise RuntimeError(f"{NAMESPACE}::{self._names[0]} has no derivative")
+
+
+def flop_formulas() -> dict[Any, Callable[..., int]]:
+    """The formulas of all operators that are imported, to count a graph of `torch.export` and calls of torch.ops by.
+
+    Such calls lead by no `Operator`: FlopCounterMode(custom_mapping=flop_formulas()) counts them, too.
+    """
+    return {each: formula for found in OPERATORS.values() for each, formula in found.flop_formulas().items()}
 
 
 def _save_arguments(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
