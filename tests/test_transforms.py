@@ -141,6 +141,18 @@ def test_a_second_derivative_of_some_arguments(form: str, seed: int):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+def test_second_derivatives_of_no_sample(form: str, seed: int):
+    if form == "mask per sample":
+        pytest.skip("its mask is of two samples")
+    x, w, b = (each.requires_grad_() for each in inputs())
+    y = FORMS[form]("dft_gemm")(x[:0], w, b)
+    first = torch.autograd.grad(cubed(lambda: y)(), (x, w, b), create_graph=True)
+    second = torch.autograd.grad(sum(each.square().sum() for each in first), (x, w, b), allow_unused=True)
+    for each in (*first, *(found for found in second if found is not None)):
+        assert not each.any()
+
+
 @pytest.mark.parametrize(
     ("form", "backend"), [("2-D", "eager"), ("few pixels", "aot_eager"), ("1-D", "aot_eager"), ("mask, steps", "eager")]
 )

@@ -116,8 +116,8 @@ class SteppedDFT:
         count, by_column = planes.shape[0], self._over_width(planes)
         return torch.cat(
             [
-                torch.bmm(rows[0], by_column[columns]).reshape(-1, 2, count)
-                for columns, _, rows in self._pieces(self.modes)
+                torch.bmm(rows[0], by_column[columns]).reshape(where.stop - where.start, 2, count)
+                for columns, where, rows in self._pieces(self.modes)
                 if rows is not None
             ]
         )

@@ -120,6 +120,14 @@ def test_a_batch_of_gradients_at_once(seed: int):
     torch.testing.assert_close(torch.func.vmap(pulled)(pulls), torch.stack([pulled(dy) for dy in pulls]))
 
 
+@pytest.mark.parametrize(("impl", "groups"), [("dft_triton", 1), ("fused_series", 2)])
+def test_of_no_sample(impl: str, groups: int, seed: int):
+    arguments, pulls = ([torch.randn(0, 2, 6), torch.randn(2, 2 // groups, 3), torch.randn(2)] for _ in range(2))
+    found = derivatives(lambda x, w, b: sk.band_limited_conv1d(x, w, b, groups=groups, impl=impl), arguments, pulls)
+    assert [each.shape for each in found] == [each.shape for each in arguments] * 2
+    assert not any(each.any() for each in found)
+
+
 def test_a_frozen_weight(seed: int):
     weight = torch.randn(3, 2, 3)
     frozen = sk.weight_spectrum(weight, (6,), compression=0.4)

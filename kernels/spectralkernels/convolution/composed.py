@@ -29,23 +29,24 @@ def maps_of(modes: Tensor, transform: Transform, lengths: Sequence[int]) -> Tens
 
 def product(z: Tensor, w: Tensor, batch: int, out_channels: int, groups: int) -> Tensor:
     """Z [F, 2, B * C] conj(W [F, 2, O * C / groups]) -> [F, 2, B, O]."""
-    z_re, z_im = z.unflatten(2, (batch, groups, -1)).unbind(1)
-    w_re, w_im = w.unflatten(2, (groups, out_channels // groups, -1)).unbind(1)
+    per_group = w.shape[2] // out_channels
+    z_re, z_im = z.unflatten(2, (batch, groups, per_group)).unbind(1)
+    w_re, w_im = w.unflatten(2, (groups, out_channels // groups, per_group)).unbind(1)
     return _parts("fbgc,fgoc->fbgo", (z_re, z_im), (w_re, -w_im)).flatten(3)
 
 
 def product_transposed(g: Tensor, w: Tensor, groups: int) -> Tensor:
     """dZ = G [F, 2, B, O] W [F, 2, O * C / groups]: [F, 2, B, C]."""
     out_channels = g.shape[3]
-    g_re, g_im = g.unflatten(3, (groups, -1)).unbind(1)
-    w_re, w_im = w.unflatten(2, (groups, out_channels // groups, -1)).unbind(1)
+    g_re, g_im = g.unflatten(3, (groups, out_channels // groups)).unbind(1)
+    w_re, w_im = w.unflatten(2, (groups, out_channels // groups, w.shape[2] // out_channels)).unbind(1)
     return _parts("fbgo,fgoc->fbgc", (g_re, g_im), (w_re, w_im)).flatten(3)
 
 
-def weight_product(g: Tensor, z: Tensor, groups: int) -> Tensor:
-    """dW = conj(G [F, 2, B, O]) Z [F, 2, B * C]: [F, 2, O, C / groups]."""
-    g_re, g_im = g.unflatten(3, (groups, -1)).unbind(1)
-    z_re, z_im = z.unflatten(2, (g.shape[2], groups, -1)).unbind(1)
+def weight_product(g: Tensor, z: Tensor, groups: int, per_group: int = -1) -> Tensor:
+    """dW = conj(G [F, 2, B, O]) Z [F, 2, B * C]: [F, 2, O, C / groups]; per_group: C / groups, which B = 0 hides."""
+    g_re, g_im = g.unflatten(3, (groups, g.shape[3] // groups)).unbind(1)
+    z_re, z_im = z.unflatten(2, (g.shape[2], groups, per_group)).unbind(1)
     return _parts("fbgo,fbgc->fgoc", (g_re, -g_im), (z_re, z_im)).flatten(2, 3)
 
 

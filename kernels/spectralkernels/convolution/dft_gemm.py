@@ -163,8 +163,8 @@ def _composed_backward(
     need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
     of_x = _transform(z, _origin(n), size, n, kept)
     dx = dw = db = None
-    batch = z.shape[2] // (weight.shape[1] * groups)
-    dz_sum = None if dz is None else dz.unflatten(2, (batch, -1))
+    channels = weight.shape[1] * groups
+    dz_sum = None if dz is None else dz.unflatten(2, (z.shape[2] // channels, channels))
     if dy is not None:
         of_weight = _transform(z, starts, weight.shape[2:], n, kept)
         inverse = _transform(z, _origin(n), dy.shape[2:], n, kept, inverse=True)
@@ -175,7 +175,9 @@ def _composed_backward(
             through_y = composed.product_transposed(g, composed.modes_of(weight, of_weight), groups)
             dz_sum = through_y if dz_sum is None else dz_sum + through_y
         if need_weight:
-            dw = composed.maps_of(composed.weight_product(g, z, groups), of_weight, weight.shape[2:]).to(weight.dtype)
+            dw = composed.maps_of(
+                composed.weight_product(g, z, groups, weight.shape[1]), of_weight, weight.shape[2:]
+            ).to(weight.dtype)
         db = _bias_gradient(dy) if need_bias else None
     if need_x and dz_sum is not None:
         dx = composed.maps_of(dz_sum, of_x, size).to(weight.dtype)

@@ -69,7 +69,9 @@ def gradients(
     if need_weight:
         assert z is not None and starts is not None
         taps = _transform(weight, layout, starts, weight.shape[2:])
-        dw = composed.maps_of(composed.weight_product(masked, z, groups), taps, weight.shape[2:]).to(weight.dtype)
+        dw = composed.maps_of(composed.weight_product(masked, z, groups, weight.shape[1]), taps, weight.shape[2:]).to(
+            weight.dtype
+        )
     if need_mask:
         assert z is not None and mask is not None
         values = (composed.product(z, w, dy.shape[0], dy.shape[1], groups) * g).sum((1, 3)).t()

@@ -256,7 +256,7 @@ def _composed_backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[
             sum_for_x = through_y if sum_for_x is None else sum_for_x + through_y
         if need_weight:
             of_weight = _transform(g, modes, taps, weight.shape[2:])
-            dw = composed.weight_product(masked, z, groups)
+            dw = composed.weight_product(masked, z, groups, weight.shape[1])
             dw = composed.maps_of(dw, of_weight, weight.shape[2:]).to(weight.dtype)
         if need_mask:
             cells = (composed.product(z, w, dy.shape[0], dy.shape[1], groups) * g).sum((1, 3)).t()
