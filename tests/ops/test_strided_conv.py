@@ -242,3 +242,12 @@ def test_bad_arguments(options: dict, error: type[Exception], message: str):
     frozen = sk.weight_spectrum(weight, (8, 8))
     with pytest.raises(sk.RangeError, match="stride and dilation must be 1 with a frozen WeightSpectrum, got 2 and 1"):
         sk.band_limited_conv2d(x, frozen, stride=2)
+
+
+@pytest.mark.parametrize("impl", ["dft_gemm", "subsample"])
+def test_gradients_of_no_sample_can_be_differentiated_again(impl: str):
+    x, weight = torch.randn(0, 4, 9, 8, requires_grad=True), torch.randn(6, 4, 3, 3, requires_grad=True)
+    y = sk.band_limited_conv2d(x, weight, stride=2, compression=0.5, impl=impl)
+    first = torch.autograd.grad(y.square().sum(), (x, weight), create_graph=True)
+    second = torch.autograd.grad(sum(each.square().sum() for each in first), (x, weight))
+    assert [each.shape for each in second] == [x.shape, weight.shape] and not second[1].any()

@@ -43,7 +43,7 @@ def product_transposed(g: Tensor, w: Tensor, groups: int) -> Tensor:
     return _parts("fbgo,fgoc->fbgc", (g_re, g_im), (w_re, w_im)).flatten(3)
 
 
-def weight_product(g: Tensor, z: Tensor, groups: int, per_group: int = -1) -> Tensor:
+def weight_product(g: Tensor, z: Tensor, groups: int, per_group: int) -> Tensor:
     """dW = conj(G [F, 2, B, O]) Z [F, 2, B * C]: [F, 2, O, C / groups]; per_group: C / groups, which B = 0 hides."""
     g_re, g_im = g.unflatten(3, (groups, g.shape[3] // groups)).unbind(1)
     z_re, z_im = z.unflatten(2, (g.shape[2], groups, per_group)).unbind(1)

@@ -204,14 +204,16 @@ def _composed_backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[
     out = size if dy is None else dy.shape[2:]
     of_x, of_weight, of_y = _transforms(z, size, starts, weight.shape[2:], n, kept, out, stride, dilation)
     dx = dw = db = None
-    sum_for_x = None if dz is None else dz.unflatten(2, (ctx.batch, -1))
+    sum_for_x = None if dz is None else dz.unflatten(2, (ctx.batch, weight.shape[1] * groups))
     if dy is not None:
         g = composed.modes_of(dy, of_y).unflatten(2, dy.shape[:2])
         if need_x:
             through_y = composed.product_transposed(g, composed.modes_of(weight, of_weight), groups)
             sum_for_x = through_y if sum_for_x is None else sum_for_x + through_y
         if need_weight:
-            dw = composed.maps_of(composed.weight_product(g, z, groups), of_weight, weight.shape[2:]).to(weight.dtype)
+            dw = composed.maps_of(
+                composed.weight_product(g, z, groups, weight.shape[1]), of_weight, weight.shape[2:]
+            ).to(weight.dtype)
         db = dy.sum([0, *range(2, dy.dim())]) if need_bias else None
     if need_x and sum_for_x is not None:
         dx = composed.maps_of(sum_for_x, of_x, size).to(weight.dtype)
