@@ -177,3 +177,19 @@ def test_a_call_that_nobody_looks_at_passes_torch_by(seed: int):
     with torch.device("cpu"):
         passing_by(x)
     assert forms == ["differentiable", *["plain"] * 5]
+
+
+def test_marked_tensors_are_read_as_what_they_stand_for(seed: int):
+    """Negative, conjugate and zero only by a mark: what is computed in C++ reads memory alone."""
+    read: list[str] = []
+
+    def compute(x: Tensor) -> Tensor:
+        assert not (x.is_neg() or x.is_conj() or x._is_zerotensor())
+        read.append("memory")
+        return x + 0
+
+    reading = Operator("read_from_memory", compute, "(Tensor x) -> Tensor")
+    marked = (torch._neg_view(torch.randn(3)), torch.randn(3, dtype=torch.complex64).conj())
+    for x in (*marked, torch._efficientzerotensor(3)):
+        torch.testing.assert_close(reading(x), x.clone(), rtol=0, atol=0)
+    assert len(read) == 3

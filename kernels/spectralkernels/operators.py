@@ -168,7 +168,7 @@ def _nobody_looks(tensors: list[Tensor]) -> bool:
     return (
         not torch.compiler.is_compiling()
         and len(tensors) > 0
-        and all(type(tensor) in _PLAIN and not tensor.is_meta for tensor in tensors)
+        and all(type(tensor) in _PLAIN and _as_in_memory(tensor) for tensor in tensors)
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._len_torch_function_stack() == 0
         and not torch._C._are_functorch_transforms_active()
@@ -180,6 +180,14 @@ def _nobody_looks(tensors: list[Tensor]) -> bool:
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def _as_in_memory(tensor: Tensor) -> bool:
+    """Whether a tensor's numbers are there and final; else the dispatcher makes them so, or takes a rule without them.
+
+    `z.conj().imag` is only marked as negative, and zeros that torch makes for itself have no memory.
+    """
+    return not (tensor.is_meta or tensor.is_neg() or tensor.is_conj() or tensor._is_zerotensor())
 
 
 def _as_written(form: Callable[..., Any], device: str) -> Callable[..., Any]:
