@@ -227,6 +227,14 @@ def test_a_call_that_fitted_excuses_no_other(right: dict[str, object], wrong: di
             sk.band_limited_conv2d(x, w, **wrong)  # type: ignore[arg-type]
 
 
+def test_a_stride_that_fitted_excuses_no_other(seed: int):
+    x, w = torch.randn(1, 2, 7), torch.randn(3, 2, 3)
+    for wrong in (1.0, True):
+        assert sk.band_limited_conv1d(x, w, stride=1).shape == (1, 3, 7)
+        with pytest.raises(sk.SpectralKernelsError, match=f"stride must be .*, got {wrong}"):
+            sk.band_limited_conv1d(x, w, stride=wrong)  # type: ignore[arg-type]
+
+
 def test_a_geometry_that_fitted_excuses_no_other_tensors(seed: int):
     x, w, b = torch.randn(1, 2, 7, 6), torch.randn(3, 2, 3, 3), torch.randn(3)
     sk.band_limited_conv2d(x, w, b)

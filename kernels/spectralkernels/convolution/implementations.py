@@ -79,10 +79,11 @@ def _checked(
 ) -> tuple[Band, int]:
     """The band and the groups of a call whose arguments fit: asked once for tensors of these shapes, else raised."""
     tensors = (x, weight) if bias is None else (x, weight, bias)
-    numbers = all(type(option) in _PLAIN for option in (*options, stride))
+    given = (stride, *options)
+    numbers = all(type(option) in _PLAIN for option in given)
     if not numbers or not all(isinstance(each, Tensor) for each in tensors) or traced(*tensors):
         return _check(x, weight, bias, spatial, stride, options)
-    key = (spatial, stride, *map(type, options), options, *((each.shape, each.dtype, each.device) for each in tensors))
+    key = (spatial, *map(type, given), given, *((each.shape, each.dtype, each.device) for each in tensors))
     return _CHECKED.get(key) or _CHECKED.keep(key, _check(x, weight, bias, spatial, stride, options))
 
 
