@@ -98,3 +98,5 @@ def test_no_samples_and_no_channels(impl: str, seed: int):
     for batch in (0, 2):
         with pytest.raises(sk.ShapeError, match="x must have at least one channel, got none"):
             sk.band_limited_conv2d(torch.randn(batch, 0, 5, 4), w[:, :0], b, impl=impl)
+        with pytest.raises(sk.ShapeError, match="weight must have at least one output channel, got shape"):
+            sk.band_limited_conv2d(torch.randn(batch, 4, 5, 4), w[:0], b[:0], impl=impl)

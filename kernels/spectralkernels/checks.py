@@ -119,6 +119,8 @@ def check_channels(channels: int, weight: Tensor, groups: int, x_name: str = "x"
     check_groups(groups)
     if channels < 1:
         raise ShapeError(f"{x_name} must have at least one channel, got none: a sum over nothing needs no convolution")
+    if weight.shape[0] < 1:
+        raise ShapeError(f"{weight_name} must have at least one output channel, got shape {list(weight.shape)}")
     if channels % groups or weight.shape[0] % groups:
         raise ShapeError(
             f"groups={groups} must divide the {channels} channels of {x_name} "
