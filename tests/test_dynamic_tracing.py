@@ -127,6 +127,15 @@ def test_at_most_two_graphs_for_every_threshold(
         assert counter.frame_count <= (1 if dynamic or kind is torch.tensor else 2)
 
 
+def test_a_number_stays_a_symbol_below_the_tracer(seed: int):
+    """AOTAutograd makes tensors of the numbers that it can, and a graph for every value of those that it cannot."""
+    x, counter = torch.randn(3, 4, 7, 8), CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(threshold, fullgraph=True, backend=counter)
+    for beta in (0.2, 0.3, 0.5):
+        torch.testing.assert_close(compiled(x, beta, "dense"), threshold(x, beta, "dense"))
+    assert counter.frame_count == 2
+
+
 def test_a_compiled_threshold_has_a_gradient_and_the_same_limits(seed: int):
     """Rounded to the precision of the magnitudes, up to infinity; refused where it is none."""
     y = torch.randn(2, 5, 4, dtype=torch.cfloat)

@@ -28,7 +28,8 @@ def decide(y_hat: Tensor, beta: float, rms: Tensor | None, n: int) -> Tensor:
     y_hat: Complex [..., U, V]. rms: Real [planes] or None. Returns: Bool [..., U, V].
     """
     # Rounded by a cast, and no number of Python in a comparison: torch.compile would ask for one graph per threshold.
-    limit = torch.full((), beta, dtype=torch.float64, device=y_hat.device).to(y_hat.real.dtype)
+    # Added to zero: of a sum AOTAutograd makes one of tensors, of `full` it makes a graph per threshold.
+    limit = (torch.zeros((), dtype=torch.float64, device=y_hat.device) + beta).to(y_hat.real.dtype)
     if rms is not None:
         limit = torch.where(limit.isinf(), limit, limit * rms).reshape(*y_hat.shape[:-2], 1, 1)
     kept = ~(y_hat.abs() <= limit)
