@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
+from spectralbench.fields import is_number
 from spectralkernels.declare import Operation, Scalar
 from spectralkernels.errors import RangeError
 
@@ -48,5 +50,7 @@ def value(name: str, text: str, declared: Sequence[Scalar]) -> Scalar:
         wanted = "integers" if kind is int else "numbers"
         or_words = "".join(f", {word}" for word in dict.fromkeys(words))
         raise RangeError(f"{name} takes {wanted}, such as {numbers[0]}{or_words}, got {text!r}") from None
+    if not is_number(number) and (kind is int or math.isfinite(number)):  # the operation refuses what is not finite
+        raise RangeError(f"{name} must be a number that a record can hold, of 64 bits, got {text!r}")
     # A declared value is taken as it is written there, so that the case has the same id (0, not 0.0).
     return next((known for known in numbers if known == number), number)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TypeVar, get_args
 
 from spectralbench import names, overrides
+from spectralbench.fields import is_count
 from spectralkernels.declare import PROFILES, Case, Operation, Pass, Scalar
 from spectralkernels.errors import RangeError, SpectralKernelsError
 from spectralkernels.inputs import KINDS
@@ -94,11 +95,16 @@ def _case(
     pass_ = _one_of(where, "pass", cells.get("pass", PASSES[0]), PASSES)
     case = Case(operation.name, params, dtype)
     try:
-        sizes = (operation.cost(case).bytes, *operation.fft_size(case))
+        cost = operation.cost(case)
+        sizes = (cost.bytes, *operation.fft_size(case))
     except (SpectralKernelsError, ArithmeticError, ValueError) as error:
         raise RangeError(f"{where}: {error}") from None
     if min(sizes) < 1:
         raise RangeError(f"{where}: a case of this shape reads and writes nothing")
+    if not all(map(is_count, (cost.bytes, cost.flops, *sizes))):
+        raise RangeError(
+            f"{where}: a case of this shape counts {cost.flops} FLOPs and {cost.bytes} bytes, beyond 64 bits"
+        )
     return case, pass_
 
 

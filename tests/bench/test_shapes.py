@@ -74,6 +74,7 @@ def test_a_word_or_a_number_is_taken_where_profiles_have_both(tmp_path: Path) ->
         (f"{HEAD}\n1.5,0,true\n", "line 2, column 'size': size takes integers, such as 1, got '1.5'"),
         (f"{HEAD}\n0,0,true\n", "line 2, column 'size': size must be a finite number from 1 on, got '0'"),
         (f"{HEAD}\n1,nan,true\n", "line 2, column 'rate': rate must be a finite number from 0 on, got 'nan'"),
+        (f"{HEAD}\n{2**63},0,true\n", "column 'size': size must be a number that a record can hold, of 64 bits"),
         (f"{HEAD}\n1,0,maybe\n", "line 2, column 'exact': exact takes true or false, got 'maybe'"),
         (f"{HEAD},grid\n1,0,true,tigth\n", "column 'grid': unknown 'tigth', did you mean 'tight'?"),
         (f"{HEAD},pass\n1,0,true,bakward\n", "column 'pass': unknown 'bakward', did you mean 'backward'?"),
@@ -86,6 +87,15 @@ def test_what_is_wrong_is_named_with_its_line_and_column(cli: Cli, tmp_path: Pat
     code, out, err = cli("run", "steady", "--cases", "shapes.csv", "--dry-run")
     assert (code, out) == (2, "")
     assert message in one_line(err)
+
+
+def test_a_case_whose_record_could_not_be_read_again_is_refused(tmp_path: Path) -> None:
+    columns = "batch,in_channels,out_channels,height,width,kernel_size,compression"
+    path = file(tmp_path, f"{columns}\n1,1000000,1000000,1000000,1000000,3,0.5\n")
+    with pytest.raises(
+        RangeError, match=r"line 2: a case of this shape counts \d+ FLOPs and \d+ bytes, beyond 64 bits"
+    ):
+        shapes.read(path, real_operations()["band_limited_conv2d"])
 
 
 def test_files_that_cannot_be_read_and_questions_without_an_operation_are_refused(cli: Cli, tmp_path: Path) -> None:
