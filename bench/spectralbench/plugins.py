@@ -53,7 +53,9 @@ def load(taken: frozenset[str]) -> Plugins:
             for operation in declared:
                 _check(operation, taken | operations.keys())
                 operations[operation.name] = operation
-        except (Exception, SystemExit) as error:  # other people's code: it must cost its own operations alone
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # other people's code, pytest's skip among it, costs its own operations alone
             package = "" if point.dist is None else f" of {point.dist.name} {point.dist.version}"
             broken.append(f"{point.name} ({point.value}){package}: {type(error).__name__}: {error}")
     return Plugins(operations, tuple(broken))

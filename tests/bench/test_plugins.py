@@ -78,6 +78,7 @@ def loaded() -> plugins.Plugins:
     [
         ("import nothing_of_that_name", "ModuleNotFoundError: No module named 'nothing_of_that_name'"),
         ("raise SystemExit(3)", "SystemExit: 3"),
+        ("import pytest\npytest.skip('no GPU', allow_module_level=True)", "Skipped: no GPU"),
         ("", "AttributeError: it declares no OPERATION and is no folder of modules that do"),
         ("OPERATION = 3", "TypeError: OPERATION must be a spectralkernels.declare.Operation, got int"),
         (BLUR.replace("NAME", "masked_conv2d"), "ValueError: the name 'masked_conv2d' belongs to another operation"),
