@@ -154,6 +154,13 @@ def operators() -> Iterator[tuple[str, Operator]]:
                 yield each.differentiable.name().partition("::")[2], each
 
 
+def test_a_formula_of_the_users_own_stays():
+    own = {torch.ops.spectralkernels.dft_gemm_conv_plain: lambda *shapes, out_shape, **rest: 7}
+    with FlopCounterMode(display=False, custom_mapping=own) as counter:
+        conv2d(torch.randn(2, 4, 8, 8), torch.randn(4, 2, 3, 3))
+    assert counter.get_total_flops() == 7
+
+
 @pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
 def test_every_operator_is_counted_or_works_element_by_element():
     found = dict(operators())

@@ -104,11 +104,14 @@ class Operator:
         return formula
 
     def _tell_flops(self) -> None:
-        """Tell the counters that are active, because torch's own registry comes with an import of Triton."""
+        """Tell the counters that are active, because torch's own registry comes with an import of Triton.
+
+        A formula that somebody has given for the operator stays.
+        """
         for mode in _get_current_dispatch_mode_stack():
             registry = getattr(getattr(mode, "counter", None), "flop_registry", None)
             if registry is not None:
-                registry.update(self.flop_formulas())
+                registry.update({**self.flop_formulas(), **registry})
 
     def flop_formulas(self) -> dict[Any, Callable[..., int]]:
         """The formula of both forms, as a counter keeps them; none where nothing is counted."""

@@ -13,7 +13,7 @@ pytest.importorskip("seaborn", reason="figures are an optional extra")
 pytest.importorskip("sklearn", reason="photographs are an optional extra")
 
 from spectralbench import pictures
-from spectralbench.pictures import kronecker_trade, learned_strides, pooling_loss, spectrum_maps
+from spectralbench.pictures import kronecker_trade, learned_strides, pooling_loss, series_quad, spectrum_maps
 from spectralbench.report.pictures import finding
 from spectralkernels.spectra import low_pass_mask
 
@@ -31,13 +31,14 @@ def test_every_picture_is_drawn_with_its_finding(cli: Cli, tmp_path: Path, monke
         assert (finding(path) or "").endswith(".")
 
 
-def test_one_picture_an_unknown_one_and_a_machine(cli: Cli, tmp_path: Path) -> None:
+def test_one_picture_an_unknown_one_and_a_machine(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, _ = cli("plot", "series_quad", "--pictures")
     assert (code, out.strip()) == (0, "results/figures/pictures/series_quad.png")
     code, _, err = cli("plot", "series_quad", "nonsense", "--pictures")
     assert code == 2 and "unknown picture 'nonsense'; known: kronecker_trade, learned_strides" in one_line(err)
     assert cli("plot", "--pictures", "--machine", "m")[0] == 2
     (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(series_quad, "PICTURE", lambda: pytest.fail("drew before it looked where to write"))
     assert cli("plot", "series_quad", "--pictures", "--out", "file")[0] == 2
 
 

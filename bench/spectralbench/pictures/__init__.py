@@ -34,6 +34,7 @@ def draw_all(out: Path, only: Sequence[str] = ()) -> Iterator[Path]:
             raise ValueError(f"unknown picture {name!r}; known: {', '.join(names())}")
     from spectralbench.plot.style import save, styled
 
+    out.mkdir(parents=True, exist_ok=True)  # before minutes of drawing
     for name in only or names():
         picture: Callable[[], Page] = importlib.import_module(f"{__name__}.{name}").PICTURE
         with styled():
