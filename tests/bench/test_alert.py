@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import shutil
+import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ import synthetic_records as synthetic
 
 from spectralbench import alert, history, simulate
 from spectralbench.alert import Finding, Verdict
+from spectralbench.alert.control import Controls
 from spectralbench.alert.evidence import weigh
 
 
@@ -335,3 +339,21 @@ def test_a_matrix_of_environments_is_judged_one_by_one(tmp_path: Path) -> None:
 def test_nonsense_limits_are_refused() -> None:
     with pytest.raises(ValueError, match="expected 0 < rate < 1 and minimum >= 1, got rate = 0"):
         alert.judge(history.History(()), rate=0)
+
+
+@pytest.mark.parametrize("others", [0, 1, 2, 3, 6, 7])
+def test_the_shift_of_a_sitting_is_the_median_of_the_other_baselines(others: int, seed: int) -> None:
+    """A baseline is no control of itself; equal deviations count as often as they come."""
+    chance = random.Random(seed)
+    keys = [one.key.subject for one in series_of_values([1.0, 1.0]).series]
+    subject, stranger = keys[0], replace(keys[0], implementation="kernel")
+    controls = Controls()
+    known = [chance.choice((-0.5, 0.0, 0.25, chance.random())) for _ in range(others)]
+    mine = chance.choice((*known, chance.random()))
+    controls.sorted["a"] = sorted((*known, mine))
+    controls.own[subject]["a"] = mine
+    shift, count = controls.shifts(subject)("a")
+    assert count == others
+    assert shift == statistics.median(known) if others else math.isnan(shift)
+    assert controls.shifts(stranger)("a") == (statistics.median((*known, mine)), others + 1)
+    assert controls.shifts(subject)("b")[1] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -274,3 +275,20 @@ report.write(loaded, Path({str(tmp_path)!r}))
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "bench")}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_was_read_is_old_for_the_collector_and_still_collected(tmp_path: Path) -> None:
+    """In the oldest generation, not frozen: the first collections of young objects do not look through a history."""
+    synthetic.history(tmp_path, 3, random.Random(1))
+    assert gc.isenabled() and gc.get_freeze_count() == 0
+    gc.collect()
+    loaded = history.load(tmp_path)
+    assert gc.isenabled() and gc.get_freeze_count() == 0
+    assert any(one is loaded.series[0] for one in gc.get_objects(generation=2))
+    gc.freeze()
+    try:
+        frozen = gc.get_freeze_count()
+        history.load(tmp_path)
+        assert gc.get_freeze_count() >= frozen, "what a caller froze stays frozen"
+    finally:
+        gc.unfreeze()

@@ -14,15 +14,17 @@ pytest.importorskip("seaborn", reason="figures are an optional extra")
 pd = pytest.importorskip("pandas", reason="figures are an optional extra")
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from PIL import Image  # noqa: E402
 
 from spectralbench import alert, history  # noqa: E402
-from spectralbench.plot import FIGURES, draw_all, load_figures, steps  # noqa: E402
+from spectralbench.plot import FIGURES, draw_all, load_figures, steps, style  # noqa: E402
 from spectralbench.plot.figures import kernel_size_sweep, pareto, speedup_map, visible_changes, watched_history  # noqa: E402
 from spectralbench.plot.frame import measurements, one_commit, spread_over  # noqa: E402
 from spectralbench.plot.style import DPI, NotDrawn, Page, look_of, looks, quartiles, styled  # noqa: E402
 from spectralbench.report import pictures  # noqa: E402
 
-FAMILIES = {name: found.draw for name, found in load_figures().items() if found.of != "history"}
+FAMILIES = {name: found.draw for name, found in load_figures().items() if found.of in ("newest", "every commit")}
 
 
 @pytest.fixture(scope="module")
@@ -149,13 +151,42 @@ def test_a_map_of_speedups_tells_the_ratio_and_its_doubt(study: history.History)
 
 def test_the_band_of_the_alert_is_drawn(tmp_path: Path) -> None:
     synthetic.history(tmp_path, 12, random.Random(5), slower=1.5)
-    (page,) = watched_history.draw(history.load(tmp_path), "cpu-test-2c")
+    found = history.load(tmp_path)
+    (page,) = watched_history.draw((found, alert.judge(found)), "cpu-test-2c")
     ax = page.figure.axes[0]
     assert len(ax.get_xticks()) == 12 and "12 commits" in page.finding
     band = next(patch for patch in ax.patches if patch.get_facecolor()[3] < 1)
     low, high = sorted(band.get_extents().transformed(ax.transData.inverted()).get_points()[:, 1])
     newest, before = ax.lines[0].get_ydata()[-1], ax.lines[0].get_ydata()[:-1]
     assert newest > high and all(low < value < high for value in before)
+
+
+def test_the_alert_is_asked_once_and_only_by_figures_that_show_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synthetic.history(tmp_path, 6, random.Random(5))
+    found, asked, judge = history.load(tmp_path), [], alert.judge
+    monkeypatch.setattr(alert, "judge", lambda own: asked.append(own) or judge(own))
+    assert len(draw_all(found, tmp_path / "out", only=("visible_changes", "watched_history"))) == 2
+    assert len(asked) == 1
+    draw_all(found, tmp_path / "out", only=("speedup_map",))
+    assert len(asked) == 1
+
+
+def test_a_png_shows_what_matplotlib_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pixel for pixel, at the same size, where the palette holds every colour."""
+    monkeypatch.setattr(style, "COLOURS", 4)
+    figure = Figure(figsize=(2.0, 1.5), layout="constrained")
+    ax = figure.subplots()
+    ax.imshow([[0, 1], [1, 0]], cmap="gray", interpolation="nearest")
+    ax.set_axis_off()
+    with styled():
+        figure.savefig(tmp_path / "whole.png")
+        style.save(figure, tmp_path / "few.png")
+    with Image.open(tmp_path / "whole.png") as whole, Image.open(tmp_path / "few.png") as few:
+        assert whole.convert("RGB").getcolors(4) is not None
+        assert few.size == (round(2.0 * DPI), round(1.5 * DPI))
+        assert few.convert("RGB").tobytes() == whole.convert("RGB").tobytes()
 
 
 def test_undominated_points() -> None:
@@ -270,11 +301,12 @@ def test_the_version_of_torch_is_told_by_what_it_can_move(tmp_path: Path) -> Non
 def test_what_the_alert_could_show_is_drawn_series_by_series(tmp_path: Path, seed: int) -> None:
     synthetic.history(tmp_path, 6, random.Random(seed))
     found = history.load(tmp_path)
-    (page,) = visible_changes.draw(found, "cpu-test-2c")
+    findings = alert.judge(found)
+    (page,) = visible_changes.draw((found, findings), "cpu-test-2c")
     assert isinstance(page, Page)
     (image,) = page.figure.axes[0].images
     known = {one.key for one in found.series if one.key.metric == "device_time"}
-    judged = {one.key.subject.implementation: one.resolution for one in alert.judge(found) if one.key in known}
+    judged = {one.key.subject.implementation: one.resolution for one in findings if one.key in known}
     assert image.get_array().ravel().tolist() == pytest.approx([judged["triton"], judged["einsum"]])
     assert "2 series of times" in page.finding and f"{math.ceil(100 * min(judged.values()))} %" in page.finding
 

@@ -11,7 +11,7 @@ import bisect
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,19 +32,24 @@ class Controls:
     """Deviations of the baselines of one place (machine, operation, metric, environment) by process label."""
 
     sorted: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    own: dict[tuple[Subject, str], float] = field(default_factory=dict)
+    own: dict[Subject, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
 
-    def shift(self, subject: Subject, label: str) -> tuple[float, int]:
-        """The median deviation of the others in that process and how many they are; NaN and 0 without others."""
-        known = self.sorted.get(label)
-        if not known:
-            return math.nan, 0
-        mine = self.own.get((subject, label))
-        if mine is None:
-            return statistics.median(known), len(known)
-        at = bisect.bisect_left(known, mine)
-        others = known[:at] + known[at + 1 :]
-        return (statistics.median(others), len(others)) if others else (math.nan, 0)
+    def shifts(self, subject: Subject) -> Callable[[str], tuple[float, int]]:
+        """By label: the median deviation of the others in that process and how many they are; NaN and 0 without any."""
+        own = self.own.get(subject, {})
+
+        def shift(label: str) -> tuple[float, int]:
+            known = self.sorted.get(label, ())
+            mine = own.get(label)
+            out = len(known) if mine is None else bisect.bisect_left(known, mine)
+            count = len(known) - (mine is not None)
+            if not count:
+                return math.nan, 0
+            # The middle of a sorted list without the one that is out.
+            low, high = (known[at + (at >= out)] for at in ((count - 1) // 2, count // 2))
+            return (low + high) / 2, count
+
+        return shift
 
 
 def gather(series: Iterable[Series], metrics: Iterable[str]) -> dict[Place, Controls]:
@@ -63,11 +68,11 @@ def gather(series: Iterable[Series], metrics: Iterable[str]) -> dict[Place, Cont
                 continue
             usual = math.log(statistics.median(point.value for point in points))
             controls = found[place(one.key, environment)]
+            own = controls.own[one.key.subject]
             for point in points:
                 for label, value in point.processes:
-                    deviation = math.log(value) - usual
-                    controls.sorted[label].append(deviation)
-                    controls.own[one.key.subject, label] = deviation
+                    own[label] = math.log(value) - usual
+                    controls.sorted[label].append(own[label])
     for controls in found.values():
         for deviations in controls.sorted.values():
             deviations.sort()

@@ -194,9 +194,10 @@ def _shifts(
         known = controls.get(place(track.key, track.points[-1].environment)) if track.rule.host else None
         if known is None:
             continue
-        for at, point in enumerate(track.points, start=shape[1] - len(track.points)):
+        shift = known.shifts(track.key.subject)
+        for row, point in zip(shifts[index, shape[1] - len(track.points) :], track.points, strict=True):
             for process, (label, _) in enumerate(point.processes):
-                shifts[index, at, process], counted[index] = known.shift(track.key.subject, label)
+                row[process], counted[index] = shift(label)
     return shifts, counted
 
 

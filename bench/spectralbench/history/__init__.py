@@ -62,6 +62,10 @@ def _without_collector() -> Iterator[None]:
         yield
     finally:
         if enabled:
+            if not gc.get_freeze_count():
+                # Else the first collections of young objects would look through all of these, which are old by now.
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
 
 

@@ -10,6 +10,7 @@ import pkgutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,16 +24,19 @@ FIGURES = tuple(sorted(module.name for module in pkgutil.iter_modules(figures.__
 """Their names, which are those of their files: adding a file adds a figure, deleting it removes it."""
 
 
+Of = Literal["newest", "every commit", "history", "judged"]
+
+
 @dataclass(frozen=True, slots=True)
 class Plot:
     """How a figure is drawn: `draw(data, machine)` yields its pages, or why one is missing.
 
     of: what `draw` is given: the newest point of every series as a table (see `frame.measurements`), the points of
-    every commit as such a table, or the history of the machine itself.
+    every commit as such a table, the history of the machine itself, or that (history, findings of the alert).
     """
 
     draw: Callable[[Any, str], Iterator[Page | NotDrawn]]
-    of: Literal["newest", "every commit", "history"] = "newest"
+    of: Of = "newest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,7 @@ def draw_all(
         raise ValueError(f"unknown figure {unknown[0]!r}; known: {', '.join(FIGURES)}")
     history = current(only_machine(results if isinstance(results, History) else load(results), machine))
     try:
+        from spectralbench import alert
         from spectralbench.plot.frame import measurements, misfit
         from spectralbench.plot.style import NotDrawn, save, styled
 
@@ -79,16 +84,19 @@ def draw_all(
     except ModuleNotFoundError as missing:
         missing.msg = f"figures need {missing.name}; install them with: pip install 'spectralbench[plots]'"
         raise
+    make: dict[Of, Callable[[History], Any]] = {
+        "newest": measurements,
+        "every commit": partial(measurements, every=True),
+        "history": lambda own: own,
+        "judged": lambda own: (own, alert.judge(own)),
+    }
     wanted = {figure.of for figure in known.values()}
     paths: list[Path] = []
     skipped: list[tuple[str, str, str]] = []
     before: set[Path] = set()
     for name in history.machines:
         own = only_machine(history, name)
-        newest = measurements(own)
-        one_point = all(len(series.points) == 1 for series in own.series)
-        every = newest if one_point or "every commit" not in wanted else measurements(own, every=True)
-        data = {"newest": newest, "every commit": every, "history": own}
+        data = {kind: make[kind](own) for kind in wanted}
         misfits = Counter(reason for series in own.series if (reason := misfit(series.params)))
         skipped += [(name, "all", f"{count} series: {reason}") for reason, count in misfits.items()]
         for figure in only:

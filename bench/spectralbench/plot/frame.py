@@ -33,49 +33,60 @@ def measurements(history: History, *, every: bool = False) -> pd.DataFrame:
     Times and energies keep one value per process. A metric that only some processes took (errors, bytes) is filled in
     for the others of the same subject, because it does not depend on the process.
     """
-    rows: dict[tuple[Subject, str], dict[str, Any]] = {}
-    metrics = sorted({series.key.metric for series in history.series} - {*COLUMNS})
     subjects: dict[Subject, int] = {}
+    facts: list[dict[str, Any]] = []
+    rows: dict[tuple[int, str], int] = {}
+    marks: list[str] = []
+    torch: list[str] = []
+    metrics = sorted({series.key.metric for series in history.series} - {*COLUMNS})
+    values: dict[str, dict[int, float]] = {metric: {} for metric in metrics}
     for series in history.series:
         subject = series.key.subject
-        if misfit(series.params) or series.key.metric not in metrics:
+        if misfit(series.params) or series.key.metric not in values:
             continue
-        points = series.points if every else series.points[-1:]
-        for point, process, value in ((at, *one) for at in points for one in at.processes):
-            row = rows.setdefault(
-                (subject, process),
-                {
-                    # A parameter cannot take the place of another column.
-                    **{name: item for name, item in series.params.items() if name not in (*COLUMNS, *metrics)},
-                    "subject": subjects.setdefault(subject, len(subjects)),
-                    "operation": subject.operation,
-                    "implementation": subject.implementation,
-                    "role": series.role,
-                    "dtype": subject.dtype,
-                    "pass": subject.pass_,
-                    "fft_size": "x".join(str(size) for size in subject.fft_size),
-                    "cache": subject.cache,
-                    "launch": subject.launch,
-                    "seed": subject.seed,
-                    "process": process,
-                    "mark": point.mark,
-                    "torch": "unknown",
-                },
-            )
-            # What torch cannot move, such as a fraction, does not tell its version; the others of the row do.
-            row["torch"] = dict(point.environment).get("torch", row["torch"])
-            row[series.key.metric] = value
+        number = subjects.setdefault(subject, len(facts))
+        if number == len(facts):
+            # A parameter cannot take the place of another column.
+            params = {name: item for name, item in series.params.items() if name not in (*COLUMNS, *metrics)}
+            facts.append({**params, **_facts(subject), "role": series.role, "subject": number})
+        own = values[series.key.metric]
+        for point in series.points if every else series.points[-1:]:
+            conditions = dict(point.environment)
+            for process, value in point.processes:
+                row = rows.setdefault((number, process), len(rows))
+                if row == len(marks):
+                    marks.append(point.mark)
+                    torch.append("unknown")
+                # What torch cannot move, such as a fraction, does not tell its version; the others of the row do.
+                torch[row] = conditions.get("torch", torch[row])
+                own[row] = value
     # Parameters stay Python objects: an operation without one must not turn the others' integers into floats.
-    frame = pd.DataFrame(list(rows.values()), dtype=object)
+    frame = pd.DataFrame(facts, dtype=object).take([number for number, _ in rows]).reset_index(drop=True)
+    told = {"process": [process for _, process in rows], "mark": marks, "torch": torch}
+    frame = frame.assign(**{name: pd.Series(column, dtype=object) for name, column in told.items()})
     frame = frame.reindex(columns=[*COLUMNS, *(name for name in frame.columns if name not in COLUMNS)])
-    metrics = [metric for metric in metrics if metric in frame]
+    metrics = [metric for metric in metrics if values[metric]]
     for metric in metrics:
-        frame[metric] = frame[metric].astype(float)
+        frame[metric] = pd.Series(values[metric], dtype=float)
         known = load_metrics().get(metric)
         if known is None or not known.per_process:
             frame[metric] = frame[metric].fillna(frame.groupby("subject")[metric].transform("median"))
     frame.attrs["metrics"] = tuple(metrics)
     return frame
+
+
+def _facts(subject: Subject) -> dict[str, Any]:
+    """What every row of a subject says besides its parameters."""
+    return {
+        "operation": subject.operation,
+        "implementation": subject.implementation,
+        "dtype": subject.dtype,
+        "pass": subject.pass_,
+        "fft_size": "x".join(str(size) for size in subject.fft_size),
+        "cache": subject.cache,
+        "launch": subject.launch,
+        "seed": subject.seed,
+    }
 
 
 def misfit(params: Mapping[str, Any]) -> str | None:

@@ -8,7 +8,6 @@ readably.
 
 from __future__ import annotations
 
-import io
 import math
 import textwrap
 import zlib
@@ -19,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
@@ -279,9 +280,10 @@ def save(figure: Figure, path: Path, finding: str = "") -> Path:
         return path
     facts = PngInfo()
     facts.add_text("Description", finding)
-    with io.BytesIO() as drawn:
-        figure.savefig(drawn, format="png")
-        with Image.open(drawn) as image:
-            few = image.convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    figure.set_dpi(DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    few = image.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     few.save(path, optimize=True, pnginfo=facts)
     return path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from statistics import median
 
 import numpy as np
@@ -12,7 +12,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from spectralbench import alert, names
+from spectralbench import names
+from spectralbench.alert import Finding
 from spectralbench.history import History
 from spectralbench.plot import Plot
 from spectralbench.plot.style import WIDTH, NotDrawn, Page, finish_plain
@@ -23,11 +24,12 @@ WRITTEN = 24
 """Columns up to which the percent stands in its place."""
 
 
-def draw(history: History, machine: str) -> Iterator[Page | NotDrawn]:
+def draw(judged: tuple[History, Sequence[Finding]], machine: str) -> Iterator[Page | NotDrawn]:
     """A row per implementation, a column per case, operation by operation; white is what was not judged."""
+    history, findings = judged
     seen = {
         finding.key: finding.resolution
-        for finding in alert.judge(history)
+        for finding in findings
         if finding.key.metric == "device_time" and finding.resolution is not None
     }
     known = {one.key: one for one in history.series}
@@ -77,4 +79,4 @@ def draw(history: History, machine: str) -> Iterator[Page | NotDrawn]:
     yield Page("", finish_plain(figure, title, {}, words), finding)
 
 
-FIGURE = Plot(draw, "history")
+FIGURE = Plot(draw, "judged")

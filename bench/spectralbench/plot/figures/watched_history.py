@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from matplotlib.ticker import FuncFormatter
 
-from spectralbench import alert, names
+from spectralbench import names
+from spectralbench.alert import Finding
 from spectralbench.contest import title
 from spectralbench.history import History, Key, Series
 from spectralbench.plot import Plot
@@ -18,14 +19,15 @@ from spectralbench.quantity import scale
 SHOWN = 4
 
 
-def draw(history: History, machine: str) -> Iterator[Page | NotDrawn]:
+def draw(judged: tuple[History, Sequence[Finding]], machine: str) -> Iterator[Page | NotDrawn]:
     """The kernels' series with the most commits, a panel each."""
+    history, found = judged
     series = [one for one in history.series if one.key.metric == "device_time" and len(one.points) >= LEAST_POINTS]
     kernels = sorted((one for one in series if one.role == "kernel"), key=lambda one: -len(one.points))
     if not kernels:
         yield NotDrawn("no kernel was timed at three or more commits")
         return
-    findings = {finding.key: finding for finding in alert.judge(history)}
+    findings = {finding.key: finding for finding in found}
     chosen = _spread(kernels)
     figure, axes = panels(-(-len(chosen) // 2), min(2, len(chosen)), sharex=False, sharey=False)
     every = [ax for row in axes for ax in row]
@@ -68,7 +70,7 @@ def _spread(kernels: list[Series]) -> list[Series]:
     return list(chosen.values())[:SHOWN]
 
 
-def _finding(chosen: list[Series], findings: Mapping[Key, alert.Finding]) -> str:
+def _finding(chosen: list[Series], findings: Mapping[Key, Finding]) -> str:
     seen = [found.resolution for one in chosen if (found := findings.get(one.key)) and found.resolution is not None]
     longest = max(len(one.points) for one in chosen)
     if not seen:
@@ -77,4 +79,4 @@ def _finding(chosen: list[Series], findings: Mapping[Key, alert.Finding]) -> str
     return f"Up to {longest} commits; the smallest change of the newest that the alert would show here is {smallest} %."
 
 
-FIGURE = Plot(draw, "history")
+FIGURE = Plot(draw, "judged")
