@@ -20,11 +20,12 @@ def in_a_check(position: int, count: int) -> bool:
     return position == count // 2
 
 
-def opcheck(operator: Any, arguments: tuple[Any, ...]) -> dict[str, str]:
-    """torch's own checks of a registered operator; sizes as symbols, most of its time, in `make full` only.
+def opcheck(operator: Any, arguments: tuple[Any, ...], *, symbols: bool = EFFORT > 1) -> dict[str, str]:
+    """torch's own checks of a registered operator.
 
-    The tests of dynamic tracing compile public calls with such sizes in every run.
+    symbols: trace it with sizes as symbols, which takes most of the time and which outputs whose size depends on data
+    need. The tests of dynamic tracing compile public calls with such sizes in every run.
     """
-    checks = ["test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static"]
-    symbols = ["test_aot_dispatch_dynamic"] if EFFORT > 1 else []
-    return torch.library.opcheck(operator, arguments, test_utils=checks + symbols)
+    traced = "test_aot_dispatch_dynamic" if symbols else "test_aot_dispatch_static"
+    checks = ["test_schema", "test_autograd_registration", "test_faketensor", traced]
+    return torch.library.opcheck(operator, arguments, test_utils=checks)

@@ -33,7 +33,8 @@ def test_implementations_carry_their_class() -> None:
     assert {"dft_triton", "dft_triton_tf32", "dft_triton_bf16", "dft_triton_fp32"} < set(names)
     x, weight, mask = torch.zeros(1, 2, 5, 5), torch.zeros(2, 2, 3, 3), torch.ones(6, 4)
     found = OPERATION.implementation("dft_triton")
-    reason = found.supports(x=x.double(), weight=weight.double(), mask=mask, groups=1)
+    band = conv_band((5, 5), (3, 3), compression=0.0)
+    reason = found.supports(x=x.double(), weight=weight.double(), mask=mask, band=band, groups=1)
     assert reason == "the Triton kernels take float32, float16 and bfloat16 maps, got float64"
 
 

@@ -37,6 +37,8 @@ def test_the_operator_passes_opcheck(seed: int):
     last = ((8, 3, 10, 5), 9, 1.5)
     nothing = (None, None)
     for values, index, slots in ((image, nothing, None), (spectrum, nothing, 1000), (packed, before.index, 1600)):
-        opcheck(node.spec_block.differentiable, (values, *index, w, *last, True, slots == 1000, slots, "bitmap"))
+        arguments = (values, *index, w, *last, True, slots == 1000, slots, "bitmap")
+        opcheck(node.spec_block.differentiable, arguments, symbols=True)
     w_hat = torch.randn(4, 3, 10, 5, dtype=torch.complex64, requires_grad=True)
-    opcheck(node.spec_block.differentiable, (packed, *before.index, w_hat, *last, False, False, None, "bitmap"))
+    arguments = (packed, *before.index, w_hat, *last, False, False, None, "bitmap")
+    opcheck(node.spec_block.differentiable, arguments, symbols=True)
