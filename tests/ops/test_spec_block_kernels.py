@@ -200,7 +200,7 @@ def test_the_operator_passes_opcheck_and_traces(seed: int, monkeypatch: pytest.M
         patch.setattr(torch, "empty", lambda *size, **keywords: empty(*size, **keywords).zero_())
         for values, index, slots in ((image, (None, None), 1000), (packed, before.index, None)):
             arguments = (values, *index, w, (8, 3, 10, 5), 9, 1.5, True, slots == 1000, slots, "triton")
-            opcheck(node.spec_block.differentiable, arguments)
+            opcheck(node.spec_block.differentiable, arguments, symbols=True)
     second = torch.randn(2, 4, 3, 3, requires_grad=True)
 
     def net(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
