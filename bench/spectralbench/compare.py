@@ -224,7 +224,8 @@ def _verdict(
         word = "LESS EXACT"
     needed = None
     if word == "CANNOT TELL":
-        needed = _needed(statistics.stdev(logs), math.log(found.middle), math.log1p(margin))
+        # A normal quantile may promise less than the t interval of so few pairs has kept.
+        needed = max(len(logs) + 1, _needed(statistics.stdev(logs), math.log(found.middle), math.log1p(margin)))
     return Ratio(series, word, found.middle, (found.low, found.high), len(logs), used, needed, errors), found.p
 
 

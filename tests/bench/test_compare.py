@@ -71,6 +71,12 @@ def test_without_a_control_a_slow_host_is_not_told_from_a_slow_kernel_and_more_p
     assert (alone.word, alone.interval, alone.needed) == ("CANNOT TELL", None, 2)
 
 
+def test_more_pairs_than_there_were_are_asked_for(seed: int) -> None:
+    found = [verdict(*sides(seed + at, 1.3, 0.004, pairs)) for at in range(100) for pairs in (2, 3, 4, 6)]
+    doubtful = [one for one in found if one.word == "CANNOT TELL"]
+    assert doubtful and all(one.needed is not None and one.needed > one.pairs for one in doubtful)
+
+
 def test_identical_kernels_are_rarely_called_different(seed: int) -> None:
     wrong = sum(verdict(*sides(seed + at, 1.0, 0.03, 4), "theirs").word in ("FASTER", "SLOWER") for at in range(200))
     assert wrong <= 8, f"{wrong} of 200; one in a hundred is what the interval allows, less what the margin takes"
