@@ -137,7 +137,7 @@ def test_derivatives_of_any_kind(groups: int, seed: int):
         for impl in ("dft_native", "torch_fft")
     )
     torch.testing.assert_close(got, want)
-    inputs: tuple[Any, ...] = (x, weight, None, [0, 1], groups, n, [3, 3], [7, 6], True)
+    inputs: tuple[Any, ...] = (x, weight, None, [-1, -1], groups, n, [3, 3], [7, 6], [1, 1], [1, 1], True)
     cells = torch.rand(2, 15, dtype=torch.float64)
     opcheck(torch.ops.spectralkernels.dft_native_conv.default, (*inputs, cells, []))
 

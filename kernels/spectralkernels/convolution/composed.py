@@ -12,7 +12,63 @@ import torch
 from torch import Tensor
 
 from spectralkernels.convolution.geometry import compute_dtype
-from spectralkernels.convolution.linear_maps import Transform
+from spectralkernels.convolution.linear_maps import Transform, Transforms
+
+
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    transforms: Transforms,
+    groups: int,
+    out: Sequence[int],
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(y, Z): the convolution, and the kept spectrum of x. mask: what Z conj(W) is multiplied with."""
+    of_x, of_weight, of_y = transforms
+    z = modes_of(x, of_x)
+    modes = product(z, modes_of(weight, of_weight), x.shape[0], weight.shape[0], groups)
+    if mask is not None:
+        modes = modes * mask
+    return with_bias(maps_of(modes, of_y, out), bias).to(x.dtype), z
+
+
+def gradients(
+    dy: Tensor | None,
+    dz: Tensor | None,
+    z: Tensor,
+    weight: Tensor,
+    transforms: Transforms,
+    groups: int,
+    batch: int,
+    size: Sequence[int],
+    needs: Sequence[bool],
+    mask: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """(dx, dw, db) of `convolve`, those that are needed. dz: the gradient of Z [F, 2, B C]; size: of x."""
+    need_x, need_weight, need_bias = needs
+    of_x, of_weight, of_y = transforms
+    dx = dw = db = None
+    sum_for_x = None if dz is None else dz.unflatten(2, (batch, weight.shape[1] * groups))
+    if dy is not None:
+        g = modes_of(dy, of_y).unflatten(2, dy.shape[:2])
+        if mask is not None:
+            g = g * mask
+        if need_x:
+            through_y = product_transposed(g, modes_of(weight, of_weight), groups)
+            sum_for_x = through_y if sum_for_x is None else sum_for_x + through_y
+        if need_weight:
+            modes = weight_product(g, z, groups, weight.shape[1])
+            dw = maps_of(modes, of_weight, weight.shape[2:]).to(weight.dtype)
+        db = bias_gradient(dy) if need_bias else None
+    if need_x and sum_for_x is not None:
+        dx = maps_of(sum_for_x, of_x, size).to(weight.dtype)
+    return dx, dw, db
+
+
+def bias_gradient(dy: Tensor) -> Tensor:
+    """The sum of dy [B, O, *out] over all but the channels: [O]."""
+    return dy.sum([axis for axis in range(dy.dim()) if axis != 1])
 
 
 def modes_of(maps: Tensor, transform: Transform) -> Tensor:

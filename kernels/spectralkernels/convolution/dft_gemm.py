@@ -27,6 +27,7 @@ from spectralkernels.convolution.linear_maps import (
     product,
     product_transposed,
     synthesise,
+    transforms_of,
     weight_gradient,
     weight_product,
     weight_product_transposed,
@@ -128,11 +129,8 @@ def _(
 def _(
     x: Tensor, weight: Tensor, bias: Tensor | None, starts: Ints, groups: int, n: Ints, kept: Ints, out: Ints
 ) -> tuple[Tensor, Tensor]:
-    z = composed.modes_of(x, _transform(x, _origin(n), x.shape[2:], n, kept))
-    w = composed.modes_of(weight, _transform(x, starts, weight.shape[2:], n, kept))
-    return _composed_inverse(
-        composed.product(z, w, x.shape[0], weight.shape[0], groups), out, n, kept, bias, x.dtype
-    ), z
+    transforms = transforms_of(x, x.shape[2:], starts, weight.shape[2:], n, kept, out)
+    return composed.convolve(x, weight, bias, transforms, groups, out)
 
 
 def _save_conv(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -141,6 +139,7 @@ def _save_conv(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[1], weight)
     ctx.geometry = (starts, groups, n, kept, list(x.shape[2:]))
+    ctx.batch = x.shape[0]
 
 
 def _differentiate_conv(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -148,40 +147,16 @@ def _differentiate_conv(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple
     if dy is None or dz is not None or torch.is_grad_enabled():
         return *_composed_backward(ctx, dy, dz), *(None,) * 5
     dx, dw = _conv_backward(dy, *ctx.saved_tensors, *ctx.geometry, need_x, need_weight)
-    gradients = (dx if need_x else None, dw if need_weight else None, _bias_gradient(dy) if need_bias else None)
+    gradients = (dx if need_x else None, dw if need_weight else None, composed.bias_gradient(dy) if need_bias else None)
     return (*gradients, None, None, None, None, None)
 
 
-def _composed_backward(
-    ctx: Any, dy: Tensor | None, dz: Tensor | None, mask: Tensor | None = None
-) -> tuple[Tensor | None, ...]:
-    """(dx, dw, db) as torch's own operations, which can be differentiated again.
-
-    dz: the gradient of Z. mask: what Z conj(W) was multiplied with.
-    """
+def _composed_backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tensor | None, ...]:
+    """(dx, dw, db) as torch's own operations, which can be differentiated again; dz: the gradient of Z."""
     (z, weight), (starts, groups, n, kept, size) = ctx.saved_tensors, ctx.geometry
-    need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
-    of_x = _transform(z, _origin(n), size, n, kept)
-    dx = dw = db = None
-    channels = weight.shape[1] * groups
-    dz_sum = None if dz is None else dz.unflatten(2, (z.shape[2] // channels, channels))
-    if dy is not None:
-        of_weight = _transform(z, starts, weight.shape[2:], n, kept)
-        inverse = _transform(z, _origin(n), dy.shape[2:], n, kept, inverse=True)
-        g = composed.modes_of(dy, inverse).unflatten(2, dy.shape[:2])
-        if mask is not None:
-            g = g * mask
-        if need_x:
-            through_y = composed.product_transposed(g, composed.modes_of(weight, of_weight), groups)
-            dz_sum = through_y if dz_sum is None else dz_sum + through_y
-        if need_weight:
-            dw = composed.maps_of(
-                composed.weight_product(g, z, groups, weight.shape[1]), of_weight, weight.shape[2:]
-            ).to(weight.dtype)
-        db = _bias_gradient(dy) if need_bias else None
-    if need_x and dz_sum is not None:
-        dx = composed.maps_of(dz_sum, of_x, size).to(weight.dtype)
-    return dx, dw, db
+    out = size if dy is None else dy.shape[2:]
+    transforms = transforms_of(z, size, starts, weight.shape[2:], n, kept, out)
+    return composed.gradients(dy, dz, z, weight, transforms, groups, ctx.batch, size, ctx.needs_input_grad[:3])
 
 
 _conv.register_autograd(_differentiate_conv, setup_context=_save_conv)
@@ -232,7 +207,7 @@ def _differentiate_apply(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     if torch.is_grad_enabled():
         return _composed_apply_backward(ctx, dy)
     dx = _apply_backward(dy, *ctx.saved_tensors, *ctx.geometry) if ctx.needs_input_grad[0] else None
-    return dx, None, _bias_gradient(dy) if ctx.needs_input_grad[2] else None, None, None, None, None, None
+    return dx, None, composed.bias_gradient(dy) if ctx.needs_input_grad[2] else None, None, None, None, None, None
 
 
 def _composed_apply_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -243,7 +218,7 @@ def _composed_apply_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         g = composed.modes_of(dy, _transform(dy, _origin(n), dy.shape[2:], n, kept, inverse=True))
         dz = composed.product_transposed(g.unflatten(2, dy.shape[:2]), w, groups)
         dx = composed.maps_of(dz, _transform(dy, _origin(n), size, n, kept), size).to(dy.dtype)
-    return dx, None, _bias_gradient(dy) if ctx.needs_input_grad[2] else None, None, None, None, None, None
+    return dx, None, composed.bias_gradient(dy) if ctx.needs_input_grad[2] else None, None, None, None, None, None
 
 
 _apply.register_autograd(_differentiate_apply, setup_context=_save_apply)
@@ -288,10 +263,6 @@ def _gradient_modes(dy: Tensor, n: Ints, kept: Ints) -> Tensor:
     """E^T dy: [F, 2, B, O]."""
     modes = analyse(dy, _transform(dy, _origin(n), dy.shape[2:], n, kept, inverse=True))
     return modes.unflatten(2, dy.shape[:2])
-
-
-def _bias_gradient(dy: Tensor) -> Tensor:
-    return dy.sum([axis for axis in range(dy.dim()) if axis != 1])
 
 
 def _transform(like: Tensor, starts: Ints, lengths: Ints, n: Ints, kept: Ints, inverse: bool = False) -> Transform:

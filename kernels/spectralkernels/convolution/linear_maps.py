@@ -14,10 +14,13 @@ from torch import Tensor
 
 from spectralkernels.convolution.geometry import compute_dtype
 from spectralkernels.convolution.modal import correlate, multiply, multiply_transposed
-from spectralkernels.dft import ListedDFT, SteppedDFT
+from spectralkernels.dft import ListedDFT, SteppedDFT, stepped_dft
 from spectralkernels.stages import staged
 
+Ints = Sequence[int]
 Transform = SteppedDFT | ListedDFT
+Transforms = tuple[Transform, Transform, Transform]
+"""Of x, of the kernel, and the transpose of the inverse onto y."""
 
 # About how many bytes of the weight's spectrum to hold at a time on a CPU. Between 2.5 and 5 MB the times of K3 to K31
 # differ by at most 7 %, either way; with all of it at once (9 MB) K3 takes 12 to 15 % longer.
@@ -108,3 +111,41 @@ def _piece(transform: Transform, modes: Tensor, planes: int) -> int:
     if not modes.is_cpu:  # launches cost more than the memory
         return max(1, transform.modes)
     return max(1, PIECE_BYTES // max(1, 2 * modes.element_size() * planes))
+
+
+def transforms_of(
+    like: Tensor,
+    size: Ints,
+    starts: Ints,
+    kernel: Ints,
+    n: Ints,
+    kept: Ints,
+    out: Ints,
+    stride: Ints | None = None,
+    dilation: Ints | None = None,
+) -> Transforms:
+    """D of maps and of the kernel, and the transpose of E, in the dtype of the computation and on the device of `like`.
+
+    A band is a staircase of one step. starts: where the kernel begins.
+    """
+    origin = (0,) * len(n)
+    sides = ((origin, size, False, None), (starts, kernel, False, dilation), (origin, out, True, stride))
+    of_x, of_weight, of_y = (
+        stepped_dft(
+            tuple(n),
+            ((kept[-1], kept[0]),),
+            tuple(start),
+            tuple(lengths),
+            inverse,
+            compute_dtype(like.dtype),
+            like.device,
+            spacing_of(steps),
+        )
+        for start, lengths, inverse, steps in sides
+    )
+    return of_x, of_weight, of_y
+
+
+def spacing_of(steps: Ints | None) -> tuple[int, ...] | None:
+    """A stride or a dilation as the transforms know it, which share their matrices where every step is 1."""
+    return None if steps is None or all(step == 1 for step in steps) else tuple(steps)

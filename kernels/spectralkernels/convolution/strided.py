@@ -20,14 +20,13 @@ from torch import Tensor
 from spectralkernels.convolution import composed, flops
 from spectralkernels.convolution.geometry import compute_dtype, reach
 from spectralkernels.convolution.linear_maps import (
-    Transform,
     analyse,
     synthesise,
+    transforms_of,
     weight_gradient,
     weight_product,
     weight_product_transposed,
 )
-from spectralkernels.dft import stepped_dft
 from spectralkernels.operators import operator
 from spectralkernels.spectra import Band
 
@@ -91,7 +90,7 @@ def _conv(
     dilation: Ints,
 ) -> tuple[Tensor, Tensor]:
     """(y, Z): the convolution, and the kept spectrum of x that backward reuses."""
-    of_x, of_weight, of_y = _transforms(x, x.shape[2:], starts, weight.shape[2:], n, kept, out, stride, dilation)
+    of_x, of_weight, of_y = transforms_of(x, x.shape[2:], starts, weight.shape[2:], n, kept, out, stride, dilation)
     z = analyse(x, of_x)
     modes = weight_product(z, weight, of_weight, x.shape[0], groups)
     return synthesise(modes, of_y, out, bias).to(x.dtype), z
@@ -128,10 +127,8 @@ def _(
     stride: Ints,
     dilation: Ints,
 ) -> tuple[Tensor, Tensor]:
-    of_x, of_weight, of_y = _transforms(x, x.shape[2:], starts, weight.shape[2:], n, kept, out, stride, dilation)
-    z = composed.modes_of(x, of_x)
-    modes = composed.product(z, composed.modes_of(weight, of_weight), x.shape[0], weight.shape[0], groups)
-    return composed.with_bias(composed.maps_of(modes, of_y, out), bias).to(x.dtype), z
+    transforms = transforms_of(x, x.shape[2:], starts, weight.shape[2:], n, kept, out, stride, dilation)
+    return composed.convolve(x, weight, bias, transforms, groups, out)
 
 
 @operator("strided_dft_gemm_conv_backward")
@@ -150,7 +147,7 @@ def _conv_backward(
     need_weight: bool,
 ) -> tuple[Tensor, Tensor]:
     """(dx, dw): the transposed maps; a gradient that is not needed comes back empty."""
-    of_x, of_weight, of_y = _transforms(dy, size, starts, weight.shape[2:], n, kept, dy.shape[2:], stride, dilation)
+    of_x, of_weight, of_y = transforms_of(dy, size, starts, weight.shape[2:], n, kept, dy.shape[2:], stride, dilation)
     g = analyse(dy, of_y).unflatten(2, dy.shape[:2])
     dx, dw = dy.new_empty(0), weight.new_empty(0)
     if need_x:
@@ -193,31 +190,16 @@ def _differentiate(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tens
     if dy is None or dz is not None or torch.is_grad_enabled():
         return *_composed_backward(ctx, dy, dz), *(None,) * 7
     dx, dw = _conv_backward(dy, *ctx.saved_tensors, *ctx.geometry, need_x, need_weight)
-    db = dy.sum([0, *range(2, dy.dim())]) if need_bias else None
+    db = composed.bias_gradient(dy) if need_bias else None
     return (dx if need_x else None, dw if need_weight else None, db, *(None,) * 7)
 
 
 def _composed_backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tensor | None, ...]:
     """(dx, dw, db) as torch's own operations, which can be differentiated again; dz: the gradient of Z."""
     (z, weight), (size, starts, groups, n, kept, stride, dilation) = ctx.saved_tensors, ctx.geometry
-    need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
     out = size if dy is None else dy.shape[2:]
-    of_x, of_weight, of_y = _transforms(z, size, starts, weight.shape[2:], n, kept, out, stride, dilation)
-    dx = dw = db = None
-    sum_for_x = None if dz is None else dz.unflatten(2, (ctx.batch, weight.shape[1] * groups))
-    if dy is not None:
-        g = composed.modes_of(dy, of_y).unflatten(2, dy.shape[:2])
-        if need_x:
-            through_y = composed.product_transposed(g, composed.modes_of(weight, of_weight), groups)
-            sum_for_x = through_y if sum_for_x is None else sum_for_x + through_y
-        if need_weight:
-            dw = composed.maps_of(
-                composed.weight_product(g, z, groups, weight.shape[1]), of_weight, weight.shape[2:]
-            ).to(weight.dtype)
-        db = dy.sum([0, *range(2, dy.dim())]) if need_bias else None
-    if need_x and sum_for_x is not None:
-        dx = composed.maps_of(sum_for_x, of_x, size).to(weight.dtype)
-    return dx, dw, db
+    transforms = transforms_of(z, size, starts, weight.shape[2:], n, kept, out, stride, dilation)
+    return composed.gradients(dy, dz, z, weight, transforms, groups, ctx.batch, size, ctx.needs_input_grad[:3])
 
 
 _conv.register_autograd(_differentiate, setup_context=_save)
@@ -231,37 +213,3 @@ _conv_backward.register_flops(
         dy, weight, weight.shape[1] * groups, size, groups, flops.by_band(n, kept), *needs
     )
 )
-
-
-def _transforms(
-    like: Tensor,
-    size: Ints,
-    starts: Ints,
-    kernel: Ints,
-    n: Ints,
-    kept: Ints,
-    out: Ints,
-    stride: Ints,
-    dilation: Ints,
-) -> tuple[Transform, Transform, Transform]:
-    """D of maps and of the kernel, and the transpose of E, in the dtype of the computation."""
-    origin = (0,) * len(n)
-    sides = (
-        (origin, size, False, None),
-        (starts, kernel, False, tuple(dilation)),
-        (origin, out, True, tuple(stride)),
-    )
-    of_x, of_weight, of_y = (
-        stepped_dft(
-            tuple(n),
-            ((kept[-1], kept[0]),),
-            tuple(start),
-            tuple(lengths),
-            inverse,
-            compute_dtype(like.dtype),
-            like.device,
-            spacing,
-        )
-        for start, lengths, inverse, spacing in sides
-    )
-    return of_x, of_weight, of_y

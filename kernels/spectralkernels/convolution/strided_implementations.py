@@ -6,7 +6,7 @@ modes are those of the same kernel with zeros between its taps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,12 +17,11 @@ from spectralkernels.autocast import as_written, cast
 from spectralkernels.checks import as_integer, checked_steps
 from spectralkernels.constants import traced
 from spectralkernels.convolution import baselines
-from spectralkernels.convolution.cases import case_cost, case_inputs
+from spectralkernels.convolution.cases import case_cost, case_inputs, observed
 from spectralkernels.convolution.choice import MAP_FLOP_RATIO, TRACED_BATCH
 from spectralkernels.convolution.cost import dft_gemm_flops, direct_flops
 from spectralkernels.convolution.dft_gemm import dft_gemm
-from spectralkernels.convolution.dft_native import build
-from spectralkernels.convolution.dft_native.strided import strided_dft_native
+from spectralkernels.convolution.dft_native import build, strided_dft_native
 from spectralkernels.convolution.geometry import (
     GridChoice,
     Padding,
@@ -33,9 +32,9 @@ from spectralkernels.convolution.geometry import (
     fits_matrices,
     reach,
 )
-from spectralkernels.convolution.implementations import DIRECT
+from spectralkernels.convolution.implementations import DIRECT, TOLERANCE
 from spectralkernels.convolution.strided import computed_band, every, spread, strided_dft_gemm, strided_sides
-from spectralkernels.declare import Case, Cost, Decision, Implementation, Operation
+from spectralkernels.declare import Block, Case, Cost, Decision, Implementation, Operation, Pass, Scalar
 from spectralkernels.dispatch import dispatch
 from spectralkernels.errors import RangeError
 from spectralkernels.layouts import as_given, batched
@@ -110,28 +109,21 @@ def _fits(x: Tensor, weight: Tensor, band: Band, stride: tuple[int, ...], **rest
 # --- baselines ------------------------------------------------------------------------------------------------------
 
 
-def _subsample(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    band: Band,
-    groups: int,
-    stride: tuple[int, ...],
-    dilation: tuple[int, ...],
-) -> Tensor:
-    return dft_gemm(x, spread(weight, dilation), bias, band, groups)[every(stride)].contiguous()
+def subsampled(compute: Callable[[Tensor, Tensor, Tensor | None, Band, int], Tensor]) -> Callable[..., Tensor]:
+    """What computes stride 1, with zeros between the taps, and then every s-th sample."""
 
+    def run(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        band: Band,
+        groups: int,
+        stride: tuple[int, ...],
+        dilation: tuple[int, ...],
+    ) -> Tensor:
+        return compute(x, spread(weight, dilation), bias, band, groups)[every(stride)].contiguous()
 
-def _torch_fft(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    band: Band,
-    groups: int,
-    stride: tuple[int, ...],
-    dilation: tuple[int, ...],
-) -> Tensor:
-    return baselines.torch_fft(x, spread(weight, dilation), bias, band, groups)[every(stride)].contiguous()
+    return run
 
 
 def _alias_fold(
@@ -221,31 +213,8 @@ def cost(case: Case, axes: int) -> Cost:
     return case_cost(case, computed_band(band, (case["stride"],) * axes, (case["kernel_size"],) * axes))
 
 
-def reference(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    band: Band,
-    groups: int,
-    stride: tuple[int, ...],
-    dilation: tuple[int, ...],
-) -> Tensor:
-    """In float64: stride 1 with zeros between the taps, then every s-th sample."""
-    return baselines.reference(x, spread(weight, dilation), bias, band, groups)[every(stride)]
-
-
-def ideal(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    band: Band,
-    groups: int,
-    stride: tuple[int, ...],
-    dilation: tuple[int, ...],
-) -> Tensor:
-    """The same without a band limit."""
-    return baselines.ideal(x, spread(weight, dilation), bias, band, groups)[every(stride)]
-
+reference = subsampled(baselines.reference)
+ideal = subsampled(baselines.ideal)
 
 IMPLEMENTATIONS = (
     Implementation(
@@ -264,8 +233,12 @@ IMPLEMENTATIONS = (
         "truncated DFT, the inverse at the wanted samples alone",
         supports=_fits,
     ),
-    Implementation("subsample", "baseline", _subsample, "stride 1, then every s-th sample", supports=fits_matrices),
-    Implementation("torch_fft", "baseline", _torch_fft, "rfft, crop, einsum, irfft, then every s-th sample"),
+    Implementation(
+        "subsample", "baseline", subsampled(dft_gemm), "stride 1, then every s-th sample", supports=fits_matrices
+    ),
+    Implementation(
+        "torch_fft", "baseline", subsampled(baselines.torch_fft), "rfft, crop, einsum, irfft, then every s-th sample"
+    ),
     Implementation("alias_fold", "baseline", _alias_fold, "fft, fold, ifft on N / s", supports=_divides),
     Implementation(
         "direct", "baseline", _direct, "cuDNN / oneDNN", engine="library", supports=_uncompressed, tolerance=DIRECT
@@ -283,3 +256,50 @@ RIVALS = (
         tolerance=DIRECT,
     ),
 )
+
+
+def declare(axes: int, shape: Mapping[str, tuple[Scalar, ...]], *, tiny_side: int, long_kernel: int) -> Operation:
+    """The operation on maps (axes = 2) or series (1). shape: its usual case; long_kernel: the larger one of a study."""
+    tiny = {
+        **shape,
+        "batch": (2,),
+        "in_channels": (4,),
+        "out_channels": (6,),
+        "side": (tiny_side,),
+        "input": ("white",),
+    }
+    both: tuple[Pass, ...] = ("forward", "both")
+    return Operation(
+        name=f"strided_conv{axes}d",
+        summary=f"band-limited {axes}-D convolution with a stride or a dilation, by fewer samples and taps",
+        version=1,
+        source="Guan et al., SpecNet, 2021, section 3; Dziedzic et al., ICML 2019",
+        profiles={
+            "smoke": (
+                Block({**tiny, "stride": (2, 3), "compression": (0.0, 0.5)}, passes=both),
+                Block({**tiny, "side": (4,), "kernel_size": (4,), "groups": (2,)}, passes=both),
+                Block({**tiny, "stride": (1, 2), "dilation": (2, 3)}, passes=both),
+            ),
+            "quick": (Block({**shape, "compression": (0.0, 0.5)}),),
+            "study": (
+                Block(
+                    {**shape, "kernel_size": (3, long_kernel), "stride": (1, 2, 3), "compression": (0.0, 0.5, 0.8)},
+                    passes=both,
+                ),
+                Block({**shape, "stride": (1,), "dilation": (2, 4)}, passes=both),
+            ),
+            "gpu": (Block({**shape, "batch": (128,)}, passes=both),),
+            "asv": (Block(shape, implementations=("dft_native", "dft_gemm", "subsample", "direct_uncompressed")),),
+        },
+        make_inputs=lambda case, device: inputs_of(case, axes, device),
+        reference=reference,
+        ideal=ideal,
+        cost=lambda case: cost(case, axes),
+        fft_size=lambda case: band_of(case, axes).n,
+        tolerance=TOLERANCE,
+        implementations=IMPLEMENTATIONS,
+        auto=auto,
+        rivals=RIVALS,
+        observe=lambda case, output: observed(band_of(case, axes)),
+        gradients=("x", "weight", "bias"),
+    )

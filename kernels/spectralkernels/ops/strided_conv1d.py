@@ -15,21 +15,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from spectralkernels.convolution.cases import observed
 from spectralkernels.convolution.geometry import GridChoice, Padding, WeightSpectrum
-from spectralkernels.convolution.implementations import TOLERANCE
-from spectralkernels.convolution.strided_implementations import (
-    IMPLEMENTATIONS,
-    RIVALS,
-    auto,
-    band_of,
-    call,
-    cost,
-    ideal,
-    inputs_of,
-    reference,
-)
-from spectralkernels.declare import Block, Operation, Scalar
+from spectralkernels.convolution.strided_implementations import call, declare
+from spectralkernels.declare import Scalar
 
 
 def strided_conv1d(
@@ -83,41 +71,5 @@ _SHAPE: dict[str, tuple[Scalar, ...]] = {
     "grid": ("tight",),
     "input": ("pink",),
 }
-_TINY = {**_SHAPE, "batch": (2,), "in_channels": (4,), "out_channels": (6,), "side": (13,), "input": ("white",)}
 
-PROFILES: dict[str, tuple[Block, ...]] = {
-    "smoke": (
-        Block({**_TINY, "stride": (2, 3), "compression": (0.0, 0.5)}, passes=("forward", "both")),
-        Block({**_TINY, "side": (4,), "kernel_size": (4,), "groups": (2,)}, passes=("forward", "both")),
-        Block({**_TINY, "stride": (1, 2), "dilation": (2, 3)}, passes=("forward", "both")),
-    ),
-    "quick": (Block({**_SHAPE, "compression": (0.0, 0.5)}),),
-    "study": (
-        Block(
-            {**_SHAPE, "kernel_size": (3, 8), "stride": (1, 2, 3), "compression": (0.0, 0.5, 0.8)},
-            passes=("forward", "both"),
-        ),
-        Block({**_SHAPE, "stride": (1,), "dilation": (2, 4)}, passes=("forward", "both")),
-    ),
-    "gpu": (Block({**_SHAPE, "batch": (128,)}, passes=("forward", "both")),),
-    "asv": (Block(_SHAPE, implementations=("dft_native", "dft_gemm", "subsample", "direct_uncompressed")),),
-}
-
-OPERATION = Operation(
-    name="strided_conv1d",
-    summary="band-limited 1-D convolution with a stride or a dilation, by fewer samples and taps",
-    version=1,
-    source="Guan et al., SpecNet, 2021, section 3; Dziedzic et al., ICML 2019",
-    profiles=PROFILES,
-    make_inputs=lambda case, device: inputs_of(case, 1, device),
-    reference=reference,
-    ideal=ideal,
-    cost=lambda case: cost(case, 1),
-    fft_size=lambda case: band_of(case, 1).n,
-    tolerance=TOLERANCE,
-    implementations=IMPLEMENTATIONS,
-    auto=auto,
-    rivals=RIVALS,
-    observe=lambda case, output: observed(band_of(case, 1)),
-    gradients=("x", "weight", "bias"),
-)
+OPERATION = declare(1, _SHAPE, tiny_side=13, long_kernel=8)

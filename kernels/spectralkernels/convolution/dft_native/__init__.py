@@ -20,12 +20,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from spectralkernels.convolution.dft_gemm import prepare_frozen
 from spectralkernels.convolution.dft_native import build, operators
 from spectralkernels.convolution.geometry import WeightSpectrum, fits_matrices, needs_tensor
+from spectralkernels.convolution.strided import strided_sides
 from spectralkernels.declare import Implementation, all_of
 from spectralkernels.spectra import Band
 
@@ -37,14 +37,21 @@ def dft_native(x: Tensor, weight: Tensor | WeightSpectrum, bias: Tensor | None, 
     """
     if isinstance(weight, WeightSpectrum):
         return operators.apply(x, weight.modes, bias, weight.out_channels, groups, band.n, band.kept, band.out)
-    for axis, (before, after) in enumerate(band.pad):
-        if before > after:  # causal: zeros in front of the series bring its centre to where the kernel's is
-            x = F.pad(x, [*(0, 0) * (len(band.pad) - 1 - axis), before - after, 0])
-    # An even kernel with "same" padding has a zero more after it than before: see `folding`.
-    front = [max(0, after - before) for before, after in band.pad]
-    keep = torch.is_grad_enabled() and weight.requires_grad
-    y, _ = operators.conv(x, weight, bias, front, groups, band.n, band.kept, band.out, keep, None, ())
-    return y
+    ones = (1,) * len(band.n)
+    return strided_dft_native(x, weight, bias, band, groups, ones, ones)
+
+
+def strided_dft_native(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    band: Band,
+    groups: int,
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> Tensor:
+    """The same at every s-th sample and with taps d apart; band: of stride 1 and of the kernel as far as it reaches."""
+    return _convolve(x, weight, bias, band, groups, stride, dilation, None, ())
 
 
 def masked(
@@ -54,9 +61,23 @@ def masked(
 
     reach: rows |u| < reach[v] per column where weights differ from zero, or empty: everywhere.
     """
-    front = [after - before for before, after in band.pad]
+    return _convolve(x, weight, bias, band, groups, (1, 1), (1, 1), weights, reach)
+
+
+def _convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    band: Band,
+    groups: int,
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+    mask: Tensor | None,
+    reach: tuple[int, ...],
+) -> Tensor:
+    starts, out = [-before for before, _ in band.pad], strided_sides(band.out, stride)
     keep = torch.is_grad_enabled() and weight.requires_grad
-    y, _ = operators.conv(x, weight, bias, front, groups, band.n, band.kept, band.out, keep, weights, reach)
+    y, _ = operators.conv(x, weight, bias, starts, groups, band.n, band.kept, out, stride, dilation, keep, mask, reach)
     return y
 
 

@@ -6,64 +6,42 @@ function; in the backward pass of a call that ran here, the chain begins at the 
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from spectralkernels.convolution import composed
-from spectralkernels.convolution.dft_gemm import Ints, _composed_backward, _composed_inverse, _origin, _transform
 from spectralkernels.convolution.dft_native import library
+from spectralkernels.convolution.dft_native.ends import ends_of
 from spectralkernels.convolution.dft_native.folding import to_the_centre
 from spectralkernels.convolution.dft_native.library import Kept, Sizes
-
-
-def starts_of(size: torch.Size, taps: torch.Size, front: list[int], out: list[int]) -> list[int]:
-    """Where a kernel begins, from its zeros in front and the sizes around it."""
-    sides = zip(size, taps, front, out, strict=True)
-    return [-((made - have + kernel - 1 - more) // 2) for have, kernel, more, made in sides]
+from spectralkernels.convolution.geometry import compute_dtype
+from spectralkernels.convolution.linear_maps import transforms_of
 
 
 def gradients(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tensor | None, ...]:
     """(dx, dw, db) as torch's own operations; dz is the gradient of the saved spectrum."""
-    (x, z, weight, mask), (front, groups, n, kept, size) = ctx.saved_tensors, ctx.geometry
-    band, batch = Kept(tuple(n), tuple(kept)), ctx.batch
+    (x, z, weight, mask), (starts, groups, n, kept, size, stride, dilation) = ctx.saved_tensors, ctx.geometry
+    band, batch, kernel = Kept(tuple(n), tuple(kept)), ctx.batch, weight.shape[2:]
     sizes = Sizes(batch, groups, weight.shape[1], weight.shape[0] // groups)
+    about = ends_of(band, compute_dtype(weight.dtype), size, kernel, ctx.out, starts, stride, dilation).about
+    transforms = transforms_of(weight, size, starts, kernel, n, kept, ctx.out, stride, dilation)
     if x is not None:
-        modes = composed.modes_of(x, _transform(x, _origin(n), size, n, kept))
+        modes = composed.modes_of(x, transforms[0])
     elif z.numel() > 0:
-        modes = modes_of_spectrum(z, band, sizes, tuple(size))
+        modes = modes_of_spectrum(z, band, sizes, about)
     else:  # the weight is frozen, and only sizes are asked of Z
         modes = z.new_empty(band.count, 2, batch * groups * sizes.inputs)
-    out = ctx.out
-    geometry = (starts_of(torch.Size(size), weight.shape[2:], front, out), groups, n, kept, size)
-    as_gemm = SimpleNamespace(saved_tensors=(modes, weight), geometry=geometry, needs_input_grad=ctx.needs_input_grad)
-    of_modes = None if dz is None else modes_of_spectrum(dz, band, sizes, tuple(size))
-    return _composed_backward(as_gemm, dy, of_modes, None if mask is None else _over_planes(mask))
+    of_modes = None if dz is None else modes_of_spectrum(dz, band, sizes, about)
+    return composed.gradients(
+        dy, of_modes, modes, weight, transforms, groups, batch, size, ctx.needs_input_grad[:3], over_planes(mask)
+    )
 
 
-def masked(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    starts: list[int],
-    groups: int,
-    n: Ints,
-    kept: Ints,
-    out: Ints,
-    mask: Tensor,
-) -> Tensor:
-    """The convolution under the weights [B or 1, F] of a mask."""
-    z = composed.modes_of(x, _transform(x, _origin(n), x.shape[2:], n, kept))
-    w = composed.modes_of(weight, _transform(x, starts, weight.shape[2:], n, kept))
-    product = composed.product(z, w, x.shape[0], weight.shape[0], groups)
-    return _composed_inverse(product * _over_planes(mask), out, n, kept, bias, x.dtype)
-
-
-def _over_planes(mask: Tensor) -> Tensor:
+def over_planes(mask: Tensor | None) -> Tensor | None:
     """Weights [B or 1, F] of a mask, to broadcast over [F, 2, B, channels]."""
-    return mask.t()[:, None, :, None]
+    return None if mask is None else mask.t()[:, None, :, None]
 
 
 def modes_of_spectrum(z: Tensor, band: Kept, sizes: Sizes, size: tuple[int, ...]) -> Tensor:

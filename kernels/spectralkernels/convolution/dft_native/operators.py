@@ -8,15 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectralkernels.convolution import composed as by_torch
 from spectralkernels.convolution import flops
 from spectralkernels.convolution.dft_gemm import _apply as _apply_by_gemm
 from spectralkernels.convolution.dft_gemm import _composed_apply_backward
-from spectralkernels.convolution.dft_gemm import _conv as _conv_by_gemm
 from spectralkernels.convolution.dft_native import composed, library
+from spectralkernels.convolution.dft_native.ends import ends_of
 from spectralkernels.convolution.dft_native.folding import Fold, fold
 from spectralkernels.convolution.dft_native.frozen import packed_modes
 from spectralkernels.convolution.dft_native.library import Kept, Sizes
 from spectralkernels.convolution.geometry import compute_dtype
+from spectralkernels.convolution.linear_maps import transforms_of
 from spectralkernels.operators import operator
 
 Ints = Sequence[int]
@@ -42,11 +44,13 @@ def conv(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    front: Ints,
+    starts: Ints,
     groups: int,
     n: Ints,
     kept: Ints,
     out: Ints,
+    stride: Ints,
+    dilation: Ints,
     keep: bool,
     mask: Tensor | None,
     reach: Ints,
@@ -60,8 +64,8 @@ def conv(
     if x.shape[0] == 0:
         return y.to(x.dtype), z
     maps, kernel, offset = plain(x), plain(weight), None if bias is None else plain(bias)
-    of_x, of_weight = fold_of(band, x.shape[2:], dtype), kernel_fold(band, weight.shape[2:], front, dtype)
-    of_y = fold_of(band, out, dtype, synthesis=True, inverse=True)
+    ends = ends_of(band, dtype, x.shape[2:], weight.shape[2:], out, starts, stride, dilation)
+    of_x, of_weight, of_y = ends.x(), ends.weight(), ends.y(synthesis=True)
     if groups_in_lanes(band, sizes, dtype):
         library.convolve_lanes(band, of_x, of_weight, of_y, sizes, maps, kernel, None, offset, y, mask)
     else:
@@ -75,14 +79,15 @@ def _(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    front: Ints,
+    starts: Ints,
     groups: int,
     n: Ints,
     kept: Ints,
     out: Ints,
+    stride: Ints,
+    dilation: Ints,
     keep: bool,
-    mask: Tensor | None,
-    reach: Ints,
+    *rest: Any,
 ) -> tuple[Tensor, Tensor]:
     band, sizes, dtype = Kept(tuple(n), tuple(kept)), sizes_of(x, weight, groups), compute_dtype(x.dtype)
     numbers = 0
@@ -98,11 +103,13 @@ def conv_backward(
     x: Tensor | None,
     z: Tensor,
     weight: Tensor,
-    front: Ints,
+    starts: Ints,
     groups: int,
     n: Ints,
     kept: Ints,
     size: Ints,
+    stride: Ints,
+    dilation: Ints,
     need_x: bool,
     need_weight: bool,
     mask: Tensor | None,
@@ -115,25 +122,24 @@ def conv_backward(
     dw = weight.new_empty(weight.shape if need_weight else (0,), dtype=dtype)
     if dy.shape[0] == 0:
         return dx.to(dy.dtype), dw.zero_().to(weight.dtype)
-    gradient, kernel, taps = plain(dy), plain(weight), weight.shape[2:]
-    of_y = fold_of(band, dy.shape[2:], dtype, inverse=True)
-    to_x, to_weight = fold_of(band, size, dtype, synthesis=True), kernel_fold(band, taps, front, dtype, synthesis=True)
+    gradient, kernel = plain(dy), plain(weight)
+    ends = ends_of(band, dtype, size, weight.shape[2:], dy.shape[2:], starts, stride, dilation)
+    to_x, to_weight = ends.x(synthesis=True), ends.weight(synthesis=True)
     if groups_in_lanes(band, sizes, dtype):
-        of_x, of_weight = fold_of(band, size, dtype), kernel_fold(band, taps, front, dtype)
         maps = plain(x) if need_weight and x is not None else None
         wanted = dx if need_x else None, dw if need_weight else None
-        sides = (of_y, of_x, of_weight, to_x, to_weight)
+        sides = (ends.y(), ends.x(), ends.weight(), to_x, to_weight)
         library.convolve_lanes_backward(band, sides, sizes, gradient, maps, kernel, None, *wanted, mask)
     else:
         turned = Sizes(dy.shape[0], groups, sizes.outputs, sizes.inputs)
-        g = library.analyse(band, of_y, turned, gradient, mask)
+        g = library.analyse(band, ends.y(), turned, gradient, mask)
         if need_x:
-            of_weight = kernel_fold(band, taps, front, dtype, conjugate=True)
             of_out, of_in, of_group = taps_of(weight, groups)
-            library.convolve(band, of_weight, to_x, turned, (of_in, of_out, of_group), g, kernel, None, None, dx)
+            taps, of_weight = (of_in, of_out, of_group), ends.weight(conjugate=True)
+            library.convolve(band, of_weight, to_x, turned, taps, g, kernel, None, None, dx)
         if need_weight:
             if x is not None:
-                z = library.analyse(band, fold_of(band, size, dtype), sizes, plain(x))
+                z = library.analyse(band, ends.x(), sizes, plain(x))
             library.weight_gradient(band, to_weight, sizes, g, z, dw)
     return dx.to(dy.dtype), dw.to(weight.dtype)
 
@@ -144,15 +150,16 @@ def _(
     x: Tensor | None,
     z: Tensor,
     weight: Tensor,
-    front: Ints,
+    starts: Ints,
     groups: int,
     n: Ints,
     kept: Ints,
     size: Ints,
+    stride: Ints,
+    dilation: Ints,
     need_x: bool,
     need_weight: bool,
-    mask: Tensor | None,
-    reach: Ints,
+    *rest: Any,
 ) -> tuple[Tensor, Tensor]:
     dx_shape = (dy.shape[0], weight.shape[1] * groups, *size) if need_x else (0,)
     return dy.new_empty(dx_shape), weight.new_empty(weight.shape if need_weight else (0,))
@@ -163,30 +170,29 @@ def _(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    front: Ints,
+    starts: Ints,
     groups: int,
     n: Ints,
     kept: Ints,
     out: Ints,
+    stride: Ints,
+    dilation: Ints,
     keep: bool,
     mask: Tensor | None,
     reach: Ints,
 ) -> tuple[Tensor, Tensor]:
-    starts = composed.starts_of(x.shape[2:], weight.shape[2:], list(front), list(out))
-    if mask is not None:
-        y = composed.masked(x, weight, bias, starts, groups, n, kept, out, mask)
-        return y, y.new_empty(0)
-    y = _conv_by_gemm(x, weight, bias, starts, groups, n, kept, out)[0]
+    transforms = transforms_of(x, x.shape[2:], starts, weight.shape[2:], n, kept, out, stride, dilation)
+    y, _ = by_torch.convolve(x, weight, bias, transforms, groups, out, composed.over_planes(mask))
     return y, y.new_empty(0)
 
 
 def _save_conv(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, _, front, groups, n, kept, out, _, mask, reach = inputs
+    x, weight, _, starts, groups, n, kept, out, stride, dilation, _, mask, reach = inputs
     # Z is a second output, so that a second derivative finds its way from Z to x.
     ctx.set_materialize_grads(False)
     again = output[1].numel() == 0 and ctx.needs_input_grad[1]
     ctx.save_for_backward(x if again else None, output[1], weight, mask)
-    ctx.geometry = (front, groups, n, kept, list(x.shape[2:]))
+    ctx.geometry = (starts, groups, n, kept, list(x.shape[2:]), stride, dilation)
     ctx.batch, ctx.out, ctx.reach = x.shape[0], out, reach
 
 
@@ -195,13 +201,13 @@ def _differentiate_conv(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple
     if dz is not None and dz.numel() == 0:
         dz = None
     if dy is None or dz is not None or torch.is_grad_enabled():
-        return *composed.gradients(ctx, dy, dz), *(None,) * 8
+        return *composed.gradients(ctx, dy, dz), *(None,) * 10
     dx, dw = None, None
     if need_x or need_weight:
         *tensors, mask = ctx.saved_tensors
         dx, dw = conv_backward(dy, *tensors, *ctx.geometry, need_x, need_weight, mask, ctx.reach)
-    gradients = (dx if need_x else None, dw if need_weight else None, _bias_gradient(dy) if need_bias else None)
-    return *gradients, *(None,) * 8
+    db = by_torch.bias_gradient(dy) if need_bias else None
+    return dx if need_x else None, dw if need_weight else None, db, *(None,) * 10
 
 
 conv.register_autograd(_differentiate_conv, setup_context=_save_conv)
@@ -280,7 +286,7 @@ def _differentiate_apply(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     if torch.is_grad_enabled():
         return _composed_apply_backward(ctx, dy)
     dx = apply_backward(dy, *ctx.saved_tensors, *ctx.geometry) if ctx.needs_input_grad[0] else None
-    return dx, None, _bias_gradient(dy) if ctx.needs_input_grad[2] else None, None, None, None, None, None
+    return dx, None, by_torch.bias_gradient(dy) if ctx.needs_input_grad[2] else None, None, None, None, None, None
 
 
 apply.register_autograd(_differentiate_apply, setup_context=_save_apply)
@@ -289,7 +295,7 @@ apply.register_autograd(_differentiate_apply, setup_context=_save_apply)
 # --- what they cost, padding of lanes aside -------------------------------------------------------------------------
 
 conv.register_flops(
-    lambda x, weight, bias, front, groups, n, kept, out, *rest: flops.forward(
+    lambda x, weight, bias, starts, groups, n, kept, out, *rest: flops.forward(
         x, weight, weight.shape[0], out, groups, flops.by_folds(n, kept)
     )
 )
@@ -304,16 +310,18 @@ apply_backward.register_flops(
     )
 )
 conv_backward.register_flops(
-    lambda dy, x, z, weight, front, groups, n, kept, size, need_x, need_weight, *rest: flops.backward(
-        dy,
-        weight,
-        weight.shape[1] * groups,
-        size,
-        groups,
-        flops.by_folds(n, kept),
-        need_x,
-        need_weight,
-        x_again=x is not None,
+    lambda dy, x, z, weight, starts, groups, n, kept, size, stride, dilation, need_x, need_weight, *rest: (
+        flops.backward(
+            dy,
+            weight,
+            weight.shape[1] * groups,
+            size,
+            groups,
+            flops.by_folds(n, kept),
+            need_x,
+            need_weight,
+            x_again=x is not None,
+        )
     )
 )
 
@@ -340,15 +348,6 @@ def fold_of(band: Kept, lengths: Ints, dtype: torch.dtype, **how: bool) -> Fold:
     return fold(band.n, band.kept, tuple(lengths), (0,) * len(band.n), dtype, library.panel(), **how)
 
 
-def kernel_fold(band: Kept, taps: Ints, front: Ints, dtype: torch.dtype, **how: bool) -> Fold:
-    lengths = tuple(length + zeros for length, zeros in zip(taps, front, strict=True))
-    return fold(band.n, band.kept, lengths, tuple(front), dtype, library.panel(), **how)
-
-
 def _centre(size: Ints, out: Ints) -> tuple[int, ...]:
     """Twice the centre of the kernel, which those of x and y determine."""
     return tuple(have - made for have, made in zip(size, out, strict=True))
-
-
-def _bias_gradient(dy: Tensor) -> Tensor:
-    return dy.sum([axis for axis in range(dy.dim()) if axis != 1])
