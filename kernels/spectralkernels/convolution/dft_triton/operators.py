@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from spectralkernels.convolution import flops
+from spectralkernels.convolution.composed import bias_gradient
 from spectralkernels.convolution.dft_triton import composed
 from spectralkernels.convolution.dft_triton.layout import layout_of
 from spectralkernels.convolution.dft_triton.precision import PRECISIONS
@@ -188,7 +189,7 @@ def _gated(dy: Tensor, gate: Tensor | None) -> Tensor:
 
 
 def _bias_gradient(dy: Tensor, needed: bool) -> Tensor:
-    return dy.sum((0, *range(2, dy.dim()))) if needed else dy.new_empty(0)
+    return bias_gradient(dy) if needed else dy.new_empty(0)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from spectralkernels.convolution import flops
+from spectralkernels.convolution.composed import bias_gradient
 from spectralkernels.convolution.dft_gemm import _conv as by_gemm
 from spectralkernels.convolution.dft_triton import composed
 from spectralkernels.convolution.dft_triton.layout import Layout, box_layout, layout_of
@@ -174,7 +175,7 @@ def convolve_backward(
         if bias is not None:
             db = bias.sum(0).to(dy.dtype)
     if need_bias and not sums_dy:
-        db = dy.sum((0, *range(2, dy.dim())))
+        db = bias_gradient(dy)
     return dx, dw, db
 
 
@@ -220,7 +221,7 @@ def _(
         z = composed.analyse(saved, layout)
     where, needs = (starts, dy.shape[1], layout, size), (need_x, need_weight, False)
     dx, dw, _ = composed.gradients(dy, z, weight, None, *where, needs)
-    return dx, dw, dy.sum((0, *range(2, dy.dim()))) if need_bias else dy.new_empty(0)
+    return dx, dw, bias_gradient(dy) if need_bias else dy.new_empty(0)
 
 
 def _layout(n: Ints, kept: Ints) -> Layout:

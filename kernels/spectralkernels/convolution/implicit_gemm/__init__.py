@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
+from spectralkernels.convolution.composed import bias_gradient
 from spectralkernels.convolution.depthwise import not_depthwise
 from spectralkernels.convolution.geometry import WeightSpectrum
 from spectralkernels.convolution.implicit_gemm.blocks import Sides, blocks_of
@@ -117,7 +118,7 @@ def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         dx = _conv(dy, weight.flip((2, 3)), None, turned, size)
     if x is not None:
         dw = _weight_gradient(dy, x, pad, taps).to(dtype)
-    return dx, dw, dy.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None, None, None
+    return dx, dw, bias_gradient(dy) if ctx.needs_input_grad[2] else None, None, None
 
 
 _conv.register_autograd(_differentiate, setup_context=_save)

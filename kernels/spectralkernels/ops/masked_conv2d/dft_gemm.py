@@ -234,7 +234,7 @@ def _differentiate(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tens
         return *_composed_backward(ctx, dy, dz), *(None,) * 7
     need = [int(each) for each in ctx.needs_input_grad[:3]]
     dx, dw, dmask = _conv_backward(dy, *ctx.saved_tensors, *ctx.geometry, need)
-    db = dy.sum((0, 2, 3)) if ctx.needs_input_grad[3] else None
+    db = composed.bias_gradient(dy) if ctx.needs_input_grad[3] else None
     gradients = (dx if need[0] else None, dw if need[1] else None, dmask if need[2] else None, db)
     return *gradients, None, None, None, None, None, None, None
 
@@ -261,7 +261,7 @@ def _composed_backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[
         if need_mask:
             cells = (composed.product(z, w, dy.shape[0], dy.shape[1], groups) * g).sum((1, 3)).t()
             dmask = _at_modes(cells, mask, modes)
-        db = dy.sum((0, 2, 3)) if need_bias else None
+        db = composed.bias_gradient(dy) if need_bias else None
     if need_x and sum_for_x is not None:
         dx = composed.maps_of(sum_for_x, _transform(sum_for_x, modes, (0, 0), size), size).to(weight.dtype)
     return dx, dw, dmask, db
