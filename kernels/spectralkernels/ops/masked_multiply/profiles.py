@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from spectralkernels.declare import Block, Case, Pass
 
-ON_CPU = ("einsum", "complex_bmm", "real_bmm", "three_mult", "broadcast")
 WITHOUT_BROADCAST = ("triton", "triton_2019", "einsum", "complex_bmm", "real_bmm", "three_mult")
 """Broadcasting holds batch x outputs x channels x cells numbers at once: only on small cases."""
 
