@@ -1,4 +1,4 @@
-"""The parts of README.md that are facts: claims from the records of one commit, and who computes what where.
+"""The parts of README.md that are facts: five answers from the records of one commit, and who computes what where.
 
     python -m spectralbench.readme [COMMIT]      writes both again; default: the commit that the README names
 
@@ -7,23 +7,32 @@ A test renders the README from the records and the declarations, and compares.
 
 from __future__ import annotations
 
+import math
 import re
+import statistics
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from textwrap import fill, wrap
 
 from spectralbench.contest import CaseRows, Versus, cases, times, title
-from spectralbench.history import History, current, load
+from spectralbench.crossings import crossings
+from spectralbench.history import History, Series, current, load
 from spectralbench.names import number
 from spectralbench.quantity import amount
 from spectralbench.report.costs import percent, saved, share
-from spectralbench.settings import VIEWS, ours
+from spectralbench.settings import VIEWS, Setting, ours, settings
 from spectralbench.text import table
 from spectralkernels.declare import Operation
+from spectralkernels.ops import load_operations
 
 CLAIMED = "band_limited_conv2d"
+LOSSES = 4
 PART = re.compile(r"(<!-- (?P<name>claims|support)(?: at (?P<commit>[0-9a-f]{8}))? -->\n).*?(<!-- end -->)", re.DOTALL)
+Claim = tuple[CaseRows, Versus, Versus | None]
+"""A case, our fastest against the torch convolution in its best layout, and against torch.fft at its best N."""
 ENGINES = {"native": "C++", "torch": "torch", "library": "library", "triton": "Triton"}
 
 
@@ -40,65 +49,138 @@ def render(text: str, history: History, operations: Mapping[str, Operation], com
 
 
 def claims(history: History, mark: str) -> str:
-    """The finding in two sentences, and the table behind it. ValueError if no convolution was measured there."""
+    """Five answers, and the table behind them. ValueError if no convolution was measured there."""
+    now = current(history)
     at = tuple(
         replace(one, points=kept)
-        for one in current(history).series
+        for one in now.series
         if (kept := tuple(point for point in one.points if point.mark == mark))
     )
-    rows = [row for case in cases(replace(history, series=at)).get(CLAIMED, ()) if (row := _claim(case)) is not None]
+    found = cases(replace(history, series=at)).get(CLAIMED, ())
+    measured = [row for case in found if (row := _claim(case)) is not None]
+    claimed = [dict(case.params) for case, *_ in load_operations()[CLAIMED].cases("claims")]
+    rows = [row for row in measured if dict(row[0].params) in claimed]
     if not rows:
         raise ValueError(f"no band-limited convolution was measured beside its rivals at {mark}")
-    compressions = {case.params["compression"] for case, _, _ in rows}
-    processes = {len(versus.row.time.processes) for _, versus, _ in rows if versus.row.time is not None}
-    machines = " and ".join(sorted({case.subject.machine for case, _, _ in rows}))
-    dense = [row for row in rows if row[0].params["groups"] == 1 and row[0].subject.pass_ == "forward"]
-    slowest, fastest = (pick(dense, key=lambda row: row[1].faster) for pick in (min, max))
-    errors = [versus.row.value("approximation_error") or 0.0 for _, versus, _ in rows]
-    behinds = [behind for case, versus, _ in rows if (behind := saved(case, versus.row, versus.other)[1]) is not None]
-    doubt = "" if all(versus.ratio.judged for _, versus, _ in rows) else ", in too few processes to be sure"
-    rates = ", ".join(map(number, sorted(map(float, compressions))))
-    lines = [
-        f"**What we found.** On `{machines}`, at c = {rates}, a dense layer runs {times(slowest[1].faster)} "
-        f"(K = {slowest[0].params['kernel_size']}) to {times(fastest[1].faster)}",
-        f"(K = {fastest[0].params['kernel_size']}) as fast as the torch convolution in its best layout{doubt}.",
-        f"**Its price:** before any retraining the answer is off by {percent(min(errors))} to {percent(max(errors))}, "
-        "and behind a ReLU",
-        f"a layer keeps {share(min(behinds, default=None))} to {share(max(behinds, default=None))} of the bytes that "
-        "the torch convolution keeps for backward.",
-        "",
-    ]
-    cells: list[tuple[str, ...]] = []
-    for case, versus, fft in rows:
-        alone, behind = saved(case, versus.row, versus.other)
-        time = versus.row.time
-        assert time is not None, "a ratio was taken of it"
-        facts = {name: value for name, value in case.facts.items() if name != "compression"}
-        name = title(facts, CLAIMED).removeprefix("conv2d ")
-        error = percent(versus.row.value("approximation_error"))
-        over_fft = "-" if fft is None else fft.text
-        cells.append((name, amount(time.value, "second"), versus.text, over_fft, error, share(alone), share(behind)))
-    heads = ("layer", "time", "x over torch conv", "x over torch.fft", "error", "saved alone", "saved behind ReLU")
-    lines += table(heads, cells, range(1, 7))
-    names = ", ".join(sorted({versus.row.name for _, versus, _ in rows}))
-    count = " or ".join(map(str, sorted(processes)))
-    lines += [
-        "",
-        f"Ours is `{names}`; medians of {count} process{'' if count == '1' else 'es'} at {mark}. x over: how many "
-        "times faster, against the rival's best",
-        "layout or N. saved: bytes kept for backward over the torch convolution's. `~`: fewer than three processes, so",
-        "not judged. `°`: one layout, or one N, was measured.",
-    ]
-    return "\n".join(lines)
+    told = (_won(rows), _pays(settings(CLAIMED, found)), _price(rows), _changed(now.series, mark), _lost(measured))
+    answers = (fill(answer, 118, subsequent_indent="  ", break_on_hyphens=False) for answer in told)
+    return "\n".join([*answers, "", *_table(rows, mark)])
 
 
-def _claim(case: CaseRows) -> tuple[CaseRows, Versus, Versus | None] | None:
+def _claim(case: CaseRows) -> Claim | None:
     """A case with our fastest against the library convolution; None where a row of this table would be empty."""
     row = ours(case, VIEWS[CLAIMED])
     against = None if row is None else case.against(row, "conv")
-    if row is None or against is None or not case.params.get("compression"):
-        return None
-    return case, against, case.against(row, "torch.fft")
+    return None if row is None or against is None else (case, against, case.against(row, "torch.fft"))
+
+
+def _won(rows: Sequence[Claim]) -> str:
+    dense = [row for row in rows if row[0].params["groups"] == 1 and row[0].subject.pass_ == "forward"]
+    slowest, fastest = (pick(dense, key=lambda row: row[1].faster) for pick in (min, max))
+    machines = " and ".join(sorted({f"`{case.subject.machine}`" for case, _, _ in rows}))
+    rates = ", ".join(map(number, sorted({float(case.params["compression"]) for case, _, _ in rows})))
+    doubt = "" if all(versus.ratio.judged for _, versus, _ in rows) else ", in too few processes to be sure"
+    return (
+        f"- **What won where?** On {machines}, at c = {rates}, a dense layer runs {times(slowest[1].faster)} "
+        f"(K = {slowest[0].params['kernel_size']}) to {times(fastest[1].faster)} "
+        f"(K = {fastest[0].params['kernel_size']}) as fast as the torch convolution in its best layout{doubt}."
+    )
+
+
+def _pays(found: Sequence[Setting]) -> str:
+    """From which K our fastest pays, by compression, in the setting with the most cases."""
+    start = "- **From where on does it pay?** "
+    for setting in found:
+        best = Counter(row.name for case in setting.cases if (row := ours(case, setting.view)) is not None)
+        words = [
+            f"at c = {one.fixed.removeprefix('c')} {one.words}"
+            for one in crossings(setting)
+            if one.axis == setting.view.down and one.family == "conv" and one.ours == best.most_common(1)[0][0]
+        ]
+        if words:
+            return (
+                f"{start}`{best.most_common(1)[0][0]}` over the torch convolution, {setting.name}: {', '.join(words)}."
+            )
+    return f"{start}Not known: it was measured at fewer than three K."
+
+
+def _price(rows: Sequence[Claim]) -> str:
+    errors = [versus.row.value("approximation_error") or 0.0 for _, versus, _ in rows]
+    behinds = [behind for case, versus, _ in rows if (behind := saved(case, versus.row, versus.other)[1]) is not None]
+    return (
+        f"- **What does it cost?** Before any retraining the answer is off by {percent(min(errors))} to "
+        f"{percent(max(errors))}, and behind a ReLU a layer keeps {share(min(behinds, default=None))} to "
+        f"{share(max(behinds, default=None))} of the bytes that the torch convolution keeps for backward."
+    )
+
+
+def _changed(series: Sequence[Series], mark: str) -> str:
+    """Against the commit that was measured before in the same environment, kernels beside all others."""
+    logs: dict[bool, list[float]] = {True: [], False: []}
+    before: Counter[str] = Counter()
+    for one in series:
+        newest = next((point for point in reversed(one.points) if point.mark == mark), None)
+        if newest is None or one.key.metric != "device_time" or one.key.subject.operation != CLAIMED:
+            continue
+        past = [point for point in one.segment(newest) if point.clean and point.recorded_at < newest.recorded_at]
+        if past and past[-1].commit != newest.commit:
+            logs[one.role == "kernel"].append(math.log(past[-1].value / newest.value))
+            before[past[-1].mark] += 1
+    start = "- **What changed since the commit before?**"
+    ask = "Of an edit of yours: `spectralbench compare main .`; of every series: `spectralbench alert`."
+    if not logs[True]:
+        return f"{start} This is the first commit that was measured in its environment. {ask}"
+    kernels, others = (times(math.exp(statistics.fmean(logs[one]))) if logs[one] else "not" for one in (True, False))
+    return (
+        f"{start} Since {before.most_common(1)[0][0]} our kernels are {kernels} as fast, and everything else, which "
+        f"nobody changed, {others}: {len(logs[True])} and {len(logs[False])} series, geometric means. {ask}"
+    )
+
+
+def _lost(measured: Sequence[Claim]) -> str:
+    """Layers in which the torch convolution is faster, by the compressions at which it is, the worst first."""
+    losses = [one for one in measured if one[1].faster < 1]
+    start = (
+        f"- **Where do we lose?** The torch convolution is faster in {len(losses) or 'none'} of {len(measured)} cases"
+    )
+    if not losses:
+        return f"{start} measured."
+    groups: dict[str, list[Claim]] = defaultdict(list)
+    for one in sorted(losses, key=lambda one: one[1].faster):
+        groups[_layer(one[0])].append(one)
+    words = []
+    for layer, own in list(groups.items())[:LOSSES]:
+        rates = sorted(float(case.params["compression"]) for case, _, _ in own)
+        where = number(rates[0]) if len(rates) == 1 else f"{number(rates[0])} to {number(rates[-1])}"
+        words.append(f"{layer} at c = {where} ({times(own[0][1].faster)} at worst)")
+    more = "" if len(groups) <= LOSSES else f", and {len(groups) - LOSSES} more layers"
+    return f"{start}: {'; '.join(words)}{more}."
+
+
+def _layer(case: CaseRows) -> str:
+    return title({name: value for name, value in case.facts.items() if name != "compression"}, CLAIMED).split(" ", 1)[1]
+
+
+def _table(rows: Sequence[Claim], mark: str) -> Iterator[str]:
+    cells: list[tuple[str, ...]] = []
+    for case, versus, fft in rows:
+        alone, behind = saved(case, versus.row, versus.other)
+        assert versus.row.time is not None, "a ratio was taken of it"
+        time, error = amount(versus.row.time.value, "second"), percent(versus.row.value("approximation_error"))
+        over_fft = "-" if fft is None else fft.text
+        cells.append((_layer(case), time, versus.text, over_fft, error, share(alone), share(behind)))
+    heads = ("layer", "time", "x over torch conv", "x over torch.fft", "error", "saved alone", "saved behind ReLU")
+    yield from table(heads, cells, range(1, 7))
+    names = ", ".join(sorted({versus.row.name for _, versus, _ in rows}))
+    processes = sorted({len(versus.row.time.processes) for _, versus, _ in rows if versus.row.time is not None})
+    count = " or ".join(map(str, processes))
+    yield ""
+    yield from wrap(
+        f"Ours is `{names}`; medians of {count} process{'' if count == '1' else 'es'} at {mark}. x over: how many "
+        "times faster, against the rival's best layout or N. saved: bytes kept for backward over the torch "
+        "convolution's. `~`: fewer than three processes, so not judged. `°`: one layout, or one N, was measured.",
+        118,
+    )
 
 
 def support(operations: Mapping[str, Operation]) -> str:
@@ -118,8 +200,6 @@ def _engines(found: Collection[str]) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     """Write README.md in the current folder again."""
-    from spectralkernels.ops import load_operations
-
     path = Path("README.md")
     commit = arguments[0][:8] if arguments else None
     text = render(path.read_text(encoding="utf-8"), load(Path("results")), load_operations(), commit)

@@ -19,13 +19,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 @pytest.fixture(scope="module")
 def claimed(tmp_path_factory: pytest.TempPathFactory) -> history.History:
-    """The committed records of the commit that the README names."""
+    """The committed records of the machines that measured the commit which the README names."""
     commit = next(found["commit"] for found in readme.PART.finditer(README) if found["name"] == "claims")
     results = tmp_path_factory.mktemp("results")
-    for path in (ROOT / "results" / "records").glob(f"*/*{commit}*.jsonl"):
-        target = results / "records" / path.parent.name / path.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, target)
+    for folder in {path.parent for path in (ROOT / "results" / "records").glob(f"*/*{commit}*.jsonl")}:
+        shutil.copytree(folder, results / "records" / folder.name)
     return history.load(results)
 
 
@@ -46,22 +44,54 @@ def test_claims_of_a_commit_without_any_are_refused(claimed: history.History) ->
         readme.claims(claimed, "00000000")
 
 
-def test_a_claim_is_of_its_commit_alone(tmp_path: Path) -> None:
-    case = {"batch": 8, "in_channels": 64, "out_channels": 64, "height": 32, "width": 32, "kernel_size": 7, "groups": 1,
-            "compression": 0.5, "grid": "tight", "input": "photo"}  # fmt: skip
-    for index, ours in enumerate((1.0, 0.25)):
+CASE = {"batch": 8, "in_channels": 64, "out_channels": 64, "height": 32, "width": 32, "kernel_size": 7, "groups": 1,
+        "compression": 0.5, "grid": "tight", "input": "photo"}  # fmt: skip
+
+
+def _stored(folder: Path, commits: dict[int, dict[tuple[int, float], tuple[float, float]]]) -> history.History:
+    """commits: index -> (K, c) -> times of ours and of the torch convolution, in three processes."""
+    for index, times in commits.items():
         records = [
             synthetic.record({"device_time": time, "approximation_error": 0.3}, operation="band_limited_conv2d",
-                             implementation=name, role=role, case=case, replicate=replicate, day=index)
+                             implementation=name, role=role, case={**CASE, "kernel_size": kernel, "compression": rate},
+                             replicate=replicate, day=index)
             for replicate in range(3)
-            for name, role, time in (("dft_gemm", "kernel", ours), ("direct_uncompressed", "rival", 2.0))
+            for (kernel, rate), (ours, conv) in times.items()
+            for name, role, time in (("dft_gemm", "kernel", ours), ("direct_uncompressed", "rival", conv))
         ]  # fmt: skip
-        synthetic.write(tmp_path, f"{index}", synthetic.environment(commit=index), records)
-    loaded = history.load(tmp_path)
+        synthetic.write(folder, f"{index}", synthetic.environment(commit=index), records)
+    return history.load(folder)
+
+
+def _answers(loaded: history.History, index: int) -> list[str]:
+    text = readme.claims(loaded, synthetic.commit_hash(index)[:8])
+    return [" ".join(answer.split()) for answer in text.split("\n\n")[0].split("\n- ")]
+
+
+def test_a_claim_is_of_its_commit_alone(tmp_path: Path) -> None:
+    loaded = _stored(tmp_path, {0: {(7, 0.5): (1.0, 2.0)}, 1: {(7, 0.5): (0.25, 2.0)}})
     found = [readme.claims(loaded, synthetic.commit_hash(index)[:8]) for index in (0, 1)]
     assert "| 8x64->64 32x32 K7 | 1 s | 2.0x° | - | 30 % |" in found[0]
     assert "| 8x64->64 32x32 K7 | 250 ms | 8.0x° | - | 30 % |" in found[1]
     assert "too few processes" not in found[0]
+
+
+def test_the_readme_says_from_where_on_it_pays_and_where_it_loses(tmp_path: Path) -> None:
+    """Ours takes a second at every K, the torch convolution K**2 / 16: it pays from K = 4 on."""
+    times = {(kernel, 0.5): (1.0, kernel**2 / 16) for kernel in (1, 2, 7, 31)}
+    pays, lost = (_answers(_stored(tmp_path, {0: times}), 0)[at] for at in (1, 4))
+    assert pays.endswith("`dft_gemm` over the torch convolution, conv2d 8x64->64 32x32: at c = .5 from K = 4 [4, 4].")
+    one, two = (f"8x64->64 32x32 K{kernel} at c = .5 ({ratio}x at worst)" for kernel, ratio in ((1, 0.06), (2, 0.25)))
+    assert lost.endswith(f"is faster in 2 of 4 cases: {one}; {two}.")
+
+
+def test_the_readme_says_what_changed_since_the_commit_before(tmp_path: Path) -> None:
+    times = {(7, 0.5): (1.0, 2.0)}
+    first, second = (_answers(_stored(tmp_path, {0: times, 1: {(7, 0.5): (0.25, 2.2)}}), index)[3] for index in (0, 1))
+    assert "This is the first commit that was measured in its environment." in first
+    before = synthetic.commit_hash(0)[:8]
+    assert f"Since {before} our kernels are 4.0x as fast, and everything else, which nobody changed, 0.91x" in second
+    assert "1 and 1 series" in second
 
 
 def test_every_name_in_the_readme_exists() -> None:
