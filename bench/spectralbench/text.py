@@ -15,7 +15,8 @@ def printable(text: str) -> str:
 def cell(text: str) -> str:
     """One cell of a Markdown table: no HTML, no link or image, no end of the cell or the line."""
     text = printable(text.replace("\r\n", " ").replace("\n", " ")).replace("\\", "\\\\").replace("|", "\\|")
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("](", "]\\(")
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace("](", "]\\(")
+    return f"\\{text}" if text.startswith(">") else text
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], numbers: Collection[int] = ()) -> Iterator[str]:

@@ -296,3 +296,23 @@ def test_identical_implementations_are_called_different_in_five_percent_at_most(
 
     found = [history.ratio(point(), point()) for _ in range(1000)]
     assert sum(one is not None and one.significant for one in found) <= (80 if processes >= 3 else 0)
+
+
+def test_what_failed_stands_before_skips_of_one_reason_in_one_row(tmp_path: Path) -> None:
+    """Reasons that differ in their numbers alone are one row, which quotes the first."""
+    skips = [
+        synthetic.record(None, implementation=name, status="skipped", failure=None, reason="needs a CUDA device")
+        for name in ("one", "two", "three", "four")
+    ]
+    wrong = [
+        synthetic.record(None, implementation="five", status="failed", failure="wrong", case={"height": side},
+                         reason=f"the answer has error 1.{side} against the reference")
+        for side in (3, 7)
+    ]  # fmt: skip
+    synthetic.write(tmp_path, "a", synthetic.environment(), [*skips, *wrong])
+    text = report.write(tmp_path, tmp_path / "out").read_text()
+    rows = [line for line in text[text.index("skipped and failed: 6 cases") :].splitlines() if line.startswith("| ")]
+    assert rows[1:3] == [
+        "| 2 | failed: wrong | masked multiply | five | the answer has error 1.3 against the reference |",
+        "| 4 | skipped | masked multiply | one, two and 2 more | needs a CUDA device |",
+    ]

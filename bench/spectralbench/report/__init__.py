@@ -8,7 +8,8 @@ N) of a rival alone. `history.ratio` says when a ratio is judged.
 
 from __future__ import annotations
 
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 from spectralbench import alert, chosen, names, rivals
 from spectralbench.contest import MARKS, cases
-from spectralbench.history import History, current, load, only_machine
+from spectralbench.history import Absence, History, current, load, only_machine
 from spectralbench.quantity import amount
 from spectralbench.report import changes, costs, details, grids, html, losses, markdown, pictures
 from spectralbench.report.page import Block, Detail, Figure, Fold, Heading, Table, Text
@@ -182,15 +183,32 @@ def _absences(history: History) -> Iterator[Block]:
     if not history.absences:
         yield Text("Nothing was skipped and nothing failed.")
         return
-    counted = Counter(
-        (absence.failure or absence.status, absence.subject.operation, absence.subject.implementation, absence.reason)
-        for absence in history.absences
-    )
+    found: dict[tuple[str, str], list[Absence]] = defaultdict(list)
+    for absence in history.absences:
+        found[absence.failure or absence.status, _without_numbers(absence.reason)].append(absence)
     rows = tuple(
-        (str(count), status if status == "skipped" else f"failed: {status}", operation, implementation, reason)
-        for (status, operation, implementation, reason), count in sorted(counted.items(), key=lambda one: -one[1])
+        (
+            str(len(own)),
+            status if status == "skipped" else f"failed: {status}",
+            _several([names.operation(one.subject.operation) for one in own]),
+            _several([one.subject.implementation for one in own]),
+            own[0].reason,
+        )
+        # What failed stands first: a skip is said on purpose.
+        for (status, _), own in sorted(found.items(), key=lambda one: (one[0][0] == "skipped", -len(one[1])))
     )
     yield Table(("cases", "what", "operation", "implementation", "reason"), rows, frozenset({0}))
+
+
+def _without_numbers(reason: str) -> str:
+    """What a reason says of every case, so that a row stands for all of them and quotes the first."""
+    return re.sub(r"\d[\d.e+-]*", "#", reason)
+
+
+def _several(found: Sequence[str]) -> str:
+    """`dft_triton, dft_triton_tf32 and 12 more`, the commonest first."""
+    most = [name for name, _ in Counter(found).most_common()]
+    return ", ".join(most) if len(most) <= 3 else f"{', '.join(most[:2])} and {len(most) - 2} more"
 
 
 def _damage(history: History) -> Iterator[Block]:
