@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from spectralbench import overrides, shapes
+from spectralbench import names, overrides, shapes
 from spectralkernels.declare import PROFILES, Case, Operation, Pass
 from spectralkernels.errors import RangeError
 
@@ -41,13 +41,18 @@ def narrowed(request: Request, candidates: Sequence[Operation]) -> list[Operatio
 
 
 def cases(request: Request, operation: Operation) -> Iterator[tuple[Case, Pass, tuple[str, ...]]]:
-    """Every case and pass of an operation, with who may run it: those of the file or of the profile."""
+    """Every case and pass of an operation, with who may run it: those of the file or of the profile.
+
+    RangeError on values that the operation refuses, or that no record can hold.
+    """
     everybody = tuple(known.name for known in operation.subjects)
     if request.cases is not None:
         yield from ((case, pass_, everybody) for case, pass_ in shapes.read(request.cases, operation))
         return
     chosen = overrides.parse(operation, request.profile, request.overrides)
     for case, block in operation.cases(request.profile, chosen):
+        if chosen and (why := shapes.refusal(operation, case)):
+            raise RangeError(f"{names.operation(operation.name)} {names.short(dict(case.params))}: {why}")
         yield from ((case, pass_, block.implementations or everybody) for pass_ in block.passes)
 
 

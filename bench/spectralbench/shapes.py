@@ -94,18 +94,23 @@ def _case(
     dtype = _one_of(where, "dtype", cells.get("dtype", known[0]), known)
     pass_ = _one_of(where, "pass", cells.get("pass", PASSES[0]), PASSES)
     case = Case(operation.name, params, dtype)
+    if why := refusal(operation, case):
+        raise RangeError(f"{where}: {why}")
+    return case, pass_
+
+
+def refusal(operation: Operation, case: Case) -> str | None:
+    """Why a case of somebody's own cannot be one: the operation refuses its shape, or a record cannot hold its size."""
     try:
         cost = operation.cost(case)
         sizes = (cost.bytes, *operation.fft_size(case))
     except (SpectralKernelsError, ArithmeticError, ValueError) as error:
-        raise RangeError(f"{where}: {error}") from None
+        return str(error)
     if min(sizes) < 1:
-        raise RangeError(f"{where}: a case of this shape reads and writes nothing")
+        return "a case of this shape reads and writes nothing"
     if not all(map(is_count, (cost.bytes, cost.flops, *sizes))):
-        raise RangeError(
-            f"{where}: a case of this shape counts {cost.flops} FLOPs and {cost.bytes} bytes, beyond 64 bits"
-        )
-    return case, pass_
+        return f"a case of this shape counts {cost.flops} FLOPs and {cost.bytes} bytes, beyond 64 bits"
+    return None
 
 
 def _value(where: str, name: str, text: str | None, declared: Sequence[Scalar]) -> Scalar:

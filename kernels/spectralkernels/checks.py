@@ -114,6 +114,15 @@ def check_groups(groups: int) -> None:
         raise RangeError(f"groups must be at least 1, got {groups}")
 
 
+def check_group_sizes(groups: int, channels: int, outputs: int, of_x: str = "", of_weight: str = "") -> None:
+    """Channels in and out against the groups that must divide both."""
+    check_groups(groups)
+    if channels % groups or outputs % groups:
+        raise ShapeError(
+            f"groups={groups} must divide the {channels} channels{of_x} and the {outputs} output channels{of_weight}"
+        )
+
+
 def check_channels(channels: int, weight: Tensor, groups: int, x_name: str = "x", weight_name: str = "weight") -> None:
     """Channels of the input against a weight [out_channel, in_channel / groups, ...]."""
     check_groups(groups)
@@ -121,11 +130,7 @@ def check_channels(channels: int, weight: Tensor, groups: int, x_name: str = "x"
         raise ShapeError(f"{x_name} must have at least one channel, got none: a sum over nothing needs no convolution")
     if weight.shape[0] < 1:
         raise ShapeError(f"{weight_name} must have at least one output channel, got shape {list(weight.shape)}")
-    if channels % groups or weight.shape[0] % groups:
-        raise ShapeError(
-            f"groups={groups} must divide the {channels} channels of {x_name} "
-            f"and the {weight.shape[0]} output channels of {weight_name}"
-        )
+    check_group_sizes(groups, channels, weight.shape[0], f" of {x_name}", f" of {weight_name}")
     if weight.shape[1] * groups != channels:
         raise ShapeError(
             f"{weight_name} must have {channels // groups} input channels per group "

@@ -13,7 +13,8 @@ import pytest
 from command_line import Cli, one_line
 from fake_operations import load_operations
 
-from spectralbench import shapes
+from spectralbench import asked, shapes
+from spectralbench.sweep import Request
 from spectralbench.workloads import load_operations as real_operations
 from spectralkernels.declare import Block
 from spectralkernels.errors import RangeError
@@ -96,6 +97,20 @@ def test_a_case_whose_record_could_not_be_read_again_is_refused(tmp_path: Path) 
         RangeError, match=r"line 2: a case of this shape counts \d+ FLOPs and \d+ bytes, beyond 64 bits"
     ):
         shapes.read(path, real_operations()["band_limited_conv2d"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"batch": "4611686018427387904"}, r"a case of this shape counts \d+ FLOPs and \d+ bytes, beyond 64 bits"),
+        ({"groups": "3"}, r"conv2d .* 3 groups .*: groups=3 must divide the 32 channels and the 32 output channels"),
+        ({"kernel_size": "0"}, r"K0 .*: map and kernel must have at least one sample per axis"),
+    ],
+)
+def test_values_beside_a_profile_are_held_to_the_same(overrides: dict[str, str], message: str) -> None:
+    asked_for = Request(operations=("band_limited_conv2d",), profile="quick", overrides=overrides)
+    with pytest.raises(RangeError, match=message):
+        list(asked.cases(asked_for, real_operations()["band_limited_conv2d"]))
 
 
 def test_files_that_cannot_be_read_and_questions_without_an_operation_are_refused(cli: Cli, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from spectralkernels.checks import check_group_sizes
 from spectralkernels.convolution.cost import conv_cost
 from spectralkernels.declare import Case, Cost
 from spectralkernels.inputs import feature_map, he_kernel
@@ -26,7 +27,8 @@ def case_inputs(case: Case, band: Band, device: str) -> dict[str, Any]:
 
 
 def case_cost(case: Case, band: Band) -> Cost:
-    """The floor of a case."""
+    """The floor of a case. ShapeError where its groups do not divide its channels."""
+    check_group_sizes(case["groups"], case["in_channels"], case["out_channels"])
     itemsize = getattr(torch, case.dtype).itemsize
     return conv_cost(case["batch"], case["in_channels"], case["out_channels"], case["groups"], band, itemsize)
 
