@@ -154,6 +154,7 @@ _DIRECT, _UNCOMPRESSED = (tuple(f"{name}{layout}" for layout in _LAYOUTS) for na
 _OURS = ("dft_native", "dft_gemm", "dft_gemm_frozen")
 _SPECTRAL = (*_OURS, "cufft_triton", *_DIRECT, *_TORCH_FFT, *_UNCOMPRESSED)
 _CLAIMED = (*_OURS, *_TORCH_FFT, *_UNCOMPRESSED)
+_CROSSED = ("dft_native", *_DIRECT, *_TORCH_FFT, *_UNCOMPRESSED)
 
 
 def _depthwise(batch: int, channels: int, side: int, kernel_size: tuple[Scalar, ...]) -> _Axes:
@@ -220,6 +221,8 @@ PROFILES: dict[str, tuple[Block, ...]] = {
         Block(_depthwise(2, 128, 56, (31,)), implementations=_CLAIMED),
         Block(_depthwise(2, 256, 28, (29,)), implementations=_CLAIMED),
         Block({**_SHAPE, "kernel_size": (3, 7, 15, 31)}, passes=("both",), implementations=_CLAIMED),
+        # From where on it pays, by compression.
+        Block({**_SHAPE, "kernel_size": (1, 3, 5, 7), "compression": _RATES}, implementations=_CROSSED),
     ),
     "gpu": (
         # The rows that targets are set for: timed first by `python3 -m spectralbench.gpu`.
