@@ -28,7 +28,7 @@ bench publish: .venv/ready
 # The same into the tracked results, to commit.
 publish: RESULTS = results
 
-# The ratios that the README quotes: dft_gemm against torch.fft and the library convolution, interleaved, one run. Half an hour.
+# What the README answers: ours against torch.fft and the library convolution, interleaved, three processes. Half an hour.
 claims: .venv/ready
 	$(BIN)/spectralbench run band_limited_conv2d masked_conv2d --profile claims
 
