@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from effort import EFFORT, in_a_check
+from effort import DRAW, EFFORT, covering, in_a_check
 from guarded_interpreter import repair_interpreter
 
 from spectralkernels.launch import HAS_TRITON, forget_plans, interpreted
+
+LEFT_OUT = pytest.StashKey[tuple[int, int]]()
 
 
 def pytest_configure() -> None:
@@ -21,39 +25,82 @@ def pytest_configure() -> None:
         repair_interpreter()
 
 
-def pytest_report_header() -> str:
+def pytest_report_header() -> list[str]:
     other = "TRITON_INTERPRET=0" if interpreted() else "TRITON_INTERPRET=1"
-    return f"kernels under Triton's interpreter: {'only these' if interpreted() else 'another run'} ({other} pytest)"
+    mine = f"kernels under Triton's interpreter: {'only these' if interpreted() else 'another run'} ({other} pytest)"
+    part = f"SPECTRAL_DRAW={DRAW} drew the cases of tests marked `drawn`; SPECTRAL_EFFORT=8 runs all"
+    return [mine, part] if EFFORT == 1 else [mine]
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Half of the time of a short run under the interpreter would go to importing files that have no test for it."""
+    tests = collection_path.suffix == ".py" and collection_path.name.startswith("test_")
+    return True if interpreted() and tests and "interpreter" not in collection_path.read_text() else None
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With TRITON_INTERPRET=1 the run is of the tests marked `interpreter`, otherwise of all others."""
+    """With TRITON_INTERPRET=1 the run is of the tests marked `interpreter`, otherwise of all others.
+
+    Of those it takes a part that EFFORT decides, where no single test is named.
+    """
     ours, others = [], []
     for item in items:
         (ours if (item.get_closest_marker("interpreter") is not None) == interpreted() else others).append(item)
     if interpreted() and not HAS_TRITON:
         for item in ours:
             item.add_marker(pytest.mark.skip(reason="triton is not installed"))
-    if EFFORT == 0:
-        ours, left = _a_part(ours)
+    if EFFORT <= 1 and not any("::" in each for each in config.args):
+        chosen = [item for cases in _by_test(ours).values() for item in (_one if EFFORT == 0 else _drawn)(cases)]
+        left, ours = [item for item in ours if item not in set(chosen)], [item for item in ours if item in set(chosen)]
         others += left
+        config.stash[LEFT_OUT] = len(left), len(left) + len(ours)
     config.hook.pytest_deselected(items=others)
     items[:] = ours
 
 
-def _a_part(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
-    """(one case of every test that is not slow, the rest)."""
+def _by_test(items: list[pytest.Item]) -> dict[str, list[pytest.Item]]:
     by_test: dict[str, list[pytest.Item]] = {}
     for item in items:
         by_test.setdefault(item.nodeid.partition("[")[0], []).append(item)
-    chosen = {
+    return by_test
+
+
+def _one(cases: list[pytest.Item]) -> list[pytest.Item]:
+    """One case of a test that is not slow."""
+    return [
         item
-        for cases in by_test.values()
         for position, item in enumerate(cases)
         if in_a_check(position, len(cases)) and item.get_closest_marker("slow") is None
-    }
-    return [item for item in items if item in chosen], [item for item in items if item not in chosen]
+    ]
+
+
+def _drawn(cases: list[pytest.Item]) -> list[pytest.Item]:
+    """Every case, or the drawn part of a test that is marked so."""
+    mark = cases[0].get_closest_marker("drawn")
+    return cases if mark is None else covering(cases, lambda item: _values(item, mark.args), DRAW)
+
+
+def _values(item: Any, names: tuple[str, ...]) -> list[Hashable]:
+    """What the arguments of a case are, these or all; as they print, because not all can be compared."""
+    return [(name, repr(item.callspec.params[name])) for name in names or item.callspec.params]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A worker of pytest-xdist is done: every one collects the same cases."""
+    node.config.stash[LEFT_OUT] = node.workeroutput.get("left_out", (0, 0))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = session.config.stash.get(LEFT_OUT, (0, 0))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    left, of = config.stash.get(LEFT_OUT, (0, 0))
+    if left:
+        terminalreporter.write_line(f"{left} of {of} cases left out at SPECTRAL_EFFORT={EFFORT}; `make full` runs all")
 
 
 @pytest.fixture

@@ -1,13 +1,20 @@
-"""How much a run tests: `make check` 0, one case of every test; `make test` 1; `make full` 8, more random shapes."""
+"""How much a run tests: `make check` 0, one case of every test; `make test` 1, a drawn part of the large matrices of
+cases; `make full` 8, all of them and more random shapes."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+import random
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 
 EFFORT = int(os.environ.get("SPECTRAL_EFFORT", "1"))
+# Of which cases `make test` is: fresh in every run, the same in all of its processes, printed in its header.
+DRAW = int(os.environ.setdefault("SPECTRAL_DRAW", str(random.SystemRandom().randrange(2**31))))
+
+Anything = TypeVar("Anything")
 
 
 def draws(quick: int) -> range:
@@ -18,6 +25,22 @@ def draws(quick: int) -> range:
 def in_a_check(position: int, count: int) -> bool:
     """Whether the case at this position of a test's `count` cases is the one that `make check` runs."""
     return position == count // 2
+
+
+def covering(cases: Sequence[Anything], values: Callable[[Anything], Iterable[Hashable]], draw: int) -> list[Anything]:
+    """A drawn part of the cases in which every value of every case is; in their order.
+
+    values: of one case, such as ("precision", "fp16"). Each case in turn is the one with the most values that none
+    before it has; the draw decides between equals, so that every case is in the part of some draw.
+    """
+    shuffled = random.Random(draw).sample(range(len(cases)), len(cases))
+    of = {position: set(values(cases[position])) for position in shuffled}
+    left, chosen = set().union(*of.values()), set()
+    while left:
+        best = max(shuffled, key=lambda position: len(of[position] & left))
+        chosen.add(best)
+        left -= of[best]
+    return [case for position, case in enumerate(cases) if position in chosen]
 
 
 def opcheck(operator: Any, arguments: tuple[Any, ...], *, symbols: bool = EFFORT > 1) -> dict[str, str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import pytest
 import torch
-from effort import EFFORT
+from effort import DRAW, EFFORT, covering
 from guarded_interpreter import interpreter
 from torch import Tensor
 
@@ -15,58 +16,73 @@ from spectralkernels.dispatch import why_not
 from spectralkernels.launch import interpreted, triton_unavailable
 from spectralkernels.ops import load_operations
 
+Point = tuple[Operation, Case, Block, Implementation]
 
-def in_this_run(operation: Operation, subject: Implementation, case: int) -> bool:
-    """Kernels are slow under the interpreter: quickly, each takes every other case, its neighbours the ones between.
 
-    Where five kernels or more share a design, each takes every fifth: no axis of a profile has five values.
-    """
-    kernels = [each.name for each in operation.subjects if each.engine == "triton"]
-    step = 5 if len(kernels) >= 5 else 2
-    return EFFORT > 1 or subject.engine != "triton" or (kernels.index(subject.name) + case) % step == 0
+def points(operation: Operation) -> list[Point]:
+    """Every implementation of an operation on every smoke case that is meant for it."""
+    cases = {case.id + case.dtype: (case, block) for case, block in operation.cases("smoke")}
+    return [
+        (operation, case, block, subject)
+        for case, block in cases.values()
+        for subject in operation.subjects
+        if block.implementations is None or subject.name in block.implementations
+    ]
+
+
+def prepared(subject: Implementation, inputs: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """(what its `call` takes, why it does not run that here)."""
+    reason = subject.available("cpu")
+    if reason is not None:
+        return inputs, reason
+    taken = subject.prepare(**inputs) if subject.prepare else inputs
+    return taken, why_not(subject, "cpu", taken)
+
+
+@lru_cache(maxsize=1)
+def inputs_of(operation: str, case: Case) -> dict[str, Any]:
+    return load_operations()[operation].make_inputs(with_seed(case, 0), "cpu")
+
+
+def serves(point: Point) -> bool:
+    operation, case, _, subject = point
+    return prepared(subject, inputs_of(operation.name, case))[1] is None
+
+
+def chosen(operation: Operation) -> list[Point]:
+    """The points of this run. Triton's interpreter is slow: where the effort is not full, cases are drawn so that every
+    kernel runs one of each dtype that it serves, and some kernel each case."""
+    every = points(operation)
+    if EFFORT > 1 or not interpreted():
+        return every
+    kernels = [point for point in every if point[3].engine == "triton" and serves(point)]
+    return covering(
+        kernels, lambda point: [("case", point[1].id, point[1].dtype), (point[3].name, point[1].dtype)], DRAW
+    )
 
 
 POINTS = [
     pytest.param(
-        operation,
-        case,
-        block,
-        subject,
-        id=f"{operation.name}-{subject.name}-{case.dtype}-{case.id}",
-        marks=[interpreter] if subject.engine == "triton" else [],
+        *point,
+        id=f"{operation.name}-{point[3].name}-{point[1].dtype}-{point[1].id}",
+        marks=[interpreter] if point[3].engine == "triton" else [],
     )
     for operation in load_operations().values()
-    for number, (case, block) in enumerate(
-        {case.id + case.dtype: (case, block) for case, block in operation.cases("smoke")}.values()
-    )
-    for subject in operation.subjects
-    if block.implementations is None or subject.name in block.implementations
-    if in_this_run(operation, subject, number)
+    for point in chosen(operation)
 ]
-
-
-def ready(
-    operation: Operation, case: Case, subject: Implementation, seed: int
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(inputs, prepared inputs), or a skip with the reason."""
-    inputs = operation.make_inputs(with_seed(case, seed), "cpu")
-    reason = subject.available("cpu")
-    assert reason is None or not interpreted(), "the interpreter runs every Triton kernel"
-    if reason is None:
-        prepared = subject.prepare(**inputs) if subject.prepare else inputs
-        reason = why_not(subject, "cpu", prepared)
-    if reason is not None:
-        pytest.skip(reason)
-    return inputs, prepared
 
 
 @pytest.mark.parametrize(("operation", "case", "block", "subject"), POINTS)
 def test_implementation_agrees_with_the_reference(
     operation: Operation, case: Case, block: Block, subject: Implementation, seed: int
 ):
-    inputs, prepared = ready(operation, case, subject, seed)
+    inputs = operation.make_inputs(with_seed(case, seed), "cpu")
+    assert subject.available("cpu") is None or not interpreted(), "the interpreter runs every Triton kernel"
+    taken, reason = prepared(subject, inputs)
+    if reason is not None:
+        pytest.skip(reason)
     want: Tensor = operation.reference_of(subject)(**inputs)
-    got: Tensor = operation.dense(subject.call(**prepared))
+    got: Tensor = operation.dense(subject.call(**taken))
     assert got.shape == want.shape
     assert torch.isfinite(torch.view_as_real(got) if got.is_complex() else got).all()
     precise = torch.complex128 if want.is_complex() else torch.float64
@@ -102,16 +118,29 @@ def test_inputs_are_a_function_of_the_seed(operation: Operation):
     assert any(not torch.equal(first[name], other[name]) for name in tensors) or not tensors
 
 
-def test_every_operation_with_a_triton_kernel_has_interpreted_cases():
-    """A kernel is found by its engine, whatever it is called, and that is declared where it needs a CUDA device."""
+def test_triton_kernels_are_those_that_need_a_cuda_device():
+    """A kernel is found by its engine, whatever it is called, and that is declared where it needs a device."""
     for operation in load_operations().values():
-        ours = [subject for subject in operation.subjects if subject.engine == "triton"]
-        assert {subject.name for subject in ours} == {
+        assert {subject.name for subject in operation.subjects if subject.engine == "triton"} == {
             subject.name for subject in operation.subjects if subject.available is triton_unavailable
         }
-        cases = {
-            name for _, block in operation.cases("smoke") for name in block.implementations or [s.name for s in ours]
-        }
-        assert {subject.name for subject in ours} <= cases, operation.name
-        run = {point.values[3].name for point in POINTS if point.values[0] is operation}
-        assert {subject.name for subject in ours} <= run, operation.name
+
+
+def every_implementation_runs(triton: bool) -> None:
+    """Whatever was drawn, each implementation that can run here runs, on each dtype that it serves."""
+    for operation in load_operations().values():
+        mine = [point for point in points(operation) if (point[3].engine == "triton") == triton]
+        here = {point[3].name for point in mine if point[3].available("cpu") is None}
+        served = {(point[3].name, point[1].dtype) for point in mine if serves(point)}
+        assert {name for name, _ in served} == here, operation.name
+        run = [point.values for point in POINTS if point.values[0] is operation]
+        assert {(point[3].name, point[1].dtype) for point in run if serves(point)} >= served, operation.name
+
+
+def test_every_implementation_is_run():
+    every_implementation_runs(triton=False)
+
+
+@interpreter
+def test_every_kernel_is_run():
+    every_implementation_runs(triton=True)

@@ -191,7 +191,7 @@ PROFILES: dict[str, tuple[Block, ...]] = {
             implementations=_CHECKED,
         ),
         Block(
-            {**_TINY, "out_channels": (4,), "groups": (2, 4), "kernel_size": (5,)},
+            {**_TINY, "out_channels": (4,), "groups": (2, 4), "kernel_size": (5,), "compression": (0.0, 0.5)},
             passes=("forward", "both"),
             implementations=_CHECKED,
         ),
