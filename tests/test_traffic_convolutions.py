@@ -7,6 +7,7 @@ planes run together.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import pytest
@@ -44,7 +45,8 @@ class Chain:
 @interpreter
 class TestInterpretedTransforms:
     @staticmethod
-    def chain(side: int, taps: int, batch: int = 4, channels: int = 6, outputs: int = 8) -> Chain:
+    @cache
+    def chain(side: int, taps: int, batch: int = 8, channels: int = 3, outputs: int = 4) -> Chain:
         """Tensors and launches of a dense convolution: maps and weight analysed, contracted, synthesised."""
         from spectralkernels.convolution.dft_triton import dft_triton
         from spectralkernels.convolution.geometry import conv_band
@@ -61,7 +63,7 @@ class TestInterpretedTransforms:
     @pytest.mark.parametrize("side", [8, 32])
     def test_maps_stream_through_analysis_and_synthesis(self, seed: int, side: int):
         """By one matrix (8 x 8) and by two (32 x 32): spectra and planes cross memory once."""
-        made = self.chain(side, 3, batch=8)
+        made = self.chain(side, 3)
         kind = "dense" if side == 8 else "separable"
         assert (made.maps.kernel, made.synthesise.kernel) == (f"analyse_{kind}_kernel", f"synthesise_{kind}_kernel")
         spectra = made.maps.arguments["z_ptr"].stored_distinct, made.contract.arguments["out_ptr"].stored_distinct
@@ -78,7 +80,7 @@ class TestInterpretedTransforms:
 
     def test_large_planes_are_read_once_per_block_of_the_answer(self, seed: int):
         """Above 32 x 32 a program owns some columns of modes, or a block of pixels: the others' planes come from L2."""
-        made = self.chain(40, 7)
+        made = self.chain(40, 7, batch=3)
         modes, pixels = made.maps.values, made.synthesise.values
         blocks = ceil(modes["MODES_U"], modes["BLOCK_U"]) * ceil(modes["MODES_V"], modes["BLOCK_V"])
         assert blocks > 1 and ratio(made.maps, x_ptr=made.x) == blocks
@@ -121,10 +123,10 @@ class TestInterpretedSpectra:
     @pytest.mark.parametrize("product", ["forward", "dx", "dw"])
     def test_a_product_of_single_channels_streams(self, seed: int, product: str):
         """Every spectrum crosses memory once; maps of one channel share a load of its kernel's."""
-        x = torch.randn(6, 8, 20, 18, requires_grad=product != "dw")
-        weight = torch.randn(8, 1, 3, 3, requires_grad=product == "dw")
+        x = torch.randn(3, 4, 11, 10, requires_grad=product != "dw")
+        weight = torch.randn(4, 1, 3, 3, requires_grad=product == "dw")
         with counted_traffic() as launches:
-            y = sk.band_limited_conv2d(x, weight, compression=0.5, groups=8, impl="dft_triton")
+            y = sk.band_limited_conv2d(x, weight, compression=0.5, groups=4, impl="dft_triton")
             made = len(launches)
             torch.autograd.grad(y, weight if product == "dw" else x, torch.randn_like(y))
         among = launches[:made] if product == "forward" else launches[made:]
@@ -134,9 +136,9 @@ class TestInterpretedSpectra:
 
     @pytest.mark.parametrize("per_sample", [False, True])
     def test_the_gradient_of_a_mask_reads_both_spectra_once(self, seed: int, per_sample: bool):
-        x, weight = torch.randn(5, 6, 20, 18), torch.randn(4, 6, 3, 3)
-        n = sk.masks.fft_grid((20, 18), (3, 3))
-        mask = sk.masks.hermitian(torch.rand(*((5, 1) if per_sample else ()), n[0], n[1] // 2 + 1), n).requires_grad_()
+        x, weight = torch.randn(3, 4, 11, 10), torch.randn(2, 4, 3, 3)
+        n = sk.masks.fft_grid((11, 10), (3, 3))
+        mask = sk.masks.hermitian(torch.rand(*((3, 1) if per_sample else ()), n[0], n[1] // 2 + 1), n).requires_grad_()
         with counted_traffic() as launches:
             y = sk.masked_conv2d(x, weight, mask, impl="dft_triton")
             torch.autograd.grad(y, mask, torch.randn_like(y))
