@@ -6,14 +6,15 @@ TIME_BUDGET ?= 200
 GPU_TIME_BUDGET ?= 540
 GPU_OUT ?= gpu-out
 RESULTS ?= bench-out
-# A process per core, each with one thread: threads of several processes on one core wait for each other.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+# A process per core, each with one thread: threads of several processes on one core wait for each other. Compiled once:
+# many tests start a Python of their own, which would compile every module again.
+PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: test check full bench publish claims study fingerprints gpu lint clean
 
 # The second run is of the Triton kernels under their interpreter, which must be chosen before Triton is imported.
 test: .venv/ready
-	$(PYTEST); status=$$?; TRITON_INTERPRET=1 $(PYTEST) --dist worksteal && exit $$status
+	$(PYTEST); status=$$?; TRITON_INTERPRET=1 $(PYTEST) && exit $$status
 
 # Lint and a part of the suite that covers every module, one case of each test: between two edits.
 check: export SPECTRAL_EFFORT = 0
