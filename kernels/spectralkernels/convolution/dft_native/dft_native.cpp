@@ -138,7 +138,7 @@ void convolve(const Modes& modes, const Side& side, const Side& output, const Si
       for (int64_t c0 = 0; c0 < sizes.in; c0 += chunk) {
         const int64_t channels = std::min(chunk, sizes.in - c0);
         const auto load_kernel = [&](int64_t c, Vector<T>* to) {
-          load<T>(side, kernels + (c0 + c) * taps.of_in, taps.of_out, found, to);
+          load<T>(side, kernels + (c0 + c) * taps.of_in, taps.of_out, found, to, taps.of_in);
         };
         for (int64_t c = 0; c < channels && separable && !packed; ++c) {
           load_kernel(c, planes);
@@ -157,18 +157,17 @@ void convolve(const Modes& modes, const Side& side, const Side& output, const Si
           } else {
             analyse<T>(modes, side, channels, load_kernel, column, 2 * padded, padded, planes, scratch);
           }
-          for (int64_t f = 0; f < in_column; ++f) {
-            if (modes.hole(v, f)) continue;
-            Vector<T>* products = sums + (v * in_column + f) * 2 * count;
+          for (const auto& [from, to] : modes.runs(v, in_column)) {
             for (int64_t b = b0; b < b1;) {
               const int64_t batch_block = b / sizes.block, first = b % sizes.block;
               const int64_t some = std::min(sizes.block - first, b1 - b);
-              const Operands at{
-                  some,   channels, lanes,           sizes.block * lanes, lanes, 1, spectrum.vectors() * lanes,
-                  w_part, lanes,    sizes.block <= 2};
-              const int64_t mode = (v * in_column + f) * 2 * sizes.block + first;
-              multiply<T>(at, z + (spectrum.at(batch_block, group, c0 / lanes) + mode) * lanes, w + f * 2 * w_part,
-                          products + (b - b0), count, c0 > 0);
+              const int64_t z_part = sizes.block * lanes, z_block = spectrum.vectors() * lanes;
+              const Operands at{some,       channels, lanes, z_part,     lanes,           1, z_block,
+                                2 * z_part, w_part,   lanes, 2 * w_part, sizes.block <= 2};
+              const int64_t mode = (v * in_column + from) * 2 * sizes.block + first;
+              multiply<T>(at, to - from, z + (spectrum.at(batch_block, group, c0 / lanes) + mode) * lanes,
+                          w + from * 2 * w_part, sums + (v * in_column + from) * 2 * count + (b - b0), 2 * count, count,
+                          c0 > 0);
               b += some;
             }
           }
@@ -206,15 +205,14 @@ void weight_gradient(const Modes& modes, const Side& side, const Sizes& sizes, c
       const auto store_kernel = [&](int64_t i, const Vector<T>* from) {
         store<T>(side, from, to + i * stored, sizes.in * stored, found);
       };
-      const Operands at{
-          channels,    sizes.batch,         sizes.block,  sizes.block * lanes, 1, lanes, of_x.batch_stride() * lanes,
-          sizes.block, of_y.batch_stride(), channels <= 2};
+      const int64_t g_part = sizes.block, z_part = g_part * lanes, z_block = of_x.batch_stride() * lanes;
+      const Operands at{channels,   sizes.batch, sizes.block,         z_part,     1,            lanes, z_block,
+                        2 * z_part, g_part,      of_y.batch_stride(), 2 * g_part, channels <= 2};
       for (int64_t v = 0; v < columns; ++v) {
-        for (int64_t f = 0; f < in_column; ++f) {
-          if (modes.hole(v, f)) continue;
-          const int64_t mode = (v * in_column + f) * 2 * sizes.block;
-          multiply<T>(at, z + (of_x.at(0, group, c) + mode) * lanes, as_vectors(g) + of_y.at(0, group, o) + mode,
-                      column + f * 2 * lanes, lanes, false);
+        for (const auto& [from, to] : modes.runs(v, in_column)) {
+          const int64_t mode = (v * in_column + from) * 2 * sizes.block;
+          multiply<T>(at, to - from, z + (of_x.at(0, group, c) + mode) * lanes,
+                      as_vectors(g) + of_y.at(0, group, o) + mode, column + from * 2 * lanes, 2 * lanes, lanes, false);
         }
         for (int64_t i = 0; i < channels && separable; ++i)
           synthesise_rows<T>(modes, side, v, column + i, 2 * lanes, lanes, rows + i * of_rows, scratch);

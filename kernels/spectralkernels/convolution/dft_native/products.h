@@ -2,18 +2,18 @@
 #pragma once
 #include "vectors.h"
 
-// Where the numbers z (row, step) and the vectors w (step) of a product lie, real and imaginary parts `*_part` apart.
-// Steps come in blocks of `block`, `z_block` numbers and `w_block` vectors apart; within one, vectors follow each
-// other. few: of rows, at most two, whatever part of them a call has. A fused multiply-add takes four cycles and two
-// start in each, so that few rows need two sums of each kind.
+// Where the numbers z (mode, row, step) and the vectors w (mode, step) of products lie, real and imaginary parts
+// `*_part` apart. Steps come in blocks of `block`, `z_block` numbers and `w_block` vectors apart; within one, vectors
+// follow each other. few: of rows, at most two, whatever part of them a call has. A fused multiply-add takes four
+// cycles and two start in each, so that few rows need two sums of each kind.
 struct Operands {
   int64_t rows, steps, block;
-  int64_t z_part, z_row, z_step, z_block;
-  int64_t w_part, w_block;
+  int64_t z_part, z_row, z_step, z_block, z_mode;
+  int64_t w_part, w_block, w_mode;
   bool few;
 };
 
-// sums[row] (+)= sum over the steps of z(row, step) conj(w(step)), the imaginary parts `part` vectors on.
+// sums[row] (+)= sum over the steps of z(row, step) conj(w(step)) of a mode, the imaginary parts `part` vectors on.
 template <class T, int N, int kinds>
 INLINE void multiply_rows(const Operands& at, const T* z, const Vector<T>* w, Vector<T>* sums, int64_t part, bool add) {
   Vector<T> re[kinds][N], im[kinds][N];
@@ -44,24 +44,28 @@ INLINE void multiply_rows(const Operands& at, const T* z, const Vector<T>* w, Ve
   }
 }
 
+// The same of `modes` modes one after the other, `next` vectors apart in the sums.
 template <class T>
-ONCE void multiply(const Operands& at, const T* z, const Vector<T>* w, Vector<T>* sums, int64_t part, bool add) {
+ONCE void multiply(const Operands& at, int64_t modes, const T* z, const Vector<T>* w, Vector<T>* sums, int64_t next,
+                   int64_t part, bool add) {
   constexpr int most = kRegisters == 32 ? 8 : 4;
-  const int64_t parts = (at.rows + most - 1) / most;
-  int64_t row = 0;
-  if (at.few) {
-    if (at.rows == 1) return multiply_rows<T, 1, 2>(at, z, w, sums, part, add);
-    return multiply_rows<T, 2, 2>(at, z, w, sums, part, add);
-  }
-  for (int64_t i = 0; i < parts; ++i) {
-    const int64_t share = (at.rows - row) / (parts - i);
+  const int64_t parts = (at.rows + most - 1) / most, least = at.rows / parts, wider = at.rows % parts;
+  for (; modes > 0; --modes, z += at.z_mode, w += at.w_mode, sums += next) {
+    if (at.few) {
+      if (at.rows == 1) multiply_rows<T, 1, 2>(at, z, w, sums, part, add);
+      else multiply_rows<T, 2, 2>(at, z, w, sums, part, add);
+      continue;
+    }
+    for (int64_t i = 0, row = 0; i < parts; ++i) {
+      const int64_t share = least + (i >= parts - wider);
 #define CASE(N)                                                                                        \
   case N:                                                                                              \
     if constexpr (N <= most) multiply_rows<T, N, 1>(at, z + row * at.z_row, w, sums + row, part, add); \
     break;
-    switch (share) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) }
+      switch (share) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) }
 #undef CASE
-    row += share;
+      row += share;
+    }
   }
 }
 

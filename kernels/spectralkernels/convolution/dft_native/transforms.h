@@ -1,5 +1,7 @@
 // The folded truncated DFT of planes that lie in lanes, both ways; `folding.py` makes its matrices and derives it.
 #pragma once
+#include <array>
+
 #include "vectors.h"
 
 // What is kept of the spectrum: |u| < ku of the rows, v < kv of the columns. A map has `rows` modes in each of kv
@@ -9,8 +11,14 @@ struct Modes {
   const int64_t* reach;  // of a staircase: column v has |u| < reach[v] only, and holes in place of the others; or null
   int64_t count() const { return rows * kv; }
   int64_t reach_of(int64_t v) const { return reach ? reach[v] : ku; }
+  // The rows of column v, of `all`, as two runs between which its holes are.
+  std::array<std::pair<int64_t, int64_t>, 2> runs(int64_t v, int64_t all) const {
+    if (!reach) return {{{0, all}, {all, all}}};
+    return {{{0, reach[v]}, {std::clamp(rows - std::min(reach[v] - 1, rows - ku), reach[v], rows), rows}}};
+  }
   bool hole(int64_t v, int64_t row) const {
-    return reach && row >= reach[v] && row < rows - std::min(reach[v] - 1, rows - ku);
+    const auto [first, last] = runs(v, rows);
+    return row >= first.second && row < last.first;
   }
 };
 
@@ -46,14 +54,15 @@ struct Side {
   int64_t half_width() const { return (width + 1) / 2; }
 };
 
-// The taps of `planes` kernels, or maps, in lanes, with the zeros in front.
+// The taps of `planes` kernels, or maps, in lanes, with the zeros in front. ahead: as in `to_lanes`.
 template <class T>
-static inline void load(const Side& side, const T* from, int64_t stride, int planes, Vector<T>* to) {
-  if (side.front_height == 0 && side.front_width == 0) return to_lanes<T>(from, stride, planes, side.pixels(), to);
+static inline void load(const Side& side, const T* from, int64_t stride, int planes, Vector<T>* to, int64_t ahead = 0) {
+  if (side.front_height == 0 && side.front_width == 0)
+    return to_lanes<T>(from, stride, planes, side.pixels(), to, ahead);
   std::fill(to, to + side.pixels(), Vector<T>{});
   const int64_t width = side.width - side.front_width;
   for (int64_t h = side.front_height; h < side.height; ++h, from += width)
-    to_lanes<T>(from, stride, planes, width, to + h * side.width + side.front_width);
+    to_lanes<T>(from, stride, planes, width, to + h * side.width + side.front_width, ahead);
 }
 
 template <class T>

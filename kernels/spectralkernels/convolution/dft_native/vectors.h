@@ -106,9 +106,9 @@ INLINE void transpose(Vector<T>* rows) {
 }
 
 // Numbers of `lanes` planes that lie `stride` apart in memory, of which the first `planes` exist; the last stands in
-// for the others.
+// for the others. ahead: to the numbers that are wanted next, which then come from far memory meanwhile; 0: unknown.
 template <class T>
-ONCE void to_lanes(const T* from, int64_t stride, int planes, int64_t count, Vector<T>* to) {
+ONCE void to_lanes(const T* from, int64_t stride, int planes, int64_t count, Vector<T>* to, int64_t ahead) {
   constexpr int lanes = Register<T>::lanes;
   const T* plane[lanes];
   for (int lane = 0; lane < lanes; ++lane) plane[lane] = from + stride * std::min(lane, planes - 1);
@@ -120,8 +120,10 @@ ONCE void to_lanes(const T* from, int64_t stride, int planes, int64_t count, Vec
   for (int64_t done = 0; done < count; done += lanes) {
     const int64_t i = std::min(done, count - lanes);  // the last block overlaps the one before
     Vector<T> rows[lanes];
-    for (int lane = 0; lane < lanes; ++lane)
+    for (int lane = 0; lane < lanes; ++lane) {
       rows[lane] = *reinterpret_cast<const typename Register<T>::Unaligned*>(plane[lane] + i);
+      if (ahead) __builtin_prefetch(plane[lane] + i + ahead);
+    }
     transpose<T>(rows);
     for (int lane = 0; lane < lanes; ++lane) to[i + lane] = rows[lane];
   }
