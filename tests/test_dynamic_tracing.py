@@ -127,12 +127,13 @@ def test_at_most_two_graphs_for_every_threshold(
         assert counter.frame_count <= (1 if dynamic or kind is torch.tensor else 2)
 
 
-def test_a_number_stays_a_symbol_below_the_tracer(seed: int):
+@pytest.mark.parametrize(("function", "impl"), [(threshold, "dense"), (block, "bitmap")])
+def test_a_number_stays_a_symbol_below_the_tracer(function: Callable[..., Tensor], impl: str, seed: int):
     """AOTAutograd makes tensors of the numbers that it can, and a graph for every value of those that it cannot."""
     x, counter = torch.randn(3, 4, 7, 8), CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(threshold, fullgraph=True, backend=counter)
-    for beta in (0.2, 0.3, 0.5):
-        torch.testing.assert_close(compiled(x, beta, "dense"), threshold(x, beta, "dense"))
+    compiled = torch.compile(function, fullgraph=True, backend=counter)
+    for beta in (0.2, 0.3, 0.5, 0.7):
+        torch.testing.assert_close(compiled(x, beta, impl), function(x, beta, impl))
     assert counter.frame_count == 2
 
 

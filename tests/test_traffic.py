@@ -174,7 +174,7 @@ class TestInterpretedProducts:
 
         y_shape, w_shape, out_shape = ((3, 9), (3, 33), (33, 9)) if over_batch else ((9, 3), (33, 3), (9, 33))
         y_hat, w_hat = complex_randn(*y_shape, 8, 16), complex_randn(*w_shape, 8, 16)
-        values, words = threshold_bitmap(y_hat, 1.0, None, False, 31)
+        values, words = threshold_bitmap(y_hat, torch.tensor(1.0), None, False, 31)
         kept = 8 * sum(word.bit_count() for word in (words.long() & 0xFFFFFFFF).tolist())
         with counted_traffic() as launches:
             out = kernels._launch(values, words, None, w_hat, y_hat.shape, over_batch)
@@ -193,7 +193,7 @@ class TestInterpretedProducts:
         from spectralkernels.sparse import multiply as kernels
 
         y_hat, w_hat = complex_randn(8, 2, 8, 16), complex_randn(8, 2, 8, 16)
-        values, words = threshold_bitmap(y_hat, 1e9, None, False, 31)
+        values, words = threshold_bitmap(y_hat, torch.tensor(1e9), None, False, 31)
         with counted_traffic() as launches:
             kernels._launch(values, words, None, w_hat, y_hat.shape, False)
         moved = launches[1].arguments
@@ -228,7 +228,7 @@ class TestInterpretedPacking:
         from spectralkernels.sparse.bitmap import BLOCK
 
         flat = complex_randn(5 * BLOCK + 77)
-        values, words = threshold_bitmap(flat.view(1, -1), 1.0, None, False, 2 * flat.numel() - 1)
+        values, words = threshold_bitmap(flat.view(1, -1), torch.tensor(1.0), None, False, 2 * flat.numel() - 1)
         counts = torch.tensor([word.bit_count() for word in (words.long() & 0xFFFFFFFF).tolist()])
         kept, offsets = int(counts.sum()), None
         if compact:

@@ -152,7 +152,7 @@ class TestInterpretedSpectra:
         from spectralkernels.ops.threshold_spectrum.kernels import threshold_bitmap
 
         y_hat = torch.randn(2, 5, 33, 17, dtype=torch.complex64)
-        values, words = threshold_bitmap(y_hat, 1.2, None, False, 33)
+        values, words = threshold_bitmap(y_hat, torch.tensor(1.2), None, False, 33)
         kept = 8 * sum(word.bit_count() for word in (words.long() & 0xFFFFFFFF).tolist())
         with counted_traffic() as launches:
             packed, starts = kernels.trimmed(values, words, y_hat.numel() // 2)

@@ -241,19 +241,6 @@ def test_a_sparse_product_passes_tangents(impl: str, seed: int):
     agree(along, products[0] + products[1])
 
 
-def test_what_has_no_forward_mode_says_so_when_compiled_too(seed: int):
-    x, weight = torch.randn(1, 2, 4, 4), torch.randn(3, 2, 3, 3)
-
-    def values(x: Tensor) -> Tensor:
-        return sk.spec_block(x, weight, 0.1, impl="bitmap").values
-
-    for function in (values, torch.compile(values, backend="eager")):
-        with pytest.raises(Exception, match="spec_block has no forward-mode derivative; differentiate in reverse mode"):
-            jvp(function, (x,), (x,))
-    with pytest.raises(Exception, match="has no forward-mode derivative"):
-        torch.compile(lambda x: jvp(values, (x,), (x,))[1], backend="eager")(x)
-
-
 def test_half_precision_is_differentiated_in_float32(seed: int):
     """Second derivatives of bfloat16 maps: those of the same numbers in float64, to a rounding of each."""
     lowered = [each.bfloat16() for each in inputs(torch.float32)]

@@ -152,9 +152,9 @@ def masked_multiply(name: str, channels: int, *plane: int) -> tuple[Any, ...]:
 def threshold() -> tuple[Any, ...]:
 
     y, rms = spectra(2, 3, 20, 11), torch.rand(6)
-    values, words = torch.ops.spectralkernels.threshold_bitmap_plain(y, 0.8, None, True, 20)
+    values, words = torch.ops.spectralkernels.threshold_bitmap_plain(y, torch.tensor(0.8), None, True, 20)
     return (
-        ("threshold_bitmap", (y, 0.8, rms, True, 20)),
+        ("threshold_bitmap", (y, torch.tensor(0.8), rms, True, 20)),
         ("map_rms", (y, 20)),
         ("threshold_backward", (spectra(len(values)), values.nan_to_num(), words, y.numel())),
     )
@@ -183,8 +183,8 @@ def sparse() -> tuple[Any, ...]:
 def spec_block() -> tuple[Any, ...]:
     """A packed map with room for some values less than it has slots, so that blocks move together."""
     shape = [2, 2, 24, 13]
-    values, words = torch.ops.spectralkernels.threshold_bitmap_plain(spectra(*shape), 0.8, None, True, 24)
-    block = (spectra(3, 2, 24, 13), shape, 24, 2.0, True, False, None, "triton")
+    values, words = torch.ops.spectralkernels.threshold_bitmap_plain(spectra(*shape), torch.tensor(0.8), None, True, 24)
+    block = (spectra(3, 2, 24, 13), shape, 24, torch.tensor(2.0), True, False, None, "triton")
     return (
         ("spec_block", (values.nan_to_num(), words, None, *block)),
         ("spec_block", (reals(2, 2, 23, 22), None, None, *block)),

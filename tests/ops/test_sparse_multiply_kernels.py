@@ -111,8 +111,8 @@ def test_operators_pass_opcheck(seed: int, monkeypatch: pytest.MonkeyPatch):
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *size, **keywords: empty(*size, **keywords).zero_())
     y = torch.randn(2, 3, 9, 5, dtype=torch.complex64, requires_grad=True)
-    opcheck(threshold_bitmap.differentiable, (y, 0.8, None, True, 8))
-    opcheck(threshold_bitmap.differentiable, (y, 0.8, torch.rand(6), False, 9))
+    opcheck(threshold_bitmap.differentiable, (y, torch.tensor(0.8), None, True, 8))
+    opcheck(threshold_bitmap.differentiable, (y, torch.tensor(0.8), torch.rand(6), False, 9))
     opcheck(map_rms.differentiable, (y.detach(), 8))
     sparse = threshold_spectrum(y.detach(), 0.8, impl="triton")
     grad = torch.randn_like(sparse.values).requires_grad_()

@@ -199,7 +199,7 @@ def test_the_operator_passes_opcheck_and_traces(seed: int, monkeypatch: pytest.M
     with monkeypatch.context() as patch:
         patch.setattr(torch, "empty", lambda *size, **keywords: empty(*size, **keywords).zero_())
         for values, index, slots in ((image, (None, None), 1000), (packed, before.index, None)):
-            arguments = (values, *index, w, (8, 3, 10, 5), 9, 1.5, True, slots == 1000, slots, "triton")
+            arguments = (values, *index, w, (8, 3, 10, 5), 9, torch.tensor(1.5), True, slots == 1000, slots, "triton")
             opcheck(node.spec_block.differentiable, arguments, symbols=True)
     second = torch.randn(2, 4, 3, 3, requires_grad=True)
 

@@ -34,7 +34,7 @@ def test_the_operator_passes_opcheck(seed: int):
     spectrum = torch.fft.rfft2(image.detach(), s=(10, 9), norm="ortho").requires_grad_()
     before = threshold_spectrum(torch.fft.rfft2(torch.randn(8, 3, 10, 9), norm="ortho"), 0.5, n=9).compact()
     packed = before.values.detach().requires_grad_()
-    last = ((8, 3, 10, 5), 9, 1.5)
+    last = ((8, 3, 10, 5), 9, torch.tensor(1.5))
     nothing = (None, None)
     for values, index, slots in ((image, nothing, None), (spectrum, nothing, 1000), (packed, before.index, 1600)):
         arguments = (values, *index, w, *last, True, slots == 1000, slots, "bitmap")

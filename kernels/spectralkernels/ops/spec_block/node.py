@@ -18,14 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.types import Number
 
 from spectralkernels.operators import operator
 from spectralkernels.ops.masked_multiply import masked_multiply
 from spectralkernels.ops.sparse_multiply import sparse_multiply
-from spectralkernels.ops.spec_block.packing import length, trimmed
+from spectralkernels.ops.spec_block.packing import length, moved, trimmed
 from spectralkernels.ops.spec_block.transforms import half_spectrum, half_spectrum_adjoint
-from spectralkernels.ops.threshold_spectrum import threshold_spectrum
+from spectralkernels.ops.threshold_spectrum import baselines, threshold_spectrum
 from spectralkernels.sparse import SparseSpectrum, bitmap
 
 CHOICES = {
@@ -42,7 +41,7 @@ def spec_block(
     weight: Tensor,
     shape: Sequence[int],
     n: int,
-    beta: Number,
+    beta: Tensor,
     tanh: bool,
     relative: bool,
     slots: int | None,
@@ -51,7 +50,8 @@ def spec_block(
     """One block on the half spectrum of `shape` [B, C, U, V], n samples long along its last axis.
 
     values, words, offsets: a bitmap spectrum; or, where words is None, a spectrum or a real map.
-    weight: Complex [O, C, U, V], or the real kernel. slots: as in `packing.trimmed`. impl: a key of `CHOICES`.
+    weight: Complex [O, C, U, V], or the real kernel. beta: Float64 of one number, on the host.
+    slots: as in `packing.trimmed`. impl: a key of `CHOICES`.
     Returns: values, words, offsets of a bitmap spectrum [B, O, U, V].
     """
     choice = CHOICES[impl]
@@ -61,7 +61,9 @@ def spec_block(
     else:
         y_hat = sparse_multiply(stored(shape, values, words, offsets), w_hat, impl=choice["multiply"])
     activation = "tanh" if tanh else "none"
-    full = threshold_spectrum(y_hat, beta, activation=activation, relative=relative, n=n, impl=choice["threshold"])
+    full = threshold_spectrum(
+        y_hat, float(beta), activation=activation, relative=relative, n=n, impl=choice["threshold"]
+    )
     del y_hat, w_hat
     kept_values, kept_offsets = trimmed(full.values, full.index[0], slots)
     return kept_values, full.index[0], kept_offsets
@@ -75,7 +77,7 @@ def _(
     weight: Tensor,
     shape: Sequence[int],
     n: int,
-    beta: Number,
+    beta: Tensor,
     tanh: bool,
     relative: bool,
     slots: int | None,
@@ -89,6 +91,31 @@ def _(
         weight.new_empty(blocks * (bitmap.BLOCK // bitmap.WORD), dtype=torch.int32),
         weight.new_empty(blocks, dtype=torch.int32),
     )
+
+
+@spec_block.register_composed
+def _(
+    values: Tensor,
+    words: Tensor | None,
+    offsets: Tensor | None,
+    weight: Tensor,
+    shape: Sequence[int],
+    n: int,
+    beta: Tensor,
+    tanh: bool,
+    relative: bool,
+    slots: int | None,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A magnitude within rounding of beta may fall on the other side of it."""
+    w_hat = half_spectrum(weight, shape, n, "backward")
+    if words is None:
+        y_hat = masked_multiply(half_spectrum(values, shape, n, "ortho"), w_hat, impl="einsum")
+    else:
+        y_hat = sparse_multiply(stored(shape, values, words, offsets), w_hat, impl="bitmap")
+    full = baselines.threshold(y_hat, beta, "tanh" if tanh else "none", relative, n, format="bitmap")
+    kept_values, kept_offsets = moved(full.values, full.index[0], slots, Tensor.scatter)
+    return kept_values, full.index[0], kept_offsets
 
 
 def stored(shape: Sequence[int], values: Tensor, words: Tensor, offsets: Tensor | None) -> SparseSpectrum:

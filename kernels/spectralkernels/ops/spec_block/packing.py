@@ -6,6 +6,8 @@ waits for a count; the slots together are as large as the dense spectrum. Here t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -29,15 +31,29 @@ def trimmed(values: Tensor, words: Tensor, slots: int | None) -> tuple[Tensor, T
     Returns: Complex [kept] or [length(slots, blocks)]; Int32 [blocks], where each block's values begin.
     Raises: Unsupported if a CUDA graph is being captured, which cannot wait.
     """
-    blocks = values.shape[0] // BLOCK
-    if blocks == 0 or (slots is not None and length(slots, blocks) == blocks * BLOCK):
-        return values, torch.arange(0, blocks * BLOCK, BLOCK, dtype=torch.int32, device=values.device)
-    if slots is None and _captured(values):
-        raise Unsupported("a CUDA graph cannot wait for the number of kept coefficients; pass capacity, such as 0.5")
-    if values.dtype == torch.complex64 and triton_unavailable(values.device.type) is None:
-        from spectralkernels.ops.spec_block import kernels
+    if not _in_place(values, slots):
+        if slots is None and _captured(values):
+            raise Unsupported(
+                "a CUDA graph cannot wait for the number of kept coefficients; pass capacity, such as 0.5"
+            )
+        if values.dtype == torch.complex64 and triton_unavailable(values.device.type) is None:
+            from spectralkernels.ops.spec_block import kernels
 
-        return kernels.trimmed(values, words, slots)
+            return kernels.trimmed(values, words, slots)
+    return moved(values, words, slots)
+
+
+def moved(
+    values: Tensor, words: Tensor, slots: int | None, scatter: Callable[..., Tensor] = Tensor.scatter_
+) -> tuple[Tensor, Tensor]:
+    """As `trimmed`, in torch's own operations; torch.func needs them with `Tensor.scatter`, which it can batch."""
+    blocks = values.shape[0] // BLOCK
+    if _in_place(values, slots):
+        return values, torch.arange(0, blocks * BLOCK, BLOCK, dtype=torch.int32, device=values.device)
+    if slots is None and not torch.compiler.is_compiling() and _batched(words):
+        raise Unsupported(
+            "torch.func.vmap has no place for maps that keep more than others; pass capacity, such as 0.5"
+        )
     counts = unpack_bits(words).sum(1)
     ends = counts.cumsum(0)
     starts = ends - counts
@@ -46,11 +62,26 @@ def trimmed(values: Tensor, words: Tensor, slots: int | None) -> tuple[Tensor, T
     targets = starts.unsqueeze(1) + rank
     # what is not kept, or does not fit, lands in the spare block
     targets = torch.where((rank < counts.unsqueeze(1)) & (targets < room), targets, room)
-    packed = values.new_zeros(room + BLOCK).scatter_(0, targets.reshape(-1), values)
+    packed = scatter(values.new_zeros(room + BLOCK), 0, targets.reshape(-1), values)
     if slots is None:
         return packed[:room].clone(), starts.to(torch.int32)
     return torch.where(ends[-1] > room, float("nan"), packed), starts.clamp(max=room).to(torch.int32)
 
 
+def _in_place(values: Tensor, slots: int | None) -> bool:
+    """Whether there is room for all blocks where they are."""
+    blocks = values.shape[0] // BLOCK
+    return blocks == 0 or (slots is not None and length(slots, blocks) == blocks * BLOCK)
+
+
 def _captured(tensor: Tensor) -> bool:
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _batched(tensor: Tensor) -> bool:
+    """Whether it stands for the samples of a `torch.func.vmap`, at any depth of transforms."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        if torch._C._functorch.is_batchedtensor(tensor):
+            return True
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return False

@@ -169,7 +169,7 @@ def _triton(y_hat: Tensor, beta: float, activation: str, relative: bool, n: int)
     from spectralkernels.ops.threshold_spectrum.rms import map_rms
 
     rms = map_rms(y_hat.detach(), n) if relative else None
-    values, words = threshold_bitmap(y_hat, beta, rms, activation == "tanh", n)
+    values, words = threshold_bitmap(y_hat, baselines.as_tensor(beta), rms, activation == "tanh", n)
     return SparseSpectrum(tuple(y_hat.shape), "bitmap", values, (words,))
 
 

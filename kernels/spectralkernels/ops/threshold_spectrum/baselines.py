@@ -14,7 +14,7 @@ Activation = Literal["tanh", "none"]
 
 
 def threshold(
-    y_hat: Tensor, beta: float, activation: Activation, relative: bool, n: int, *, format: Format
+    y_hat: Tensor, beta: float | Tensor, activation: Activation, relative: bool, n: int, *, format: Format
 ) -> SparseSpectrum:
     """Threshold into a format with torch operations only; the activation sees kept values alone."""
     kept = decide(y_hat.detach(), beta, map_rms(y_hat.detach(), n) if relative else None, n)
@@ -22,14 +22,20 @@ def threshold(
     return SparseSpectrum(sparse.shape, format, activate(sparse.values, activation), sparse.index)
 
 
-def decide(y_hat: Tensor, beta: float, rms: Tensor | None, n: int) -> Tensor:
+def as_tensor(beta: float | Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """beta in float64, for operators and comparisons: torch.compile has a graph for every number that these are given.
+
+    Added to zero: of a sum AOTAutograd makes one of tensors, of `full` it makes a graph per threshold.
+    """
+    return torch.zeros((), dtype=torch.float64, device=device) + beta
+
+
+def decide(y_hat: Tensor, beta: float | Tensor, rms: Tensor | None, n: int) -> Tensor:
     """Which coefficients are kept: |Y| > beta (or NaN), pairs of the self-conjugate columns together.
 
-    y_hat: Complex [..., U, V]. rms: Real [planes] or None. Returns: Bool [..., U, V].
+    y_hat: Complex [..., U, V]. beta: or a tensor of one number. rms: Real [planes] or None. Returns: Bool [..., U, V].
     """
-    # Rounded by a cast, and no number of Python in a comparison: torch.compile would ask for one graph per threshold.
-    # Added to zero: of a sum AOTAutograd makes one of tensors, of `full` it makes a graph per threshold.
-    limit = (torch.zeros((), dtype=torch.float64, device=y_hat.device) + beta).to(y_hat.real.dtype)
+    limit = as_tensor(beta, y_hat.device).to(y_hat.real.dtype)  # rounded by the cast
     if rms is not None:
         limit = torch.where(limit.isinf(), limit, limit * rms).reshape(*y_hat.shape[:-2], 1, 1)
     kept = ~(y_hat.abs() <= limit)

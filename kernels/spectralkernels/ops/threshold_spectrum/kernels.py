@@ -16,7 +16,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.types import Number
 
 from spectralkernels.launch import Launch, NamedLaunch, interpreted
 from spectralkernels.operators import operator
@@ -137,13 +136,14 @@ def threshold_kernel(
 
 
 @operator("threshold_bitmap", dense=True)
-def threshold_bitmap(y_hat: Tensor, beta: Number, rms: Tensor | None, tanh: bool, n: int) -> tuple[Tensor, Tensor]:
+def threshold_bitmap(y_hat: Tensor, beta: Tensor, rms: Tensor | None, tanh: bool, n: int) -> tuple[Tensor, Tensor]:
     """Threshold, activate and pack in one launch, without waiting for the device.
 
-    y_hat: Complex64 [..., U, V]. rms: Float32 [planes] to scale beta with, or None. n: signal length of the last axis.
+    y_hat: Complex64 [..., U, V]. beta: Float64 of one number, on the host. rms: Float32 [planes] to scale beta with, or
+        None. n: signal length of the last axis.
     Returns: Complex64 [blocks * 1024], undefined in unused slots; Int32 [blocks * 32].
     """
-    return _launch(y_hat, beta, rms, tanh, n)
+    return _launch(y_hat, float(beta), rms, tanh, n)
 
 
 def _launch(y_hat: Tensor, beta: float, rms: Tensor | None, tanh: bool, n: int) -> tuple[Tensor, Tensor]:
@@ -178,13 +178,13 @@ def _launch(y_hat: Tensor, beta: float, rms: Tensor | None, tanh: bool, n: int) 
 
 
 @threshold_bitmap.register_fake
-def _(y_hat: Tensor, beta: Number, rms: Tensor | None, tanh: bool, n: int) -> tuple[Tensor, Tensor]:
+def _(y_hat: Tensor, beta: Tensor, rms: Tensor | None, tanh: bool, n: int) -> tuple[Tensor, Tensor]:
     blocks = blocks_of(y_hat.numel())
     return y_hat.new_empty(blocks * BLOCK), y_hat.new_empty(blocks * (BLOCK // WORD), dtype=torch.int32)
 
 
 @threshold_bitmap.register_composed
-def _(y_hat: Tensor, beta: Number, rms: Tensor | None, tanh: bool, n: int) -> tuple[Tensor, Tensor]:
+def _(y_hat: Tensor, beta: Tensor, rms: Tensor | None, tanh: bool, n: int) -> tuple[Tensor, Tensor]:
     """A magnitude within rounding of beta may fall on the other side of it."""
     values, words = pack(y_hat.reshape(-1), decide(y_hat.detach(), beta, rms, n).reshape(-1))
     return activate(values, "tanh" if tanh else "none"), words
