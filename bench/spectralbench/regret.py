@@ -168,7 +168,14 @@ def race(
     return least
 
 
-def measure(case: Case, rounds: int, most: float, weighed: bool, training: bool = False) -> Row:
+def measure(
+    case: Case,
+    rounds: int,
+    most: float,
+    weighed: bool,
+    training: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Row:
     """One shape raced for about `most` seconds, with its backward pass if `training`, and weighed if asked."""
     operation = load_operation(case.operation)
     inputs = operation.make_inputs(case, "cpu")
@@ -184,7 +191,7 @@ def measure(case: Case, rounds: int, most: float, weighed: bool, training: bool 
                 run()
                 forget()
                 bytes_[name] = peak_growth(run)
-        return Row(case.operation, case.id, chosen, race(runs, rounds, chosen, seconds=most), bytes_)
+        return Row(case.operation, case.id, chosen, race(runs, rounds, chosen, clock, most), bytes_)
 
 
 def _run(implementation: Implementation, inputs: dict[str, Any], training: bool) -> Callable[[], object]:
@@ -238,12 +245,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(asked.threads)
     keep_freed_memory()
     chance, rows, start = random.Random(asked.seed), [], time.monotonic()
+    clock = time.process_time if asked.cpu_time else time.perf_counter
     print(f"seed {asked.seed}, {asked.threads} threads", file=sys.stderr)
     for number in range(asked.shapes):
         if time.monotonic() - start > asked.time_budget:
-            print(f"out of time after {number} of {asked.shapes} shapes", file=sys.stderr)
+            print(f"\nout of time after {number} of {asked.shapes} shapes", file=sys.stderr)
             break
-        rows.append(measure(draw(chance), asked.rounds, asked.seconds, not asked.no_memory, asked.training))
+        rows.append(measure(draw(chance), asked.rounds, asked.seconds, not asked.no_memory, asked.training, clock))
         if asked.json:
             print(json.dumps(asdict(rows[-1])), flush=True)
         print(f"\r{number + 1} of {asked.shapes}", end="", file=sys.stderr, flush=True)
@@ -263,6 +271,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--seconds", type=float, default=1.0, metavar="S", help="of rounds per shape, about (default 1)")
     made.add_argument("--threads", type=int, default=torch.get_num_threads(), metavar="N", help="of torch")
     made.add_argument("--training", action="store_true", help="race forward and backward passes")
+    made.add_argument("--cpu-time", action="store_true", help="of all threads, for a busy machine; not the wall's time")
     made.add_argument("--no-memory", action="store_true", help="race alone")
     made.add_argument("--json", action="store_true", help="a line per shape on stdout, and no summary")
     return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Callable
 
 import pytest
@@ -126,13 +127,17 @@ def test_a_shape_is_measured(training: bool):
 def test_the_command_prints_and_judges(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     threads = torch.get_num_threads()
     given = [row(), row(1.1)]
-    monkeypatch.setattr(regret, "measure", lambda *arguments: given[0])
+    clocks: list[object] = []
+    monkeypatch.setattr(regret, "measure", lambda *arguments: clocks.append(arguments[-1]) or given[0])  # type: ignore
     asked = ["--shapes", "3", "--seed", "5", "--threads", str(threads)]
     assert main(asked) == 0
     found = capsys.readouterr()
     assert found.out.startswith("3 shapes; auto takes the fastest in 3\n") and "seed 5" in found.err
     assert main([*asked, "--json"]) == 0
     assert [json.loads(line)["chosen"] for line in capsys.readouterr().out.splitlines()] == ["plain"] * 3
+    assert main([*asked, "--cpu-time"]) == 0
+    assert [time.perf_counter] * 6 + [time.process_time] * 3 == clocks
+    capsys.readouterr()
     for bad in (row(1.3), row(auto=5e7)):
         given[0] = bad
         assert main(asked) == 1
