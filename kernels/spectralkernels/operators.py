@@ -53,7 +53,7 @@ class Operator:
         self._flops: Callable[..., int] | None = None
         torch.library.register_autograd(
             f"{NAMESPACE}::{name}",
-            lambda ctx, *gradients: self._backward(ctx, *gradients),
+            lambda ctx, *gradients: _for_every_gradient(self._backward, ctx, gradients),
             setup_context=lambda ctx, inputs, output: self._setup_context(ctx, inputs, output),
             lib=_LIBRARY,
         )
@@ -155,6 +155,39 @@ def flop_formulas() -> dict[Any, Callable[..., int]]:
     Such calls lead by no `Operator`: FlopCounterMode(custom_mapping=flop_formulas()) counts them, too.
     """
     return {each: formula for found in OPERATORS.values() for each, formula in found.flop_formulas().items()}
+
+
+def by_chain() -> bool:
+    """Whether a backward pass is to be torch's own operations: differentiated again, or taken by a transform."""
+    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return torch.is_grad_enabled() or transformed
+
+
+def _for_every_gradient(backward: Callable[..., Any], ctx: Any, gradients: tuple[Tensor | None, ...]) -> Any:
+    """A backward pass, which `torch.autograd.grad(is_grads_batched=True)` calls once for a batch of gradients.
+
+    That stands for a vmap of its own that has few rules; torch.func's takes its place.
+    """
+    batches = {i: each for i, each in enumerate(gradients) if each is not None and _is_old_batch(each)}
+    if not batches:
+        return backward(ctx, *gradients)
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    found: list[bool] = []
+
+    def run(*samples: Tensor) -> tuple[Tensor, ...]:
+        given = dict(zip(batches, samples, strict=True))
+        parts = backward(ctx, *(given.get(i, each) for i, each in enumerate(gradients)))
+        parts = parts if isinstance(parts, tuple) else (parts,)
+        found.extend(part is not None for part in parts)
+        return tuple(part for part in parts if part is not None)
+
+    stacked = [torch._remove_batch_dim(each, level, 0, 0) for each in batches.values()]
+    mapped = iter(torch._add_batch_dim(part, 0, level) for part in torch.func.vmap(run)(*stacked))
+    return tuple(next(mapped) if there else None for there in found)
+
+
+_is_old_batch = torch._C._functorch.is_legacy_batchedtensor
 
 
 def _save_arguments(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -33,7 +33,7 @@ from spectralkernels.convolution.linear_maps import (
     weight_product_transposed,
 )
 from spectralkernels.dft import stepped_dft
-from spectralkernels.operators import operator
+from spectralkernels.operators import by_chain, operator
 from spectralkernels.spectra import Band
 
 
@@ -144,7 +144,7 @@ def _save_conv(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor])
 
 def _differentiate_conv(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tensor | None, ...]:
     need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
-    if dy is None or dz is not None or torch.is_grad_enabled():
+    if dy is None or dz is not None or by_chain():
         return *_composed_backward(ctx, dy, dz), *(None,) * 5
     dx, dw = _conv_backward(dy, *ctx.saved_tensors, *ctx.geometry, need_x, need_weight)
     gradients = (dx if need_x else None, dw if need_weight else None, composed.bias_gradient(dy) if need_bias else None)
@@ -204,7 +204,7 @@ def _save_apply(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate_apply(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    if torch.is_grad_enabled():
+    if by_chain():
         return _composed_apply_backward(ctx, dy)
     dx = _apply_backward(dy, *ctx.saved_tensors, *ctx.geometry) if ctx.needs_input_grad[0] else None
     return dx, None, composed.bias_gradient(dy) if ctx.needs_input_grad[2] else None, None, None, None, None, None

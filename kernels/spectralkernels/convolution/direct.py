@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spectralkernels.layouts import is_channels_last
+from spectralkernels.layouts import in_channels_last, is_channels_last
 from spectralkernels.spectra import Band
 from spectralkernels.tf32 import tf32_allowed
 
@@ -108,16 +108,12 @@ def direct_supports(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, 
 
 def direct_channels_last(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> Tensor:
     """`direct` in the layout that tensor cores like, [batch, height, width, channel] in memory; so is its answer."""
-    return _direct(_channels_last(x), _channels_last(weight), bias, band, groups, convolve)
+    return _direct(in_channels_last(x), in_channels_last(weight), bias, band, groups, convolve)
 
 
 def prepare_channels_last(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> dict[str, Any]:
     """Maps and kernel as a channels_last network holds them."""
-    return {"x": _channels_last(x), "weight": _channels_last(weight), "bias": bias, "band": band, "groups": groups}
-
-
-def _channels_last(tensor: Tensor) -> Tensor:
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+    return {"x": in_channels_last(x), "weight": in_channels_last(weight), "bias": bias, "band": band, "groups": groups}
 
 
 def channels_last_supports(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> str | None:
@@ -161,7 +157,7 @@ def direct_tf32(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, grou
 
 def direct_channels_last_tf32(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> Tensor:
     """`direct_channels_last` with TF32 allowed."""
-    return direct_tf32(_channels_last(x), _channels_last(weight), bias, band, groups)
+    return direct_tf32(in_channels_last(x), in_channels_last(weight), bias, band, groups)
 
 
 def float32_only(x: Tensor, **rest: Any) -> str | None:
@@ -190,4 +186,4 @@ def convolve_in_best_layout(
     if x.dim() == 3:
         maps = convolve_in_best_layout(x.unsqueeze(2), weight.unsqueeze(2), bias, (0, *padding), groups)
         return maps.squeeze(2)
-    return convolve(_channels_last(x), _channels_last(weight), bias, padding, groups).contiguous()
+    return convolve(in_channels_last(x), in_channels_last(weight), bias, padding, groups).contiguous()

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from spectralkernels.convolution import composed, flops
@@ -27,7 +26,7 @@ from spectralkernels.convolution.linear_maps import (
     weight_product,
     weight_product_transposed,
 )
-from spectralkernels.operators import operator
+from spectralkernels.operators import by_chain, operator
 from spectralkernels.spectra import Band
 
 Ints = Sequence[int]
@@ -187,7 +186,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _differentiate(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tensor | None, ...]:
     need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
-    if dy is None or dz is not None or torch.is_grad_enabled():
+    if dy is None or dz is not None or by_chain():
         return *_composed_backward(ctx, dy, dz), *(None,) * 7
     dx, dw = _conv_backward(dy, *ctx.saved_tensors, *ctx.geometry, need_x, need_weight)
     db = composed.bias_gradient(dy) if need_bias else None

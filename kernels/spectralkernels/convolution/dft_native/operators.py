@@ -19,7 +19,7 @@ from spectralkernels.convolution.dft_native.frozen import packed_modes
 from spectralkernels.convolution.dft_native.library import Kept, Sizes
 from spectralkernels.convolution.geometry import compute_dtype
 from spectralkernels.convolution.linear_maps import transforms_of
-from spectralkernels.operators import operator
+from spectralkernels.operators import by_chain, operator
 
 Ints = Sequence[int]
 
@@ -200,7 +200,7 @@ def _differentiate_conv(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple
     need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
     if dz is not None and dz.numel() == 0:
         dz = None
-    if dy is None or dz is not None or torch.is_grad_enabled():
+    if dy is None or dz is not None or by_chain():
         return *composed.gradients(ctx, dy, dz), *(None,) * 10
     dx, dw = None, None
     if need_x or need_weight:
@@ -283,7 +283,7 @@ def _save_apply(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate_apply(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    if torch.is_grad_enabled():
+    if by_chain():
         return _composed_apply_backward(ctx, dy)
     dx = apply_backward(dy, *ctx.saved_tensors, *ctx.geometry) if ctx.needs_input_grad[0] else None
     return dx, None, by_torch.bias_gradient(dy) if ctx.needs_input_grad[2] else None, None, None, None, None, None

@@ -33,7 +33,7 @@ from spectralkernels.convolution.linear_maps import (
 )
 from spectralkernels.dft import listed_dft, stepped_dft, too_large
 from spectralkernels.modes import ModeList
-from spectralkernels.operators import operator
+from spectralkernels.operators import by_chain, operator
 from spectralkernels.spectra import Band
 
 Ints = Sequence[int]
@@ -230,7 +230,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _differentiate(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tensor | None, ...]:
-    if dy is None or dz is not None or torch.is_grad_enabled():
+    if dy is None or dz is not None or by_chain():
         return *_composed_backward(ctx, dy, dz), *(None,) * 7
     need = [int(each) for each in ctx.needs_input_grad[:3]]
     dx, dw, dmask = _conv_backward(dy, *ctx.saved_tensors, *ctx.geometry, need)

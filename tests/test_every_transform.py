@@ -1,0 +1,175 @@
+"""Every implementation of every operation under torch's transforms; found by walking, as in `test_conformance`.
+
+Forward mode gives what reverse mode says of it, u . (J v) = (J^T u) . v; samples that `vmap` takes together are those
+that are taken one by one; `is_grads_batched` gives the gradients of each; and torch has a rule for all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from effort import EFFORT
+from torch import Tensor
+from torch.func import jvp, vmap
+
+import spectralkernels as sk
+from spectralkernels.declare import Case, Implementation, Operation, with_seed
+from spectralkernels.dispatch import why_not
+from spectralkernels.ops import load_operations
+
+WAITING = {
+    ("threshold_spectrum", "coo"): "dynamic shape",
+    ("threshold_spectrum", "csr"): "dynamic shape",
+    ("threshold_spectrum", "index"): "dynamic shape",
+    ("energy_selection2d", "bisection"): r"\.item\(\)",
+}
+"""Whose answer waits for a number that each sample has for itself, and what torch says of that under vmap."""
+
+PRECISE = ("float64", "complex128", "float32", "complex64")
+
+SUBJECTS = [
+    pytest.param(operation, subject, id=f"{operation.name}-{subject.name}")
+    for operation in load_operations().values()
+    for subject in operation.subjects
+    if operation.gradients and subject.engine != "triton" and not subject.compiled
+    if subject.name != "fft_conv_pytorch"  # a package of others
+]
+
+
+def a_call(
+    operation: Operation, subject: Implementation, seed: int
+) -> tuple[Callable[..., Tensor], list[Tensor], float]:
+    """What takes the differentiable inputs of the first case that may be served, those inputs, and a tolerance."""
+    reason: str | None = "it has no case in this profile"
+    precise = [dtype for dtype in PRECISE if dtype in operation.tolerance.relative]
+    for dtype, (case, block) in product(precise, operation.cases("smoke")):
+        if block.implementations is not None and subject.name not in block.implementations:
+            continue
+        case = with_seed(replace(case, dtype=dtype), seed)
+        inputs = operation.make_inputs(case, "cpu")
+        inputs = subject.prepare(**inputs) if subject.prepare else inputs
+        reason = why_not(subject, "cpu", inputs)
+        if reason is None:
+            names = [name for name in operation.gradients if isinstance(inputs.get(name), Tensor)]
+            call = partial(answer, operation, subject, inputs, names)
+            return call, [inputs[name] for name in names], tolerance(operation, subject, case)
+    pytest.skip(str(reason))
+
+
+def answer(
+    operation: Operation, subject: Implementation, inputs: dict[str, Any], names: list[str], *given: Tensor
+) -> Tensor:
+    return as_real(operation.dense(subject.call(**{**inputs, **dict(zip(names, given, strict=True))})))
+
+
+def tolerance(operation: Operation, subject: Implementation, case: Case) -> float:
+    """Two ways to compute the same, each with its rounding."""
+    return max(1e-12, 4 * (subject.tolerance or operation.tolerance).at(case))
+
+
+def as_real(y: Tensor) -> Tensor:
+    return torch.view_as_real(y.resolve_conj()) if y.is_complex() else y
+
+
+def inner(a: Tensor, b: Tensor) -> float:
+    return float((as_real(a) * as_real(b)).sum())
+
+
+@pytest.mark.filterwarnings("error:There is a performance drop")
+@pytest.mark.parametrize(("operation", "subject"), SUBJECTS)
+def test_it_is_differentiated_forward_and_batched(operation: Operation, subject: Implementation, seed: int):
+    if subject.available("cpu") is not None:
+        pytest.skip(str(subject.available("cpu")))
+    function, given, most = a_call(operation, subject, seed)
+    along = [torch.randn_like(each) for each in given]
+    y, dy = jvp(function, tuple(given), tuple(along))
+    leaves = [each.detach().clone().requires_grad_() for each in given]
+    want = function(*leaves)
+    assert (y - want).norm() <= most * want.norm() and dy.norm() > 0
+    pulls = torch.randn(3, *want.shape, dtype=want.dtype)
+    together = torch.autograd.grad(want, leaves, pulls, is_grads_batched=True, retain_graph=True)
+    for i, u in enumerate(pulls):
+        gradients = torch.autograd.grad(want, leaves, u, retain_graph=True)
+        difference = inner(u, dy) - sum(inner(g, v) for g, v in zip(gradients, along, strict=True))
+        assert abs(difference) <= most * float(u.norm() * dy.norm())
+        for batched, single in zip(together, gradients, strict=True):
+            assert (batched[i] - single).norm() <= most * single.norm()
+    samples = [torch.stack([each, step.to(each.dtype) + each]) for each, step in zip(given, along, strict=True)]
+    if (reason := WAITING.get((operation.name, subject.name))) is not None:
+        with pytest.raises(RuntimeError, match=reason):
+            vmap(function)(*samples)
+        return
+    found, apart = vmap(function)(*samples), [function(*each) for each in zip(*samples, strict=True)]
+    assert (found - torch.stack(apart)).norm() <= most * torch.stack(apart).norm()
+
+
+KERNELS = [point for point in SUBJECTS if point.values[1].role == "kernel" or point.id == "spec_block-bitmap"]
+
+
+@pytest.mark.filterwarnings("error:There is a performance drop")
+@pytest.mark.parametrize(
+    ("operation", "subject"), KERNELS if EFFORT > 1 else [p for p in KERNELS if p.id == "spec_block-bitmap"]
+)
+def test_a_compiled_tangent_is_no_silent_zero(operation: Operation, subject: Implementation, seed: int):
+    if subject.available("cpu") is not None:
+        pytest.skip(str(subject.available("cpu")))
+    function, given, most = a_call(operation, subject, seed)
+    along = tuple(torch.randn_like(each) for each in given)
+
+    def tangent(*given: Tensor) -> Tensor:
+        return jvp(function, given, along)[1]
+
+    torch._dynamo.reset()
+    found, want = torch.compile(tangent, backend="aot_eager")(*given), tangent(*given)
+    assert want.norm() > 0 and (found - want).norm() <= most * want.norm()
+
+
+def test_samples_that_keep_different_numbers_need_a_stated_room(seed: int):
+    """vmap is refused in words where each map would have a size of its own, at any depth of transforms."""
+    maps, weight = torch.randn(3, 2, 2, 9, 8), torch.randn(3, 2, 3, 3)
+
+    def block(x: Tensor, capacity: float | None = None) -> Tensor:
+        return sk.spec_block(x, weight, 1.0, capacity=capacity, impl="bitmap").to_dense().abs()
+
+    torch.testing.assert_close(vmap(partial(block, capacity=0.9))(maps), torch.stack([block(x) for x in maps]))
+    for refused in (block, torch.func.grad(lambda x: block(x).sum()), lambda x: jvp(block, (x,), (x,))[1]):
+        with pytest.raises(sk.Unsupported, match=r"torch\.func\.vmap has no place .*; pass capacity, such as 0\.5"):
+            vmap(refused)(maps)
+
+
+def test_a_hessian_of_batched_gradients(seed: int):
+    """`vectorize=True` differentiates a batch of gradients once more; the answer is that of a chain of FFTs."""
+    x, weight = torch.randn(1, 2, 5, 4, dtype=torch.float64), torch.randn(2, 2, 2, 3, dtype=torch.float64)
+
+    def energy(weight: Tensor, impl: str) -> Tensor:
+        return sk.band_limited_conv2d(x, weight, compression=0.4, impl=impl).pow(3).sum()
+
+    found = [
+        torch.autograd.functional.hessian(partial(energy, impl=impl), weight, vectorize=vectorize)
+        for impl, vectorize in (("dft_gemm", True), ("torch_fft", False))
+    ]
+    assert (found[0] - found[1]).norm() <= 1e-12 * found[1].norm()
+
+
+@pytest.mark.parametrize("impl", ["dft_gemm", "dft_native"])
+def test_tangents_pass_a_backward_pass(impl: str, seed: int):
+    """Forward over reverse with torch.autograd's own dual numbers: a Hessian times a vector."""
+    if not next(each for each in sk.implementations("band_limited_conv2d") if each.name == impl).available:
+        pytest.skip(f"{impl} does not run here")
+    x, weight, v = (torch.randn(s, dtype=torch.float64) for s in ((1, 2, 5, 4), (2, 2, 2, 3), (2, 2, 2, 3)))
+
+    def energy(weight: Tensor, impl: str) -> Tensor:
+        return sk.band_limited_conv2d(x, weight, compression=0.4, impl=impl).pow(3).sum()
+
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(weight.clone().requires_grad_(), v)
+        (gradient,) = torch.autograd.grad(energy(dual, impl), dual)
+        found = torch.autograd.forward_ad.unpack_dual(gradient).tangent
+    want = torch.autograd.functional.hvp(partial(energy, impl="torch_fft"), weight, v)[1]
+    assert (found - want).norm() <= 1e-12 * want.norm()
