@@ -15,9 +15,11 @@ import pytest
 import synthetic_records as synthetic
 
 from spectralbench import alert, history, simulate
-from spectralbench.alert import Finding, Verdict
+from spectralbench.alert import Finding, Verdict, evidence
 from spectralbench.alert.control import Controls
 from spectralbench.alert.evidence import weigh
+from spectralbench.alert.judging import RATE
+from spectralbench.alert.tails import Tail
 
 
 def judged(results: Path, metric: str = "device_time", implementation: str = "triton") -> Finding:
@@ -87,11 +89,25 @@ def test_a_run_of_unchanged_series_is_silent(kind: str, earlier: int, processes:
     assert not all(alarmed)
 
 
-def test_one_changed_series_of_a_thousand_is_found(seed: int) -> None:
+@pytest.mark.parametrize("kind", simulate.KINDS)
+def test_one_changed_series_of_a_thousand_is_found(kind: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    values = simulate.run(rng, "gaussian", 0.02, 8, 5, False)
-    values[: simulate.CHANGED, -1] += np.log(1.10)
-    assert simulate.found_alone(weigh(values)).mean() >= 0.9
+    values = simulate.run(rng, kind, 0.01, 8, 5, False)
+    values[: simulate.CHANGED, -1] += np.log(1.05)
+    found = weigh(values, alarm=RATE / simulate.RUN, practical=simulate.PRACTICAL)
+    seen = found.slower[: simulate.CHANGED] <= RATE / simulate.RUN
+    assert seen.mean() >= 0.5 and (found.split[: simulate.CHANGED][seen] == 8).mean() >= 0.8
+
+
+def test_the_newest_change_is_not_half_of_itself_one_commit_earlier(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much lighter the tail for older commits was fitted, where both would be told."""
+    lighter, heavier = Tail(1.6, 0.0, 0.1), Tail(1.6, 0.0, 0.4)
+    monkeypatch.setattr(evidence, "_placebos", lambda *_: (heavier, heavier))
+    monkeypatch.setattr(evidence, "_shuffled", lambda *_: (lighter, lighter))
+    rng = np.random.default_rng(1)
+    values = 0.01 * rng.standard_normal((50, 9, 1))
+    values[:, -1] += 0.2
+    assert (weigh(values).split == 8).all()
 
 
 @pytest.mark.parametrize("back", [1, 11, 30])

@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 from spectralbench.alert.tails import Array, Prior, Tail, deviate, fit, usual
 
@@ -30,8 +30,8 @@ NOTHING = 1e-20
 OUTLIER = 4.0
 ROUNDS = 4
 SHUFFLES = 6
-MEANS = ((0.0, 0.0), (0.34, 0.34), (0.0, 0.4))
-SYMMETRIC = 2
+MEANS = ((0.0, 0.0), (0.34, 0.34), (0.4, 0.4), (0.0, 0.4))
+SYMMETRIC = 3
 TRUSTED = 200.0
 
 
@@ -91,10 +91,10 @@ def weigh(values: Array, *, minimum: int = 3, alarm: float = 1e-5, practical: fl
     values = _thinned(values)
     model = _best_model(values, minimum, alarm)
     start = np.zeros(len(values), dtype=np.int64)
-    found = _search(model, start, minimum)
+    found = _search(model, start, minimum, alarm)
     for _ in range(ROUNDS):
         credible = np.minimum(found.slower, found.faster) < CREDIBLE
-        later = _search(model, np.where(credible, found.split, start), minimum)
+        later = _search(model, np.where(credible, found.split, start), minimum, alarm)
         told = (np.minimum(later.slower, later.faster) <= alarm) & (np.abs(np.expm1(later.change)) > practical)
         newer = credible & told
         if not newer.any():
@@ -119,9 +119,11 @@ def _best_model(values: Array, minimum: int, alarm: float) -> _Model:
     """
     counts = np.isfinite(values).sum(2)
     equal = len(np.unique(counts[counts > 0])) <= 1
-    models = []
+    models: list[_Model] = []
     for below, above in MEANS if equal else MEANS[:SYMMETRIC]:
         points = _points(values, below, above)
+        if any(np.array_equal(points, model.points, equal_nan=True) for model in models):
+            continue
         prior = usual(np.diff(points[:, :-1], axis=1))
         within = _within(values, points, prior)
         priors = (prior,) if prior is None else (prior, Prior(prior.mean, prior.mean, TRUSTED))
@@ -166,12 +168,17 @@ def _within(values: Array, points: Array, prior: Prior | None) -> Array:
     return prior.mean * (free * beyond + prior.degrees) / (free + prior.degrees)
 
 
-def _search(model: _Model, start: Array, minimum: int) -> Evidence:
-    """The best split of what lies from `start` on; half of the error rate belongs to the newest point."""
+def _search(model: _Model, start: Array, minimum: int, alarm: float) -> Evidence:
+    """The best split of what lies from `start` on; half of the error rate belongs to the newest point.
+
+    Of several that would be told, it is the one with the largest deviate: of p values that far out, nobody knows which
+    is the smaller.
+    """
     splits = _splits(model, start, minimum)
     p_slower, p_faster = (_p_values(model, splits, sign) for sign in (1, -1))
     either = np.minimum(p_slower, p_faster)
-    at = np.argmin(either, 1)
+    told = np.where(either <= alarm, np.abs(splits.z), 0.0)
+    at = np.where(told.any(1), np.argmax(told, 1), np.argmin(either, 1))
     at = np.where(either.min(1) >= CREDIBLE, either.shape[1] - 1, at)[:, None]
     change, slower, faster, earlier, error = (
         np.take_along_axis(found, at, 1)[:, 0]
@@ -185,13 +192,13 @@ def _p_values(model: _Model, splits: _Splits, sign: int) -> Array:
     side = 0 if sign > 0 else 1
     z = sign * splits.z
     older = splits.legal[:, :-1].sum(1, keepdims=True)
-    p_older = np.minimum(stats.norm.sf(z[:, :-1]) * np.maximum(older, 1), 1)
-    p_newest = stats.norm.sf(z[:, -1:])
+    p_older = np.minimum(special.ndtr(-z[:, :-1]) * np.maximum(older, 1), 1)
+    p_newest = special.ndtr(-z[:, -1:])
     if model.newest is not None:
         p_newest = np.maximum(p_newest, model.newest[side].survival(z[:, -1:]))
     if model.older is not None:
         # The tail is that of the largest of all splits, so it has paid for them.
-        p_older = np.maximum(stats.norm.sf(z[:, :-1]), model.older[side].survival(z[:, :-1]))
+        p_older = np.maximum(special.ndtr(-z[:, :-1]), model.older[side].survival(z[:, :-1]))
     p = np.concatenate((p_older, p_newest), 1) * np.where(older > 0, 2, 1)
     return np.where(splits.legal & ~splits.over, np.minimum(p, 1), 1.0)
 
@@ -210,7 +217,7 @@ def _splits(model: _Model, start: Array, minimum: int) -> _Splits:
     mean1, mean2 = sums[:, :-1] / n1, (sums[:, -1:] - sums[:, :-1]) / n2
     residual = squares[:, -1:] - n1 * mean1**2 - n2 * mean2**2
     residual = np.where(residual < NOTHING, 0.0, residual)
-    free = np.maximum(earlier + later - 2, 1).astype(float)
+    free = np.maximum(count - 2, 1).astype(float)
     variance, degrees = _moderated(residual / free, free, model.prior)
     variance = np.maximum(variance, model.within[:, None])
     error = np.sqrt(variance * (1 / n1 + 1 / n2))
@@ -241,7 +248,7 @@ def _placebos(model: _Model, minimum: int) -> tuple[Tail, Tail] | None:
     deviation = np.where(known, earlier - centre, 0.0)
     others = np.maximum(count - 1, 1)
     lost = deviation**2 * count / others
-    free = np.maximum(others - 1, 1) * np.ones_like(deviation)
+    free = np.maximum(others - 1, 1).astype(float)
     rest = np.maximum((deviation**2).sum(1, keepdims=True) - lost, 0.0)
     variance, degrees = _moderated(rest / free, free, model.prior)
     variance = np.maximum(variance, within[:, None])
@@ -272,8 +279,12 @@ def _shuffled(model: _Model, minimum: int) -> tuple[Tail, Tail] | None:
 def _steady(model: _Model, minimum: int) -> tuple[Array, Array]:
     """The earlier points of the series that have not changed plainly within them, and the `within` of those series."""
     before = replace(model, points=model.points[:, :-1], newest=None, older=None)
-    found = _search(before, np.zeros(len(model.points), dtype=np.int64), minimum)
-    steady = np.minimum(found.slower, found.faster) > CHANGED
+    splits = _splits(before, np.zeros(len(model.points), dtype=np.int64), minimum)
+    loudest = np.abs(np.where(splits.legal & ~splits.over, splits.z, 0.0))
+    older = splits.legal[:, :-1].sum(1)
+    p = special.ndtr(-np.stack((loudest[:, :-1].max(1, initial=0.0), loudest[:, -1])))
+    p *= np.stack((np.maximum(older, 1), np.ones_like(older))) * np.where(older > 0, 2, 1)
+    steady = p.min(0) > CHANGED
     return before.points[steady], before.within[steady]
 
 
