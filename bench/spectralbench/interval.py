@@ -7,8 +7,6 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy import stats
-
 LARGEST = 700.0
 """The exponential of more is no float; a wider interval ends there."""
 
@@ -29,6 +27,8 @@ def student(logs: Sequence[float], confidence: float) -> Interval:
     logs: logarithms of one ratio, each from processes of its own.
     Raises: ValueError without any, or if the confidence is not in (0, 1).
     """
+    from scipy import stats  # readers that only show ratios do without
+
     if not logs or not 0 < confidence < 1:
         raise ValueError(f"expected logarithms and 0 < confidence < 1, got {len(logs)} and {confidence}")
     middle, free = statistics.fmean(logs), len(logs) - 1

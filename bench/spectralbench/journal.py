@@ -22,7 +22,7 @@ from typing import Any, Generic, Self, TypeVar
 from spectralbench.identity import MUST_MATCH, Conditions, Identity, changes
 from spectralbench.record import Damage, Record, environment_line, read_environment, read_file, record_line
 
-Key = tuple[Identity, int, str]
+RecordKey = tuple[Identity, int, str]
 """What was measured, by which process (`replicate`), for which profile."""
 K = TypeVar("K")
 
@@ -61,7 +61,7 @@ class Stored(Generic[K]):
     damage: Sequence[Damage]
 
 
-def record_key(record: Record) -> Key:
+def record_key(record: Record) -> RecordKey:
     """What makes two records of one code state, in one place, the same measurement."""
     return record.identity, record.replicate, record.profile
 
@@ -77,7 +77,7 @@ def file_stem(environment: Mapping[str, Any], day: str | None = None) -> str:
     return "-".join(parts)
 
 
-def key_on_its_card(record: Record) -> tuple[str, Key]:
+def key_on_its_card(record: Record) -> tuple[str, RecordKey]:
     """`record_key` with the GPU that measured: two cards of one model are two processes, never one."""
     return record.card or "", record_key(record)
 

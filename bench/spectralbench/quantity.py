@@ -32,6 +32,11 @@ def amount(value: float, unit: str) -> str:
     return f"{number} {symbol}".rstrip()
 
 
+def microseconds(seconds: float) -> str:
+    """A time where the others beside it are of one order, in plain text: `49.3 us`."""
+    return f"{seconds * 1e6:.4g} us"
+
+
 def spread(value: float, low: float, high: float, unit: str) -> str:
     """A value and its interval in one unit: `1.23 [1.2, 1.31] ms`."""
     divisor, symbol = scale((value,), unit)

@@ -21,7 +21,7 @@ from typing import Any, Literal, Protocol
 
 from spectralbench import asked
 from spectralbench.identity import Identity
-from spectralbench.journal import Journal, Key, record_key, stored
+from spectralbench.journal import Journal, RecordKey, record_key, stored
 from spectralbench.outcome import FailureKind, Measured
 from spectralbench.record import Damage, Record, from_outcome
 from spectralbench.worker import Result, Setup, Sources, State, Task, Worker, resolve
@@ -56,7 +56,8 @@ class Request:
     cases to take instead of the profile's, of the one operation that is named (see `shapes`).
     states: how every case is timed, all by one process that checks it once.
     retry: kinds of stored failures that are measured again. remeasure: whether all that is stored is.
-    timeout: seconds one case may take. time_budget: seconds after which no case is started. pin: see `worker.Setup`.
+    timeout: seconds one case may take. time_budget: seconds after which no case is started. abandon: nor does one go
+    on, and what ends so is not stored. pin: see `worker.Setup`.
     select: from the items of the plan to those that are wanted, in the wanted order; default all as they are.
     """
 
@@ -72,6 +73,7 @@ class Request:
     states: tuple[State, ...] = (State(),)
     timeout: float = 300.0
     time_budget: float | None = None
+    abandon: bool = False
     retry: tuple[FailureKind, ...] = ()
     remeasure: bool = False
     pin: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
@@ -96,7 +98,7 @@ class Item:
     states: tuple[State, ...]
     apart: tuple[str, ...] = ()
 
-    def key(self, name: str, state: State, request: Request) -> Key:
+    def key(self, name: str, state: State, request: Request) -> RecordKey:
         """What the journal knows the measurement by."""
         return self.identity(name, state), self.replicate, request.profile
 
@@ -227,7 +229,9 @@ def choose_operations(names: Sequence[str], operations: Mapping[str, Operation])
     return [operations[name] for name in dict.fromkeys(names)] or list(operations.values())
 
 
-def pending(items: Sequence[Item], known: Mapping[Key, Record], request: Request) -> tuple[list[Item], list[Record]]:
+def pending(
+    items: Sequence[Item], known: Mapping[RecordKey, Record], request: Request
+) -> tuple[list[Item], list[Record]]:
     """What is still to be measured, and the stored records that the rest of the plan is served from."""
     todo: list[Item] = []
     reused: list[Record] = []
@@ -283,13 +287,19 @@ def run(request: Request, results: Path, environment: Mapping[str, Any], progres
             for replicate in sorted({item.replicate for item in todo}):
                 with Worker(setup_of(request)) as worker:
                     for item in (item for item in todo if item.replicate == replicate):
-                        if not _fits(request.time_budget, time.monotonic() - began, len(done)):
+                        elapsed = time.monotonic() - began
+                        if not _fits(request.time_budget, elapsed, len(done)):
                             sweep.stopped = "time budget"
                             break
+                        patience = _patience(request, elapsed)
                         if progress:
                             progress.start(item, len(done), len(todo))
                         task = Task(item.operation.name, item.case, item.pass_, item.implementations, item.states)
-                        records = records_of(item, worker.measure(task, request.timeout), request)
+                        answers = worker.measure(task, patience, again=patience == request.timeout)
+                        records = records_of(item, answers, request)
+                        if patience < request.timeout and any(one.failure == "timeout" for one in records):
+                            sweep.stopped = "time budget"
+                            break
                         journal.append(records)
                         sweep.records.extend(records)
                         done.append(item)
@@ -316,6 +326,13 @@ def _serves(record: Record, request: Request) -> bool:
 def _fits(budget: float | None, elapsed: float, done: int) -> bool:
     """Whether another case, as long as the ones before were on average, ends within the budget."""
     return budget is None or elapsed + elapsed / max(done, 1) <= budget
+
+
+def _patience(request: Request, elapsed: float) -> float:
+    """Seconds that the next case may take."""
+    if not request.abandon or request.time_budget is None:
+        return request.timeout
+    return min(request.timeout, request.time_budget - elapsed)
 
 
 def setup_of(request: Request) -> Setup:

@@ -31,8 +31,8 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], numbers: Collecti
 
 
 def lined_up(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """The lines of a Markdown table that is a table as plain text, too."""
-    found = [heads, *rows]
+    """The lines of a Markdown table that is one as plain text, too: nothing is escaped, so that no cell ends early."""
+    found = [[text.replace("|", "/").replace("\n", " ") for text in row] for row in (heads, *rows)]
     widths = [max(map(len, column)) for column in zip(*found, strict=True)]
     padded = [[text.ljust(width) for text, width in zip(row, widths, strict=True)] for row in found]
     head, _, *rest = table(padded[0], padded[1:])

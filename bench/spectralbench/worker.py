@@ -110,13 +110,14 @@ class Worker:
 
         timeout: seconds that one case may take before its process is killed.
         again: where a case with several implementations loses the worker, each is run again alone, so that the guilty
-        one is named and the others keep their numbers, with a note that they were not timed interleaved.
+        one is named and the others keep their numbers, with a note that they were not timed interleaved. If False,
+        only after a crash, which takes no time.
         Raises: WorkerBroken if no worker can be started.
         """
         try:
             outcomes = self._ask(task, timeout)
         except _Lost as lost:
-            if not again or len(task.implementations) == 1:
+            if len(task.implementations) == 1 or not (again or lost.failed.kind == "crash"):
                 return [dict.fromkeys(task.implementations, Result(lost.failed)) for _ in task.states]
             return self._one_by_one(task, timeout, lost.failed)
         return [{name: Result(outcome) for name, outcome in found.items()} for found in outcomes]

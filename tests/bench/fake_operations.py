@@ -136,10 +136,12 @@ def measure_states(
 ) -> list[dict[str, Outcome]]:
     """By timer, one outcome per implementation; the time says how many were measured together."""
     assert all(clock.startswith(device) and ceilings is None for clock, ceilings in timers)
-    return [_measured(operation, case, implementations, device) for _ in timers]
+    return [_measured(operation, case, implementations, device, metrics or ()) for _ in timers]
 
 
-def _measured(operation: Operation, case: Any, implementations: tuple[str, ...], device: str) -> dict[str, Outcome]:
+def _measured(
+    operation: Operation, case: Any, implementations: tuple[str, ...], device: str, metrics: Any
+) -> dict[str, Outcome]:
     outcomes: dict[str, Outcome] = {}
     for name in implementations:
         implementation = operation.implementation(name)
@@ -156,5 +158,6 @@ def _measured(operation: Operation, case: Any, implementations: tuple[str, ...],
         times = Measurement("device_time", 1, "second", (together, together, together * 2))
         process = Measurement("host_peak", 1, "byte", (float(os.getpid()),))
         tiles = {label: choice.recorded for label, choice in choices.items()}
-        outcomes[name] = Measured((times, process), (("nvml_memory", "no NVML here"),), tiles)
+        error = [Measurement("rounding_error", 1, "1", (0.0,))] * ("rounding_error" in metrics)
+        outcomes[name] = Measured((times, process, *error), (("nvml_memory", "no NVML here"),), tiles)
     return outcomes

@@ -19,7 +19,7 @@ from spectralbench.gpu.plan import EAGER, GRAPHS, MEMORY_PROCESS, STAGES, Phase,
 from spectralbench.gpu.sweeping import measure_phases
 from spectralbench.gpu.targets import TARGETS, Saved, SpeedUp, rank
 from spectralbench.sweep import Request, Sweep
-from spectralbench.worker import Sources
+from spectralbench.worker import Sources, State
 from spectralkernels.ops import load_operations
 
 SOURCES = Sources(clock="test_gpu_plan:no_clock")
@@ -198,11 +198,13 @@ def test_only_as_accurate_or_finer_may_be_compared() -> None:
 
 
 def test_a_check_is_made_once_and_the_cases_of_every_operation_come_early() -> None:
-    jobs = correctness.plan(REQUEST)
-    checks = [check for job in jobs for check in correctness.checks(job).values()]
+    jobs = sweep.plan(correctness.checks(REQUEST))
+    checks = [job.identity(name, State()) for job in jobs for name in job.implementations]
     assert len(set(checks)) == len(checks) > 10 * len(jobs), "a case is drawn and worked out once for all who answer it"
     operations = load_operations()
     assert len({job.operation.name for job in jobs[: len(operations)]}) == len(operations)
+    shares = [correctness._uncompiled(jobs, start, 3) for start in range(3)]
+    assert sorted(item.label for share in shares for item in share) == sorted(item.label for item in jobs)
     assert not any(operations[check.operation].subject(check.implementation).compiled for check in checks)
 
 

@@ -19,7 +19,7 @@ from spectralbench import sweep
 from spectralbench.ceilings import Roofs
 from spectralbench.gpu import packing, pipeline
 from spectralbench.gpu.budget import StageBudget
-from spectralbench.gpu.compare import settings
+from spectralbench.gpu.compare import matches, time
 from spectralbench.gpu.judge import judge
 from spectralbench.gpu.plan import ALLOCATED, DRIVER, TIMED
 from spectralbench.gpu.targets import TARGETS
@@ -98,9 +98,9 @@ def rent(planned: list[sweep.Item], monkeypatch: pytest.MonkeyPatch) -> Any:
         def phases(*given: Any, **options: Any) -> list[str]:
             return original(*given, **{**options, "run": device.run})
 
-        def checked(*_: Any) -> list[Any]:
+        def checked(*_: Any) -> Sweep:
             device.spend(40.0)
-            return []
+            return Sweep([], 0, [], [])
 
         monkeypatch.setattr(sweep, "plan", plan)
         monkeypatch.setattr(pipeline.sweep, "surroundings", device.surroundings)
@@ -130,13 +130,13 @@ def replicates(out: Path) -> dict[str, int]:
     operations = load_operations()
     facts = Device("any").surroundings("cuda")
     records = list(stored(out / "records" / "nvidia-h200", facts, key_on_its_card).records.values())
-    found = settings(records, operations, None)
-    verdicts = judge(found, records, None, operations, {})
+    found = matches(records, operations)
+    verdicts = judge(found, records, None, {})
     counts: dict[str, int] = {}
     for verdict in verdicts:
         place = verdict.target.place
-        here = [s for s in found if place.answers(s.question, s.params) and s.question.launch == "graph"]
-        ours = [min((len(s.by_process) for s in setting.subjects if s.ours), default=0) for setting in here]
+        here = [s for s in found if place.answers(s.case.subject, s.case.params) and s.case.subject.launch == "graph"]
+        ours = [min((len(time(row).processes) for row in one.ours(one.timed)), default=0) for one in here]
         counts[verdict.target.name] = min(ours) if len(ours) == 2 else 0
     return counts
 

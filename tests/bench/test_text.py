@@ -51,6 +51,7 @@ def test_a_table_stands_on_a_page_and_in_a_terminal() -> None:
     rows = [("one", "1"), ("", "22")]
     assert list(table(("name", "n"), rows, {1})) == ["| name | n |", "|---|---:|", "| one | 1 |", "|  | 22 |"]
     assert list(lined_up(("name", "n"), rows)) == ["| name | n  |", "|------|----|", "| one  | 1  |", "|      | 22 |"]
+    assert list(lined_up(("a", "long head"), [("x|y", "1\n2")]))[2] == "| x/y | 1 2       |"
     assert list(table(("name",), [])) == ["| name |", "|---|"]
     with pytest.raises(ValueError, match="zip"):
         list(lined_up(("name", "n"), [("alone",)]))

@@ -1,173 +1,94 @@
-"""From records to comparisons: who was fastest at which accuracy, and what share of the floor that is."""
+"""Who was fastest at which accuracy, and what share of the floor that is."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from spectralbench.ceilings import Roofs, roof_floor
+from spectralbench.contest import CaseRows, Row, cases
 from spectralbench.gpu.classes import PRODUCTS, accuracy_class, at_least_as_accurate
-from spectralbench.identity import Identity
-from spectralbench.record import Record, Scalar
+from spectralbench.history import Point, of, quotient
+from spectralbench.record import Record
 from spectralkernels.declare import Cost, Operation
 
-MARKS = ("launch_bound", "launch_gaps")
-"""Remarks of the measuring core on a time that says little about the kernel."""
-
-
-Process = tuple[str | None, int]
-"""A measuring process: the GPU it ran on, and its number there."""
-
 
 @dataclass(frozen=True, slots=True)
-class Contestant:
-    """One implementation in one setting.
+class Match:
+    """A case in one state and everyone who was measured at it. timed: those with a time, fastest first."""
 
-    by_process: each process's median, seconds, by card and number. seconds: their median. floor_share: floor over
-    seconds, where there are roofs. alone: whether some process timed it without the others around it. remarks:
-    `launch_bound`, `launch_gaps`.
-    """
-
-    name: str
-    role: str
-    frozen: bool
-    accuracy: str | None
-    by_process: Mapping[Process, float]
-    error: float | None
-    floor_share: float | None
-    alone: bool
-    remarks: tuple[str, ...]
-
-    @property
-    def seconds(self) -> float:
-        return statistics.median(self.by_process.values())
-
-    @property
-    def ours(self) -> bool:
-        """Whether it is one of this project's kernels that may be compared: not with its weight transformed outside the
-        clock."""
-        return self.role == "kernel" and not self.frozen
-
-    def times(self, other: Contestant) -> float:
-        """How many times as long this one takes: the median over the processes that timed both, on one card.
-
-        Of the medians where no process timed both.
-        """
-        shared = self.by_process.keys() & other.by_process.keys()
-        if not shared:
-            return self.seconds / other.seconds
-        return statistics.median(self.by_process[process] / other.by_process[process] for process in shared)
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """A question, with its case's parameters and floor, and everyone who was timed at it."""
-
-    question: Identity
-    params: Mapping[str, Scalar]
-    cost: Cost | None
-    subjects: tuple[Contestant, ...]
+    case: CaseRows
+    operation: Operation
+    timed: tuple[Row, ...]
 
     @property
     def label(self) -> str:
         """The case for people."""
-        return f"{self.question.operation}[{self.question.case}] {self.question.dtype} {self.question.pass_}"
+        subject = self.case.subject
+        return f"{subject.operation}[{subject.case}] {subject.dtype} {subject.pass_}"
 
     @property
     def state(self) -> str:
         """How it was timed, for people."""
-        return f"{self.question.launch}, {self.question.cache} cache"
+        return f"{self.case.subject.launch}, {self.case.subject.cache} cache"
 
-    def subject(self, name: str) -> Contestant | None:
-        """The subject of that name, if it was timed."""
-        return next((found for found in self.subjects if found.name == name), None)
+    def accuracy(self, row: Row) -> str | None:
+        """The class that a row's implementation declares."""
+        return accuracy_class(self.operation, row.name, row.subject.dtype)
 
-    def best_of_ours(self, accuracy: str | None) -> Contestant | None:
-        """The fastest of our kernels that is of this class or a finer one."""
-        fit = [found for found in self.subjects if found.ours and at_least_as_accurate(found.accuracy, accuracy)]
-        return min(fit, key=lambda found: found.seconds, default=None)
+    def best_of_ours(self, accuracy: str | None) -> Row | None:
+        """The fastest of our kernels of this class or a finer one."""
+        fit = (row for row in self.ours(self.timed) if at_least_as_accurate(self.accuracy(row), accuracy))
+        return next(fit, None)
 
-    def rivals(self) -> Iterator[Contestant]:
-        """Everyone else's implementations, fastest first."""
-        yield from sorted((s for s in self.subjects if s.role != "kernel"), key=lambda found: found.seconds)
+    def ours(self, rows: Iterable[Row]) -> list[Row]:
+        """Those that are our kernels and may be compared: not with the weight transformed outside the clock."""
+        return [row for row in rows if row.role == "kernel" and not self.operation.subject(row.name).frozen]
 
+    def cost(self) -> Cost | None:
+        """The floor of a forward pass."""
+        floor = self.timed[0].metrics["device_time"].cost if self.timed else None
+        return Cost(**floor) if floor else None
 
-def settings(records: Iterable[Record], operations: Mapping[str, Operation], roofs: Roofs | None) -> list[Setting]:
-    """Every setting that has times, in the order of their first record."""
-    groups: dict[Identity, list[Record]] = {}
-    for record in records:
-        if record.status == "measured" and record.metric("device_time") is not None and record.operation in operations:
-            groups.setdefault(record.identity.question, []).append(record)
-    return [_setting(question, found, operations[question.operation], roofs) for question, found in groups.items()]
+    def floor_share(self, row: Row, roofs: Roofs | None) -> float | None:
+        """The time of a perfect implementation of the row's class over the row's, where there are roofs."""
+        cost, accuracy, subject = self.cost(), self.accuracy(row), self.case.subject
+        if cost is None or roofs is None or accuracy is None or time(row).value <= 0.0:
+            return None
+        least = roof_floor(cost, roofs, PRODUCTS[accuracy], subject.cache, subject.pass_)  # type: ignore[arg-type]
+        return least / time(row).value
 
-
-def _setting(question: Identity, records: list[Record], operation: Operation, roofs: Roofs | None) -> Setting:
-    cost = Cost(**records[0].cost) if records[0].cost else None
-    by_name: dict[str, list[Record]] = {}
-    for record in records:
-        by_name.setdefault(record.implementation, []).append(record)
-    listed = {known.name for known in operation.subjects}
-    subjects = (_subject(found, operation, cost, roofs) for name, found in by_name.items() if name in listed)
-    return Setting(question, records[0].case, cost, tuple(subjects))
-
-
-def _subject(records: list[Record], operation: Operation, cost: Cost | None, roofs: Roofs | None) -> Contestant:
-    first = records[0]
-    by_process = {(record.card, record.replicate): median(record, "device_time") or 0.0 for record in records}
-    seconds = statistics.median(by_process.values())
-    errors = [error for record in records if (error := median(record, "rounding_error")) is not None]
-    accuracy = accuracy_class(operation, first.implementation, first.dtype)
-    return Contestant(
-        first.implementation,
-        first.role,
-        operation.subject(first.implementation).frozen,
-        accuracy,
-        by_process,
-        max(errors, default=None),
-        _floor_share(first, seconds, accuracy, cost, roofs),
-        any(record.reason for record in records),
-        tuple(mark for mark in MARKS if any(mark in (record.unavailable or {}) for record in records)),
-    )
-
-
-def median(record: Record, metric: str) -> float | None:
-    """The median of a record's samples of one metric, or None."""
-    found = record.metric(metric)
-    return None if found is None else found.median
-
-
-def _floor_share(
-    record: Record, seconds: float, accuracy: str | None, cost: Cost | None, roofs: Roofs | None
-) -> float | None:
-    if cost is None or roofs is None or accuracy is None or seconds <= 0.0:
-        return None
-    return roof_floor(cost, roofs, PRODUCTS[accuracy], record.cache, record.pass_) / seconds  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True, slots=True)
-class Loss:
-    """A setting in which a rival beats every kernel of ours that is at least as accurate."""
-
-    setting: Setting
-    ours: Contestant
-    rival: Contestant
-
-    @property
-    def ratio(self) -> float:
-        """Their time over ours; below 1."""
-        return self.rival.times(self.ours)
-
-
-def losses(found: Iterable[Setting]) -> list[Loss]:
-    """The worst loss of every setting that has one, worst first."""
-    worst = []
-    for setting in found:
+    def loss(self) -> tuple[float, Row, Row] | None:
+        """The worst (their time over ours, ours, theirs) among those who beat all of ours that are as accurate."""
         lost = [
-            Loss(setting, ours, rival)
-            for rival in setting.rivals()
-            if (ours := setting.best_of_ours(rival.accuracy)) is not None and rival.seconds < ours.seconds
+            (quotient(time(rival), time(ours)), ours, rival)
+            for rival in self.timed
+            if rival.role != "kernel"
+            and (ours := self.best_of_ours(self.accuracy(rival))) is not None
+            and time(rival).value < time(ours).value
         ]
-        if lost:
-            worst.append(min(lost, key=lambda loss: loss.ratio))
-    return sorted(worst, key=lambda loss: loss.ratio)
+        return min(lost, key=lambda one: one[0], default=None)
+
+
+def time(row: Row) -> Point:
+    """The time of a row that has one."""
+    assert row.time is not None, "only timed rows are compared by their times"
+    return row.time
+
+
+def remarks(row: Row) -> list[str]:
+    """What a reader must know of a row's time: `launch-bound`, `not interleaved`."""
+    kinds = [kind for kind, _ in time(row).remarks]
+    return ["not interleaved" if kind == "not_interleaved" else kind.replace("_", "-") for kind in kinds]
+
+
+def matches(records: Sequence[Record], operations: Mapping[str, Operation]) -> list[Match]:
+    """Every case in every state in which something was measured; of subjects that their operations list."""
+    listed = {(name, subject.name) for name, operation in operations.items() for subject in operation.subjects}
+    known = [record for record in records if (record.operation, record.implementation) in listed]
+    found = []
+    for name, own in cases(of(known, "this one")).items():
+        for case in own:
+            timed = sorted((row for row in case.rows.values() if row.time), key=lambda row: time(row).value)
+            found.append(Match(case, operations[name], tuple(timed)))
+    return found

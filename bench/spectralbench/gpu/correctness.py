@@ -1,30 +1,26 @@
 """Every implementation against its float64 reference on small cases, on the device itself, by several processes.
 
 A check is a record without a time: one implementation of one case in one pass, through the gate of the measuring core.
-All checks of a case and pass are one job, so that its inputs and reference are made once. What is timed passes the same
-gate on its own case.
+The processes are sweeps of a share of the cases each, side by side, which store as every sweep does. What is timed
+passes the same gate on its own case.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from spectralbench import sweep
 from spectralbench.gpu.budget import StageBudget
 from spectralbench.gpu.plan import Excluded
-from spectralbench.identity import Identity
-from spectralbench.outcome import Outcome
-from spectralbench.record import Record, from_outcome, read_file, record_line
-from spectralbench.sweep import Item
-from spectralbench.worker import Setup, State, Task, Worker, WorkerBroken
+from spectralbench.gpu.sweeping import Failures
+from spectralbench.record import Record
 from spectralkernels.declare import Operation
 
 LONGEST_CHECK = 120.0
@@ -33,19 +29,21 @@ BYTES_PER_PROCESS = 12 << 30
 """Device memory that one process may need: the float64 reference of the largest case, several times over."""
 
 
-def plan(request: sweep.Request) -> list[Item]:
-    """Every job, the operations in turn, so that each of them is seen early; without what compiles for seconds."""
-    items = sweep.plan(replace(request, profile="smoke", processes=1))
+def checks(request: sweep.Request) -> sweep.Request:
+    """The request of the checks: the operations in turn, so that each of them is seen early."""
+    return replace(
+        request, profile="smoke", processes=1, metrics=(ROUNDING,), timeout=LONGEST_CHECK, retry=("timeout",),
+        abandon=True, select=_uncompiled,
+    )  # fmt: skip
+
+
+def _uncompiled(items: list[sweep.Item], start: int = 0, step: int = 1) -> list[sweep.Item]:
+    """Every `step`-th item, without what compiles for seconds."""
     plain = (
         replace(item, implementations=tuple(n for n in item.implementations if not item.operation.subject(n).compiled))
         for item in items
     )
-    return [item for item in plain if item.implementations]
-
-
-def checks(item: Item) -> dict[str, Identity]:
-    """The checks of a job by implementation."""
-    return {name: item.identity(name, State()) for name in item.implementations}
+    return [item for item in plain if item.implementations][start::step]
 
 
 def processes(device: str) -> int:
@@ -59,86 +57,44 @@ def processes(device: str) -> int:
 
 
 def check_all(
-    jobs: Sequence[Item], path: Path, budget: StageBudget, setup: Setup, count: int, say: Callable[[str], None]
-) -> list[Record]:
-    """Check what `path` does not hold yet, until the stage's time is over; append each record as it comes.
+    request: sweep.Request,
+    out: Path,
+    environment: Mapping[str, Any],
+    budget: StageBudget,
+    count: int,
+    say: Callable[[str], None],
+) -> sweep.Sweep:
+    """Check what `out` does not hold yet, until the stage's time is over, by `count` processes.
 
-    setup: of the processes; count: how many. Returns: all records in `path`, of this run and earlier ones.
-    Raises: WorkerBroken if no process can be started.
+    Returns: all records in `out`, of this run and earlier ones, and what is left.
+    Raises: see `sweep.run`.
     """
-    found = read(path)
-    known = {record.identity for record in found if record.failure != "timeout"}
-    waiting = [job for job in (_without(item, known) for item in jobs) if job.implementations]
-    planned, left = (sum(len(item.implementations) for item in items) for items in (jobs, waiting))
-    say(f"correctness: {left} of {planned} checks, {count} processes, {budget.left('correctness'):.0f} s")
-    if not waiting:
-        return found
-    if path.exists() and not path.read_bytes().endswith(b"\n"):
-        with path.open("a", encoding="utf-8") as file:
-            file.write("\n")  # the line that a kill has torn stays alone
-    queue, lock = iter(waiting), threading.Lock()
-    trouble: list[WorkerBroken] = []
+    wanted = checks(request)
+    before = sweep.preview(wanted, out, environment)
+    left = sum(len(item.implementations) for item in before.left)
+    say(f"correctness: {left} of {left + before.reused} checks, {count} processes, {budget.left('correctness'):.0f} s")
+    trouble: list[Exception] = []
 
-    def work() -> None:
-        with Worker(setup) as worker:
-            while (seconds := budget.left("correctness")) > 0 and not trouble:
-                with lock:
-                    job = next(queue, None)
-                if job is None:
-                    return
-                task = Task(job.operation.name, job.case, job.pass_, job.implementations)
-                try:
-                    # Near the end a timeout is the stage's end, not the patience with a check.
-                    ended = seconds < LONGEST_CHECK
-                    results = worker.measure(task, min(LONGEST_CHECK, seconds), again=not ended)[0]
-                except WorkerBroken as error:
-                    trouble.append(error)
-                    return
-                made = [_record(job, name, results[name].outcome) for name in job.implementations]
-                made = [record for record in made if not (ended and record.failure == "timeout")]
-                with lock:
-                    found.extend(made)
-                    _append(path, made)
-                    for record in made:
-                        if record.status == "failed":
-                            say(f"  failed: {describe(record)}")
+    def work(start: int) -> None:
+        share = replace(
+            wanted,
+            select=partial(_uncompiled, start=start, step=count),
+            time_budget=max(0.0, budget.left("correctness")),
+        )
+        try:
+            sweep.run(share, out, environment, Failures(say))
+        except Exception as error:
+            trouble.append(error)
 
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(count, len(waiting)))]
+    # Daemons, so that Ctrl-C does not wait for them.
+    threads = [threading.Thread(target=work, args=(start,), daemon=True) for start in range(count) if left]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     if trouble:
         raise trouble[0]
-    return found
-
-
-def _without(item: Item, known: Collection[Identity]) -> Item:
-    """A job less the checks that were made before; a check that only ran out of time is made again."""
-    return replace(item, implementations=tuple(name for name, check in checks(item).items() if check not in known))
-
-
-def _record(job: Item, name: str, outcome: Outcome) -> Record:
-    return from_outcome(
-        outcome,
-        **{**asdict(job.identity(name, State())), "case": dict(job.case.params)},
-        role=job.operation.subject(name).role,
-        replicate=0,
-        profile="smoke",
-        recorded_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
-    )
-
-
-def _append(path: Path, records: Sequence[Record]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write("".join(map(record_line, records)))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read(path: Path) -> list[Record]:
-    """The records of a file; a line that a kill has torn is left out, and its check is made again."""
-    return list(read_file(path).records) if path.exists() else []
+    return sweep.preview(wanted, out, environment)
 
 
 def excluded(records: Sequence[Record], operations: Mapping[str, Operation]) -> Excluded:
@@ -163,39 +119,23 @@ def describe(record: Record) -> str:
     return f"{where}: {record.failure or record.status}: {record.reason}"
 
 
-def report(records: Sequence[Record], planned: int) -> tuple[dict[str, Any], str]:
-    """The stage as JSON values and as text: totals, the largest error per implementation, failures, reasons to skip."""
-    totals = Counter("right" if record.status == "measured" else record.status for record in records)
+def report(records: Sequence[Record], planned: int) -> str:
+    """The stage as text: totals, failures, the largest error per implementation, reasons to skip."""
+    totals = Counter(record.status for record in records)
     errors: dict[str, float] = {}
     for record in records:
         if (error := record.metric(ROUNDING)) is not None:
             who = f"{record.operation} {record.implementation} {record.dtype}"
             errors[who] = max(errors.get(who, 0.0), error.median)
-    failed = [describe(record) for record in records if record.status == "failed"]
     skipped = Counter(
-        f"{record.operation} {record.implementation}: {record.reason}"
-        for record in records
-        if record.status == "skipped"
+        f"{one.operation} {one.implementation}: {one.reason}" for one in records if one.status == "skipped"
     )
-    facts: dict[str, Any] = {
-        "planned": planned,
-        "made": len(records),
-        **{status: totals[status] for status in ("right", "failed", "skipped")},
-        "failures": failed,
-        "largest_rounding_error": errors,
-        "skips": dict(skipped),
-        "written_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-    head = (
-        f"{len(records)} of {planned} checks made: {totals['right']} right, {totals['failed']} failed, "
-        f"{totals['skipped']} skipped"
-    )
-    lines = [head, "", *(f"failed: {text}" for text in failed)]
-    lines += [f"{error:.2e}  {who}" for who, error in sorted(errors.items())]
-    lines += [f"skipped {count}: {text}" for text, count in skipped.items()]
-    return facts, "\n".join(lines) + "\n"
-
-
-def setup(request: sweep.Request) -> Setup:
-    """Of processes that check and time nothing."""
-    return Setup(request.sources, request.device, (ROUNDING,), None)
+    lines = [
+        f"{len(records)} of {planned} checks made: {totals['measured']} right, {totals['failed']} failed, "
+        f"{totals['skipped']} skipped",
+        "",
+        *(f"failed: {describe(record)}" for record in records if record.status == "failed"),
+        *(f"{error:.2e}  {who}" for who, error in sorted(errors.items())),
+        *(f"skipped {count}: {text}" for text, count in skipped.items()),
+    ]
+    return "\n".join(lines) + "\n"

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
 from spectralbench.ceilings import Roofs
-from spectralbench.gpu.classes import accuracy_class, at_least_as_accurate
-from spectralbench.gpu.compare import Contestant, Setting, median
+from spectralbench.contest import Row
+from spectralbench.gpu.classes import at_least_as_accurate
+from spectralbench.gpu.compare import Match, remarks, time
 from spectralbench.gpu.plan import Excluded
-from spectralbench.gpu.targets import TARGETS, Bandwidth, Place, Saved, SpeedUp, Target
+from spectralbench.gpu.targets import TARGETS, Bandwidth, Saved, SpeedUp, Target
+from spectralbench.history import quotient
 from spectralbench.record import Record
-from spectralkernels.declare import Operation
 
 Word = Literal["met", "not met", "not measured"]
 
@@ -42,107 +43,90 @@ class Judgement:
 
 
 def judge(
-    settings: Sequence[Setting],
+    found: Sequence[Match],
     records: Sequence[Record],
     roofs: Roofs | None,
-    operations: Mapping[str, Operation],
     excluded: Excluded,
     targets: Sequence[Target] = TARGETS,
 ) -> list[Judgement]:
-    """One verdict per promise, in their order; only CUDA graphs count for times."""
+    """One verdict per promise, in their order; only CUDA graphs count for times. records: for what has no number."""
     verdicts = []
     for target in targets:
+        here = [one for one in found if target.place.answers(one.case.subject, one.case.params)]
+        lines: list[Line] = []
         if isinstance(target, Saved):
-            lines, why = _saved(target, records, operations)
+            why = "no saved bytes of our kernels are stored"
+            lines = _saved(target, here)
         else:
-            lines, why = [], "no time in a CUDA graph is stored"
-            for setting in settings:
-                if setting.question.launch == "graph" and target.place.answers(setting.question, setting.params):
-                    line, missing = (
-                        _speed_up(target, setting)
-                        if isinstance(target, SpeedUp)
-                        else _bandwidth(target, setting, records, roofs)
+            why = "no time in a CUDA graph is stored"
+            for one in here:
+                if one.timed and one.case.subject.launch == "graph":
+                    line = (
+                        _speed_up(target, one) if isinstance(target, SpeedUp) else _bandwidth(target, one, here, roofs)
                     )
-                    lines += [line] if line else []
-                    why = missing or why
+                    if isinstance(line, str):
+                        why = line
+                    else:
+                        lines.append(line)
             why = _reasons(target, records, excluded) or why
         word: Word = "not measured" if not lines else "met" if all(line.met for line in lines) else "not met"
         verdicts.append(Judgement(target, word, tuple(lines), None if lines else why))
     return verdicts
 
 
-def _speed_up(target: SpeedUp, setting: Setting) -> tuple[Line | None, str | None]:
-    rivals = [
-        found
-        for name in target.rivals
-        if (found := setting.subject(name)) is not None and at_least_as_accurate(found.accuracy, target.accuracy)
-    ]
-    if not rivals:
-        return None, f"none of {', '.join(target.rivals)} was timed"
-    rival = min(rivals, key=lambda found: found.seconds)
-    ours = setting.best_of_ours(rival.accuracy)
+def _speed_up(target: SpeedUp, one: Match) -> Line | str:
+    """A line, or why there is none."""
+    rivals = (
+        row
+        for row in one.timed
+        if row.name in target.rivals and at_least_as_accurate(one.accuracy(row), target.accuracy)
+    )
+    rival = next(rivals, None)
+    if rival is None:
+        return f"none of {', '.join(target.rivals)} was timed"
+    ours = one.best_of_ours(one.accuracy(rival))
     if ours is None:
-        return None, f"none of our kernels of class {rival.accuracy} or finer was timed"
-    ratio = rival.times(ours)
+        return f"none of our kernels of class {one.accuracy(rival)} or finer was timed"
+    ratio = quotient(time(rival), time(ours))
     met = ratio >= target.least
-    return Line(_state(setting, ours, rival), ours.name, rival.name, ratio, target.least, met, ours.seconds), None
+    return Line(_state(one, ours, rival), ours.name, rival.name, ratio, target.least, met, time(ours).value)
 
 
-def _bandwidth(
-    target: Bandwidth, setting: Setting, records: Sequence[Record], roofs: Roofs | None
-) -> tuple[Line | None, str | None]:
-    ours = setting.best_of_ours("fp32")
-    if ours is None or setting.cost is None:
-        return None, "none of our kernels was timed"
+def _bandwidth(target: Bandwidth, one: Match, here: Sequence[Match], roofs: Roofs | None) -> Line | str:
+    """A line, or why there is none. here: the same case in every state, because its bytes were not weighed in this."""
+    ours, cost = one.best_of_ours("fp32"), one.cost()
+    if ours is None or cost is None:
+        return "none of our kernels was timed"
     if roofs is None:
-        return None, "the copy bandwidth was not measured"
-    asked = setting.question
-    stored = [
-        size
-        for record in records
-        if record.implementation == ours.name
-        and (record.operation, record.case_id, record.dtype) == (asked.operation, asked.case, asked.dtype)
-        and (size := median(record, "stored_bytes")) is not None
-    ]
+        return "the copy bandwidth was not measured"
+    rows = (state.case.rows.get(ours.name) for state in here)
+    stored = [size for row in rows if row is not None and (size := row.value("stored_bytes")) is not None]
     if not stored:
-        return None, f"the stored bytes of {ours.name} were not measured"
-    share = (setting.cost.bytes_read + stored[0]) / ours.seconds / roofs.bytes_per_second["memory"]
-    met = share >= target.least
-    return Line(_state(setting, ours), ours.name, "copy", share, target.least, met, ours.seconds), None
+        return f"the stored bytes of {ours.name} were not measured"
+    share = (cost.bytes_read + stored[0]) / time(ours).value / roofs.bytes_per_second["memory"]
+    return Line(_state(one, ours), ours.name, "copy", share, target.least, share >= target.least, time(ours).value)
 
 
-def _saved(
-    target: Saved, records: Sequence[Record], operations: Mapping[str, Operation]
-) -> tuple[list[Line], str | None]:
+def _saved(target: Saved, here: Sequence[Match]) -> list[Line]:
     found: dict[str, float] = {}
-    for record in records:
-        if record.role != "kernel" or not _of(target.place, record) or record.operation not in operations:
-            continue
-        # A frozen weight has no gradient, so less is saved for it.
-        if operations[record.operation].subject(record.implementation).frozen:
-            continue
-        size = median(record, "saved_bytes")
-        accuracy = accuracy_class(operations[record.operation], record.implementation, record.dtype)
-        if size is not None and at_least_as_accurate(accuracy, target.accuracy):
-            case = record.case
-            taps = int(case["kernel_size"]) ** 2 * int(case["out_channels"]) * int(case["in_channels"])
-            weight = taps // int(case["groups"]) * (4 if record.dtype == "float32" else 2)
-            x = 4 * prod(int(case[name]) for name in ("batch", "in_channels", "height", "width"))
-            found[record.implementation] = (size - weight) / x
+    for one in here:
+        case, half = one.case.params, one.case.subject.dtype != "float32"
+        x = 4 * prod(int(case[name]) for name in ("batch", "in_channels", "height", "width"))
+        taps = int(case["kernel_size"]) ** 2 * int(case["out_channels"]) * int(case["in_channels"])
+        weight = taps // int(case["groups"]) * (2 if half else 4)
+        # A frozen weight has no gradient, so less is saved for it: it is none of ours.
+        for row in one.ours(one.case.rows.values()):
+            size = row.value("saved_bytes")
+            if size is not None and at_least_as_accurate(one.accuracy(row), target.accuracy):
+                found[row.name] = (size - weight) / x
     if not found:
-        return [], "no saved bytes of our kernels are stored"
+        return []
     name = min(found, key=lambda name: found[name])
-    return [Line("saved for backward", name, None, found[name], target.most, found[name] <= target.most)], None
+    return [Line("saved for backward", name, None, found[name], target.most, found[name] <= target.most)]
 
 
-def _of(place: Place, record: Record) -> bool:
-    return place.answers(record.identity, record.case)
-
-
-def _state(setting: Setting, *subjects: Contestant) -> str:
-    remarks = ["not interleaved"] if any(found.alone for found in subjects) else []
-    remarks += dict.fromkeys(mark.replace("_", "-") for found in subjects for mark in found.remarks)
-    return ", ".join([setting.state, *remarks])
+def _state(one: Match, *rows: Row) -> str:
+    return ", ".join([one.state, *dict.fromkeys(remark for row in rows for remark in remarks(row))])
 
 
 def _reasons(target: SpeedUp | Bandwidth, records: Sequence[Record], excluded: Excluded) -> str | None:
@@ -154,6 +138,11 @@ def _reasons(target: SpeedUp | Bandwidth, records: Sequence[Record], excluded: E
             return f"{name} {why}"
     for record in records:
         wanted = record.implementation in named or record.role == "kernel"
-        if wanted and record.status != "measured" and record.launch == "graph" and _of(target.place, record):
+        if (
+            wanted
+            and record.status != "measured"
+            and record.launch == "graph"
+            and target.place.answers(record.identity, record.case)
+        ):
             return f"{record.implementation}: {record.failure or record.status}: {record.reason}"
     return None

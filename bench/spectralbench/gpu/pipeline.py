@@ -85,7 +85,7 @@ class Stages:
             for other, count in Counter(known.elsewhere.values()).items()
         ]
         operations = resolve(self.sources.operations)()
-        state = summary.Stored(
+        state = summary.SoFar(
             self.environment, list(known.records.values()), self.roofs, self.excluded, self.checked, notes
         )
         return summary.write(state, operations, self.out)
@@ -112,20 +112,19 @@ class Stages:
         return self.out / f"{kind}-{file_stem(self.environment, day=str(self.environment['machine']))}.{suffix}"
 
     def _correctness(self) -> bool:
-        request = self._request("smoke")
-        jobs = correctness.plan(request)
-        planned = sum(len(job.implementations) for job in jobs)
-        path = self._state_file("correctness", "jsonl")
         count = self.processes or correctness.processes(self.device)
-        found = correctness.check_all(jobs, path, self.budget, correctness.setup(request), count, self.say)
-        facts, text = correctness.report(found, planned)
-        summary.replace_file(path.with_suffix(".json"), json.dumps(facts, indent=1) + "\n")
-        summary.replace_file(path.with_suffix(".txt"), text)
+        done = correctness.check_all(
+            self._request("smoke"), self.out / "checks", self.environment, self.budget, count, self.say
+        )
+        found, left = done.records, sum(len(item.implementations) for item in done.left)
+        self.notes += [f"damaged check: {harm}" for harm in done.damage]
+        text = correctness.report(found, len(found) + left)
+        summary.replace_file(self._state_file("correctness", "txt"), text)
         self.excluded = correctness.excluded(found, resolve(self.sources.operations)())
         self.checked = text.splitlines()[0]
-        if len(found) < planned:
-            self.notes.append(f"correctness: {planned - len(found)} checks not reached; run again to make them")
-        return bool(facts["failed"])
+        if left:
+            self.notes.append(f"correctness: {left} checks not reached; run again to make them")
+        return any(record.status == "failed" for record in found)
 
     def _ceilings(self) -> bool:
         path = self.out / f"ceilings-{self.environment['machine']}.json"

@@ -34,7 +34,7 @@ def items(request: sweep.Request) -> list[sweep.Item]:
         for item in sweep.plan(replace(request, profile="gpu", processes=1))
         if rank(item.operation.name, item.case, item.pass_) < len(TARGETS)
     ]
-    return [*promised, *correctness.plan(request)]
+    return [*promised, *sweep.plan(correctness.checks(request))]
 
 
 def launches(item: sweep.Item, capability: int) -> Iterator[NotedLaunch]:

@@ -11,21 +11,27 @@ from pathlib import Path
 from typing import Any
 
 from spectralbench.ceilings import Roofs
+from spectralbench.contest import Row
 from spectralbench.gpu import forecast
-from spectralbench.gpu.compare import Contestant, Loss, Setting, losses, settings
+from spectralbench.gpu.compare import Match, matches, remarks, time
 from spectralbench.gpu.judge import Judgement, judge
 from spectralbench.gpu.plan import Excluded
-from spectralbench.gpu.tables import microseconds, table
 from spectralbench.gpu.targets import Bandwidth, Saved, SpeedUp
+from spectralbench.history import quotient
+from spectralbench.quantity import microseconds
 from spectralbench.record import Record
+from spectralbench.text import lined_up
 from spectralkernels.declare import Operation
 
 SHOWN = 12
 """Losses, and notes, on a terminal."""
+ROUNDING = "rounding_error"
+Lost = tuple[float, Match, Row, Row]
+"""Their time over ours, where, our best, and the rival."""
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class SoFar:
     """What the stages have left so far. notes: what was left out, and why; correctness: the head of that stage."""
 
     environment: Mapping[str, Any]
@@ -36,17 +42,17 @@ class Stored:
     notes: Sequence[str]
 
 
-def write(stored: Stored, operations: Mapping[str, Operation], out: Path) -> str:
+def write(stored: SoFar, operations: Mapping[str, Operation], out: Path) -> str:
     """Write the files below `out`, each whole or not at all.
 
     Returns: the short text for a terminal, whose end is what matters most: losses, notes, ceilings, targets, head.
     """
-    found = settings(stored.records, operations, stored.roofs)
-    verdicts = judge(found, stored.records, stored.roofs, operations, stored.excluded)
-    lost = losses(found)
+    found = matches(stored.records, operations)
+    verdicts = judge(found, stored.records, stored.roofs, stored.excluded)
+    lost = _lost(found)
     head, targets = _head(stored, verdicts), _targets(verdicts)
     ceilings, notes = ["## Ceilings", "", *_roof_lines(stored.roofs)], _left_out(stored)
-    everyone = [line for setting in _promised(found, verdicts) for line in _setting_lines(setting)]
+    everyone = [line for one in _promised(found, verdicts) for line in _rows(one, stored.roofs)]
     everyone = ["## Everyone on the rows of the targets", "", *everyone]
     whole = [head, targets, ceilings, _losses(lost, len(lost)), _notes(notes), everyone]
     replace_file(out / "summary.md", _text(whole))
@@ -69,7 +75,7 @@ def _text(sections: Sequence[Sequence[str]]) -> str:
     return "\n\n".join("\n".join(lines).strip() for lines in sections) + "\n"
 
 
-def _head(stored: Stored, verdicts: Sequence[Judgement]) -> list[str]:
+def _head(stored: SoFar, verdicts: Sequence[Judgement]) -> list[str]:
     facts = stored.environment
     commit = facts.get("commit") or f"no commit, source {facts.get('source')}"
     marks = [mark for mark in ("dirty" if facts.get("dirty") else "", _given(facts)) if mark]
@@ -90,7 +96,7 @@ def _targets(verdicts: Sequence[Judgement]) -> list[str]:
         "Our fastest kernel of the rival's accuracy class or a finer one, against the fastest rival named; time ratios",
         "from CUDA graphs, saved bytes and bandwidth as shares.",
         "",
-        *table(
+        *lined_up(
             ("target", "state", "ours", "rival", "value", "wanted", "verdict"),
             [row for verdict in verdicts for row in _verdict_rows(verdict)],
         ),
@@ -105,7 +111,7 @@ def _given(facts: Mapping[str, Any]) -> str:
     return "(as given by --commit)" if facts.get("commit_given") else ""
 
 
-def _left_out(stored: Stored) -> list[str]:
+def _left_out(stored: SoFar) -> list[str]:
     return [*stored.notes, *(f"{' '.join(who)}: {why}" for who, why in stored.excluded.items())]
 
 
@@ -131,53 +137,44 @@ def _value(target: SpeedUp | Saved | Bandwidth, value: float) -> str:
     return f"{value:.3f} of x" if isinstance(target, Saved) else f"{100 * value:.0f} %"
 
 
-def _losses(lost: Sequence[Loss], shown: int) -> list[str]:
+def _lost(found: Sequence[Match]) -> list[Lost]:
+    """Every standing in which a rival beats all of our kernels that are as accurate, the worst first."""
+    lost = [(loss[0], one, *loss[1:]) for one in found if (loss := one.loss()) is not None]
+    return sorted(lost, key=lambda one: one[0])
+
+
+def _losses(lost: Sequence[Lost], shown: int) -> list[str]:
     rows = [
-        (
-            loss.setting.label,
-            f"{loss.setting.question.launch}, {loss.setting.question.cache}",
-            f"{loss.ours.name} {microseconds(loss.ours.seconds)}",
-            f"{loss.rival.name} {microseconds(loss.rival.seconds)}",
-            f"{loss.ratio:.2f}x",
-        )
-        for loss in lost[:shown]
+        (one.label, one.state.removesuffix(" cache"), *(f"{row.name} {_us(row)}" for row in rows), f"{ratio:.2f}x")
+        for ratio, one, *rows in lost[:shown]
     ]
-    lines = table(("setting", "state", "ours", "rival", "theirs / ours"), rows)
+    lines = lined_up(("setting", "state", "ours", "rival", "theirs / ours"), rows)
     more = ["", f"and {len(lost) - shown} more"] if len(lost) > shown else []
     return ["## Rows we lose", "", *([*lines, *more] if lost else ["none among the settings that were timed"])]
 
 
-def _promised(found: Sequence[Setting], verdicts: Sequence[Judgement]) -> list[Setting]:
+def _promised(found: Sequence[Match], verdicts: Sequence[Judgement]) -> list[Match]:
     places = [verdict.target.place for verdict in verdicts]
-    return [one for one in found if any(place.answers(one.question, one.params) for place in places)]
+    held = (one for one in found if one.timed)
+    return [one for one in held if any(place.answers(one.case.subject, one.case.params) for place in places)]
 
 
-def _setting_lines(setting: Setting) -> list[str]:
-    ordered = sorted(setting.subjects, key=lambda subject: subject.seconds)
-    rows = [_subject_row(setting, subject) for subject in ordered]
+def _rows(one: Match, roofs: Roofs | None) -> list[str]:
     heads = ("implementation", "role", "class", "us", "over our best in class", "% of floor", "error", "processes",
              "remarks")  # fmt: skip
-    return [f"{setting.label}, {setting.state}", "", *table(heads, rows), ""]
+    rows = []
+    for row in one.timed:
+        ours, share, error = one.best_of_ours(one.accuracy(row)), one.floor_share(row, roofs), row.value(ROUNDING)
+        over = f"{quotient(time(row), time(ours)):.2f}x" if ours and row.role != "kernel" else ""
+        rows.append((
+            row.name, row.role, one.accuracy(row) or "", _us(row), over, "" if share is None else f"{100 * share:.0f}",
+            "" if error is None else f"{error:.1e}", str(len(time(row).processes)), ", ".join(remarks(row)),
+        ))  # fmt: skip
+    return [f"{one.label}, {one.state}", "", *lined_up(heads, rows), ""]
 
 
-def _subject_facts(subject: Contestant) -> dict[str, Any]:
-    times = {f"{card or 'device'} #{number}": seconds for (card, number), seconds in subject.by_process.items()}
-    return {**asdict(subject), "seconds": subject.seconds, "by_process": times}
-
-
-def _subject_row(setting: Setting, subject: Contestant) -> tuple[str, ...]:
-    ours = setting.best_of_ours(subject.accuracy)
-    return (
-        subject.name,
-        subject.role,
-        subject.accuracy or "",
-        microseconds(subject.seconds),
-        f"{subject.times(ours):.2f}x" if ours and subject.role != "kernel" else "",
-        "" if subject.floor_share is None else f"{100 * subject.floor_share:.0f}",
-        "" if subject.error is None else f"{subject.error:.1e}",
-        str(len(subject.by_process)),
-        ", ".join([*(["not interleaved"] if subject.alone else []), *subject.remarks]),
-    )
+def _us(row: Row) -> str:
+    return microseconds(time(row).value)
 
 
 def _roof_lines(roofs: Roofs | None) -> list[str]:
@@ -187,11 +184,11 @@ def _roof_lines(roofs: Roofs | None) -> list[str]:
     rows += [(f"{name} product", f"{rate / 1e12:.3g} Tflop/s") for name, rate in roofs.flops_per_second.items()]
     rows += [(f"empty launch, {mode}", microseconds(seconds)) for mode, seconds in roofs.launch_seconds.items()]
     rows += [(name, f"not measured: {why}") for name, why in roofs.missing.items()]
-    return table(("ceiling", "measured"), rows)
+    return [*lined_up(("ceiling", "measured"), rows)]
 
 
 def _facts(
-    stored: Stored, verdicts: Sequence[Judgement], found: Sequence[Setting], lost: Sequence[Loss]
+    stored: SoFar, verdicts: Sequence[Judgement], found: Sequence[Match], lost: Sequence[Lost]
 ) -> dict[str, Any]:
     return {
         "environment": dict(stored.environment),
@@ -206,28 +203,30 @@ def _facts(
             for one in verdicts
         ],
         "losses": [
-            {
-                "setting": loss.setting.label,
-                "launch": loss.setting.question.launch,
-                "cache": loss.setting.question.cache,
-                "ours": loss.ours.name,
-                "rival": loss.rival.name,
-                "ratio": loss.ratio,
-            }
-            for loss in lost
+            {"setting": one.label, "state": one.state, "ours": ours.name, "rival": rival.name, "ratio": ratio}
+            for ratio, one, ours, rival in lost
         ],
         "settings": [
             {
-                "operation": one.question.operation,
-                "case": dict(one.params),
-                "dtype": one.question.dtype,
-                "pass": one.question.pass_,
-                "launch": one.question.launch,
-                "cache": one.question.cache,
-                "subjects": [_subject_facts(subject) for subject in one.subjects],
+                **one.case.facts,
+                "operation": one.operation.name,
+                "subjects": [_subject(one, row, stored) for row in one.timed],
             }
             for one in found
+            if one.timed
         ],
         "roofs": asdict(stored.roofs) if stored.roofs else None,
         "left_out": _left_out(stored),
+    }
+
+
+def _subject(one: Match, row: Row, stored: SoFar) -> dict[str, Any]:
+    """A row as JSON; the records have the rest."""
+    return {
+        "name": row.name,
+        "accuracy": one.accuracy(row),
+        "seconds": time(row).value,
+        "processes": dict(time(row).processes),
+        "floor_share": one.floor_share(row, stored.roofs),
+        "remarks": remarks(row),
     }

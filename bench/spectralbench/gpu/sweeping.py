@@ -22,19 +22,26 @@ SHORTEST_PHASE = 10.0
 Say = Callable[[str], None]
 
 
-class Talk:
-    """A line for every case, and one for every failure as it happens."""
+class Failures:
+    """A line for every failure as it happens."""
 
     def __init__(self, say: Say) -> None:
         self._say = say
 
     def start(self, item: sweep.Item, done: int, total: int) -> None:
-        self._say(f"  {done + 1}/{total} {item.label}: {len(item.implementations)} implementations")
+        """Nothing to say."""
 
     def finish(self, item: sweep.Item, records: Sequence[Record]) -> None:
         for record in records:
             if record.status == "failed":
                 self._say(f"  failed: {item.label} {record.implementation}: {record.failure}: {record.reason}")
+
+
+class Talk(Failures):
+    """A line for every case, too."""
+
+    def start(self, item: sweep.Item, done: int, total: int) -> None:
+        self._say(f"  {done + 1}/{total} {item.label}: {len(item.implementations)} implementations")
 
 
 def measure_phases(

@@ -9,7 +9,7 @@ Whatever cannot be used is named in `History.damage`; nothing is dropped silentl
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,12 +25,15 @@ from spectralbench.history.series import (
     Ratio,
     Series,
     Subject,
+    quotient,
     ratio,
 )
-from spectralbench.history.summary import summaries
+from spectralbench.history.summary import Summary, Told, subjects, summaries
+from spectralbench.record import Record
 
 __all__ = (
-    "Absence", "History", "Key", "Point", "Ratio", "Series", "Subject", "current", "load", "only_machine", "ratio",
+    "Absence", "History", "Key", "Point", "Ratio", "Series", "Subject", "current", "load", "of", "only_machine",
+    "quotient", "ratio",
 )  # fmt: skip
 
 
@@ -51,6 +54,19 @@ def load(results: Path) -> History:
             builder.add_asv(result)
         # Records are of this package's commits: they lie in its repository, or were moved away from it.
         return builder.history((results, Path(__file__).parent))
+
+
+def of(records: Iterable[Record], machine: str) -> History:
+    """Records of one code state as a history of one point each, whose processes are those of every card."""
+    by_card: dict[str, list[Record]] = {}
+    for record in records:
+        by_card.setdefault(record.card or "device", []).append(record)
+    builder = Builder()
+    facts = {"machine": machine, "commit": "this one"}
+    for card, found in by_card.items():
+        told = [Told(*one) for one in subjects(found)]
+        builder.add_file(Summary(Path(card), facts, (), "", len(found), told))
+    return builder.history(())
 
 
 @contextmanager

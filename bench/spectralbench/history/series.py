@@ -51,7 +51,8 @@ class Point:
     timed interleaved, so ratios can be taken process by process. q25, q75: over the processes, or over the samples if
     there is one process. n: samples in all. environment: the conditions that can move this metric;
     they bound a segment. wrong: a process of this commit gave a wrong answer there, so that no number of it counts.
-    remarks: (kind, words) of what measuring said of its times: "launch_bound", "launch_gaps", "precision".
+    remarks: (kind, words) of what measuring said of its times: see `summary.REMARKS`, and
+    "not_interleaved".
     """
 
     commit: str | None
@@ -173,10 +174,20 @@ def ratio(new: Point, old: Point, *, level: float = 0.05) -> Ratio | None:
     """
     if min(old.q25, new.q25, *(value for _, value in (*old.processes, *new.processes))) <= 0:
         return None
-    before = dict(old.processes)
-    shared = [value / before[label] for label, value in new.processes if label in before]
+    shared = _shared(new, old)
     if len(shared) >= LEAST_SHARED:
         found = student([math.log(one) for one in shared], 1 - level)
         return Ratio(statistics.median(shared), found.low, found.high, paired=True, judged=True)
-    value = statistics.median(shared) if shared else new.value / old.value
+    value = quotient(new, old)
     return Ratio(value, min(value, new.q25 / old.q75), max(value, new.q75 / old.q25), paired=bool(shared))
+
+
+def quotient(new: Point, old: Point) -> float:
+    """`new` over `old` without an interval: the median over the processes that both have, else of the medians."""
+    shared = _shared(new, old)
+    return statistics.median(shared) if shared else new.value / old.value
+
+
+def _shared(new: Point, old: Point) -> list[float]:
+    before = dict(old.processes)
+    return [value / before[label] for label, value in new.processes if label in before]

@@ -13,7 +13,7 @@ import json
 import os
 import statistics
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, lru_cache
@@ -88,25 +88,29 @@ def _told(path: Path) -> list[Any]:
     environment = file.environment or {}
     started = environment.get("started_at")
     moments = [one.recorded_at for one in file.records] or [str(started)] * is_moment(started)
+    damage = [(one.line, one.why) for one in file.damage]
+    return [file.environment, damage, max(map(utc, moments), default=""), len(file.records), subjects(file.records)]
+
+
+def subjects(records: Iterable[Record]) -> list[tuple[Any, ...]]:
+    """What records say of each subject: the fields of a `Told`."""
     by_subject: dict[tuple[Any, ...], list[Record]] = {}
-    for one in file.records:
+    for one in records:
         key = (
             one.operation, one.operation_version, one.implementation, one.case_id, one.dtype, one.pass_, one.fft_size,
             one.cache, one.launch, one.seed,
         )  # fmt: skip
         by_subject.setdefault(key, []).append(one)
-    subjects = [
+    return [
         (key, found[0].role, found[0].case, found[0].cost, [_outcome(one) for one in found], _parts(found))
         for key, found in by_subject.items()
     ]
-    damage = [(one.line, one.why) for one in file.damage]
-    return [file.environment, damage, max(map(utc, moments), default=""), len(file.records), subjects]
 
 
 def _as_summary(path: Path, told: Sequence[Any]) -> Summary:
-    environment, damage, when, records, subjects = told
+    environment, damage, when, records, found_there = told
     found = tuple(Damage(path, line, why) for line, why in damage)
-    return Summary(path, environment, found, when, records, [Told(*one) for one in subjects])
+    return Summary(path, environment, found, when, records, [Told(*one) for one in found_there])
 
 
 def _outcome(one: Record) -> tuple[Any, ...]:
@@ -123,8 +127,9 @@ def _parts(found: Sequence[Record]) -> list[tuple[str, int, str, Part]]:
             times, samples, remarks = gathered.setdefault((got.metric, got.version, got.unit), ([], {}, {}))
             times.append(utc(one.recorded_at))
             samples.setdefault(one.replicate, []).extend(got.samples)
-            if got.metric == "device_time" and one.unavailable:
-                remarks.update((kind, one.unavailable[kind]) for kind in REMARKS if kind in one.unavailable)
+            if got.metric == "device_time":
+                remarks.update((kind, why) for kind, why in (one.unavailable or {}).items() if kind in REMARKS)
+                remarks.update({"not_interleaved": one.reason} if one.reason else {})
     return [
         (*key, (min(times), *level([median(one) for one in samples.values()], next(iter(samples.values()))),
                 sum(map(len, samples.values())), [(at, median(one)) for at, one in samples.items()], remarks))
