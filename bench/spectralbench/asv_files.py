@@ -45,7 +45,7 @@ _NO_MATRIX = ("machine", "python", "os", "arch", "cpu", "num_cpu", "ram")
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class AsvResult:
     """One benchmark at one parameter point; `value` is None if it failed, `skipped` if it was not applicable."""
 
     file: str
@@ -66,9 +66,9 @@ class Result:
     count: int = 1
 
 
-def read_tree(root: Path) -> tuple[tuple[Result, ...], tuple[Damage, ...]]:
+def read_tree(root: Path) -> tuple[tuple[AsvResult, ...], tuple[Damage, ...]]:
     """Every result below `root` (results/asv), and the files or benchmarks that could not be used."""
-    results: list[Result] = []
+    results: list[AsvResult] = []
     damage: list[Damage] = []
     paths = [path for path in sorted(root.glob("*/*.json")) if path.name != "machine.json"]
     if not paths:
@@ -102,7 +102,9 @@ def _object(path: Path) -> Mapping[str, Any]:
     return fields
 
 
-def _file(path: Path, fields: Mapping[str, Any], benchmarks: Mapping[str, Any], damage: list[Damage]) -> list[Result]:
+def _file(
+    path: Path, fields: Mapping[str, Any], benchmarks: Mapping[str, Any], damage: list[Damage]
+) -> list[AsvResult]:
     stored.checked(fields, RESULT_FILE)
     columns: Sequence[str] = fields["result_columns"]
     machine = fields["params"].get("machine", path.parent.name)
@@ -115,7 +117,7 @@ def _file(path: Path, fields: Mapping[str, Any], benchmarks: Mapping[str, Any], 
         "date": _moment(fields["date"]),
         "environment": _environment(fields),
     }
-    found: list[Result] = []
+    found: list[AsvResult] = []
     for name, row in fields["results"].items():
         try:
             if type(row) is not list:
@@ -136,7 +138,7 @@ def _file(path: Path, fields: Mapping[str, Any], benchmarks: Mapping[str, Any], 
 
 def _benchmark(
     name: str, column: Mapping[str, Any], declared: Mapping[str, Any], shared: Mapping[str, Any]
-) -> list[Result]:
+) -> list[AsvResult]:
     """The parameter points of one benchmark, in asv's order."""
     benchmark, _, method = name.rpartition(".")
     metric = next((method.removeprefix(kind) for kind in _KINDS if method.startswith(kind)), method)
@@ -169,7 +171,7 @@ def _benchmark(
         if samples and not stored.is_samples(samples):
             raise ValueError(f"samples must be {stored.SAMPLES.expected}, got {reprlib.repr(samples)}")
         found.append(
-            Result(
+            AsvResult(
                 **shared,
                 benchmark=benchmark or method,
                 metric=metric,

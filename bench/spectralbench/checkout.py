@@ -16,7 +16,7 @@ _POINTERS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GI
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class TreeState:
     """commit: 40 hex digits or None, and then `why`. dirty: None, or eight hex digits of all differences.
 
     shallow: the clone lacks older commits, so that nobody can say here how they follow each other.
@@ -28,7 +28,7 @@ class State:
     shallow: bool = False
 
 
-def state(code: Path) -> State:
+def state(code: Path) -> TreeState:
     """The state of the git checkout around `code`, a file or folder of the code that runs.
 
     Never an exception, since a benchmark must run without git too. A repository that does not track that file, or no
@@ -39,15 +39,15 @@ def state(code: Path) -> State:
         commit = git(root, "rev-parse", "--verify", "HEAD").decode().strip()
         if not git(root, "ls-files", "--", name):
             lacks = "tracks no file of it" if name == "." else f"does not track {name}"
-            return State(None, why=f"the git repository around {root} {lacks}")
-        return State(commit, _difference(root), shallow=is_shallow(root))
+            return TreeState(None, why=f"the git repository around {root} {lacks}")
+        return TreeState(commit, _difference(root), shallow=is_shallow(root))
     except FileNotFoundError:
-        return State(None, why="git is not installed" if root.is_dir() else f"{root} is not a folder")
+        return TreeState(None, why="git is not installed" if root.is_dir() else f"{root} is not a folder")
     except (OSError, subprocess.TimeoutExpired) as error:
-        return State(None, why=f"git could not be run: {error}")
+        return TreeState(None, why=f"git could not be run: {error}")
     except subprocess.CalledProcessError as error:
         said = error.stderr.decode(errors="replace").strip().splitlines()
-        return State(None, why=said[0] if said else f"git exited with {error.returncode}")
+        return TreeState(None, why=said[0] if said else f"git exited with {error.returncode}")
 
 
 def _difference(root: Path) -> str | None:

@@ -26,7 +26,7 @@ LARGEST_BYTES = 4 << 30
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Choice:
     """One case in one pass: what auto takes and why, the fastest equal, and the seconds of both.
 
     significant: the choice is shown to be slower than the fastest, process by process, however many equals there are.
@@ -49,14 +49,14 @@ class Verdict:
         return self.seconds / self.fastest_seconds
 
 
-def verdicts(
+def judged_choices(
     history: History,
     machine: str,
     operations: Mapping[str, Operation],
     device: str,
     refused: list[str] | None = None,
-) -> Iterator[Verdict]:
-    """A verdict for every case of the machine whose choice was measured beside at least one equal.
+) -> Iterator[Choice]:
+    """A choice for every case of the machine whose choice was measured beside at least one equal.
 
     Times are taken from the newest point of the choice and of whoever was measured at the same commit in the same
     conditions.
@@ -97,7 +97,7 @@ def verdicts(
             fastest = min(seconds, key=lambda known: seconds[known])
             # The fastest of many is the luckiest one: the level is shared among them.
             apart = ratio(by_name[decision.name], by_name[fastest], level=0.05 / (len(seconds) - 1))
-            yield Verdict(
+            yield Choice(
                 name,
                 text,
                 dtype,
@@ -137,7 +137,7 @@ def equal(operation: Operation, implementation: Implementation, dtype: str, inpu
     return exact and implementation.prepare is None and implementation.supports(**inputs) is None
 
 
-def as_markdown(found: Mapping[str, Sequence[Verdict]], here: str) -> str:
+def as_markdown(found: Mapping[str, Sequence[Choice]], here: str) -> str:
     """The evidence as a page: for every machine a summary per operation, then the cases that cost most.
 
     found: by machine. here: the machine on which auto was asked.
@@ -149,29 +149,29 @@ def as_markdown(found: Mapping[str, Sequence[Verdict]], here: str) -> str:
         "same inputs, both timed interleaved in the same processes; 1 is the best.",
         "Written by `spectralbench choices` from the records. `sk.explain` gives the reason for any call.",
     ]
-    for machine, verdicts_there in found.items():
+    for machine, choices_there in found.items():
         lines += ["", f"## {machine}", ""]
         if machine != here:
             lines += [f"Its times, and what auto takes on `{here}`.", ""]
-        lines += _section(verdicts_there)
+        lines += _section(choices_there)
     return "\n".join(lines) + "\n"
 
 
-def _section(found: Sequence[Verdict]) -> Iterator[str]:
+def _section(found: Sequence[Choice]) -> Iterator[str]:
     """The lines of one machine."""
-    by_operation: dict[str, list[Verdict]] = {}
-    for verdict in sorted(found, key=lambda verdict: verdict.operation):
-        by_operation.setdefault(verdict.operation, []).append(verdict)
+    by_operation: dict[str, list[Choice]] = {}
+    for choice in sorted(found, key=lambda choice: choice.operation):
+        by_operation.setdefault(choice.operation, []).append(choice)
     rows: list[tuple[str, ...]] = []
     for name, own in by_operation.items():
-        best = sum(verdict.chosen == verdict.fastest for verdict in own)
-        median = statistics.median(verdict.regret for verdict in own)
-        worst = max(verdict.regret for verdict in own)
+        best = sum(choice.chosen == choice.fastest for choice in own)
+        median = statistics.median(choice.regret for choice in own)
+        worst = max(choice.regret for choice in own)
         slower = sum(one.significant for one in own)
         rows.append((name, str(len(own)), str(best), f"{median:.2f}", f"{worst:.2f}", str(slower)))
     heads = ("operation", "cases", "takes the fastest", "median regret", "largest", "shown slower")
     yield from table(heads, rows, range(1, 6))
-    missed = [verdict for verdict in found if verdict.significant and verdict.regret >= NOTABLE]
+    missed = [choice for choice in found if choice.significant and choice.regret >= NOTABLE]
     told = f"Cases shown to be slower, with a regret of {NOTABLE:g} and more: {len(missed)} of {len(found)}."
     yield ""
     if not missed:
@@ -183,7 +183,7 @@ def _section(found: Sequence[Verdict]) -> Iterator[str]:
     yield from table(costly, _costly(by_operation.values()), {5})
 
 
-def _costly(found: Iterable[Sequence[Verdict]]) -> Iterator[list[str]]:
+def _costly(found: Iterable[Sequence[Choice]]) -> Iterator[list[str]]:
     """A row for each of the largest regrets of every operation."""
     for own in found:
         for one in sorted(

@@ -23,7 +23,7 @@ from spectralkernels.errors import RangeError, Unsupported
 
 Cache = Literal["warm", "cold"]
 Launch = Literal["eager", "graph"]
-Run = Callable[[], object]
+Work = Callable[[], object]
 
 
 class Clock(Protocol):
@@ -32,16 +32,16 @@ class Clock(Protocol):
     cache: str
     launch: str
 
-    def time(self, run: Run, number: int) -> float:
+    def time(self, run: Work, number: int) -> float:
         """Seconds per call over `number` back-to-back calls."""
 
-    def calibrate(self, run: Run) -> int:
+    def calibrate(self, run: Work) -> int:
         """Calls per sample that make a sample long against the clock's resolution; warms `run` up on the way."""
 
     def now(self) -> float:
         """Seconds since some fixed moment, for budgets."""
 
-    def exposed(self, run: Run) -> bool:
+    def exposed(self, run: Work) -> bool:
         """Whether samples of `run` contain gaps in which the device waited for the host."""
 
 
@@ -78,14 +78,14 @@ class CpuClock:
     def __init__(self, min_sample: float = 1e-3) -> None:
         self.min_sample = min_sample
 
-    def time(self, run: Run, number: int) -> float:
+    def time(self, run: Work, number: int) -> float:
         calls = itertools.repeat(None, number)
         start = time.perf_counter_ns()
         for _ in calls:
             run()
         return (time.perf_counter_ns() - start) * 1e-9 / number
 
-    def calibrate(self, run: Run) -> int:
+    def calibrate(self, run: Work) -> int:
         number = 1
         while True:
             elapsed = self.time(run, number) * number
@@ -98,7 +98,7 @@ class CpuClock:
     def now(self) -> float:
         return time.perf_counter()
 
-    def exposed(self, run: Run) -> bool:
+    def exposed(self, run: Work) -> bool:
         return False
 
 
@@ -136,13 +136,13 @@ class CudaClock:
         self.launch = launch
         self._device = device
         self._flush: torch.Tensor | None = None
-        self._spins: weakref.WeakKeyDictionary[Run, int] = weakref.WeakKeyDictionary()
-        self._exposed: weakref.WeakSet[Run] = weakref.WeakSet()
-        self._graphs: weakref.WeakKeyDictionary[Run, dict[int, _Captured]] = weakref.WeakKeyDictionary()
+        self._spins: weakref.WeakKeyDictionary[Work, int] = weakref.WeakKeyDictionary()
+        self._exposed: weakref.WeakSet[Work] = weakref.WeakSet()
+        self._graphs: weakref.WeakKeyDictionary[Work, dict[int, _Captured]] = weakref.WeakKeyDictionary()
         self._side: torch.cuda.Stream | None = None
         self.damaged = False
 
-    def time(self, run: Run, number: int) -> float:
+    def time(self, run: Work, number: int) -> float:
         if self.launch == "graph":
             captured = self._captured(run, number)
             captured.graph.replay()
@@ -162,7 +162,7 @@ class CudaClock:
             if 2 * spin > self.MAX_SPIN:
                 self._exposed.add(run)
 
-    def calibrate(self, run: Run) -> int:
+    def calibrate(self, run: Work) -> int:
         self.time(run, 1)
         seconds = self.time(run, 1)
         return max(1, min(self.MAX_NUMBER, math.ceil(self.MIN_SAMPLE / max(seconds, 1e-9))))
@@ -170,10 +170,10 @@ class CudaClock:
     def now(self) -> float:
         return time.perf_counter()
 
-    def exposed(self, run: Run) -> bool:
+    def exposed(self, run: Work) -> bool:
         return run in self._exposed
 
-    def _queue(self, run: Run, number: int, external: bool = False) -> list[Pair]:
+    def _queue(self, run: Work, number: int, external: bool = False) -> list[Pair]:
         """Queue a sample's calls with their events and flushes. external: the events are nodes of a graph."""
         pairs = [(_event(external), _event(external)) for _ in range(number if self.cache == "cold" else 1)]
         flush = self._flush_buffer() if self.cache == "cold" else None
@@ -191,7 +191,7 @@ class CudaClock:
                 end.record()
         return pairs
 
-    def _captured(self, run: Run, number: int) -> _Captured:
+    def _captured(self, run: Work, number: int) -> _Captured:
         graphs = self._graphs.setdefault(run, {})
         if number not in graphs:
             # One stream for every capture: libraries keep a workspace for each stream they have seen.
@@ -238,7 +238,7 @@ class FakeClock:
         else:
             self._all = _cycle(durations)
 
-    def time(self, run: Run, number: int) -> float:
+    def time(self, run: Work, number: int) -> float:
         name = getattr(run, "name", "")
         for _ in range(number):
             run()
@@ -247,14 +247,14 @@ class FakeClock:
         self._now += duration * number
         return duration
 
-    def calibrate(self, run: Run) -> int:
+    def calibrate(self, run: Work) -> int:
         run()
         return 1
 
     def now(self) -> float:
         return self._now
 
-    def exposed(self, run: Run) -> bool:
+    def exposed(self, run: Work) -> bool:
         return False
 
 
@@ -286,7 +286,7 @@ WARM_UP_CALLS = 3
 """What torch documents for a graph with a backward pass: after three calls every lazy allocation has been made."""
 
 
-def capture(run: Run, sample: Run, side: torch.cuda.Stream) -> Any:
+def capture(run: Work, sample: Work, side: torch.cuda.Stream) -> Any:
     """A CUDA graph of `sample`, some calls of `run`, as torch documents the capture of a whole training step.
 
     Work that waits for the device breaks a capture and leaves torch's allocator damaged, so the last call of the

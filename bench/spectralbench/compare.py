@@ -44,7 +44,7 @@ Series = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Ratio:
+class Compared:
     """One series: time of B over time of A, both over the control where there is one.
 
     interval: of the ratio at `CONFIDENCE`, None with fewer than two pairs. control: the baselines it was held against.
@@ -100,7 +100,7 @@ def judge(
     b: Sequence[Sequence[Record]],
     controls: Sequence[str],
     margin: float = MARGIN,
-) -> list[Ratio]:
+) -> list[Compared]:
     """One verdict per series that both sides have, worst first.
 
     a, b: the records of each process, in the order of their pairs. controls: implementations that did not change;
@@ -109,11 +109,11 @@ def judge(
     sides = [[_times(process) for process in side] for side in (a, b)]
     known = [set().union(*map(set, side)) if side else set() for side in sides]
     failed = _failures(b)
-    ratios: list[Ratio] = []
-    judged: list[tuple[Ratio, float]] = []
+    ratios: list[Compared] = []
+    judged: list[tuple[Compared, float]] = []
     for series in sorted(known[0] & (known[1] | failed.keys())):
         if series in failed:
-            ratios.append(Ratio(series, "WRONG", math.nan, None, 0, (), why=failed[series]))
+            ratios.append(Compared(series, "WRONG", math.nan, None, 0, (), why=failed[series]))
             continue
         held = [name for name in controls if name != series[1] and series[1] not in controls]
         logs, used = _logs(sides[0], sides[1], series, held)
@@ -132,7 +132,7 @@ _CHANGED = ("SLOWER", "FASTER", "LESS EXACT")
 _WORST: Mapping[str, int] = {"WRONG": 5, "SLOWER": 4, "LESS EXACT": 3, "CANNOT TELL": 2, "FASTER": 1, "SAME": 0}
 
 
-def exit_code(found: Sequence[Ratio]) -> int:
+def exit_code(found: Sequence[Compared]) -> int:
     """0 fine, 1 something is slower or wrong, 3 nothing could be compared or decided."""
     words = {ratio.word for ratio in found}
     if words & {"SLOWER", "WRONG"}:
@@ -208,11 +208,11 @@ def _errors(a: Sequence[Sequence[Record]], b: Sequence[Sequence[Record]], series
 
 def _verdict(
     series: Series, logs: Sequence[float], used: tuple[str, ...], margin: float, errors: tuple[float, float] | None
-) -> tuple[Ratio, float]:
+) -> tuple[Compared, float]:
     """What one series says by itself, and how probable that is where nothing changed."""
     found = student(logs, CONFIDENCE)
     if len(logs) < 2:
-        return Ratio(series, "CANNOT TELL", found.middle, None, len(logs), used, 2, errors), found.p
+        return Compared(series, "CANNOT TELL", found.middle, None, len(logs), used, 2, errors), found.p
     word: Word = "CANNOT TELL"
     if 1 / (1 + margin) <= found.low and found.high <= 1 + margin:
         word = "SAME"
@@ -226,7 +226,7 @@ def _verdict(
     if word == "CANNOT TELL":
         # A normal quantile may promise less than the t interval of so few pairs has kept.
         needed = max(len(logs) + 1, _needed(statistics.stdev(logs), math.log(found.middle), math.log1p(margin)))
-    return Ratio(series, word, found.middle, (found.low, found.high), len(logs), used, needed, errors), found.p
+    return Compared(series, word, found.middle, (found.low, found.high), len(logs), used, needed, errors), found.p
 
 
 def _needed(spread: float, middle: float, inner: float) -> int:

@@ -23,7 +23,7 @@ RATED = ("band_limited", "band_limited_bits", "torch_fft")
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class StepRow:
     """One kind of layers at one rate; what was not measured is None.
 
     rate: `0.5` of a compression, `beta 1`, `n 4`, or nothing. inference, step: seconds. inference_ratio, step_ratio:
@@ -58,7 +58,7 @@ def _rate(layers: str, case: Mapping[str, Any]) -> str:
     return f"{BETA}{case['beta']:g}" if layers == SPECNET else ""
 
 
-def rows(records: Iterable[Record]) -> list[Row]:
+def rows(records: Iterable[Record]) -> list[StepRow]:
     """A row for each kind of layers and rate, native first, then as they come."""
     steps = [record for record in records if record.operation == OPERATION and record.status != "skipped"]
     keys = list(dict.fromkeys((_layers(record), rate(record)) for record in steps))
@@ -67,7 +67,7 @@ def rows(records: Iterable[Record]) -> list[Row]:
     return [_row(key, [record for record in steps if (_layers(record), rate(record)) == key], steps) for key in keys]
 
 
-def networks(series: Iterable[Series]) -> dict[str, list[Row]]:
+def networks(series: Iterable[Series]) -> dict[str, list[StepRow]]:
     """The newest stored steps by network, batch and input: a row for each kind of layers and rate, without ratios."""
     found: dict[str, dict[tuple[str, str], dict[tuple[str, str], float]]] = {}
     for one in series:
@@ -83,8 +83,8 @@ def networks(series: Iterable[Series]) -> dict[str, list[Row]]:
     return {name: [_stored(key, own) for key, own in kinds.items()] for name, kinds in found.items()}
 
 
-def _stored(key: tuple[str, str], own: Mapping[tuple[str, str], float]) -> Row:
-    return Row(
+def _stored(key: tuple[str, str], own: Mapping[tuple[str, str], float]) -> StepRow:
+    return StepRow(
         layers=key[0],
         rate=key[1],
         inference=own.get(("eval", "device_time")),
@@ -103,11 +103,11 @@ def _layers(record: Record) -> str:
     return PHC if record.case["n"] != 1 else record.implementation
 
 
-def _row(key: tuple[str, str], own: Sequence[Record], steps: Sequence[Record]) -> Row:
+def _row(key: tuple[str, str], own: Sequence[Record], steps: Sequence[Record]) -> StepRow:
     inferences = [record for record in own if record.case["mode"] == "eval"]
     trainings = [record for record in own if record.case["mode"] == "train"]
     failed = next((f"{record.failure}: {record.reason}" for record in own if record.status == "failed"), None)
-    return Row(
+    return StepRow(
         layers=key[0],
         rate=key[1],
         inference=_median(inferences, ("device_time",)),

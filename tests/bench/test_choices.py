@@ -9,7 +9,7 @@ import pytest
 from synthetic_records import commit_hash, environment, record, write
 from toy_operation import TOLERANCE, implementation, toy
 
-from spectralbench.choices import Verdict, as_markdown, verdicts
+from spectralbench.choices import Choice, as_markdown, judged_choices
 from spectralbench.history import load
 from spectralkernels.declare import Block, Decision, Tolerance
 
@@ -26,7 +26,7 @@ OPERATION = toy(
 )
 
 
-def judged(results: Path, times: dict[str, float], **changes: Any) -> list[Verdict]:
+def judged(results: Path, times: dict[str, float], **changes: Any) -> list[Choice]:
     """Verdicts on one case of the toy operation with these times."""
     facts = environment(commit=0)
     records = [
@@ -34,7 +34,7 @@ def judged(results: Path, times: dict[str, float], **changes: Any) -> list[Verdi
         for name, seconds in times.items()
     ]
     write(results, f"2026-01-05-{commit_hash(0)[:8]}", facts, records)
-    return list(verdicts(load(results), "cpu-test-2c", {"toy": OPERATION}, "cpu"))
+    return list(judged_choices(load(results), "cpu-test-2c", {"toy": OPERATION}, "cpu"))
 
 
 def test_regret_is_the_choice_over_the_fastest_equal(tmp_path: Path):
@@ -58,12 +58,12 @@ def test_another_commit_does_not_count(tmp_path: Path):
     judged(tmp_path, {"plain": 3.0, "quick": 4.0})
     later = [record({"device_time": [1.0]}, operation="toy", implementation="quick", case={"size": 24}, day=1)]
     write(tmp_path, "later", environment(commit=1), later)
-    assert list(verdicts(load(tmp_path), "cpu-test-2c", {"toy": OPERATION}, "cpu")) == []
+    assert list(judged_choices(load(tmp_path), "cpu-test-2c", {"toy": OPERATION}, "cpu")) == []
 
 
 def test_the_page_has_a_row_for_what_costs_most():
-    def one(chosen: str, seconds: float) -> Verdict:
-        return Verdict("toy", "size=24,rate=1", "float32", "forward", chosen, "small", seconds, "quick", 2.0)
+    def one(chosen: str, seconds: float) -> Choice:
+        return Choice("toy", "size=24,rate=1", "float32", "forward", chosen, "small", seconds, "quick", 2.0)
 
     found = {"here": [one("quick", 2.0), one("plain", 2.1), one("plain", 5.0)], "there": [one("quick", 2.0)]}
     page = as_markdown(found, "here")
@@ -87,5 +87,5 @@ def test_a_case_that_cannot_be_made_again_is_refused_with_the_reason(tmp_path: P
     ]
     write(tmp_path, "a", environment(commit=0), records)
     refused: list[str] = []
-    assert list(verdicts(load(tmp_path), "cpu-test-2c", {"toy": OPERATION}, "cpu", refused)) == []
+    assert list(judged_choices(load(tmp_path), "cpu-test-2c", {"toy": OPERATION}, "cpu", refused)) == []
     assert len(refused) == 1 and why in refused[0]

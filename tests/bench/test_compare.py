@@ -14,7 +14,7 @@ from command_line import Cli
 from planted_clone import ROOT
 from synthetic_records import record
 
-from spectralbench.compare import Ratio, checkout, exit_code, judge
+from spectralbench.compare import Compared, checkout, exit_code, judge
 from spectralbench.record import Record, environment_line, record_line
 from spectralbench.turns import CompareError, Side, Sweep, race
 
@@ -29,7 +29,7 @@ def process(times: dict[str, float] | dict[str, list[float]], error: float = 1e-
     return [record(metrics, implementation=name, case=CASE, **more) for name, metrics in values.items()]
 
 
-def verdict(a: list[list[Record]], b: list[list[Record]], *controls: str) -> Ratio:
+def verdict(a: list[list[Record]], b: list[list[Record]], *controls: str) -> Compared:
     return next(found for found in judge(a, b, controls) if found.series[1] == "ours")
 
 

@@ -50,7 +50,7 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_clean_checkout_has_a_commit_and_no_dirt(clone: Path) -> None:
     state = checkout.state(clone)
-    assert state == checkout.State(git(clone, "rev-parse", "HEAD"))
+    assert state == checkout.TreeState(git(clone, "rev-parse", "HEAD"))
     assert len(str(state.commit)) == 40
 
 
@@ -101,7 +101,7 @@ def test_without_git_or_commit_there_is_a_reason_and_no_exception(clone: Path, m
     assert "HEAD" in str(checkout.state(outside).why) or "revision" in str(checkout.state(outside).why)
     assert checkout.state(clone / "nowhere").why is not None
     monkeypatch.setenv("PATH", "")
-    assert checkout.state(clone) == checkout.State(None, why="git is not installed")
+    assert checkout.state(clone) == checkout.TreeState(None, why="git is not installed")
 
 
 def test_a_package_installed_inside_somebody_elses_repository_has_no_commit(clone: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_hook_that_points_at_another_repository_is_not_believed(clone: Path, m
     other.mkdir()
     git(other, "init", "-q")
     monkeypatch.setenv("GIT_DIR", str(other / ".git"))
-    assert checkout.state(clone / "kernels" / "one.py") == checkout.State(commit)
+    assert checkout.state(clone / "kernels" / "one.py") == checkout.TreeState(commit)
 
 
 def test_a_shallow_clone_and_another_owner_are_said(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:

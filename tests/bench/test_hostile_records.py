@@ -180,7 +180,7 @@ def read_everything(results: Path, *, figures: bool, auto: bool) -> None:
             operation(frame, nominal_vs_achieved.OPERATIONS, ("achieved_compression", "compression"))
     if auto:
         operations = {name: load_operations()[name] for name in ("band_limited_conv2d", "sparse_multiply")}
-        choices.as_markdown({"m": list(choices.verdicts(loaded, "cpu-test-2c", operations, "cpu"))}, "m")
+        choices.as_markdown({"m": list(choices.judged_choices(loaded, "cpu-test-2c", operations, "cpu"))}, "m")
 
 
 def test_mutated_files_crash_hang_and_escape_nothing(tmp_path: Path, seed: int) -> None:

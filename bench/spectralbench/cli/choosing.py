@@ -22,7 +22,7 @@ def choices(
 
     The report reads what auto takes from choices/MACHINE.json, which is written with it.
     """
-    from spectralbench.choices import Verdict, as_markdown, verdicts
+    from spectralbench.choices import Choice, as_markdown, judged_choices
     from spectralbench.environment import device_kind, machine_name
     from spectralbench.history import load, only_machine
     from spectralkernels.ops import load_operations
@@ -31,14 +31,14 @@ def choices(
         history = only_machine(load(results), machine)
     except (FileNotFoundError, ValueError) as error:
         raise terminal.fail(str(error), 2) from None
-    judged: dict[str, list[Verdict]] = {}
+    judged: dict[str, list[Choice]] = {}
     for name in history.machines:
         device = "cpu" if name.startswith("cpu-") else "cuda"
         if device == "cuda" and device_kind() != "cuda":
             terminal.say(f"not judged: {name}: what auto takes on a GPU is asked on one")
             continue
         refused: list[str] = []
-        if found := list(verdicts(history, name, load_operations(), device, refused)):
+        if found := list(judged_choices(history, name, load_operations(), device, refused)):
             judged[name] = found
         for why in refused:
             terminal.say(f"not judged: {name}: {why}")
@@ -48,8 +48,8 @@ def choices(
     page = as_markdown(judged, machine_name())
     if as_json:
         for name, found in judged.items():
-            for verdict in found:
-                terminal.out(json.dumps({"machine": name, **dataclasses.asdict(verdict)}))
+            for choice in found:
+                terminal.out(json.dumps({"machine": name, **dataclasses.asdict(choice)}))
     else:
         terminal.out(page)
     path = results / "CHOICES.md"

@@ -14,7 +14,7 @@ import typer
 from spectralbench.cli import terminal
 
 if TYPE_CHECKING:
-    from spectralbench.compare import Ratio
+    from spectralbench.compare import Compared
 
 
 def compare(
@@ -72,14 +72,14 @@ def compare(
     raise typer.Exit(comparing.exit_code(found))
 
 
-def lines(a: str, b: str, found: Sequence[Ratio]) -> list[str]:
+def lines(a: str, b: str, found: Sequence[Compared]) -> list[str]:
     """The answer in the first line, then a line per series."""
     counts = {word: sum(ratio.word == word for ratio in found) for word in dict.fromkeys(r.word for r in found)}
     said = ", ".join(f"{count} {word}" for word, count in counts.items()) or "nothing to compare"
     return [f"{b} against {a}: {said}", *(_line(ratio) for ratio in found)]
 
 
-def _line(ratio: Ratio) -> str:
+def _line(ratio: Compared) -> str:
     operation, implementation, case, dtype, pass_, *_ = ratio.series
     where = f"{operation} {implementation} {dtype} {pass_} [{case}]"
     if ratio.why is not None:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from spectralbench.cli import sweeping, terminal
 from spectralbench.record import record_line
-from spectralbench.steps import Row, rows
+from spectralbench.steps import StepRow, rows
 
 MIB = 1024**2
 PICTURES = (".png", ".svg", ".pdf")
@@ -80,7 +80,7 @@ def model(
         raise terminal.fail("nothing was measured: no case was started, or every one was skipped", sweeping.NOTHING)
 
 
-def steps_table(title: str, found: Sequence[Row]) -> Table:
+def steps_table(title: str, found: Sequence[StepRow]) -> Table:
     """A row per kind of layers and rate, at most 80 columns wide; failures stand where the first time would be."""
     table = Table(
         title=escape(title),
@@ -123,7 +123,7 @@ def _ratio(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}" if value < 10 else f"{value:.3g}"
 
 
-def _draw(found: Sequence[Row], title: str, path: Path) -> None:
+def _draw(found: Sequence[StepRow], title: str, path: Path) -> None:
     try:
         from spectralbench.plot import steps
 

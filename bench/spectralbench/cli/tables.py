@@ -24,7 +24,7 @@ RATES = ("GB/s", "GFLOP/s")
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class OutcomeRow:
     """One implementation at one case: its records, one per process."""
 
     point: tuple[tuple[str, str], ...]
@@ -55,7 +55,7 @@ class Row:
         return None
 
 
-def rows(records: Iterable[Record]) -> dict[str, list[Row]]:
+def rows(records: Iterable[Record]) -> dict[str, list[OutcomeRow]]:
     """Measured and failed records by operation, in the order they come, processes gathered."""
     gathered: dict[str, dict[tuple[tuple[tuple[str, str], ...], str], list[Record]]] = {}
     for record in records:
@@ -64,7 +64,7 @@ def rows(records: Iterable[Record]) -> dict[str, list[Row]]:
             key = ((*point, ("pass", record.pass_)), record.implementation)
             gathered.setdefault(record.operation, {}).setdefault(key, []).append(record)
     return {
-        operation: [Row(point, name, found[0].role, tuple(found)) for (point, name), found in groups.items()]
+        operation: [OutcomeRow(point, name, found[0].role, tuple(found)) for (point, name), found in groups.items()]
         for operation, groups in gathered.items()
     }
 
@@ -73,7 +73,7 @@ NARROW: tuple[tuple[str, int], ...] = (("implementation", 33), ("time", 9), ("ra
 """Columns of a case's table and their widths: with the gaps 80 columns."""
 
 
-def case_tables(operation: str, found: Sequence[Row]) -> Iterator[Table]:
+def case_tables(operation: str, found: Sequence[OutcomeRow]) -> Iterator[Table]:
     """A table per case in 80 columns: time, ratio to the best baseline, bytes saved, error of the answer."""
     for index, point in enumerate(dict.fromkeys(row.point for row in found)):
         group = [row for row in found if row.point == point]
@@ -98,7 +98,7 @@ def case_tables(operation: str, found: Sequence[Row]) -> Iterator[Table]:
         yield table
 
 
-def operation_table(operation: str, found: Sequence[Row], ceilings: Ceilings | None = None) -> Table:
+def operation_table(operation: str, found: Sequence[OutcomeRow], ceilings: Ceilings | None = None) -> Table:
     """Every row of an operation; parameters that never vary stand below, failures where the time would be.
 
     ceilings: of this machine in float32, for the percent of the floor; None leaves that column out.
@@ -135,19 +135,19 @@ def operation_table(operation: str, found: Sequence[Row], ceilings: Ceilings | N
     return table
 
 
-def best_baseline(group: Sequence[Row]) -> Row | None:
+def best_baseline(group: Sequence[OutcomeRow]) -> OutcomeRow | None:
     """The fastest measured baseline of one case."""
     timed = [row for row in group if row.role == "baseline" and row.metric([TIME])]
     return min(timed, key=_median_time, default=None)
 
 
-def _median_time(row: Row) -> float:
+def _median_time(row: OutcomeRow) -> float:
     time = row.metric([TIME])
     assert time is not None, "only timed rows are compared"
     return time.median
 
 
-def _split_parameters(found: Sequence[Row]) -> tuple[list[str], str]:
+def _split_parameters(found: Sequence[OutcomeRow]) -> tuple[list[str], str]:
     names = list(dict.fromkeys(name for row in found for name, _ in row.point))
     values = {name: list(dict.fromkeys(dict(row.point).get(name, "") for row in found)) for name in names}
     varying = [name for name in names if len(values[name]) > 1]
@@ -160,7 +160,7 @@ def _spread(words: Sequence[str], lines: int) -> list[str]:
     return [escape(" ".join(words[line * per_line : (line + 1) * per_line])) for line in range(lines)]
 
 
-def _time_cell(row: Row) -> str:
+def _time_cell(row: OutcomeRow) -> str:
     if (failed := row.failed) is not None:
         return f"[red]failed: {failed.failure}[/red]"
     time = row.metric([TIME])
@@ -172,17 +172,17 @@ def _time_cell(row: Row) -> str:
     return f"{time.median / divisor:.3g} {symbol} {spread}"
 
 
-def _short_time(row: Row) -> str:
+def _short_time(row: OutcomeRow) -> str:
     return "[red]failed[/red]" if row.failed is not None else _cell(row.metric([TIME]))
 
 
-def _short_ratio(row: Row, best: Row | None) -> str:
+def _short_ratio(row: OutcomeRow, best: OutcomeRow | None) -> str:
     if row.failed is not None:
         return str(row.failed.failure)
     return "best base" if row is best else _ratio_cell(row, best)
 
 
-def _ratio_cell(row: Row, best: Row | None) -> str:
+def _ratio_cell(row: OutcomeRow, best: OutcomeRow | None) -> str:
     if best is None or row.metric([TIME]) is None:
         return "-"
     if row is best:
@@ -193,7 +193,7 @@ def _ratio_cell(row: Row, best: Row | None) -> str:
     return ratio_words(time.median / reference if reference else None, time.unit)
 
 
-def _floor(row: Row, ceilings: Ceilings) -> str:
+def _floor(row: OutcomeRow, ceilings: Ceilings) -> str:
     """Percent of the speed that the ceilings allow; they are float32's, so that coarser classes have none."""
     record, time = row.records[0], row.metric([TIME])
     if time is None or time.median <= 0 or not record.cost or record.dtype not in ("float32", "complex64"):

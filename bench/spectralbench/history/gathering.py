@@ -149,7 +149,7 @@ class Builder:
         """One object for equal places, so that a million look-ups need not compare all that a place consists of."""
         return self._places.setdefault((code, environment), (code, environment))
 
-    def add_asv(self, result: asv_files.Result) -> None:
+    def add_asv(self, result: asv_files.AsvResult) -> None:
         """One of asv's results."""
         case = ",".join([f"{name}={value}" for name, value in result.params.items()])
         subject = Subject(

@@ -24,9 +24,9 @@ from spectralbench.plot.style import (
     sequence_looks,
     styled,
 )
-from spectralbench.steps import BETA, NATIVE, RATED, SPECNET, Row, networks
+from spectralbench.steps import BETA, NATIVE, RATED, SPECNET, StepRow, networks
 
-QUANTITIES: tuple[tuple[str, Callable[[Row], float | None]], ...] = (
+QUANTITIES: tuple[tuple[str, Callable[[StepRow], float | None]], ...] = (
     ("inference", lambda row: row.inference),
     ("training step", lambda row: row.step),
     ("saved for backward", lambda row: row.saved),
@@ -34,7 +34,7 @@ QUANTITIES: tuple[tuple[str, Callable[[Row], float | None]], ...] = (
 )
 
 
-def draw(found: Sequence[Row], title: str, path: Path) -> Path:
+def draw(found: Sequence[StepRow], title: str, path: Path) -> Path:
     """Write the figure to `path` and return it.
 
     Raises: ValueError where no kind of layers has a rate of 0 and another; OSError where it cannot be written.
@@ -63,7 +63,7 @@ def draw_stored(history: History, machine: str) -> Iterator[Page | NotDrawn]:
         yield NotDrawn("no network was measured at two rates: spectralbench model NETWORK")
 
 
-def _figure(found: Sequence[Row], title: str) -> Figure | None:
+def _figure(found: Sequence[StepRow], title: str) -> Figure | None:
     kinds = [kind for kind in (*RATED, SPECNET) if _over(found, kind)]
     if not kinds:
         return None
@@ -94,11 +94,11 @@ def _figure(found: Sequence[Row], title: str) -> Figure | None:
     return finish_plain(figure, title, shown, "of the newest commit that measured each")
 
 
-def _place(row: Row) -> float | None:
+def _place(row: StepRow) -> float | None:
     return float(row.rate.removeprefix(BETA)) if row.layers == SPECNET else row.achieved
 
 
-def _over(found: Sequence[Row], kind: str) -> list[Row]:
+def _over(found: Sequence[StepRow], kind: str) -> list[StepRow]:
     """The rows of a kind by rate, if there are two, the first of them 0 or, for thresholds, native beside them."""
     own = [row for row in found if row.layers == kind and row.failed is None]
     own.sort(key=lambda row: float(row.rate.removeprefix(BETA)))
@@ -108,7 +108,7 @@ def _over(found: Sequence[Row], kind: str) -> list[Row]:
     return own if whole else []
 
 
-def _finding(found: Sequence[Row]) -> str:
+def _finding(found: Sequence[StepRow]) -> str:
     """What the highest rate of the first kind makes of the training step and of what it saves."""
     kind = next(kind for kind in (*RATED, SPECNET) if _over(found, kind))
     own = _over(found, kind)
