@@ -90,6 +90,9 @@ def test_steps_count_calls_and_changes_of_file() -> None:
 def test_the_command_prints_a_line_per_path(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--only", "dft_gemm", "--only", "direct", "--samples", "1"]) == 0
     heading, *lines = capsys.readouterr().out.splitlines()
+    assert heading.split()[7] == "floor"
+    ours, library = (float(line.split()[4]) for line in lines)
+    assert ours > 0.0 == library, "the library's convolution is no operator of ours"
     assert [line.split()[0] for line in lines] == ["dft_gemm", "direct"]
     assert all(
         len(line.split()) == len(heading.replace(" us", "_us").replace(" ops", "_ops").split()) for line in lines
