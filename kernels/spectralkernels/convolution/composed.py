@@ -12,22 +12,29 @@ import torch
 from torch import Tensor
 
 from spectralkernels.convolution.geometry import compute_dtype
-from spectralkernels.convolution.linear_maps import Transform, Transforms
+from spectralkernels.convolution.linear_maps import Transform
+
+ChainTransforms = tuple[Transform, Transform | None, Transform]
+"""Of x, of the kernel (None: its modes are given), and the transpose of the inverse onto y."""
 
 
 def convolve(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    transforms: Transforms,
+    transforms: ChainTransforms,
     groups: int,
     out: Sequence[int],
     mask: Tensor | None = None,
+    out_channels: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(y, Z): the convolution, and the kept spectrum of x. mask: what Z conj(W) is multiplied with."""
+    """(y, Z): the convolution, and the kept spectrum of x. mask: what Z conj(W) is multiplied with, to broadcast.
+
+    weight: [O, C / groups, *kernel], or without a transform of it its modes [F, 2, O * C / groups] for `out_channels`.
+    """
     of_x, of_weight, of_y = transforms
     z = modes_of(x, of_x)
-    modes = product(z, modes_of(weight, of_weight), x.shape[0], weight.shape[0], groups)
+    modes = product(z, _weight_modes(weight, of_weight), x.shape[0], out_channels or weight.shape[0], groups)
     if mask is not None:
         modes = modes * mask
     return with_bias(maps_of(modes, of_y, out), bias).to(x.dtype), z
@@ -36,34 +43,41 @@ def convolve(
 def gradients(
     dy: Tensor | None,
     dz: Tensor | None,
-    z: Tensor,
+    z: Tensor | None,
     weight: Tensor,
-    transforms: Transforms,
+    transforms: ChainTransforms,
     groups: int,
-    batch: int,
-    size: Sequence[int],
+    shape: Sequence[int],
     needs: Sequence[bool],
     mask: Tensor | None = None,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """(dx, dw, db) of `convolve`, those that are needed. dz: the gradient of Z [F, 2, B C]; size: of x."""
-    need_x, need_weight, need_bias = needs
+) -> tuple[Tensor | None, ...]:
+    """(dx, dw, db, dm) of `convolve`, those that are needed; dm: [B, F], of the weights that `mask` holds.
+
+    dz: the gradient of Z [F, 2, B C]. z: None where neither dw nor dm is needed. shape: of x.
+    """
+    need_x, need_weight, need_bias, need_mask = needs
     of_x, of_weight, of_y = transforms
-    dx = dw = db = None
-    sum_for_x = None if dz is None else dz.unflatten(2, (batch, weight.shape[1] * groups))
+    batch, channels, *size = shape
+    dx = dw = db = dm = None
+    sum_for_x = None if dz is None else dz.unflatten(2, (batch, channels))
     if dy is not None:
         g = modes_of(dy, of_y).unflatten(2, dy.shape[:2])
-        if mask is not None:
-            g = g * mask
+        masked = g if mask is None else g * mask
+        w = _weight_modes(weight, of_weight) if need_x or need_mask else weight
         if need_x:
-            through_y = product_transposed(g, modes_of(weight, of_weight), groups)
+            through_y = product_transposed(masked, w, groups)
             sum_for_x = through_y if sum_for_x is None else sum_for_x + through_y
         if need_weight:
-            modes = weight_product(g, z, groups, weight.shape[1])
+            assert z is not None and of_weight is not None
+            modes = weight_product(masked, z, groups, weight.shape[1])
             dw = maps_of(modes, of_weight, weight.shape[2:]).to(weight.dtype)
+        if need_mask:
+            assert z is not None
+            dm = (product(z, w, batch, dy.shape[1], groups) * g).sum((1, 3)).t()
         db = bias_gradient(dy) if need_bias else None
     if need_x and sum_for_x is not None:
-        dx = maps_of(sum_for_x, of_x, size).to(weight.dtype)
-    return dx, dw, db
+        dx = maps_of(sum_for_x, of_x, size).to((weight if dy is None else dy).dtype)
+    return dx, dw, db, dm
 
 
 def bias_gradient(dy: Tensor) -> Tensor:
@@ -76,6 +90,10 @@ def modes_of(maps: Tensor, transform: Transform) -> Tensor:
     height = maps.shape[2] if maps.dim() == 4 else 1
     planes = maps.to(compute_dtype(maps.dtype)).reshape(maps.shape[0] * maps.shape[1], height, maps.shape[-1])
     return transform.composed_analyse(planes)
+
+
+def _weight_modes(weight: Tensor, transform: Transform | None) -> Tensor:
+    return weight if transform is None else modes_of(weight, transform)
 
 
 def maps_of(modes: Tensor, transform: Transform, lengths: Sequence[int]) -> Tensor:

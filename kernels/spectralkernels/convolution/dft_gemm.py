@@ -156,7 +156,9 @@ def _composed_backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[
     (z, weight), (starts, groups, n, kept, size) = ctx.saved_tensors, ctx.geometry
     out = size if dy is None else dy.shape[2:]
     transforms = transforms_of(z, size, starts, weight.shape[2:], n, kept, out)
-    return composed.gradients(dy, dz, z, weight, transforms, groups, ctx.batch, size, ctx.needs_input_grad[:3])
+    shape = (ctx.batch, weight.shape[1] * groups, *size)
+    needs = (*ctx.needs_input_grad[:3], False)
+    return composed.gradients(dy, dz, z, weight, transforms, groups, shape, needs)[:3]
 
 
 _conv.register_autograd(_differentiate_conv, setup_context=_save_conv)

@@ -34,9 +34,8 @@ def gradients(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tensor | 
     else:  # the weight is frozen, and only sizes are asked of Z
         modes = z.new_empty(band.count, 2, batch * groups * sizes.inputs)
     of_modes = None if dz is None else modes_of_spectrum(dz, band, sizes, about)
-    return composed.gradients(
-        dy, of_modes, modes, weight, transforms, groups, batch, size, ctx.needs_input_grad[:3], over_planes(mask)
-    )
+    shape, needs = (batch, weight.shape[1] * groups, *size), (*ctx.needs_input_grad[:3], False)
+    return composed.gradients(dy, of_modes, modes, weight, transforms, groups, shape, needs, over_planes(mask))[:3]
 
 
 def over_planes(mask: Tensor | None) -> Tensor | None:

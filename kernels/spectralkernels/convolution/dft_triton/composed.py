@@ -34,13 +34,10 @@ def convolve(
     relu: bool,
 ) -> Tensor:
     """y; weight: the taps that begin at `starts`, or, where that is None, their modes."""
-    z, w = analyse(x, layout), _weight_modes(weight, starts, layout)
-    modes = composed.product(z, w, x.shape[0], out_channels, groups)
-    if mask is not None:
-        modes = modes * _values(mask, layout).to(modes.dtype)
-    maps = composed.maps_of(modes, _transform(x, layout, _origin(layout), out, inverse=True), out)
-    y = composed.with_bias(maps, bias)
-    return (torch.relu(y) if relu else y).to(x.dtype)
+    transforms = _transforms(x, weight, starts, layout, x.shape[2:], out)
+    values = _values(mask, layout, x)
+    y, _ = composed.convolve(x, weight, bias, transforms, groups, out, values, out_channels)
+    return torch.relu(y) if relu else y
 
 
 def gradients(
@@ -59,24 +56,15 @@ def gradients(
     z: [F, 2, B C] as `analyse` gives it, or None where dx alone is needed.
     """
     need_x, need_weight, need_mask = need
-    g = composed.modes_of(dy, _transform(dy, layout, _origin(layout), dy.shape[2:], inverse=True))
-    g = g.unflatten(2, dy.shape[:2])
-    masked = g if mask is None else g * _values(mask, layout).to(g.dtype)
-    w = _weight_modes(weight, starts, layout) if need_x or need_mask else weight
-    dx, dw, dmask = dy.new_empty(0), weight.new_empty(0), dy.new_empty(0) if mask is None else mask.new_empty(0)
-    if need_x:
-        dx = from_modes(composed.product_transposed(masked, w, groups), layout, size).to(dy.dtype)
-    if need_weight:
-        assert z is not None and starts is not None
-        taps = _transform(weight, layout, starts, weight.shape[2:])
-        dw = composed.maps_of(composed.weight_product(masked, z, groups, weight.shape[1]), taps, weight.shape[2:]).to(
-            weight.dtype
-        )
-    if need_mask:
-        assert z is not None and mask is not None
-        values = (composed.product(z, w, dy.shape[0], dy.shape[1], groups) * g).sum((1, 3)).t()
-        dmask = _at_cells(values, mask, layout)
-    return dx, dw, dmask
+    channels = groups * (weight.shape[1] if starts is not None else weight.shape[2] // dy.shape[1])
+    transforms = _transforms(dy, weight, starts, layout, size, dy.shape[2:])
+    needs, values = (need_x, need_weight, False, need_mask), _values(mask, layout, dy)
+    found = composed.gradients(dy, None, z, weight, transforms, groups, (dy.shape[0], channels, *size), needs, values)
+    dx, dw, _, at_modes = found
+    dmask = (dy if mask is None else mask).new_empty(0)
+    if mask is not None and at_modes is not None:
+        dmask = _at_cells(at_modes, mask, layout)
+    return dy.new_empty(0) if dx is None else dx, weight.new_empty(0) if dw is None else dw, dmask
 
 
 def analyse(x: Tensor, layout: Layout) -> Tensor:
@@ -94,8 +82,12 @@ def saved_scale(layout: Layout) -> float:
     return math.sqrt(math.prod(layout.n))
 
 
-def _weight_modes(weight: Tensor, starts: Ints | None, layout: Layout) -> Tensor:
-    return weight if starts is None else composed.modes_of(weight, _transform(weight, layout, starts, weight.shape[2:]))
+def _transforms(
+    like: Tensor, weight: Tensor, starts: Ints | None, layout: Layout, size: Ints, out: Ints
+) -> composed.ChainTransforms:
+    of_weight = None if starts is None else _transform(like, layout, starts, weight.shape[2:])
+    of_y = _transform(like, layout, _origin(layout), out, inverse=True)
+    return _transform(like, layout, _origin(layout), size), of_weight, of_y
 
 
 def _origin(layout: Layout) -> Ints:
@@ -109,12 +101,14 @@ def _transform(like: Tensor, layout: Layout, starts: Ints, lengths: Ints, invers
     return stepped_dft(layout.n, ((layout.kept[-1], layout.kept[0]),), *where)
 
 
-def _values(mask: Tensor, layout: Layout) -> Tensor:
+def _values(mask: Tensor | None, layout: Layout, like: Tensor) -> Tensor | None:
     """The mask at the modes, zero where a cell of the box is not listed, to broadcast over [F, 2, B, O]."""
+    if mask is None:
+        return None
     cells = cells_of(layout, mask.device).long()
     per_sample = mask.reshape(1, -1) if mask.dim() == 2 else mask.flatten(1)
     picked = torch.where(cells >= 0, per_sample[:, cells.clamp(min=0)], 0)
-    return picked.t()[:, None, :, None]
+    return picked.t()[:, None, :, None].to(compute_dtype(like.dtype))
 
 
 def _at_cells(values: Tensor, mask: Tensor, layout: Layout) -> Tensor:

@@ -207,17 +207,8 @@ def _(
     out: Ints,
 ) -> tuple[Tensor, Tensor]:
     modes = _mode_list(tuple(n), tuple(layout), listed)
-    z = composed.modes_of(x, _transform(x, modes, (0, 0), x.shape[2:]))
-    product = composed.product(z, _composed_weight(z, weight, taps, modes), x.shape[0], out_channels, groups)
-    inverse = _transform(z, modes, (0, 0), out, inverse=True)
-    y = composed.maps_of(product * _values(mask, modes, z), inverse, out)
-    return composed.with_bias(y, bias).to(x.dtype), z
-
-
-def _composed_weight(like: Tensor, weight: Tensor, taps: Ints, modes: ModeList) -> Tensor:
-    if weight.dim() == 3:
-        return weight
-    return composed.modes_of(weight, _transform(like, modes, taps, weight.shape[2:]))
+    transforms = _transforms(x, weight, taps, modes, x.shape[2:], out)
+    return composed.convolve(x, weight, bias, transforms, groups, out, _values(mask, modes, x), out_channels)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -241,30 +232,19 @@ def _differentiate(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tens
 
 def _composed_backward(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tensor | None, ...]:
     """(dx, dw, dmask, db) as torch's own operations, which can be differentiated again; dz: the gradient of Z."""
-    (z, weight, mask), (taps, groups, n, layout, listed, shape) = ctx.saved_tensors, ctx.geometry
+    (z, weight, mask), (taps, groups, n, layout, listed, (channels, *size)) = ctx.saved_tensors, ctx.geometry
+    modes, given = _mode_list(tuple(n), tuple(layout), listed), dz if dy is None else dy
+    if given is None:
+        return (None,) * 4
+    out = size if dy is None else dy.shape[2:]
+    transforms = _transforms(given, weight, taps, modes, size, out)
+    batch = given.shape[2] // channels if dy is None else dy.shape[0]
     need_x, need_weight, need_mask, need_bias = ctx.needs_input_grad[:4]
-    modes, size = _mode_list(tuple(n), tuple(layout), listed), shape[1:]
-    dx = dw = dmask = db = None
-    sum_for_x = None if dz is None else dz.unflatten(2, (-1, shape[0]))
-    if dy is not None:
-        g = composed.modes_of(dy, _transform(dy, modes, (0, 0), dy.shape[2:], inverse=True))
-        g = g.unflatten(2, dy.shape[:2])
-        masked = g * _values(mask, modes, g)
-        w = _composed_weight(g, weight, taps, modes) if need_x or need_mask else masked.new_empty(0)
-        if need_x:
-            through_y = composed.product_transposed(masked, w, groups)
-            sum_for_x = through_y if sum_for_x is None else sum_for_x + through_y
-        if need_weight:
-            of_weight = _transform(g, modes, taps, weight.shape[2:])
-            dw = composed.weight_product(masked, z, groups, weight.shape[1])
-            dw = composed.maps_of(dw, of_weight, weight.shape[2:]).to(weight.dtype)
-        if need_mask:
-            cells = (composed.product(z, w, dy.shape[0], dy.shape[1], groups) * g).sum((1, 3)).t()
-            dmask = _at_modes(cells, mask, modes)
-        db = composed.bias_gradient(dy) if need_bias else None
-    if need_x and sum_for_x is not None:
-        dx = composed.maps_of(sum_for_x, _transform(sum_for_x, modes, (0, 0), size), size).to(weight.dtype)
-    return dx, dw, dmask, db
+    dx, dw, db, dm = composed.gradients(
+        dy, dz, z, weight, transforms, groups, (batch, channels, *size), (need_x, need_weight, need_bias, need_mask),
+        _values(mask, modes, given),
+    )  # fmt: skip
+    return dx, dw, None if dm is None else _at_modes(dm, mask, modes), db
 
 
 _conv.register_autograd(_differentiate, setup_context=_save)
@@ -324,6 +304,14 @@ def _mode_list(n: tuple[int, ...], layout: tuple[int, ...], listed: bool) -> Mod
     return ModeList((n[0], n[1]), cells=pairs) if listed else ModeList((n[0], n[1]), steps=pairs)
 
 
+def _transforms(
+    like: Tensor, weight: Tensor, taps: Ints, modes: ModeList, size: Ints, out: Ints
+) -> composed.ChainTransforms:
+    """Of x, of the weight (None: it comes as its modes), and the transpose of the inverse onto y."""
+    of_weight = None if weight.dim() == 3 else _transform(like, modes, taps, weight.shape[2:])
+    return _transform(like, modes, (0, 0), size), of_weight, _transform(like, modes, (0, 0), out, inverse=True)
+
+
 def _product(
     z: Tensor, weight: Tensor, taps: Ints, out_channels: int, batch: int, groups: int, modes: ModeList
 ) -> Tensor:
@@ -337,8 +325,8 @@ def _values(mask: Tensor, modes: ModeList, like: Tensor) -> Tensor:
     """The mask at the listed modes, to broadcast over [F, 2, B, O]."""
     where = flat_indices(modes, mask.device)
     if mask.dim() == 2:
-        return mask.flatten()[where].to(like.dtype).view(-1, 1, 1, 1)
-    return mask.flatten(1)[:, where].t().to(like.dtype)[:, None, :, None]  # mask [B, 1, ...]
+        return mask.flatten()[where].to(compute_dtype(like.dtype)).view(-1, 1, 1, 1)
+    return mask.flatten(1)[:, where].t().to(compute_dtype(like.dtype))[:, None, :, None]  # mask [B, 1, ...]
 
 
 def _mask_gradient(g: Tensor, y: Tensor, mask: Tensor, modes: ModeList) -> Tensor:
