@@ -22,7 +22,7 @@ def scaled(x: Tensor, factor: float) -> Tensor:
 
 
 @scaled.register_fake
-def _(x: Tensor, factor: float) -> Tensor:
+def _(*, x: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
@@ -138,6 +138,20 @@ def test_both_forms_are_well_formed_and_trace_whole(differentiated: bool, seed: 
 def test_an_operator_under_vmap(seed: int):
     x = torch.randn(3, 4)
     torch.testing.assert_close(torch.vmap(lambda row: scaled(row, 3.0))(x), 3 * x)
+
+
+def test_a_rule_gets_the_arguments_that_it_names_and_may_not_name_others():
+    weighed = Operator(
+        "test_weighed", lambda x, y, factor: factor * (x + y), "(Tensor x, Tensor y, float factor) -> Tensor"
+    )
+    weighed.register_fake(lambda *, y: torch.empty_like(y))
+    weighed.register_composed(lambda x, y, factor: factor * x + factor * y)
+    weighed.register_flops(lambda *, factor, x: int(factor) * x.numel())
+    formula = next(iter(weighed.flop_formulas().values()))
+    assert formula(torch.ones(5), torch.ones(5), 3.0, out_val=None) == 15
+    assert torch.func.jvp(lambda x: weighed(x, x, 2.0), (torch.ones(2),), (torch.ones(2),))[1].tolist() == [4.0, 4.0]
+    with pytest.raises(ValueError, match="'weight' is not in"):
+        weighed.register_flops(lambda *, weight: 0)
 
 
 def test_a_schema_may_be_given():

@@ -10,6 +10,7 @@ something else, as in a network (a band-limited convolution of 64 channels of 32
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +34,8 @@ OPERATORS: dict[str, Operator] = {}
 class Operator:
     """torch.ops.spectralkernels.<name>, and <name>_plain without a derivative; a call takes the right one.
 
-    compute: mutates no input, and returns no view of one. schema: types of arguments and results.
+    compute: mutates no input, and returns no view of one. schema: types of arguments and results. A rule that is
+    registered takes all arguments in their order, or by keyword alone those that it names.
     """
 
     def __init__(self, name: str, compute: Callable[..., Any], schema: str) -> None:
@@ -76,8 +78,17 @@ class Operator:
     def register_fake(self, rule: Callable[..., Any]) -> Callable[..., Any]:
         """Decorator: shapes and dtypes of the outputs, for tracing."""
         for each in self._names:
-            torch.library.register_fake(f"{NAMESPACE}::{each}", rule, lib=_LIBRARY)
+            torch.library.register_fake(f"{NAMESPACE}::{each}", self._in_order(rule), lib=_LIBRARY)
         return rule
+
+    def _in_order(self, rule: Callable[..., Any]) -> Callable[..., Any]:
+        """A rule of the arguments that it names, as one of all of them."""
+        wanted = inspect.signature(rule).parameters
+        if any(each.kind is not inspect.Parameter.KEYWORD_ONLY for each in wanted.values()):
+            return rule
+        names = [argument.name for argument in self.plain._schema.arguments]
+        places = {name: names.index(name) for name in wanted}
+        return lambda *arguments: rule(**{name: arguments[place] for name, place in places.items()})
 
     def register_autograd(self, backward: Callable[..., Any], *, setup_context: Callable[..., None]) -> None:
         """As `torch.library.register_autograd`."""
@@ -89,7 +100,7 @@ class Operator:
         Until `register_autograd` gives another, its derivative is that of the chain, which is made of the arguments
         when it is asked for: a backward pass registered so can be differentiated again and again.
         """
-        self._composed = composed
+        self._composed = self._in_order(composed)
         if self._backward == self._no_backward:
             self._backward, self._setup_context = self._composed_backward, _save_arguments
         return composed
@@ -100,7 +111,7 @@ class Operator:
         Like torch's own formulas it counts products and sums over channels, and nothing that is element by element.
         A counter learns of it in a call by way of this object; see `flop_formulas` for calls that pass it by.
         """
-        self._flops = formula
+        self._flops = self._in_order(formula)
         return formula
 
     def _tell_flops(self) -> None:

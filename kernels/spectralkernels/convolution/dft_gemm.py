@@ -75,9 +75,7 @@ def _conv(
 
 
 @_conv.register_fake
-def _(
-    x: Tensor, weight: Tensor, bias: Tensor | None, starts: Ints, groups: int, n: Ints, kept: Ints, out: Ints
-) -> tuple[Tensor, Tensor]:
+def _(*, x: Tensor, weight: Tensor, n: Ints, kept: Ints, out: Ints) -> tuple[Tensor, Tensor]:
     rows = min(2 * kept[0] - 1, n[0]) if len(n) == 2 else 1
     z = x.new_empty((kept[-1] * rows, 2, x.shape[0] * x.shape[1]), dtype=compute_dtype(x.dtype))
     return x.new_empty((x.shape[0], weight.shape[0], *out)), z
@@ -109,18 +107,7 @@ def _conv_backward(
 
 
 @_conv_backward.register_fake
-def _(
-    dy: Tensor,
-    z: Tensor,
-    weight: Tensor,
-    starts: Ints,
-    groups: int,
-    n: Ints,
-    kept: Ints,
-    size: Ints,
-    need_x: bool,
-    need_weight: bool,
-) -> tuple[Tensor, Tensor]:
+def _(*, dy: Tensor, weight: Tensor, groups: int, size: Ints, need_x: bool, need_weight: bool) -> tuple[Tensor, Tensor]:
     dx_shape = (dy.shape[0], weight.shape[1] * groups, *size) if need_x else (0,)
     return dy.new_empty(dx_shape), weight.new_empty(weight.shape if need_weight else (0,))
 
@@ -174,9 +161,7 @@ def _apply(
 
 
 @_apply.register_fake
-def _(
-    x: Tensor, w: Tensor, bias: Tensor | None, out_channels: int, groups: int, n: Ints, kept: Ints, out: Ints
-) -> Tensor:
+def _(*, x: Tensor, out_channels: int, out: Ints) -> Tensor:
     return x.new_empty((x.shape[0], out_channels, *out))
 
 
@@ -187,7 +172,7 @@ def _apply_backward(dy: Tensor, w: Tensor, channels: int, groups: int, n: Ints, 
 
 
 @_apply_backward.register_fake
-def _(dy: Tensor, w: Tensor, channels: int, groups: int, n: Ints, kept: Ints, size: Ints) -> Tensor:
+def _(*, dy: Tensor, channels: int, size: Ints) -> Tensor:
     return dy.new_empty((dy.shape[0], channels, *size))
 
 

@@ -96,18 +96,7 @@ def _conv(
 
 
 @_conv.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    starts: Ints,
-    groups: int,
-    n: Ints,
-    kept: Ints,
-    out: Ints,
-    stride: Ints,
-    dilation: Ints,
-) -> tuple[Tensor, Tensor]:
+def _(*, x: Tensor, weight: Tensor, n: Ints, kept: Ints, out: Ints) -> tuple[Tensor, Tensor]:
     rows = min(2 * kept[0] - 1, n[0]) if len(n) == 2 else 1
     z = x.new_empty((kept[-1] * rows, 2, x.shape[0] * x.shape[1]), dtype=compute_dtype(x.dtype))
     return x.new_empty((x.shape[0], weight.shape[0], *out)), z
@@ -157,20 +146,7 @@ def _conv_backward(
 
 
 @_conv_backward.register_fake
-def _(
-    dy: Tensor,
-    z: Tensor,
-    weight: Tensor,
-    size: Ints,
-    starts: Ints,
-    groups: int,
-    n: Ints,
-    kept: Ints,
-    stride: Ints,
-    dilation: Ints,
-    need_x: bool,
-    need_weight: bool,
-) -> tuple[Tensor, Tensor]:
+def _(*, dy: Tensor, weight: Tensor, size: Ints, groups: int, need_x: bool, need_weight: bool) -> tuple[Tensor, Tensor]:
     dx_shape = (dy.shape[0], weight.shape[1] * groups, *size) if need_x else (0,)
     return dy.new_empty(dx_shape), weight.new_empty(weight.shape if need_weight else (0,))
 

@@ -167,6 +167,7 @@ def _(
 
 @conv.register_composed
 def _(
+    *,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -177,9 +178,7 @@ def _(
     out: Ints,
     stride: Ints,
     dilation: Ints,
-    keep: bool,
     mask: Tensor | None,
-    reach: Ints,
 ) -> tuple[Tensor, Tensor]:
     transforms = transforms_of(x, x.shape[2:], starts, weight.shape[2:], n, kept, out, stride, dilation)
     y, _ = by_torch.convolve(x, weight, bias, transforms, groups, out, composed.over_planes(mask))
@@ -236,9 +235,7 @@ def apply(
 
 
 @apply.register_fake
-def _(
-    x: Tensor, w: Tensor, bias: Tensor | None, out_channels: int, groups: int, n: Ints, kept: Ints, out: Ints
-) -> Tensor:
+def _(*, x: Tensor, out_channels: int, out: Ints) -> Tensor:
     return x.new_empty((x.shape[0], out_channels, *out))
 
 
@@ -264,7 +261,7 @@ def apply_backward(dy: Tensor, w: Tensor, channels: int, groups: int, n: Ints, k
 
 
 @apply_backward.register_fake
-def _(dy: Tensor, w: Tensor, channels: int, groups: int, n: Ints, kept: Ints, size: Ints) -> Tensor:
+def _(*, dy: Tensor, channels: int, size: Ints) -> Tensor:
     return dy.new_empty((dy.shape[0], channels, *size))
 
 

@@ -68,18 +68,7 @@ def convolve(
 
 @convolve.register_fake
 def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    mask: Tensor | None,
-    starts: Ints,
-    groups: int,
-    layout: str,
-    out: Ints,
-    precision: str,
-    relu: bool,
-    saved_map: str,
-    saved_weight: str,
+    *, x: Tensor, weight: Tensor, layout: str, out: Ints, precision: str, saved_map: str, saved_weight: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     modes = layout_of(layout)
     shape = (modes.modes_v, modes.modes_u, 2)
@@ -91,6 +80,7 @@ def _(
 
 @convolve.register_composed
 def _(
+    *,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -99,10 +89,7 @@ def _(
     groups: int,
     layout: str,
     out: Ints,
-    precision: str,
     relu: bool,
-    saved_map: str,
-    saved_weight: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     where = (starts, weight.shape[0], groups, layout_of(layout), out, relu)
     y = composed.convolve(x, weight, bias, mask, *where)
@@ -139,18 +126,7 @@ def convolve_backward(
 
 @convolve_backward.register_fake
 def _(
-    dy: Tensor,
-    gate: Tensor | None,
-    z: Tensor | None,
-    weight: Tensor,
-    w: Tensor,
-    mask: Tensor | None,
-    starts: Ints,
-    groups: int,
-    layout: str,
-    size: Ints,
-    precision: str,
-    need: Ints,
+    *, dy: Tensor, weight: Tensor, mask: Tensor | None, groups: int, size: Ints, need: Ints
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     need_x, need_weight, need_bias, need_mask = need
     dx = dy.new_empty((dy.shape[0], weight.shape[1] * groups, *size) if need_x else (0,))
@@ -162,17 +138,16 @@ def _(
 
 @convolve_backward.register_composed
 def _(
+    *,
     dy: Tensor,
     gate: Tensor | None,
     z: Tensor | None,
     weight: Tensor,
-    w: Tensor,
     mask: Tensor | None,
     starts: Ints,
     groups: int,
     layout: str,
     size: Ints,
-    precision: str,
     need: Ints,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     modes, (need_x, need_weight, need_bias, need_mask) = layout_of(layout), map(bool, need)
@@ -245,31 +220,13 @@ def apply(
 
 
 @apply.register_fake
-def _(
-    x: Tensor,
-    w: Tensor,
-    bias: Tensor | None,
-    out_channels: int,
-    groups: int,
-    layout: str,
-    out: Ints,
-    precision: str,
-    relu: bool,
-) -> Tensor:
+def _(*, x: Tensor, out_channels: int, out: Ints) -> Tensor:
     return x.new_empty((x.shape[0], out_channels, *out))
 
 
 @apply.register_composed
 def _(
-    x: Tensor,
-    w: Tensor,
-    bias: Tensor | None,
-    out_channels: int,
-    groups: int,
-    layout: str,
-    out: Ints,
-    precision: str,
-    relu: bool,
+    *, x: Tensor, w: Tensor, bias: Tensor | None, out_channels: int, groups: int, layout: str, out: Ints, relu: bool
 ) -> Tensor:
     return composed.convolve(x, w, bias, None, None, out_channels, groups, layout_of(layout), out, relu)
 
@@ -296,34 +253,14 @@ def apply_backward(
 
 
 @apply_backward.register_fake
-def _(
-    dy: Tensor,
-    gate: Tensor | None,
-    w: Tensor,
-    channels: int,
-    groups: int,
-    layout: str,
-    size: Ints,
-    precision: str,
-    need_x: bool,
-    need_bias: bool,
-) -> tuple[Tensor, Tensor]:
+def _(*, dy: Tensor, channels: int, size: Ints, need_x: bool, need_bias: bool) -> tuple[Tensor, Tensor]:
     dx = dy.new_empty((dy.shape[0], channels, *size) if need_x else (0,))
     return dx, dy.new_empty((dy.shape[1] if need_bias else 0,))
 
 
 @apply_backward.register_composed
 def _(
-    dy: Tensor,
-    gate: Tensor | None,
-    w: Tensor,
-    channels: int,
-    groups: int,
-    layout: str,
-    size: Ints,
-    precision: str,
-    need_x: bool,
-    need_bias: bool,
+    *, dy: Tensor, gate: Tensor | None, w: Tensor, groups: int, layout: str, size: Ints, need_x: bool, need_bias: bool
 ) -> tuple[Tensor, Tensor]:
     dy = _gated(dy, gate)
     needs = (need_x, False, False)

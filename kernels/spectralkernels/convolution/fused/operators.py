@@ -102,15 +102,7 @@ def convolve(
 
 @convolve.register_fake
 def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    starts: Ints,
-    n: Ints,
-    kept: Ints,
-    out: Ints,
-    accuracy: str,
-    keep: bool,
+    *, x: Tensor, weight: Tensor, starts: Ints, n: Ints, kept: Ints, out: Ints, accuracy: str, keep: bool
 ) -> tuple[Tensor, Tensor]:
     reals = 0
     if keep:
@@ -125,15 +117,7 @@ def _(
 
 @convolve.register_composed
 def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    starts: Ints,
-    n: Ints,
-    kept: Ints,
-    out: Ints,
-    accuracy: str,
-    keep: bool,
+    *, x: Tensor, weight: Tensor, bias: Tensor | None, starts: Ints, n: Ints, kept: Ints, out: Ints
 ) -> tuple[Tensor, Tensor]:
     y: Tensor = by_gemm(x, weight, bias, starts, x.shape[1], n, kept, out)[0]
     return y, y.new_empty(0)
@@ -181,18 +165,7 @@ def convolve_backward(
 
 @convolve_backward.register_fake
 def _(
-    dy: Tensor,
-    saved: Tensor,
-    weight: Tensor,
-    starts: Ints,
-    n: Ints,
-    kept: Ints,
-    size: Ints,
-    accuracy: str,
-    kept_modes: bool,
-    need_x: bool,
-    need_weight: bool,
-    need_bias: bool,
+    *, dy: Tensor, weight: Tensor, size: Ints, need_x: bool, need_weight: bool, need_bias: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     dx = dy.new_empty(*dy.shape[:2], *size) if need_x else dy.new_empty(0)
     return dx, weight.new_empty(weight.shape if need_weight else (0,)), dy.new_empty(dy.shape[1] if need_bias else 0)

@@ -65,7 +65,7 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, pad: Ints, out: Ints) 
 
 
 @_conv.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, pad: Ints, out: Ints) -> Tensor:
+def _(*, x: Tensor, out: Ints) -> Tensor:
     return x.new_empty(*x.shape[:2], *out)
 
 
@@ -93,7 +93,7 @@ def _weight_gradient(dy: Tensor, x: Tensor, pad: Ints, taps: Ints) -> Tensor:
 
 
 @_weight_gradient.register_fake
-def _(dy: Tensor, x: Tensor, pad: Ints, taps: Ints) -> Tensor:
+def _(*, x: Tensor, taps: Ints) -> Tensor:
     return x.new_empty(x.shape[1], 1, *taps, dtype=torch.float32)
 
 

@@ -117,19 +117,7 @@ def _conv(
 
 
 @_conv.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    mask: Tensor,
-    bias: Tensor | None,
-    taps: Ints,
-    out_channels: int,
-    groups: int,
-    n: Ints,
-    layout: Ints,
-    listed: bool,
-    out: Ints,
-) -> tuple[Tensor, Tensor]:
+def _(*, x: Tensor, out_channels: int, n: Ints, layout: Ints, listed: bool, out: Ints) -> tuple[Tensor, Tensor]:
     modes = _mode_list(tuple(n), tuple(layout), listed).count
     z = x.new_empty((modes, 2, x.shape[0] * x.shape[1]), dtype=compute_dtype(x.dtype))
     return x.new_empty((x.shape[0], out_channels, *out)), z
@@ -174,19 +162,7 @@ def _conv_backward(
 
 
 @_conv_backward.register_fake
-def _(
-    dy: Tensor,
-    z: Tensor | None,
-    weight: Tensor,
-    mask: Tensor,
-    taps: Ints,
-    groups: int,
-    n: Ints,
-    layout: Ints,
-    listed: bool,
-    shape: Ints,
-    need: Ints,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(*, dy: Tensor, weight: Tensor, mask: Tensor, shape: Ints, need: Ints) -> tuple[Tensor, Tensor, Tensor]:
     dx = dy.new_empty((dy.shape[0], *shape) if need[0] else (0,))
     dw = weight.new_empty(weight.shape if need[1] else (0,))
     return dx, dw, mask.new_empty(mask.shape if need[2] else (0,))
@@ -252,36 +228,14 @@ _conv.register_autograd(_differentiate, setup_context=_save)
 
 @_conv.register_flops
 def _(
-    x: Tensor,
-    weight: Tensor,
-    mask: Tensor,
-    bias: Tensor | None,
-    taps: Ints,
-    out_channels: int,
-    groups: int,
-    n: Ints,
-    layout: Ints,
-    listed: bool,
-    out: Ints,
+    *, x: Tensor, weight: Tensor, out_channels: int, groups: int, n: Ints, layout: Ints, listed: bool, out: Ints
 ) -> int:
     kernel = weight if weight.dim() == 4 else None
     return flops.forward(x, kernel, out_channels, out, groups, _counted(n, layout, listed))
 
 
 @_conv_backward.register_flops
-def _(
-    dy: Tensor,
-    z: Tensor | None,
-    weight: Tensor,
-    mask: Tensor,
-    taps: Ints,
-    groups: int,
-    n: Ints,
-    layout: Ints,
-    listed: bool,
-    shape: Ints,
-    need: Ints,
-) -> int:
+def _(*, dy: Tensor, weight: Tensor, groups: int, n: Ints, layout: Ints, listed: bool, shape: Ints, need: Ints) -> int:
     """With a gradient of the mask, the product is made again."""
     kernel, transform = weight if weight.dim() == 4 else None, _counted(n, layout, listed)
     found = flops.backward(dy, kernel, shape[0], shape[1:], groups, transform, bool(need[0]), bool(need[1]))
