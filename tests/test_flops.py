@@ -21,6 +21,7 @@ from spectralkernels.operators import Operator, flop_formulas
 
 ELEMENT_BY_ELEMENT = {"threshold_bitmap", "threshold_backward", "map_rms", "bitmap_pack", "bitmap_expand"} | {
     "bitmap_collect",
+    "checked_beta",
     "relu_bits",
     "pass_bits",
 }

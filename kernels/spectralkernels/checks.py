@@ -26,6 +26,18 @@ def check_module(value: object) -> None:
 def check_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise DtypeError(f"{name} must be a tensor, got {kind(value)}")
+    if not is_dense(value):
+        layout = str(value.layout).removeprefix("torch.").removeprefix("_")
+        layout, how = ("quantized", "dequantize()") if value.is_quantized else (layout, "to_dense()")
+        layout, how = ("nested", "to_padded_tensor(0.0)") if value.is_nested else (layout, how)
+        raise DtypeError(f"{name} must be a dense tensor, got a {layout} one; convert it with {name}.{how}")
+
+
+def is_dense(value: object) -> bool:
+    """Whether it is a tensor with a plain number at every index: neither sparse nor nested nor quantized."""
+    if not isinstance(value, Tensor):
+        return False
+    return value.layout is torch.strided and not value.is_nested and not value.is_quantized
 
 
 def kind(value: object) -> str:
@@ -38,7 +50,7 @@ def as_number(name: str, value: Any) -> float:
     """A number of Python, of numpy or of a tensor without dimensions; DtypeError on anything else."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return value
-    scalar = isinstance(value, Tensor) and value.dim() == 0 and not value.is_complex() and value.dtype != torch.bool
+    scalar = _is_scalar(value) and not value.is_complex() and value.dtype != torch.bool
     if scalar or (isinstance(value, Real) and not isinstance(value, bool)):
         return float(value)
     raise DtypeError(f"{name} must be a number, got {kind(value)}")
@@ -48,10 +60,14 @@ def as_integer(name: str, value: Any) -> int:
     """An integer of Python, of numpy or of a tensor without dimensions; DtypeError on anything else."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    whole = isinstance(value, Tensor) and value.dim() == 0 and value.dtype in _INTEGERS
+    whole = _is_scalar(value) and value.dtype in _INTEGERS
     if whole or (isinstance(value, Integral) and not isinstance(value, bool)):
         return int(value)
     raise DtypeError(f"{name} must be an integer, got {kind(value)}")
+
+
+def _is_scalar(value: Any) -> bool:
+    return is_dense(value) and value.dim() == 0
 
 
 _INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
@@ -147,8 +163,10 @@ def check_compression(compression: float) -> None:
         )
 
 
-def checked_beta(beta: Any) -> float:
-    """A threshold as a float; RangeError on what is none."""
+def checked_beta(beta: Any) -> float | Tensor:
+    """A threshold as a float; RangeError on what is none. A traced tensor stays one, checked as the graph runs."""
+    if torch.compiler.is_compiling() and _is_scalar(beta) and not beta.is_complex() and beta.dtype != torch.bool:
+        return beta.detach()
     try:
         value = as_number("beta", beta)
     except DtypeError as error:

@@ -168,6 +168,18 @@ def flop_formulas() -> dict[Any, Callable[..., int]]:
     return {each: formula for found in OPERATORS.values() for each, formula in found.flop_formulas().items()}
 
 
+def on_host(number: float | Tensor) -> Tensor:
+    """A number as operators take it, Float64 []: torch.compile has a graph for every number that Python gives them."""
+    if torch.compiler.is_compiling():
+        return in_float64(number, torch.device("cpu"))
+    return torch.full((), number, dtype=torch.float64, device="cpu")
+
+
+def in_float64(number: float | Tensor, device: torch.device) -> Tensor:
+    """A number in a comparison or an operator: of a sum AOTAutograd makes one of tensors, of `full` it does not."""
+    return torch.zeros((), dtype=torch.float64, device=device) + number
+
+
 def by_chain() -> bool:
     """Whether a backward pass is to be torch's own operations: differentiated again, or taken by a transform."""
     transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0

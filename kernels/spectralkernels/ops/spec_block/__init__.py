@@ -22,9 +22,9 @@ from spectralkernels.declare import Decision, Implementation, Operation, Toleran
 from spectralkernels.dispatch import dispatch
 from spectralkernels.errors import RangeError
 from spectralkernels.launch import triton_unavailable
+from spectralkernels.operators import on_host
 from spectralkernels.ops.spec_block import arguments, baselines, node
 from spectralkernels.ops.spec_block.profiles import PROFILES, cost, fft_size, make_inputs, observe
-from spectralkernels.ops.threshold_spectrum.baselines import as_tensor
 from spectralkernels.sparse import LARGEST_INT32_COUNT, SparseSpectrum
 
 ACTIVATIONS = ("tanh", "none")
@@ -122,7 +122,7 @@ def _packed(impl: str) -> Any:
         z_shape = (shape[0], weight.shape[0], *shape[2:])
         slots = arguments.reserved_slots(capacity, math.prod(z_shape))
         z_values, z_words, z_offsets = node.spec_block(
-            values, words, offsets, weight, shape, n, as_tensor(beta), activation == "tanh", relative, slots, impl
+            values, words, offsets, weight, shape, n, on_host(beta), activation == "tanh", relative, slots, impl
         )
         return node.stored(z_shape, z_values, z_words, z_offsets)
 

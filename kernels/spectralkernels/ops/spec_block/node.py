@@ -24,7 +24,7 @@ from spectralkernels.ops.masked_multiply import masked_multiply
 from spectralkernels.ops.sparse_multiply import sparse_multiply
 from spectralkernels.ops.spec_block.packing import length, moved, trimmed
 from spectralkernels.ops.spec_block.transforms import half_spectrum, half_spectrum_adjoint
-from spectralkernels.ops.threshold_spectrum import baselines, threshold_spectrum
+from spectralkernels.ops.threshold_spectrum import threshold_spectrum
 from spectralkernels.sparse import SparseSpectrum, bitmap
 
 CHOICES = {
@@ -113,7 +113,8 @@ def _(
         y_hat = masked_multiply(half_spectrum(values, shape, n, "ortho"), w_hat, impl="einsum")
     else:
         y_hat = sparse_multiply(stored(shape, values, words, offsets), w_hat, impl="bitmap")
-    full = baselines.threshold(y_hat, beta, "tanh" if tanh else "none", relative, n, format="bitmap")
+    activation = "tanh" if tanh else "none"
+    full = threshold_spectrum(y_hat, beta, activation=activation, relative=relative, n=n, impl="bitmap")
     kept_values, kept_offsets = moved(full.values, full.index[0], slots, Tensor.scatter)
     return kept_values, full.index[0], kept_offsets
 

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectralkernels.checks import as_integer, checked_beta
+from spectralkernels.checks import as_integer, check_tensor, checked_beta
 from spectralkernels.declare import Block, Case, Cost, Decision, Implementation, Operation, Tolerance
 from spectralkernels.dispatch import dispatch
 from spectralkernels.errors import DtypeError, RangeError, ShapeError
 from spectralkernels.launch import triton_unavailable
+from spectralkernels.operators import on_host, operator
 from spectralkernels.ops.threshold_spectrum import baselines
 from spectralkernels.sparse import SparseSpectrum, too_large
 from spectralkernels.sparse.inputs import convolved_spectrum, grid
@@ -66,6 +67,7 @@ def threshold_spectrum(
             f"y_hat must be a complex64 or complex128 tensor, got {got}; "
             "transform a real map first: torch.fft.rfft2(y, norm='ortho')"
         )
+    check_tensor("y_hat", y_hat)
     if y_hat.dim() < 2 or 0 in y_hat.shape[-2:]:
         raise ShapeError(f"y_hat must have shape [..., U, V] with U, V >= 1, got {list(y_hat.shape)}; add the axes")
     columns, asked = y_hat.shape[-1], n
@@ -78,6 +80,8 @@ def threshold_spectrum(
             f"({max(1, 2 * columns - 2)} or {2 * columns - 1}), got {n}; pass the last axis of the map"
         )
     beta = checked_beta(beta)
+    if isinstance(beta, Tensor):
+        beta = _checked_later(beta)
     name = "none" if activation is None else activation
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise RangeError(f"unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
@@ -90,6 +94,17 @@ def threshold_spectrum(
     }
     output: SparseSpectrum = dispatch(OPERATION, impl, y_hat.device.type, inputs)
     return replace(output, n=asked)
+
+
+@operator("checked_beta")
+def _checked_later(beta: Tensor) -> Tensor:
+    """A threshold that is not known before the graph runs, in float64. RangeError on what is none."""
+    return torch.full((), checked_beta(beta), dtype=torch.float64, device=beta.device)
+
+
+@_checked_later.register_fake
+def _(beta: Tensor) -> Tensor:
+    return beta.new_empty((), dtype=torch.float64)
 
 
 def make_inputs(case: Case, device: str) -> dict[str, Any]:
@@ -169,7 +184,7 @@ def _triton(y_hat: Tensor, beta: float, activation: str, relative: bool, n: int)
     from spectralkernels.ops.threshold_spectrum.rms import map_rms
 
     rms = map_rms(y_hat.detach(), n) if relative else None
-    values, words = threshold_bitmap(y_hat, baselines.as_tensor(beta), rms, activation == "tanh", n)
+    values, words = threshold_bitmap(y_hat, on_host(beta), rms, activation == "tanh", n)
     return SparseSpectrum(tuple(y_hat.shape), "bitmap", values, (words,))
 
 

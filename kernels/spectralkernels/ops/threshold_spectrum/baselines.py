@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from spectralkernels.operators import in_float64
 from spectralkernels.sparse import Format, SparseSpectrum, pack
 
 Activation = Literal["tanh", "none"]
@@ -22,20 +23,12 @@ def threshold(
     return SparseSpectrum(sparse.shape, format, activate(sparse.values, activation), sparse.index)
 
 
-def as_tensor(beta: float | Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """beta in float64, for operators and comparisons: torch.compile has a graph for every number that these are given.
-
-    Added to zero: of a sum AOTAutograd makes one of tensors, of `full` it makes a graph per threshold.
-    """
-    return torch.zeros((), dtype=torch.float64, device=device) + beta
-
-
 def decide(y_hat: Tensor, beta: float | Tensor, rms: Tensor | None, n: int) -> Tensor:
     """Which coefficients are kept: |Y| > beta (or NaN), pairs of the self-conjugate columns together.
 
     y_hat: Complex [..., U, V]. beta: or a tensor of one number. rms: Real [planes] or None. Returns: Bool [..., U, V].
     """
-    limit = as_tensor(beta, y_hat.device).to(y_hat.real.dtype)  # rounded by the cast
+    limit = in_float64(beta, y_hat.device).to(y_hat.real.dtype)  # rounded by the cast
     if rms is not None:
         limit = torch.where(limit.isinf(), limit, limit * rms).reshape(*y_hat.shape[:-2], 1, 1)
     kept = ~(y_hat.abs() <= limit)
