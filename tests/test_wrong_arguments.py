@@ -5,6 +5,7 @@ Legal calls are drawn first, then one argument at a time is replaced by everythi
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -183,6 +184,13 @@ ANSWERS = {"Conversion", "Decision", "LayerReport", "ModelReport", "Curve", "Lab
 """What functions return, made by nobody else."""
 TORCHS = ("nn.SpectralConv2d(input)", "nn.BitReLU(input)", "nn.report(x)")
 """What is given to torch's own layers, whose errors are as good."""
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torch calls some of these a prototype, and means to move others
+    NESTED, JAGGED = (
+        torch.nested.nested_tensor(parts, layout=layout)
+        for parts, layout in (([X[0], X[1]], torch.strided), ([X[0, 0], X[1, 0]], torch.jagged))
+    )
+    CSR, QUANTIZED = torch.eye(3).to_sparse_csr(), torch.quantize_per_tensor(X, 0.1, 0, torch.quint8)
 WRONG: tuple[Any, ...] = (
     *(
         "3",
@@ -200,6 +208,16 @@ WRONG: tuple[Any, ...] = (
         -1.5,
     ),
     *(0, -7, True, 1j, np.float32("nan"), np.array([1.0, 2.0]), torch.ones(2, 3), torch.ones(()), X.int(), X.half()),
+    *(
+        X.to_sparse(),
+        X_HAT.to_sparse(),
+        W.to_sparse(),
+        B.to_sparse(),
+        MASK.float().to_sparse(),
+        CSR,
+    ),
+    *(torch.tensor(0.5).to_sparse(), X.to_mkldnn(), NESTED, torch.complex(W, W)),
+    *(JAGGED, QUANTIZED, X.to(torch.float8_e4m3fn), X.abs().to(torch.uint16), X > 0),
     *(X.to("meta"), X[:, :3], W[:5], X_HAT, X_HAT.to(torch.cdouble), SPARSE, N, lambda: 3, torch.empty(0)),
 )
 
@@ -241,6 +259,14 @@ def test_nothing_but_our_own_errors_comes_out(name: str):
         ("band_limited_conv2d", {"padding": [1, "a"]}, "padding must be an integer, got 'a'"),
         ("band_limited_conv2d", {"grid": 8.5}, "grid must be an integer, got 8.5"),
         ("band_limited_conv2d", {"x": [1.0]}, "x must be a tensor, got list"),
+        (
+            "band_limited_conv2d",
+            {"weight": W.to_sparse()},
+            r"weight must be a dense tensor, got a sparse_coo one; convert it with weight.to_dense\(\)",
+        ),
+        ("masked_conv2d", {"mask": MASK.float().to_sparse()}, "mask must be a dense tensor, got a sparse_coo one"),
+        ("dc_shift", {"x": QUANTIZED}, r"got a quantized one; convert it with x.dequantize\(\)"),
+        ("spec_block", {"x": JAGGED.float()}, r"got a nested one; convert it with x.to_padded_tensor\(0.0\)"),
         ("band_limited_conv2d", {"bias": 3}, "bias must be a tensor, got 3"),
         ("band_limited_conv2d", {"impl": None}, "impl must be 'auto' or the name of an implementation, got None"),
         (

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectralkernels.checks import as_number, check_choice
+from spectralkernels.checks import as_number, check_choice, check_tensor
 from spectralkernels.constants import constant
 from spectralkernels.errors import DtypeError, RangeError, ShapeError
 from spectralkernels.spectra import half
@@ -61,6 +61,7 @@ def pooled_size(
 def check_share(share: float | Tensor | None, device: torch.device) -> None:
     """A share of the band: a number in [0, 1], or a real tensor of one element."""
     if isinstance(share, Tensor):
+        check_tensor("share", share)
         if share.device != device:
             raise DtypeError(f"share must be on the device of x ({device}), got {share.device}; move one of them")
         if share.numel() != 1 or not share.is_floating_point():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from spectralkernels.autocast import cast
+from spectralkernels.checks import is_dense
 from spectralkernels.constants import Plans, traced
 from spectralkernels.convolution import (
     baselines,
@@ -81,7 +82,7 @@ def _checked(
     tensors = (x, weight) if bias is None else (x, weight, bias)
     given = (stride, *options)
     numbers = all(type(option) in _PLAIN for option in given)
-    if not numbers or not all(isinstance(each, Tensor) for each in tensors) or traced(*tensors):
+    if not numbers or not all(is_dense(each) for each in tensors) or traced(*tensors):
         return _check(x, weight, bias, spatial, stride, options)
     key = (spatial, *map(type, given), given, *((each.shape, each.dtype, each.device) for each in tensors))
     return _CHECKED.get(key) or _CHECKED.keep(key, _check(x, weight, bias, spatial, stride, options))

@@ -9,7 +9,7 @@ from enum import Enum
 import torch
 from torch import Tensor, nn
 
-from spectralkernels.checks import as_number, kind
+from spectralkernels.checks import as_number, check_tensor, kind
 from spectralkernels.diagnose.response import Impulse, Projection, maximum_gain
 from spectralkernels.errors import DtypeError, RangeError
 
@@ -56,6 +56,8 @@ def label_curve(gains: Sequence[float], *, variable: float = 1.0, flat: float = 
     alone = isinstance(gains, (str, bytes)) or (isinstance(gains, Tensor) and gains.dim() == 0)
     if alone or not isinstance(gains, Iterable):
         raise DtypeError(f"gains must be a sequence of numbers, got {kind(gains)}")
+    if isinstance(gains, Tensor):
+        check_tensor("gains", gains)
     curve = torch.tensor([as_number("each of gains", each) for each in gains], dtype=torch.float64)
     if len(curve) < 8:
         raise RangeError(f"label_curve needs at least 8 gains, four in each half, got {len(curve)}")

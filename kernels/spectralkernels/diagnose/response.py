@@ -148,6 +148,7 @@ def _probe(probe: Tensor | Impulse, model: nn.Module) -> tuple[Tensor, str]:
 
 def _projected(output: Tensor, projection: Projection) -> Tensor:
     if isinstance(projection, Tensor):
+        check_tensor("projection", projection)
         if projection.shape != output.shape:
             raise ShapeError(
                 f"projection must have the shape of the output {list(output.shape)}, got {list(projection.shape)}"

@@ -47,6 +47,7 @@ def ring(n: Grid, index: int | Tensor, *, device: Device = "cpu") -> Tensor:
     """
     check_grid(n)
     if isinstance(index, Tensor):
+        check_tensor("index", index)
         if index.dim() or index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
             raise ShapeError(f"index must be an integer tensor of no dimensions, got {index.dtype} {list(index.shape)}")
         return rings(n, index.device) < index

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from spectralkernels.checks import as_integer, as_number, kind
+from spectralkernels.checks import as_integer, as_number, check_tensor, kind
 from spectralkernels.errors import DtypeError, RangeError, ShapeError
 from spectralkernels.masks.geometry import Device, Grid, check_grid, frequencies
 
@@ -43,6 +43,7 @@ def soft_window(
         if len(strides) != 2 or not all(1.0 <= s < size for s, size in zip(strides, n, strict=True)):
             raise RangeError(f"strides must be two numbers with 1 <= S < N for n={tuple(n)}, got {tuple(strides)}")
         strides = torch.tensor(strides, dtype=torch.float32, device=device)
+    check_tensor("strides", strides)
     if strides.shape != (2,) or not strides.is_floating_point():
         raise ShapeError(
             f"strides must be Real [2], vertical and horizontal, got {strides.dtype} {list(strides.shape)}"

@@ -203,6 +203,8 @@ class MaskedConv2d(_Spectral, nn.Conv2d):
         self._check_geometry()
         if not isinstance(mask, Tensor) and not callable(mask):
             raise DtypeError(f"mask must be a tensor or a function from the grid to one, got {kind(mask)}")
+        if isinstance(mask, Tensor):
+            check_tensor("mask", mask)
         self.rule = None if isinstance(mask, Tensor) else mask
         self.register_buffer("mask", mask if isinstance(mask, Tensor) else None, persistent=False)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectralkernels.checks import as_number, check_compression, check_module, kind
+from spectralkernels.checks import as_number, check_compression, check_module, check_tensor, kind
 from spectralkernels.convolution.geometry import conv_band, reach
 from spectralkernels.errors import DtypeError, RangeError
 from spectralkernels.masks import energy_index
@@ -82,6 +82,8 @@ def freeze_from_energy(
     alone = isinstance(batches, (str, bytes)) or (isinstance(batches, Tensor) and batches.dim() == 0)
     if alone or not isinstance(batches, Iterable):
         raise DtypeError(f"batches must be something to iterate over, such as a list of tensors, got {kind(batches)}")
+    if isinstance(batches, Tensor):
+        check_tensor("batches", batches)
     count = 0
     with ExitStack() as undo:
         undo.callback(set_compression, model, before)

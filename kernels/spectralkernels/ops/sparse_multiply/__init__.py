@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectralkernels.checks import check_like
+from spectralkernels.checks import check_like, check_tensor
 from spectralkernels.declare import Block, Case, Cost, Decision, Implementation, Operation, Tolerance
 from spectralkernels.dispatch import dispatch
 from spectralkernels.errors import DtypeError, ShapeError
@@ -47,6 +47,7 @@ def sparse_multiply(sparse: SparseSpectrum, w_hat: Tensor, *, impl: str = "auto"
         )
     if not isinstance(w_hat, Tensor):
         raise DtypeError(f"w_hat must be a tensor of dtype {sparse.dtype}, got {type(w_hat).__name__}")
+    check_tensor("w_hat", w_hat)
     check_like("w_hat", w_hat, "sparse", sparse.values)
     if len(sparse.shape) != 4:
         raise ShapeError(

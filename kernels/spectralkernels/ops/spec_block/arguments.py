@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from spectralkernels.checks import as_integer, as_number
+from spectralkernels.checks import as_integer, as_number, check_tensor
 from spectralkernels.errors import DtypeError, RangeError, ShapeError
 from spectralkernels.sparse import SparseSpectrum
 from spectralkernels.spectra import half
@@ -34,6 +34,7 @@ def flat_input(x: SparseSpectrum | Tensor) -> tuple[Tensor, Tensor | None, Tenso
             "x must be a SparseSpectrum, a real map or its half spectrum (float32, float64, complex64, complex128), "
             f"got {got}; convert it"
         )
+    check_tensor("x", x)
     return x, None, None
 
 
@@ -102,6 +103,7 @@ def _check_weight(weight: Tensor, values: Tensor) -> None:
             "weight must be a real kernel or its half spectrum (float32, float64, complex64, complex128), "
             f"got {got}; convert it"
         )
+    check_tensor("weight", weight)
     if weight.device != values.device:
         raise DtypeError(f"weight must be on the device of x ({values.device}), got {weight.device}; move one of them")
     if PRECISION[weight.dtype] != PRECISION[values.dtype]:
