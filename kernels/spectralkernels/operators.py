@@ -172,7 +172,7 @@ def on_host(number: float | Tensor) -> Tensor:
     """A number as operators take it, Float64 []: torch.compile has a graph for every number that Python gives them."""
     if torch.compiler.is_compiling():
         return in_float64(number, torch.device("cpu"))
-    return torch.full((), number, dtype=torch.float64, device="cpu")
+    return torch.full((), float(number), dtype=torch.float64, device="cpu")
 
 
 def in_float64(number: float | Tensor, device: torch.device) -> Tensor:

@@ -34,7 +34,7 @@ LARGEST_MAP = 2**30  # as in threshold_spectrum
 def spec_block(
     x: SparseSpectrum | Tensor,
     weight: Tensor,
-    beta: float,
+    beta: float | Tensor,
     *,
     activation: str | None = "tanh",
     relative: bool = False,

@@ -33,7 +33,7 @@ LARGEST_MAP = 2**30  # the kernel finds the partner's row by 2 u in int32
 
 def threshold_spectrum(
     y_hat: Tensor,
-    beta: float,
+    beta: float | Tensor,
     *,
     activation: str | None = "tanh",
     relative: bool = False,
@@ -47,7 +47,8 @@ def threshold_spectrum(
     beta, so that the inverse transform stays real. beta makes sense for maps transformed with norm="ortho".
 
     y_hat: Complex64 or Complex128 [..., U, V], the rfft2 of real maps, any strides.
-    beta: >= 0, rounded to y_hat's precision; `relative` multiplies it by the root mean square of each map [U, V].
+    beta: >= 0, a number or a tensor of one, rounded to y_hat's precision; `relative` multiplies it by the root mean
+        square of each map [U, V].
     activation: "tanh", or None (also "none") to store Y itself.
     n: signal length of the last axis, 2 (V - 1) or 2 (V - 1) + 1; default 2 (V - 1), like torch.fft.irfft2. The result
         carries what was passed, so that a `spec_block` need not be told again.
@@ -80,14 +81,13 @@ def threshold_spectrum(
             f"({max(1, 2 * columns - 2)} or {2 * columns - 1}), got {n}; pass the last axis of the map"
         )
     beta = checked_beta(beta)
-    if isinstance(beta, Tensor):
-        beta = _checked_later(beta)
+    limit = _checked_later(beta) if isinstance(beta, Tensor) else _rounded(beta, y_hat.dtype)
     name = "none" if activation is None else activation
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise RangeError(f"unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
     inputs = {
         "y_hat": y_hat,
-        "beta": _rounded(beta, y_hat.dtype),
+        "beta": limit,
         "activation": name,
         "relative": bool(relative),
         "n": n,
@@ -99,7 +99,7 @@ def threshold_spectrum(
 @operator("checked_beta")
 def _checked_later(beta: Tensor) -> Tensor:
     """A threshold that is not known before the graph runs, in float64. RangeError on what is none."""
-    return torch.full((), checked_beta(beta), dtype=torch.float64, device=beta.device)
+    return torch.full((), float(checked_beta(beta)), dtype=torch.float64, device=beta.device)
 
 
 @_checked_later.register_fake
