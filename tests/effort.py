@@ -43,6 +43,21 @@ def covering(cases: Sequence[Anything], values: Callable[[Anything], Iterable[Ha
     return [case for position, case in enumerate(cases) if position in chosen]
 
 
+def one_of(values: Sequence[Anything]) -> Sequence[Anything]:
+    """One of them, drawn; all in `make full`. For architectures, for each of which one compiles the same kernels."""
+    return values if EFFORT > 1 else [values[DRAW % len(values)]]
+
+
+def gradcheck(function: Callable[..., Any], inputs: Any, *, fast_mode: bool = EFFORT <= 1, **options: Any) -> bool:
+    """torch's comparison with finite differences, along a random direction; along every axis in `make full`."""
+    return torch.autograd.gradcheck(function, inputs, fast_mode=fast_mode, **options)
+
+
+def gradgradcheck(function: Callable[..., Any], inputs: Any, *, fast_mode: bool = EFFORT <= 1, **options: Any) -> bool:
+    """As `gradcheck`, of the second derivatives."""
+    return torch.autograd.gradgradcheck(function, inputs, fast_mode=fast_mode, **options)
+
+
 def opcheck(operator: Any, arguments: tuple[Any, ...], *, symbols: bool = EFFORT > 1) -> dict[str, str]:
     """torch's own checks of a registered operator.
 

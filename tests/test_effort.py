@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
-from effort import covering
+import torch
+from effort import covering, gradcheck, gradgradcheck
+from torch import Tensor
+from torch.autograd.gradcheck import GradcheckError
 
 KERNELS, SIZES, DTYPES = ("a", "b", "c", "d"), (1, 2, 3), ("float32", "float16")
 MATRIX = [(kernel, size, dtype) for kernel in KERNELS for size in SIZES for dtype in DTYPES]
@@ -40,3 +44,29 @@ def test_a_matrix_with_holes_is_covered(seed: int):
     cases = [("lonely", 1), *(("common", size) for size in range(1, 6))]
     for draw in range(20):
         assert ("lonely", 1) in covering(cases, values, seed + draw)
+
+
+class Cubed(torch.autograd.Function):
+    """x^3, with what is added to its first derivative, and to its second."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        ctx.save_for_backward(x, first, second)
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+        x, first, second = ctx.saved_tensors
+        return dy * (3 * x**2 + first + second * (x - x.detach())).conj(), None, None
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_one_wrong_element_of_a_gradient_is_seen(dtype: torch.dtype, seed: int):
+    x, right = torch.randn(3, 4, dtype=dtype, requires_grad=True), torch.zeros(3, 4, dtype=dtype)
+    wrong = right.clone()
+    wrong[1, 2] = 0.5
+    assert gradcheck(Cubed.apply, (x, right, right)) and gradgradcheck(Cubed.apply, (x, right, right))
+    with pytest.raises(GradcheckError):
+        gradcheck(Cubed.apply, (x, wrong, right))
+    with pytest.raises(GradcheckError):
+        gradgradcheck(Cubed.apply, (x, right, wrong))

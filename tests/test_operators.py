@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from effort import opcheck
+from effort import gradcheck, gradgradcheck, opcheck
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -64,7 +64,7 @@ def test_only_a_gradient_takes_the_way_through_autograd(seed: int):
 
 def test_the_derivative(seed: int):
     x = torch.randn(4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: scaled(x, 3.0), x)
+    assert gradcheck(lambda x: scaled(x, 3.0), x)
 
 
 def test_a_missing_derivative_is_an_error_when_it_is_asked_for(seed: int):
@@ -93,12 +93,12 @@ def _(x: Tensor, y: Tensor | None, factor: float) -> tuple[Tensor, Tensor]:
 def test_a_chain_gives_the_derivative_where_no_other_is_registered(seed: int):
     x, y = (torch.randn(4, dtype=torch.float64, requires_grad=True) for _ in range(2))
     calls.clear()
-    assert torch.autograd.gradcheck(lambda x, y: product(x, y, 3.0)[0], (x, y))
+    assert gradcheck(lambda x, y: product(x, y, 3.0)[0], (x, y))
     assert "product" in calls
-    assert torch.autograd.gradgradcheck(lambda x, y: product(x, y, 3.0)[0], (x, y))
-    assert torch.autograd.gradgradcheck(lambda x: product(x, None, 3.0)[0], (x,))
+    assert gradgradcheck(lambda x, y: product(x, y, 3.0)[0], (x, y))
+    assert gradgradcheck(lambda x: product(x, None, 3.0)[0], (x,))
     # one argument made of the other, and one that is the other
-    assert torch.autograd.gradgradcheck(lambda x: product(x, x.sin(), 3.0)[0], (x,))
+    assert gradgradcheck(lambda x: product(x, x.sin(), 3.0)[0], (x,))
     torch.testing.assert_close(torch.autograd.grad(product(x, x, 3.0)[0].sum(), x)[0], 6 * x)
     torch.testing.assert_close(torch.autograd.grad(product(x, y.detach(), 3.0)[0].sum(), x)[0], 3 * y)
 

@@ -86,8 +86,8 @@ class TestInterpreted:
         while True:
             groups = rng.choice((1, 1, 2, 3))
             sizes = (rng.choice((1, 2, 5, 17)), groups * rng.choice((1, 2, 5)), groups * rng.choice((1, 3, 4)), groups)
-            axis = (1, 2, 5, 7, 8, 11) if number % 3 else (5, 13, 17, 20, 23)
-            axes = 1 if number % 4 == 1 else 2
+            axis = rng.choice(((1, 2, 5, 7, 8, 11), (1, 2, 5, 7, 8, 11), (5, 13, 17, 20, 23)))
+            axes = rng.choice((1, 2, 2))
             size = tuple(rng.choice((*axis, 61) if axes == 1 else axis) for _ in range(axes))
             kernel = tuple(rng.choice((1, 2, 3, 4, 5, 7, 12)) for _ in range(axes))
             compression = rng.choice((0.0, 0.3, 0.5, 0.8, 0.95))
@@ -98,14 +98,14 @@ class TestInterpreted:
             if band.modes * groups <= 36:
                 return sizes, band
 
-    @pytest.mark.parametrize("number", draws(18))
+    @pytest.mark.parametrize("number", draws(6))
     def test_random_shapes_forward_and_backward(self, seed: int, guarded: None, number: int) -> None:
         sizes, band = self.draw(seed, number)
         torch.manual_seed(seed + number)
         x, weight, bias = tensors(*sizes, band)
         groups = sizes[3]
         name = ("tf32x3", "fp32", "tf32", "fp16", "bf16", "bf16x6")[number % 6]
-        relu = number % 5 == 2
+        relu = (seed + number) % 4 == 0
         y = dft_triton(x, weight, bias, band, groups, precision=name, activation="relu" if relu else "none")
         sums = reference(x, weight, bias, band, groups)
         # The derivative of ReLU is that of the branch that was taken.
@@ -132,6 +132,7 @@ class TestInterpreted:
             error = float((got.detach().double() - want.detach()).norm())
             assert error <= PRECISIONS[name].error * scale, f"{what} {where}"
 
+    @pytest.mark.drawn
     @pytest.mark.parametrize(
         "shape", [(2, 16, 8, 1, (12, 11), 3), (3, 8, 6, 2, (17, 16), 2), (33, 5, 70, 1, (61,), 7)], ids=str
     )
@@ -144,6 +145,7 @@ class TestInterpreted:
         exact = reference(x, weight, bias, band, sizes[3])
         assert relative_error(y, exact) <= PRECISIONS[name].error
 
+    @pytest.mark.drawn
     @pytest.mark.parametrize("name", ["fp32", "tf32x3", "fp16"])
     @pytest.mark.parametrize(
         ("size", "kept", "n"),

@@ -7,6 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
+from effort import one_of
 from guarded_interpreter import judged_compiler
 from torch import Tensor
 
@@ -85,12 +86,13 @@ CHECKED = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", (80, 90, 100), ids="sm_{}".format)
+@pytest.mark.parametrize("capability", one_of((80, 90, 100)), ids="sm_{}".format)
 def test_no_spills_and_nothing_beyond_the_limits(capability: int) -> None:
     for precision, layer, name in CHECKED:
         check(compiled(layer, precision, capability, name), capability)
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("precision", ["tf32x3", "tf32", "fp16"])
 @pytest.mark.parametrize("name", ["maps", "product", "inverse"])
 def test_hopper_multiplies_on_wgmma_with_wide_accesses(precision: str, name: str) -> None:

@@ -105,6 +105,7 @@ def test_saved_bytes_at_half_the_band(size: tuple[int, int], kernel: int, share:
 
 @interpreter
 class TestInterpreted:
+    @pytest.mark.drawn
     @pytest.mark.parametrize("name", ["tf32x3", "tf32", "fp16", "bf16"])
     @pytest.mark.parametrize(
         ("sizes", "size", "kernel", "relu"),
@@ -156,6 +157,7 @@ class TestInterpreted:
             dft_triton(x, frozen, bias, band, 1)
         assert [each.nbytes for each in saved] == [frozen.modes.nbytes]
 
+    @pytest.mark.drawn
     @pytest.mark.slow
     @pytest.mark.parametrize(
         ("choice", "name", "expected"),
@@ -203,6 +205,7 @@ class TestInterpreted:
         (want,) = torch.autograd.grad(reference(x, weight, None, band, 1).sum(), x)
         assert relative_error(found, want) <= 1e-5
 
+    @pytest.mark.drawn
     @pytest.mark.slow
     @pytest.mark.parametrize("name", ["tf32x3", "fp16", "bf16"])
     @pytest.mark.parametrize("multiplier", [1, 3])

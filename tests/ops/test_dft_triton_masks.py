@@ -108,6 +108,7 @@ class TestInterpreted:
         mask = make_mask(kind, draw.choice((0.5, 0.8, 0.95)), n, batch, draw.randrange(1000), inputs[0].detach())
         return band, inputs, mask, masks.mode_list(mask, n), groups
 
+    @pytest.mark.drawn
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("number", draws(4))
     def test_every_kind_forward_and_backward(self, seed: int, guarded: None, kind: str, number: int) -> None:
@@ -117,6 +118,7 @@ class TestInterpreted:
         name = ("tf32x3", "fp32", "tf32", "fp16")[number % 4]
         check(inputs, mask, band, modes, groups, name)
 
+    @pytest.mark.drawn
     @pytest.mark.parametrize("samples", [False, True])
     @pytest.mark.parametrize(
         ("size", "sizes"),
@@ -148,6 +150,7 @@ class TestInterpreted:
         (want,) = torch.autograd.grad(reference(x, weight, mask, None, band, modes, 1).square().sum(), mask)
         assert relative_error(got, want) <= 1e-5
 
+    @pytest.mark.drawn
     @pytest.mark.parametrize("dtype", [torch.bool, torch.float64, torch.float16, torch.bfloat16], ids=str)
     @pytest.mark.parametrize("samples", [False, True])
     def test_masks_of_any_dtype(self, seed: int, guarded: None, dtype: torch.dtype, samples: bool) -> None:

@@ -154,6 +154,7 @@ def loop_body(code: MachineCode) -> int:
     return max(spans)
 
 
+@pytest.mark.drawn("key", "capability")
 @pytest.mark.parametrize(("key", "capability", "wanted"), ROWS)
 def test_machine_code(key: tuple[str, int, int, str, str], capability: int, wanted: Expected):
     kind, length, taps, grid, name = key

@@ -63,7 +63,7 @@ class TestInterpreted:
         assert not modes.isnan().any(), "a mode was not written"
         return y
 
-    @pytest.mark.parametrize("draw", draws(16))
+    @pytest.mark.parametrize("draw", draws(7))
     def test_forward_at_random_shapes(self, seed: int, draw: int, monkeypatch: pytest.MonkeyPatch):
         from spectralkernels.convolution.fused_depthwise import launches
 
@@ -79,7 +79,7 @@ class TestInterpreted:
         assert not y.isnan().any(), where
         assert relative_error(y, reference(x, weight, bias, band, x.shape[1])) <= PRECISIONS["tf32x3"].error, where
 
-    @pytest.mark.parametrize("draw", draws(16))
+    @pytest.mark.parametrize("draw", draws(7))
     def test_gradients_at_random_shapes(self, seed: int, draw: int, poisoned: None):
         rng = random.Random(seed + 1000 + draw)
         torch.manual_seed(seed + draw)
@@ -101,6 +101,7 @@ class TestInterpreted:
             error, size = (float(tensor.detach().norm()) for tensor in (one.double() - other, other))
             assert error <= 2 * PRECISIONS[name].error * max(size, least), (name, tuple(x.shape), band)
 
+    @pytest.mark.drawn
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     @pytest.mark.parametrize("name", PRECISIONS)
     def test_half_precision_maps(self, seed: int, poisoned: None, name: str, dtype: torch.dtype):

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
-from effort import draws, opcheck
+from effort import draws, gradcheck, opcheck
 from torch import Tensor
 
 import spectralkernels as sk
@@ -171,7 +171,7 @@ def test_gradients_are_exact(groups: int, sides: tuple[int, int], samples: int |
     def convolve(*inputs: Tensor) -> Tensor:
         return masked_conv2d(*inputs, groups=groups, impl="dft_gemm")
 
-    assert torch.autograd.gradcheck(convolve, (x, weight, mask))
+    assert gradcheck(convolve, (x, weight, mask))
     wanted = torch.autograd.grad(truth(x, weight, mask, groups).sin().sum(), (x, weight, mask))
     for impl in IMPLS:
         y = masked_conv2d(x, weight, mask, groups=groups, impl=impl)
@@ -188,9 +188,9 @@ def test_gradients_under_hard_masks(kind: str, form: str, seed: int):
     n = masks.fft_grid((7, 6), (3, 3))
     mask = make_mask(kind, 0.6, n, 2, seed % 1000)
     modes = masks.mode_list(mask, n, form=form)
-    assert torch.autograd.gradcheck(lambda a, b: masked_conv2d(a, b, mask, modes=modes), (x, weight))
+    assert gradcheck(lambda a, b: masked_conv2d(a, b, mask, modes=modes), (x, weight))
     for inputs in ((x, weight.detach()), (x.detach(), weight)):
-        assert torch.autograd.gradcheck(lambda a, b: masked_conv2d(a, b, mask, modes=modes), inputs)
+        assert gradcheck(lambda a, b: masked_conv2d(a, b, mask, modes=modes), inputs)
 
 
 @pytest.mark.parametrize("sides", [(12, 12), (11, 14)])
@@ -206,7 +206,7 @@ def test_gradients_of_strides_are_exact(sides: tuple[int, int], seed: int):
         return masked_conv2d(x, weight, masks.soft_window(n, s, 3.0), modes=modes).square().sum()
 
     for modes in (None, listed):
-        assert torch.autograd.gradcheck(lambda s, m=modes: loss(s, m), (strides,))
+        assert gradcheck(lambda s, m=modes: loss(s, m), (strides,))
         (got,) = torch.autograd.grad(loss(strides, modes), strides)
         (want,) = torch.autograd.grad(truth(x, weight, masks.soft_window(n, strides, 3.0)).square().sum(), strides)
         torch.testing.assert_close(got, want)
@@ -277,6 +277,7 @@ def test_a_mask_of_zeros_gives_zeros():
 # --- tracing --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.drawn
 @pytest.mark.slow
 @pytest.mark.parametrize("samples", [None, 2])
 @pytest.mark.parametrize("form", ["steps", "cells"])

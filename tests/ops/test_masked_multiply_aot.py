@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from effort import one_of
 from guarded_interpreter import judged_compiler
 
 pytest.importorskip("triton")
@@ -52,7 +53,8 @@ def spills(code: MachineCode) -> int:
     return code.stack + code.local + code.count("LDL") + code.count("STL")
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES, ids="sm_{}".format)
+@pytest.mark.drawn
+@pytest.mark.parametrize("capability", one_of(CAPABILITIES), ids="sm_{}".format)
 @pytest.mark.parametrize("mask", [torch.bool, torch.float32, None], ids=["bool", "float", "no-mask"])
 def test_dense_tile(capability: int, mask: torch.dtype | None) -> None:
     planned, code = compiled("tiled_launch", capability, mask=mask)
@@ -76,7 +78,7 @@ def test_dense_tile(capability: int, mask: torch.dtype | None) -> None:
     assert code.count("STG") == code.count("STG", "64") == ROWS_B * ROWS_O
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES, ids="sm_{}".format)
+@pytest.mark.parametrize("capability", one_of(CAPABILITIES), ids="sm_{}".format)
 def test_odd_planes_still_load_whole_cells(capability: int) -> None:
     planned, code = compiled("tiled_launch", capability, size=33)  # 33 x 17 cells: planes begin at multiples of 8 bytes
     assert planned.arguments["UNIT"] == 2
@@ -85,7 +87,7 @@ def test_odd_planes_still_load_whole_cells(capability: int) -> None:
     assert code.count("LDGSTS") == code.count("LDGSTS", "64") > 0
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES, ids="sm_{}".format)
+@pytest.mark.parametrize("capability", one_of(CAPABILITIES), ids="sm_{}".format)
 def test_depthwise(capability: int) -> None:
     planned, code = compiled("tiled_launch", capability, batch=32, channels=128, outputs=128, groups=128)
     assert planned.arguments["STAGES"] == 1
@@ -95,7 +97,7 @@ def test_depthwise(capability: int) -> None:
     assert fused_multiply_adds(code) + code.count("FMUL") + 2 * code.count("FMUL2") >= 4 * planned.arguments["ROWS_B"]
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES, ids="sm_{}".format)
+@pytest.mark.parametrize("capability", one_of(CAPABILITIES), ids="sm_{}".format)
 def test_backward_shapes(capability: int) -> None:
     """The gradient of w contracts the batch: x and g arrive with their first two axes exchanged."""
     x = torch.empty(128, 64, 34, 18, dtype=torch.complex64, device="meta").transpose(0, 1)
@@ -108,7 +110,7 @@ def test_backward_shapes(capability: int) -> None:
     assert fused_multiply_adds(code) == 4 * ROWS_B * ROWS_O
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES, ids="sm_{}".format)
+@pytest.mark.parametrize("capability", one_of(CAPABILITIES), ids="sm_{}".format)
 def test_the_2019_kernel(capability: int) -> None:
     _, code = compiled("planewise_launch", capability)
     assert spills(code) == 0 and code.registers <= 64

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from effort import one_of
 from guarded_interpreter import judged_compiler
 
 from spectralkernels.aot import MachineCode, compile_kernel
@@ -119,7 +120,7 @@ def launches(variants: bool) -> list[tuple[str, Any, dict[str, Any], dict[str, i
     return [launch for launch in found if variants or launch[0] not in VARIANTS]
 
 
-@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("capability", one_of((80, 90, 100)))
 def test_machine_code(capability: int):
     """No spills, no local memory, shared memory, registers and instructions within bounds, the widest accesses."""
     for name, kernel, arguments, options, expected in launches(variants=capability == 90):
