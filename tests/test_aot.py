@@ -28,6 +28,7 @@ def axpy_kernel(x_ptr, y_ptr, a, n_rows, row_stride, BLOCK: tl.constexpr):
 ARGUMENTS = {"x_ptr": torch.float32, "y_ptr": torch.float32, "a": 0.5, "n_rows": 3, "row_stride": 1024, "BLOCK": 1024}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_reads_what_the_compiler_made(capability: int) -> None:
     code = compile_kernel(axpy_kernel, ARGUMENTS, capability, num_warps=4)
@@ -41,6 +42,7 @@ def test_reads_what_the_compiler_made(capability: int) -> None:
     assert sum(code.opcodes.values()) == len(code.instructions)
 
 
+@pytest.mark.slow
 def test_specialises_as_a_launch_would() -> None:
     def loads(**changes: object) -> int:
         return compile_kernel(axpy_kernel, {**ARGUMENTS, **changes}, 90).count("LDG", "128")
@@ -55,12 +57,14 @@ def test_specialises_as_a_launch_would() -> None:
     assert len(once.instructions) < len(thrice.instructions)  # 1 is a constant, so there is no loop
 
 
+@pytest.mark.slow
 def test_spills_are_seen() -> None:
     code = compile_kernel(axpy_kernel, {**ARGUMENTS, "BLOCK": 16384}, 90, num_warps=1, maxnreg=32)
     assert code.stack + code.local > 0
     assert code.count("STL") > 0
 
 
+@pytest.mark.slow
 def test_the_hash_of_the_text_sees_code_and_no_line_numbers() -> None:
     text = '.visible .entry k(\n)\n{\n\t.loc\t1 32 0 // a.py:32\n$L__tmp0:\n\tbar.sync \t0;\n}\n\t.file\t1 "/a/a.py"\n'
     moved = (
@@ -74,6 +78,7 @@ def test_the_hash_of_the_text_sees_code_and_no_line_numbers() -> None:
     assert one == again != other and len(one) == 16
 
 
+@pytest.mark.slow
 def test_wrapped_kernels_are_unwrapped() -> None:
     tuned = triton.heuristics({"BLOCK": lambda arguments: 256})(axpy_kernel)
     assert compile_kernel(tuned, ARGUMENTS, 90) == compile_kernel(axpy_kernel, ARGUMENTS, 90)

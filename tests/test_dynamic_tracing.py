@@ -66,6 +66,7 @@ MASKED: dict[str, tuple[Callable[..., Tensor], Callable[[Tensor], tuple[Tensor, 
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MASKED if EFFORT > 1 else ["given"])
 def test_few_graphs_for_masks_of_every_size(name: str, seed: int):
     """Odd, even and other sides of both axes: what is even is decided within the graph."""
@@ -77,6 +78,7 @@ def test_few_graphs_for_masks_of_every_size(name: str, seed: int):
     assert counter.frame_count <= 2
 
 
+@pytest.mark.slow
 def test_threads_share_a_compiled_layer(seed: int):
     """Whoever comes first compiles it while the others wait, and what a layer remembers is no lock of theirs."""
     layer = sk.nn.MaskedConv2d(4, 6, 3, padding=1, mask=partial(sk.masks.radial, fraction=0.5)).eval()
@@ -106,6 +108,7 @@ def block(x: Tensor, beta: float | Tensor, impl: str) -> Tensor:
     return sk.spec_block(x, W, beta, capacity=1.0, impl=impl).to_dense()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "impl", "dynamic"),
     [(threshold, "dense", None), (block, "bitmap", True)]
@@ -127,6 +130,7 @@ def test_at_most_two_graphs_for_every_threshold(
         assert counter.frame_count <= (1 if dynamic or kind is torch.tensor else 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("function", "impl"), [(threshold, "dense"), (block, "bitmap")])
 def test_a_number_stays_a_symbol_below_the_tracer(function: Callable[..., Tensor], impl: str, seed: int):
     """AOTAutograd makes tensors of the numbers that it can, and a graph for every value of those that it cannot."""
@@ -137,6 +141,7 @@ def test_a_number_stays_a_symbol_below_the_tracer(function: Callable[..., Tensor
     assert counter.frame_count == 2
 
 
+@pytest.mark.slow
 def test_a_compiled_threshold_has_a_gradient_and_the_same_limits(seed: int):
     """Rounded to the precision of the magnitudes, up to infinity; refused where it is none."""
     y = torch.randn(2, 5, 4, dtype=torch.cfloat)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,9 @@ from torch.autograd.gradcheck import GradcheckError
 
 KERNELS, SIZES, DTYPES = ("a", "b", "c", "d"), (1, 2, 3), ("float32", "float16")
 MATRIX = [(kernel, size, dtype) for kernel in KERNELS for size in SIZES for dtype in DTYPES]
+
+
+FILES = sorted(Path(__file__).parent.rglob("test_*.py"))
 
 
 def values(case: tuple[object, ...]) -> list[tuple[int, object]]:
@@ -70,3 +75,15 @@ def test_one_wrong_element_of_a_gradient_is_seen(dtype: torch.dtype, seed: int):
         gradcheck(Cubed.apply, (x, wrong, right))
     with pytest.raises(GradcheckError):
         gradgradcheck(Cubed.apply, (x, right, wrong))
+
+
+def marks(node: ast.FunctionDef | ast.ClassDef) -> str:
+    return " ".join(ast.unparse(each) for each in node.decorator_list)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_check_runs_some_test_of_every_file_and_what_is_drawn_has_cases(path: Path):
+    tree = ast.parse(path.read_text())
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
+    assert any("mark.slow" not in marks(node) for node in nodes)
+    assert all("parametrize" in marks(node) for node in nodes if "mark.drawn" in marks(node))

@@ -121,6 +121,7 @@ def test_forward_mode_is_an_error_and_no_tangent_of_zero(seed: int):
         assert called(x) == ["scaled"]  # what carries no tangent passes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("differentiated", [True, False])
 def test_both_forms_are_well_formed_and_trace_whole(differentiated: bool, seed: int):
     x = torch.randn(4, requires_grad=differentiated)

@@ -140,6 +140,7 @@ class TestInterpretedProducts:
         assert moved.arguments["w_ptr"].loaded == pytest.approx(part * w.nbytes * ceil(33, tile(33, 40).b))
         assert ratio(moved, y_ptr=y) == 1.0
 
+    @pytest.mark.slow
     def test_looked_up_cells_are_read_alone(self, seed: int):
         """No neighbour of a kept cell is read, and a mask once per program."""
         from spectralkernels.ops.masked_multiply.kernels import tile, tiled_launch
@@ -165,6 +166,7 @@ class TestInterpretedProducts:
         assert ratio(moved, w_ptr=w) == 4
         assert ratio(moved, y_ptr=y) == 1
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("over_batch", [False, True])
     def test_sparse_multiply_reads_an_operand_once_per_tile_of_the_other(self, seed: int, over_batch: bool):
         """Values and slots once per tile of outputs, bits twice, weights once per tile of maps; or, over the batch, the

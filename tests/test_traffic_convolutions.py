@@ -60,6 +60,7 @@ class TestInterpretedTransforms:
         maps, kernel = sorted(analyses, key=lambda launch: launch.arguments["x_ptr"].loaded_distinct, reverse=True)
         return Chain(x, weight, y, maps, kernel, contract, synthesise)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("side", [8, 32])
     def test_maps_stream_through_analysis_and_synthesis(self, seed: int, side: int):
         """By one matrix (8 x 8) and by two (32 x 32): spectra and planes cross memory once."""
@@ -70,6 +71,7 @@ class TestInterpretedTransforms:
         assert made.maps.total("x_ptr", "z_ptr") / (made.x.nbytes + spectra[0]) <= STREAMING
         assert made.synthesise.total("z_ptr", "y_ptr") / (made.y.nbytes + spectra[1]) <= STREAMING
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("side", [8, 32])
     def test_matrices_are_read_at_most_once_per_program(self, seed: int, side: int):
         """They are small, constant and in the cache, so they stand apart from the floor."""
@@ -78,6 +80,7 @@ class TestInterpretedTransforms:
                 found = launch.arguments[name]
                 assert 0 < found.loaded <= launch.grid[0] * found.loaded_distinct and not found.stored
 
+    @pytest.mark.slow
     def test_large_planes_are_read_once_per_block_of_the_answer(self, seed: int):
         """Above 32 x 32 a program owns some columns of modes, or a block of pixels: the others' planes come from L2."""
         made = self.chain(40, 7, batch=3)
@@ -89,6 +92,7 @@ class TestInterpretedTransforms:
         for moved, name in ((made.maps, "z_ptr"), (made.synthesise, "y_ptr")):
             assert moved.arguments[name].stored == moved.arguments[name].stored_distinct
 
+    @pytest.mark.slow
     def test_one_matrix_reads_planes_once_per_block_of_the_answer(self, seed: int):
         """Of 16 x 16: a program owns some of the modes, or pixels; programs that share planes run together."""
         made = self.chain(16, 3)
@@ -97,6 +101,7 @@ class TestInterpretedTransforms:
         assert ratio(made.maps, x_ptr=made.x) == ceil(modes["MODES"], modes["BLOCK_M"]) > 1
         assert rereads(made.synthesise, "z_ptr") == ceil(pixels["LENGTH"], pixels["BLOCK_L"]) > 1
 
+    @pytest.mark.slow
     def test_weights_are_read_once_per_block_of_modes(self, seed: int):
         """A 3 x 3 kernel has 9 numbers and some 500 parts of modes: what is written is the traffic."""
         made = self.chain(32, 3)
@@ -104,6 +109,7 @@ class TestInterpretedTransforms:
         assert ratio(made.kernel, x_ptr=made.weight) == ceil(tile["MODES"], tile["BLOCK_M"])
         assert made.kernel.arguments["z_ptr"].stored == made.weight[:, :, 0, 0].nbytes * tile["MODES"]
 
+    @pytest.mark.slow
     def test_a_product_reads_an_operand_once_per_tile_of_the_other(self, seed: int):
         """From the L2 cache: all programs of one mode run together."""
         moved = self.chain(8, 3, batch=80, outputs=72).contract
@@ -120,6 +126,7 @@ class TestInterpretedTransforms:
 class TestInterpretedSpectra:
     """Kernels that stream over spectra."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("product", ["forward", "dx", "dw"])
     def test_a_product_of_single_channels_streams(self, seed: int, product: str):
         """Every spectrum crosses memory once; maps of one channel share a load of its kernel's."""
@@ -134,6 +141,7 @@ class TestInterpretedSpectra:
         assert rereads(moved, "a_ptr") == rereads(moved, "b_ptr") == 1.0
         assert moved.arguments["out_ptr"].stored == moved.arguments["out_ptr"].stored_distinct
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("per_sample", [False, True])
     def test_the_gradient_of_a_mask_reads_both_spectra_once(self, seed: int, per_sample: bool):
         x, weight = torch.randn(3, 4, 11, 10), torch.randn(2, 4, 3, 3)
@@ -193,6 +201,7 @@ class TestInterpretedDepthwise:
         for name in set(moved.arguments) - set(streams) - {"weight_ptr"}:
             assert moved.arguments[name].loaded == programs * launch.arguments[name].nbytes
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("keep", [False, True])
     def test_the_kernels_gradient_reads_planes_once_per_block_of_columns(self, seed: int, keep: bool):
         """Blocks of columns bound the registers; kept modes are split among them, so these are read once."""

@@ -153,6 +153,7 @@ def test_second_derivatives_of_no_sample(form: str, seed: int):
         assert not each.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "backend"), [("2-D", "eager"), ("few pixels", "aot_eager"), ("1-D", "aot_eager"), ("mask, steps", "eager")]
 )
@@ -164,6 +165,7 @@ def test_compiled_transforms_agree(form: str, backend: str, seed: int):
     agree(compiled(*arguments), derivative_along(theirs, tangents)(*arguments))
 
 
+@pytest.mark.slow
 def test_a_compiled_gradient_of_torch_func(seed: int):
     arguments = inputs()
     compiled = torch.compile(grad(cubed(conv1d("dft_gemm")), (0, 1, 2)), fullgraph=True, backend="eager")

@@ -41,6 +41,7 @@ def test_the_version_is_the_packages(cli: Cli) -> None:
     assert __version__ == project["version"]
 
 
+@pytest.mark.slow
 def test_a_misspelt_operation_is_answered_without_torch(tmp_path: Path) -> None:
     path = os.pathsep.join(entry for entry in sys.path if entry)
     for verb in ("run", "list"):

@@ -249,6 +249,7 @@ def test_what_waits_for_the_device_is_found_before_it_breaks_a_capture(monkeypat
     assert cuda.sync_mode == 0 and clock.time(cuda.call, 1) == pytest.approx(1e-5)
 
 
+@pytest.mark.slow
 def test_a_case_that_cannot_be_captured_is_skipped_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = FakeCuda()
     clock = clock_on(cuda, monkeypatch, cache="warm", launch="graph")

@@ -71,6 +71,7 @@ def test_without_a_control_a_slow_host_is_not_told_from_a_slow_kernel_and_more_p
     assert (alone.word, alone.interval, alone.needed) == ("CANNOT TELL", None, 2)
 
 
+@pytest.mark.slow
 def test_more_pairs_than_there_were_are_asked_for(seed: int) -> None:
     found = [verdict(*sides(seed + at, 1.3, 0.004, pairs)) for at in range(100) for pairs in (2, 3, 4, 6)]
     doubtful = [one for one in found if one.word == "CANNOT TELL"]
@@ -195,6 +196,7 @@ def test_states_without_a_common_case_are_refused(stand: type[Stand]) -> None:
         run(stand, 2)
 
 
+@pytest.mark.slow
 def test_a_run_of_many_unchanged_series_seldom_calls_one_of_them_different(seed: int) -> None:
     """By chance the interval of one in a hundred leaves 1; ten runs of a hundred series would have told of ten."""
     draw = random.Random(seed)
@@ -207,6 +209,7 @@ def test_a_run_of_many_unchanged_series_seldom_calls_one_of_them_different(seed:
     assert told <= 2, f"{told} of 10 runs"
 
 
+@pytest.mark.slow
 def test_a_process_of_a_real_tree_measures_what_it_is_told_to_and_its_end_is_said(tmp_path: Path) -> None:
     what = Sweep(("threshold_spectrum",), "smoke", ("dense",))
     with Side(ROOT, what, tmp_path / "one.jsonl") as side:

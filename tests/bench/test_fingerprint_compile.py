@@ -99,6 +99,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return call
 
 
+@pytest.mark.slow
 @compiler
 def test_planted_faults_exit_1_with_words(plant: Plant, cli: Cli, tmp_path: Path) -> None:
     plant()
@@ -147,6 +148,7 @@ def test_a_deleted_kernel_is_gone_everywhere(plant: Plant, cli: Cli, tmp_path: P
     assert not list((tmp_path / "results" / "fingerprints").iterdir())
 
 
+@pytest.mark.slow
 @compiler
 def test_another_compiler_exits_3_where_nothing_compares(plant: Plant, cli: Cli, tmp_path: Path) -> None:
     plant()
@@ -159,6 +161,7 @@ def test_another_compiler_exits_3_where_nothing_compares(plant: Plant, cli: Cli,
     assert code == 3 and "compiler changed from triton 3.5.0" in out and "1 segment" in err
 
 
+@pytest.mark.slow
 @compiler
 def test_bad_input(plant: Plant, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plant()
@@ -266,6 +269,7 @@ def test_every_declared_launch_is_stored_and_nothing_else() -> None:
     assert set(stored.load(COMMITTED)) == declared, STORE
 
 
+@pytest.mark.slow
 @compiler
 def test_fast_kernels_compile_to_what_is_committed() -> None:
     """Three quick ones; `spectralbench fingerprint --check` compares all."""

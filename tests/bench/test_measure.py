@@ -330,6 +330,7 @@ def test_a_metric_of_another_device_says_why_when_asked_for() -> None:
     assert all("CUDA" in why or "NVML" in why for _, why in outcome.unavailable)
 
 
+@pytest.mark.slow
 def test_every_case_compiles_for_its_own_shapes() -> None:
     counter = CompileCounter()
     double = torch.compile(lambda x: 2 * x, backend=counter)

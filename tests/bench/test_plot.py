@@ -272,6 +272,7 @@ def test_parameters_that_no_figure_can_show_are_named(tmp_path: Path) -> None:
     assert "compression must be a number, got 'half'" in reasons and "input must be text, got True" in reasons
 
 
+@pytest.mark.slow
 def test_neither_a_matplotlibrc_nor_a_formula_changes_a_figure(tmp_path: Path) -> None:
     import matplotlib
 

@@ -236,6 +236,7 @@ def test_torch_fft_has_the_stages_of_the_paper_and_who_cannot_run_has_a_reason(t
     assert any(event.get("name") == "stage: crop" for event in trace_of["traceEvents"])
 
 
+@pytest.mark.slow
 def test_a_wrong_answer_is_refused_and_not_timed() -> None:
     operation = load_operation("band_limited_conv2d")
     honest = operation.subject("dft_gemm")
@@ -247,6 +248,7 @@ def test_a_wrong_answer_is_refused_and_not_timed() -> None:
     assert found.refused["wrong"].startswith("wrong: ") and "ZeroDivisionError" in found.refused["broken"]
 
 
+@pytest.mark.slow
 def test_lines_fit_a_terminal_and_the_floor_is_the_longer_of_two() -> None:
     found = profiled(load_operation("band_limited_conv2d"), ("torch_fft",))
     cost = found.cost

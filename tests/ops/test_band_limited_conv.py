@@ -52,6 +52,7 @@ def test_without_compression_it_is_conv2d(impl: str, seed: int):
             torch.testing.assert_close(got, want, rtol=0, atol=1e-10, msg=lambda m, s=side, k=kernel: f"{s} {k}: {m}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", EXACT)
 def test_with_compression_it_is_the_float64_reference(impl: str, seed: int):
     for batch, channels, out_channels, groups, side, kernel in random_shapes(seed, 32):

@@ -134,6 +134,7 @@ def test_fp32_uses_no_tensor_core() -> None:
         check(code, 90)
 
 
+@pytest.mark.slow
 def test_odd_widths_compile() -> None:
     """A row of 35 floats begins at no multiple of 16 bytes: narrow accesses, still no spill."""
     with mock.patch.dict(LAYERS, {"35x33-K5": (32, 24, 24, (35, 33), (5, 5))}):

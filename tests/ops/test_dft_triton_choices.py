@@ -232,6 +232,7 @@ class TestInterpreted:
         dft_triton(x, weight, bias, band, 3).sum().backward()
         assert names.count("single_channel_kernel") == 3 and "contract_kernel" not in names
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("fault", [{"a_divide": 1}, {"b_term": 0}, {"a_outer": 0}, {"CONJUGATED": ""}], ids=str)
     def test_planted_faults_are_caught(self, seed: int, monkeypatch: pytest.MonkeyPatch, fault: dict[str, Any]) -> None:
         from spectralkernels.launch import Launch

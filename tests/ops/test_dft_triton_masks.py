@@ -108,6 +108,7 @@ class TestInterpreted:
         mask = make_mask(kind, draw.choice((0.5, 0.8, 0.95)), n, batch, draw.randrange(1000), inputs[0].detach())
         return band, inputs, mask, masks.mode_list(mask, n), groups
 
+    @pytest.mark.slow
     @pytest.mark.drawn
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("number", draws(4))
@@ -118,6 +119,7 @@ class TestInterpreted:
         name = ("tf32x3", "fp32", "tf32", "fp16")[number % 4]
         check(inputs, mask, band, modes, groups, name)
 
+    @pytest.mark.slow
     @pytest.mark.drawn
     @pytest.mark.parametrize("samples", [False, True])
     @pytest.mark.parametrize(
@@ -150,6 +152,7 @@ class TestInterpreted:
         (want,) = torch.autograd.grad(reference(x, weight, mask, None, band, modes, 1).square().sum(), mask)
         assert relative_error(got, want) <= 1e-5
 
+    @pytest.mark.slow
     @pytest.mark.drawn
     @pytest.mark.parametrize("dtype", [torch.bool, torch.float64, torch.float16, torch.bfloat16], ids=str)
     @pytest.mark.parametrize("samples", [False, True])
@@ -172,6 +175,7 @@ class TestInterpreted:
         exact = reference(x, weight, mask, bias, band, modes, 1)
         assert relative_error(y, exact) <= bound
 
+    @pytest.mark.slow
     def test_cells_that_are_not_listed_count_as_masked(self, seed: int, guarded: None) -> None:
         for size in ((7, 6), (18, 15)):
             band, inputs, n = problem(size, (3, 2), (2, 2, 3, 1))
@@ -231,6 +235,7 @@ class TestInterpreted:
         for found, want in zip(traced, eager, strict=True):
             assert relative_error(found, want) <= 1e-6
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("samples", [False, True])
     @pytest.mark.parametrize(
         "fault", [{"WEIGHTED": ""}, {"mask_sample": 0}, {"mask_row": 0}, {"cell_ptr": "rolled"}], ids=str

@@ -307,6 +307,7 @@ class TestInterpreted:
             activations = sum(tensor.nbytes for tensor in saved if tensor.shape != weight.shape)
             assert activations == 0 if not trained else 0 < activations / x.nbytes <= share
 
+    @pytest.mark.slow
     def test_traffic_is_the_floor(self, seed: int):
         """Every byte of a series is loaded once and every byte of y stored once; matrices come from the cache."""
         from spectralkernels.traffic import counted_traffic
@@ -329,6 +330,7 @@ class TestInterpreted:
         assert moved.arguments["x_ptr"].loaded == x.nbytes and moved.arguments["dy_ptr"].loaded == y.nbytes
         assert moved.outside == 0
 
+    @pytest.mark.slow
     def test_opcheck_and_trace(self, seed: int):
         op = torch.ops.spectralkernels.fused.default
         x, weight, bias = torch.randn(2, 3, 20), torch.randn(3, 1, 4), torch.randn(3)

@@ -192,6 +192,7 @@ def test_float32_has_no_tensor_core():
     assert code.count("FFMA") > 1000 and code.stack + code.local == 0
 
 
+@pytest.mark.slow
 def test_three_terms_cost_three_products():
     geometry = layer(270, 5, "tight")
     single, triple = (compiled(planned("forward", geometry, name), 90) for name in ("tf32", "tf32x3"))

@@ -101,6 +101,7 @@ class TestInterpreted:
             error, size = (float(tensor.detach().norm()) for tensor in (one.double() - other, other))
             assert error <= 2 * PRECISIONS[name].error * max(size, least), (name, tuple(x.shape), band)
 
+    @pytest.mark.slow
     @pytest.mark.drawn
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     @pytest.mark.parametrize("name", PRECISIONS)
@@ -167,6 +168,7 @@ class TestInterpreted:
             y = fused_depthwise(x, weight, None, conv_band((9, 8), (3, 3), compression=0.5), 2, accuracy=name)
             assert y[1, 0].isnan().any() and not y[0].isnan().any() and not y[1, 1].isnan().any()
 
+    @pytest.mark.slow
     def test_strides_empty_batches_and_frozen_weights(self, seed: int, poisoned: None):
         band = conv_band((9, 8), (3, 5), compression=0.5)
         weight = torch.randn(4, 1, 5, 3).transpose(2, 3).requires_grad_()
@@ -205,6 +207,7 @@ class TestInterpreted:
             activations = sum(tensor.nbytes for tensor in saved if tensor.shape != weight.shape)
             assert activations == 0 if not trained else activations / x.nbytes <= share + 0.0005
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("size", "name"), [((12, 11), "tf32x3"), ((9, 33), "fp32"), ((9, 33), "fp16")])
     def test_the_gradient_of_the_bias_comes_with_that_of_the_kernel(self, seed: int, size: tuple[int, int], name: str):
         """From x and from its modes, of one block of columns and of several; dy is not read for it again."""
@@ -231,6 +234,7 @@ class TestInterpreted:
         assert dx.numel() == dw.numel() == 0
         torch.testing.assert_close(alone, dy.sum((0, 2, 3)))
 
+    @pytest.mark.slow
     def test_both_savings_give_the_same_gradient(self, seed: int):
         band = conv_band((12, 11), (4, 3), compression=0.5)
         geometry = geometry_of(band)
@@ -251,6 +255,7 @@ class TestInterpreted:
         assert torch.equal(from_x, again)
         assert relative_error(from_modes, from_x) <= 1e-6
 
+    @pytest.mark.slow
     def test_opcheck_and_trace(self, seed: int):
         op = torch.ops.spectralkernels.fused.default
         x, weight, bias = torch.randn(2, 3, 7, 6), torch.randn(3, 1, 4, 3), torch.randn(3)

@@ -141,6 +141,7 @@ def loop_and_rest(code: MachineCode) -> tuple[int, int]:
     return body, sum(not text.startswith("NOP") for text in code.instructions) - body
 
 
+@pytest.mark.slow
 def test_large_tensors_use_64_bit_offsets() -> None:
     planned, code = compiled("tiled_launch", 90, channels=512, outputs=512, size=512)
     assert str(planned.arguments["OFFSET"]) == "int64"
@@ -149,6 +150,7 @@ def test_large_tensors_use_64_bit_offsets() -> None:
     assert str(planned.arguments["OFFSET"]) == "int32"
 
 
+@pytest.mark.slow
 def test_a_chain_written_as_one_sum_would_be_seen() -> None:
     """What the count guards against: without fusion the same kernel has no FFMA at all."""
     planned, _ = compiled("tiled_launch", 90)

@@ -105,6 +105,7 @@ class TestInterpreted:
             caught = True
         assert caught
 
+    @pytest.mark.slow
     def test_cells_are_looked_up(self, seed: int) -> None:
         """From the number of channels on that pays for it, in planes of 5 to 32 words."""
         from spectralkernels.ops.masked_multiply.cells import FEWEST_CHANNELS
@@ -130,6 +131,7 @@ class TestInterpreted:
             y = masked_multiply(x, w, mask, impl="triton")
             assert relative_error(y, reference(x, w, mask, 1)) <= TOLERANCE["complex64"]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("change", [{"WORDS": 2}, {"BLOCK_F": 8}, {"plane": 79}], ids=str)
     def test_cells_looked_up_wrongly_are_caught(self, seed: int, change: dict[str, int]) -> None:
         x, w, mask = spectrum(3, 33, 16, 5), spectrum(9, 33, 16, 5), torch.rand(16, 5) < 0.9
@@ -155,6 +157,7 @@ class TestInterpreted:
         with pinned({"masked_multiply.tiled": {"f": 16}}), pytest.raises(RangeError, match="makes 16"):
             self.run("tiled_launch", x, w, None, 1, True)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("impl", ["triton", "triton_2019"])
     def test_gradients(self, seed: int, poisoned: None, impl: str) -> None:
         for groups, kind, plane in ((1, "cells", (7, 4)), (2, "soft", (8, 3)), (1, "none", (5, 6))):
@@ -189,6 +192,7 @@ class TestInterpreted:
         with pytest.raises(Unsupported, match="take complex64 spectra, got complex128"):
             masked_multiply(w.to(torch.complex128), w.to(torch.complex128), impl=impl)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("impl", ["triton", "triton_2019"])
     def test_opcheck_and_trace(self, seed: int, impl: str) -> None:
         op = getattr(torch.ops.spectralkernels, f"masked_multiply_{impl}").default

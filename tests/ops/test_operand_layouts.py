@@ -219,6 +219,7 @@ def zeros_where_undefined(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "empty", lambda *size, **keywords: empty(*size, **keywords).zero_())
 
 
+@pytest.mark.slow
 @interpreter
 def test_operands_of_every_kernel_may_lie_anywhere(
     seed: int, zeros_where_undefined: None, monkeypatch: pytest.MonkeyPatch

@@ -41,6 +41,7 @@ def call(site: str, impl: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 @interpreter
 class TestInterpreted:
+    @pytest.mark.drawn("site")
     @pytest.mark.parametrize(
         ("site", "tile"), [(site, tile) for site, tiles in TILES.items() for tile in tiles], ids=str
     )

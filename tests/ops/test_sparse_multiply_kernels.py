@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 import torch
-from effort import opcheck
+from effort import draws, opcheck
 from guarded_interpreter import canaries, in_poison, interpreter
 
 from spectralkernels.ops.sparse_multiply import reference as multiply_reference
@@ -22,6 +22,7 @@ from spectralkernels.sparse import SparseSpectrum, bitmap
 pytest.importorskip("triton")
 
 
+@pytest.mark.slow
 @interpreter
 def test_sparse_multiply_kernel_is_right(seed: int):
     """Over the channels, and over the batch, which is the gradient of the weights."""
@@ -30,7 +31,7 @@ def test_sparse_multiply_kernel_is_right(seed: int):
     draw = random.Random(seed)
     shapes = [(1, 1, 1, 1, 1), (9, 2, 9, 3, 11), (0, 2, 3, 4, 5), (2, 3, 0, 4, 5), (2, 35, 3, 5, 7), (1, 64, 17, 1, 1)]
     shapes += [(8, 33, 16, 4, 8), (3, 5, 33, 6, 11)]
-    while len(shapes) < 30:
+    for _ in draws(6):
         shapes.append(
             (
                 draw.randint(1, 9),
@@ -101,6 +102,7 @@ def test_the_two_sums_are_each_the_gradient_of_the_other(seed: int, over_batch: 
         assert (mine - dense).norm() <= 1e-5 * dense.norm()
 
 
+@pytest.mark.slow
 @interpreter
 def test_operators_pass_opcheck(seed: int, monkeypatch: pytest.MonkeyPatch):
     from spectralkernels.ops.threshold_spectrum.kernels import threshold_backward, threshold_bitmap
@@ -131,6 +133,7 @@ def test_operators_pass_opcheck(seed: int, monkeypatch: pytest.MonkeyPatch):
         opcheck(bitmap.collect.differentiable, (y.detach().flatten(), words, offsets, values.shape[0]))
 
 
+@pytest.mark.slow
 @interpreter
 def test_kernels_trace_whole(seed: int):
     y = torch.randn(2, 3, 9, 5, dtype=torch.complex64, requires_grad=True)

@@ -33,6 +33,7 @@ def packed_blocks(draw: random.Random, blocks: int) -> tuple[Tensor, Tensor, Ten
     return poisoned.reshape(-1), bitmap.pack_bits(bits), values[used]
 
 
+@pytest.mark.slow
 @interpreter
 def test_blocks_move_together(seed: int):
     """Exact room, some spare room, none spare, too little: against a mask in torch, between canaries."""
@@ -100,6 +101,7 @@ def close(got: Tensor, want: Tensor) -> None:
     assert (got - want).norm() <= 2e-5 * want.norm() + 1e-30
 
 
+@pytest.mark.slow
 @interpreter
 def test_forward_and_backward_are_right(seed: int):
     """Against the dense composition, differentiated by autograd in double precision; bitwise the same twice."""
@@ -132,6 +134,7 @@ def test_forward_and_backward_are_right(seed: int):
             close(grads[1], want_grads[1])
 
 
+@pytest.mark.slow
 @interpreter
 def test_a_chain_learns_what_the_dense_one_learns(seed: int):
     """Three blocks from an image and back; the first kernel's gradient in single precision against double."""
@@ -165,6 +168,7 @@ def test_relative_beta_and_the_real_map(seed: int):
         assert z.shape[-1] == half(n)
 
 
+@pytest.mark.slow
 @interpreter
 def test_nothing_kept(seed: int):
     """No value is stored; the next block reads none, and nothing is learnt."""
@@ -188,6 +192,7 @@ def test_empty_axes(shape: tuple[int, int, int]):
     assert x.grad is not None and weight.grad is not None
 
 
+@pytest.mark.slow
 @interpreter
 def test_the_operator_passes_opcheck_and_traces(seed: int, monkeypatch: pytest.MonkeyPatch):
     # unused slots are undefined, and opcheck compares two runs: give both the same memory

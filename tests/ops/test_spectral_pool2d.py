@@ -163,6 +163,7 @@ def test_strided_maps_half_types_autocast_and_channels_last(seed: int):
         assert torch.equal(sk.spectral_pool2d(x, (7, 8)), want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operation", ["pool", "dropout"])
 def test_it_compiles_whole(operation: str, seed: int):
     x, share = torch.randn(2, 3, 8, 9, requires_grad=True), torch.tensor(0.5)

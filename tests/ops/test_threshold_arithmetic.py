@@ -74,6 +74,7 @@ def test_scaling_decides_nothing(seed: int, monkeypatch: pytest.MonkeyPatch):
         assert kept[0][0, :3].tolist() == [False, False, True]
 
 
+@pytest.mark.slow
 @interpreter
 def test_tanh(seed: int):
     """Relative error below 2 * 2^-23 with a correct exp2 and reciprocal, from 1e-30 on; odd to the last bit."""

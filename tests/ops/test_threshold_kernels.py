@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from effort import draws
 from guarded_interpreter import canaries, in_poison, interpreter
 from thresholds import clear_of_quantile
 
@@ -36,7 +37,7 @@ def random_spectra(seed: int, count: int) -> Iterator[tuple[torch.Tensor, int]]:
 @pytest.mark.parametrize("relative", [False, True])
 def test_threshold_kernel_is_right(relative: bool, seed: int):
     draw = random.Random(seed)
-    for y, n in random_spectra(seed, 34):
+    for y, n in random_spectra(seed, len(draws(12))):
         y, activation = in_poison(y), draw.choice(("tanh", "none"))
         beta = clear_of_quantile(y, draw.random())
         if relative:
@@ -103,7 +104,7 @@ def test_pairs_are_decided_together():
 
 @interpreter
 def test_the_inverse_transform_stays_real(seed: int):
-    for y, n in random_spectra(seed, 12):
+    for y, n in random_spectra(seed, len(draws(8))):
         z = threshold_spectrum(y, float(y.abs().mean()), n=n, impl="triton").to_dense()
         again = torch.fft.rfft2(torch.fft.irfft2(z, s=(y.shape[-2], n), norm="ortho"), norm="ortho")
         torch.testing.assert_close(again, z, atol=2e-6, rtol=1e-5)
@@ -121,7 +122,7 @@ def test_a_line_too_long_for_division_by_multiplication(seed: int):
 
 @interpreter
 def test_the_rms_of_a_map(seed: int, poisoned: None):
-    for y, n in random_spectra(seed, 16):
+    for y, n in random_spectra(seed, len(draws(8))):
         from spectralkernels.ops.threshold_spectrum.rms import map_rms
 
         y = in_poison(y * 10.0 ** random.Random(seed).uniform(-8, 8))
@@ -132,7 +133,7 @@ def test_the_rms_of_a_map(seed: int, poisoned: None):
 
 @interpreter
 def test_gradients_agree_with_torch(seed: int):
-    for y, n in random_spectra(seed, 10):
+    for y, n in random_spectra(seed, len(draws(8))):
         y.requires_grad_()
         beta = clear_of_quantile(y.detach(), 0.6)
         pull = torch.randn(y.shape, dtype=torch.complex64)
@@ -145,7 +146,7 @@ def test_gradients_agree_with_torch(seed: int):
 
 @interpreter
 def test_second_gradients_agree_with_torch(seed: int):
-    for y, n in random_spectra(seed, 6):
+    for y, n in random_spectra(seed, len(draws(7))):
         beta, activation = clear_of_quantile(y, 0.5), random.Random(seed).choice(("tanh", None))
         pull = torch.randn(y.shape, dtype=torch.complex64)
         found = []

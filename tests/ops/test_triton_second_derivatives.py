@@ -72,6 +72,7 @@ def series(impl: str, compression: float = 0.4) -> Function:
     return lambda x, w, b: sk.band_limited_conv1d(x[..., 0], w[..., 0], b, compression=compression, groups=2, impl=impl)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("impl", "bound"),
     [
