@@ -27,7 +27,6 @@ from spectralbench.record import environment_line, read_tree
 from spectralkernels.declare import PROFILES, Case
 
 
-@pytest.mark.slow
 def test_run_prints_a_table_and_stores_the_records(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, err = cli("run", "steady", "--profile", "smoke", "--set", "rate=0.5")
     assert code == 0
@@ -49,14 +48,12 @@ def test_run_prints_a_table_and_stores_the_records(cli: Cli, tmp_path: Path, mon
     assert "6 records were stored already" in err
 
 
-@pytest.mark.slow
 def test_json_is_the_stored_lines_and_prints_of_an_implementation_stay_out(cli: Cli) -> None:
     code, out, _ = cli("run", "talking", "--profile", "smoke", "--json", "--quiet")
     assert code == 0
     assert [json.loads(line)["implementation"] for line in out.splitlines()] == ["talks", "talks"]
 
 
-@pytest.mark.slow
 def test_a_failed_case_exits_1_and_is_named(cli: Cli) -> None:
     code, out, err = cli("run", "raising", "--profile", "smoke", "--set", "rate=0")
     assert code == 1
@@ -117,7 +114,6 @@ def test_results_that_cannot_be_written_are_named(cli: Cli, tmp_path: Path) -> N
     assert "error: cannot write records to file/records/cpu-test-2c: Not a directory; nothing was measured" in err
 
 
-@pytest.mark.slow
 def test_damaged_and_newer_lines_are_named_and_the_rest_is_used(cli: Cli, tmp_path: Path) -> None:
     folder = tmp_path / "results" / "records" / "cpu-test-2c"
     folder.mkdir(parents=True)
@@ -130,7 +126,6 @@ def test_damaged_and_newer_lines_are_named_and_the_rest_is_used(cli: Cli, tmp_pa
     assert f"damaged record skipped: {relative}:3: schema 99 is newer than this spectralbench knows (1)" in err
 
 
-@pytest.mark.slow
 def test_a_dirty_tree_is_marked_in_the_name_and_the_environment(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,7 +136,6 @@ def test_a_dirty_tree_is_marked_in_the_name_and_the_environment(
     assert file.environment is not None and file.environment["dirty"] == "0badc0de"
 
 
-@pytest.mark.slow
 def test_without_git_a_digest_of_the_sources_stands_in_for_the_commit(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,7 +150,6 @@ def test_without_git_a_digest_of_the_sources_stands_in_for_the_commit(
     assert "2 cases to measure, 0 records stored already" in out
 
 
-@pytest.mark.slow
 def test_another_thread_count_at_the_same_commit_is_measured_and_said(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,7 +226,6 @@ def test_a_named_implementation_that_the_profile_lacks_is_refused(cli: Cli, monk
     assert cli("run", "steady", "--profile", "study", "--impl", "plain,twin", "--dry-run")[0] == 0
 
 
-@pytest.mark.slow
 def test_nothing_measured_is_no_success(cli: Cli) -> None:
     for _ in range(2):  # measured now, and served from the records
         code, _, err = cli("run", "steady", "--profile", "smoke", "--impl", "gpu_only")
@@ -274,7 +266,6 @@ def test_progress_fits_a_window_with_count_time_left_and_case(monkeypatch: pytes
     assert ("K7 c.5" in line) == (width >= 80)
 
 
-@pytest.mark.slow
 def test_a_pin_replays_the_tiles_of_a_record(cli: Cli) -> None:
     _, out, _ = cli("run", "tiled", "--profile", "smoke", "--json")
     tiles = json.loads(out.splitlines()[0])["tiles"]
@@ -285,7 +276,6 @@ def test_a_pin_replays_the_tiles_of_a_record(cli: Cli) -> None:
     assert json.loads(out.splitlines()[0])["tiles"] == {"fake.site[size=1]": {"warps": 4, "source": "pin"}}
 
 
-@pytest.mark.slow
 def test_a_pin_that_nothing_takes_is_said(cli: Cli) -> None:
     _, _, err = cli("run", "tiled", "--profile", "smoke", "--pin", '{"fake.sight": {"warps": 2}}')
     assert "no launch took the pin 'fake.sight'; these chose a tile: fake.site[size=1]" in one_line(err)

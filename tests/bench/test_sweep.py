@@ -119,7 +119,6 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     return results, environment
 
 
-@pytest.mark.slow
 def test_a_sweep_stores_every_outcome_with_its_identity(tmp_path: Path) -> None:
     done = sweep.run(request("steady", processes=2), tmp_path, ENVIRONMENT)
     (file,) = files(tmp_path)
@@ -143,7 +142,6 @@ def test_a_sweep_stores_every_outcome_with_its_identity(tmp_path: Path) -> None:
     assert float(os.getpid()) not in {pid for _, pid in pids}
 
 
-@pytest.mark.slow
 def test_running_again_measures_only_what_is_missing(tmp_path: Path) -> None:
     sweep.run(request("steady", overrides={"size": "1"}), tmp_path, ENVIRONMENT)
     todo = sweep.preview(request("steady"), tmp_path, ENVIRONMENT)
@@ -205,14 +203,12 @@ def test_another_card_of_the_same_class_goes_on_where_the_first_stopped(tmp_path
     assert (reused(gpu_uuid="MIG-3"), reused(gpu_power_limit_mw=500000)) == (0, 0)
 
 
-@pytest.mark.slow
 def test_a_metric_that_was_not_taken_before_is_taken_now(tmp_path: Path) -> None:
     sweep.run(request("talking"), tmp_path, ENVIRONMENT)
     assert sweep.preview(request("talking", metrics=("device_time", "nvml_memory")), tmp_path, ENVIRONMENT).left == []
     assert sweep.preview(request("talking", metrics=("saved_bytes",)), tmp_path, ENVIRONMENT).left
 
 
-@pytest.mark.slow
 def test_an_implementation_measured_later_says_that_it_was_not_interleaved(tmp_path: Path) -> None:
     sweep.run(request("steady", implementations=("plain",)), tmp_path, ENVIRONMENT)
     later = by_name(sweep.run(request("steady"), tmp_path, ENVIRONMENT).records)

@@ -49,7 +49,7 @@ def driver(tmp_path: Path, *arguments: str, **environment: str) -> subprocess.Po
     )
 
 
-def wait_for(condition: Any, seconds: float = 60.0) -> None:
+def wait_for(condition: Any, seconds: float = 240.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
@@ -63,7 +63,6 @@ def lines(results: Path) -> int:
 # What cases do to their process
 
 
-@pytest.mark.slow
 def test_a_crash_names_the_guilty_one_and_the_others_keep_their_numbers(tmp_path: Path) -> None:
     done = sweep.run(request("crashing", "steady", overrides={"rate": "0"}), tmp_path, ENVIRONMENT)
     found = by_name([record for record in done.records if record.operation == "crashing"])
@@ -88,7 +87,6 @@ def test_a_case_that_hangs_is_killed_and_the_sweep_goes_on(tmp_path: Path) -> No
     assert time.monotonic() - began < 60
 
 
-@pytest.mark.slow
 def test_an_out_of_memory_says_how_much_was_asked_for(tmp_path: Path) -> None:
     done = sweep.run(request("greedy", "talking"), tmp_path, ENVIRONMENT)
     found = by_name(done.records)
@@ -99,14 +97,12 @@ def test_an_out_of_memory_says_how_much_was_asked_for(tmp_path: Path) -> None:
     assert len(pids) == 3
 
 
-@pytest.mark.slow
 def test_an_exception_fails_its_implementation_alone(tmp_path: Path) -> None:
     found = by_name(sweep.run(request("raising"), tmp_path, ENVIRONMENT).records)
     assert (found["raises"].failure, found["raises"].reason) == ("error", "ValueError: size does not suit me")
     assert (found["plain"].status, found["plain"].reason) == ("measured", None)
 
 
-@pytest.mark.slow
 def test_a_worker_that_cannot_start_says_why() -> None:
     setup = Setup(replace(SOURCES, operations="fake_operations:no_such_name"), "cpu", None, None)
     case = sweep.plan(request("steady"))[0].case
@@ -117,7 +113,6 @@ def test_a_worker_that_cannot_start_says_why() -> None:
 # What the outside does to a sweep
 
 
-@pytest.mark.slow
 def test_the_time_budget_stops_before_a_case_and_says_what_is_left(tmp_path: Path) -> None:
     done = sweep.run(request("steady", time_budget=0.0), tmp_path, ENVIRONMENT)
     assert (done.stopped, len(done.left), done.records) == ("time budget", 4, [])
@@ -135,7 +130,6 @@ class _Interrupting:
         assert records
 
 
-@pytest.mark.slow
 def test_an_interrupt_leaves_a_usable_file_and_says_what_is_left(tmp_path: Path) -> None:
     done = sweep.run(request("steady"), tmp_path, ENVIRONMENT, _Interrupting())
     assert (done.stopped, len(done.left)) == ("interrupt", 3)
