@@ -39,7 +39,8 @@ study: .venv/ready
 	$(BIN)/spectralbench plot
 	$(BIN)/spectralbench report
 
-# The long form of `make test`: eight times the random shapes, every kernel compiled for every architecture. Half an hour.
+# The long form of `make test`: eight times the random shapes, every case of the large matrices, gradients along every
+# axis, every kernel compiled for every architecture. An hour or more.
 full: export SPECTRAL_EFFORT = 8
 full: .venv/ready
 	$(MAKE) test
