@@ -193,6 +193,17 @@ def spec_block() -> tuple[Any, ...]:
     )
 
 
+def resampling() -> tuple[Any, ...]:
+    """Without a window, under a share and under strides; there and back."""
+    x, y, strides = reals(2, 2, 8, 7), reals(2, 2, 5, 4), 1.5 + torch.rand(2)
+    return (
+        ("resample", (x, None, [5, 4], "average", 0.7, 0.0, 1.0, False, "tf32x3")),
+        ("resample", (x, torch.rand(1), [5, 4], "code", None, 0.0, 2.0, False, "tf32x3")),
+        ("resample", (y, strides, [8, 7], "drop", None, 1.5, 1.0, True, "tf32x3")),
+        ("resample_window_gradient", (x, y, strides, "drop", 1.5, 1.0, "tf32x3")),
+    )
+
+
 FAMILIES: tuple[Callable[[], tuple[Any, ...]], ...] = (
     fused_depthwise,
     lambda: fused_series(19, 20, 7, Whole),
@@ -202,6 +213,7 @@ FAMILIES: tuple[Callable[[], tuple[Any, ...]], ...] = (
     lambda: dft_triton((17, 16), (18, 18), (1, 2), 1),
     lambda: dft_triton((3, 4), (4, 6), (1, 2), 4),
     implicit_gemm,
+    resampling,
     # Cells as they lie, and looked up.
     lambda: masked_multiply("triton", 2, 5, 4),
     lambda: masked_multiply("triton", 32, 9, 15),

@@ -70,9 +70,21 @@ def held_stride(n: int, stride: float, smoothness: float) -> float:
 
 def ramp(frequency: Tensor, n: int, stride: Tensor, smoothness: float) -> Tensor:
     """One axis of the soft window at frequencies |f|, for a stride that may lie outside (see `soft_window`)."""
+    raw, _ = _raw(frequency, n, stride, smoothness)
+    # torch.clamp would pass a gradient at exactly 0 and 1, where the ramp has ended.
+    return torch.where((raw > 0.0) & (raw < 1.0), raw, raw.detach().clamp(0.0, 1.0))
+
+
+def ramp_slope(frequency: Tensor, n: int, stride: Tensor, smoothness: float) -> Tensor:
+    """d ramp / dS, differentiable in turn."""
+    raw, held = _raw(frequency, n, stride, smoothness)
+    return torch.where((raw > 0.0) & (raw < 1.0), -n / (2.0 * smoothness * held.square()), torch.zeros_like(held))
+
+
+def _raw(frequency: Tensor, n: int, stride: Tensor, smoothness: float) -> tuple[Tensor, Tensor]:
+    """(the ramp before it is cut to [0, 1], the stride held in its range), with the gradient of the given stride."""
     least = n / (n - smoothness)
     with torch.no_grad():
         move = stride.clamp(least, max(n / 2.0, least)) - stride
-    raw = (smoothness + n / (2.0 * (stride + move)) - frequency.to(stride.dtype)) / smoothness
-    # torch.clamp would pass a gradient at exactly 0 and 1, where the ramp has ended.
-    return torch.where((raw > 0.0) & (raw < 1.0), raw, raw.detach().clamp(0.0, 1.0))
+    held = stride + move
+    return (smoothness + n / (2.0 * held) - frequency.to(stride.dtype)) / smoothness, held

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from spectralkernels.autocast import as_written
 from spectralkernels.checks import REAL_DTYPES, as_integers, as_number, check_dtype, check_tensor
+from spectralkernels.convolution.fused.precision import in_every_class
 from spectralkernels.convolution.geometry import compute_dtype
 from spectralkernels.declare import Block, Case, Cost, Decision, Implementation, Operation, Pass, Scalar, Tolerance
 from spectralkernels.dispatch import dispatch
@@ -31,7 +32,8 @@ from spectralkernels.inputs import feature_map
 from spectralkernels.layouts import as_given, batched
 from spectralkernels.masks import soft_window_side
 from spectralkernels.masks.window import held_stride, ramp
-from spectralkernels.resampling import check_target, factors
+from spectralkernels.resampling import check_target, windowed_matrix
+from spectralkernels.resampling.fused import DEFAULT, best_resampling, fused_resample, not_resampled
 from spectralkernels.spectra import half
 
 
@@ -112,11 +114,10 @@ def _dft_gemm(
 ) -> Tensor:
     dtype = compute_dtype(x.dtype)
     with as_written(x.device.type):
-        matrices = []
-        for axis, (n, m) in enumerate(zip(x.shape[2:], size, strict=True)):
-            synthesis, analysis, frequency = factors(n, m, "drop", dtype, x.device)
-            window = ramp(frequency, n, strides[axis].to(dtype), smoothness)
-            matrices.append((synthesis * window) @ analysis)
+        matrices = [
+            windowed_matrix(n, m, "drop", None, strides, axis, smoothness, dtype, x.device)
+            for axis, (n, m) in enumerate(zip(x.shape[2:], size, strict=True))
+        ]
         # Columns first: theirs is one product over all planes, and so is its gradient to the matrix.
         y = torch.matmul(matrices[0] * scale, torch.matmul(x.to(dtype), matrices[1].t()))
         return y.to(x.dtype)
@@ -124,6 +125,23 @@ def _dft_gemm(
 
 def _symmetric(compat: bool, **rest: Any) -> str | None:
     return "the authors' code treats +f and -f differently; a real matrix an axis cannot" if compat else None
+
+
+def _triton(
+    x: Tensor,
+    strides: Tensor,
+    size: tuple[int, int],
+    smoothness: float,
+    scale: float,
+    compat: bool,
+    *,
+    accuracy: str,
+) -> Tensor:
+    return fused_resample(x, size, "drop", strides=strides, smoothness=smoothness, scale=scale, accuracy=accuracy)
+
+
+def _triton_rules(x: Tensor, size: tuple[int, int], compat: bool, *, accuracy: str, **rest: Any) -> str | None:
+    return _symmetric(compat) or not_resampled(x, size, accuracy, strided=True)
 
 
 def _torch_rfft(
@@ -268,12 +286,13 @@ OPERATION = Operation(
         Implementation(
             "dft_gemm", "kernel", _dft_gemm, "a pair of real matrices, made at the strides", supports=_symmetric
         ),
+        *in_every_class("triton", _triton, _triton_rules, "window, matrices and both products in one Triton launch"),
         Implementation("torch_rfft", "baseline", _torch_rfft, "rfft2, window, crop, irfft2: the authors' way"),
     ),
     auto=lambda compat, **inputs: (
         Decision("torch_rfft", "it alone has the authors' positions")
         if compat
-        else Decision("dft_gemm", "two matrix products: the fastest on a CPU")
+        else best_resampling(inputs["x"], _triton_rules(compat=compat, accuracy=DEFAULT, **inputs))
     ),
     observe=_observe,
     gradients=("x", "strides"),

@@ -19,13 +19,15 @@ from torch import Tensor
 
 from spectralkernels.autocast import as_written
 from spectralkernels.checks import REAL_DTYPES, check_dtype
+from spectralkernels.convolution.fused.precision import in_every_class
 from spectralkernels.convolution.geometry import compute_dtype
-from spectralkernels.declare import Block, Case, Cost, Decision, Implementation, Operation, Scalar, Tolerance
+from spectralkernels.declare import Block, Case, Cost, Implementation, Operation, Scalar, Tolerance
 from spectralkernels.dispatch import dispatch
 from spectralkernels.errors import DtypeError
 from spectralkernels.inputs import feature_map
 from spectralkernels.layouts import as_given, batched
 from spectralkernels.resampling import check_share, low_pass_matrix, passes, resample
+from spectralkernels.resampling.fused import DEFAULT, best_resampling, fused_resample, not_resampled
 from spectralkernels.spectra import half
 
 
@@ -51,6 +53,14 @@ def _dft_gemm(x: Tensor, share: float | Tensor) -> Tensor:
     with as_written(x.device.type):
         rows, columns = (low_pass_matrix(n, n, "average", share, dtype, x.device) for n in x.shape[2:])
         return resample(x.to(dtype), rows, columns).to(x.dtype)
+
+
+def _triton(x: Tensor, share: float | Tensor, *, accuracy: str) -> Tensor:
+    return fused_resample(x, (x.shape[2], x.shape[3]), share=share, accuracy=accuracy)
+
+
+def _triton_rules(x: Tensor, share: float | Tensor, *, accuracy: str) -> str | None:
+    return not_resampled(x, (x.shape[2], x.shape[3]), accuracy)
 
 
 def _torch_rfft(x: Tensor, share: float | Tensor) -> Tensor:
@@ -135,9 +145,10 @@ OPERATION = Operation(
     ),
     implementations=(
         Implementation("dft_gemm", "kernel", _dft_gemm, "a pair of real matrices, made for every cut-off"),
+        *in_every_class("triton", _triton, _triton_rules, "matrices and both products in one Triton launch"),
         Implementation("torch_rfft", "baseline", _torch_rfft, "rfft2, mask, irfft2"),
     ),
-    auto=lambda **inputs: Decision("dft_gemm", "two matrix products: the fastest on a CPU"),
+    auto=lambda **inputs: best_resampling(inputs["x"], _triton_rules(accuracy=DEFAULT, **inputs)),
     observe=_observe,
     gradients=("x",),
 )

@@ -18,6 +18,7 @@ import math
 from torch import Tensor
 
 from spectralkernels.checks import REAL_DTYPES, as_integers, check_dtype
+from spectralkernels.convolution.fused.precision import in_every_class
 from spectralkernels.declare import Decision, Implementation, Operation, Tolerance
 from spectralkernels.dispatch import dispatch
 from spectralkernels.errors import RangeError
@@ -31,8 +32,11 @@ from spectralkernels.ops.spectral_pool2d.routes import (
     spectral_rules,
     torch_fft,
     torch_rfft,
+    triton,
+    triton_rules,
 )
 from spectralkernels.resampling import check_rule, check_share, check_target, pooled_size
+from spectralkernels.resampling.fused import DEFAULT, best_resampling
 
 
 def spectral_pool2d(
@@ -98,6 +102,7 @@ OPERATION = Operation(
     ),
     implementations=(
         Implementation("dft_gemm", "kernel", dft_gemm, "a pair of real matrices", supports=spectral_only),
+        *in_every_class("triton", triton, triton_rules, "the same pair, one load of x and one store of y"),
         Implementation(
             "torch_fft", "baseline", torch_fft, "fft2, crop, ifft2: the public codes", supports=spectral_only
         ),
@@ -105,7 +110,7 @@ OPERATION = Operation(
         Implementation("library", "baseline", library, "torch's pooling or convolution", supports=spatial_only),
     ),
     auto=lambda pooling, **inputs: (
-        Decision("dft_gemm", "two matrix products: the fastest on a CPU")
+        best_resampling(inputs["x"], triton_rules(pooling=pooling, accuracy=DEFAULT, **inputs))
         if pooling == "spectral"
         else Decision("library", "it is no spectral pooling")
     ),

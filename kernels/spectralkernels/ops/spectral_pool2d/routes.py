@@ -12,6 +12,7 @@ from torch import Tensor
 from spectralkernels.autocast import as_written
 from spectralkernels.convolution.geometry import compute_dtype
 from spectralkernels.resampling import imaginary, low_pass_matrix, passes, resample
+from spectralkernels.resampling.fused import fused_resample, not_resampled
 from spectralkernels.spectra import half
 
 
@@ -30,6 +31,20 @@ def dft_gemm(
                 s_h, s_w = (s * passes(size[i] / 2, size[i], share) for i, s in enumerate((s_h, s_w)))
             y = y - scale * torch.matmul(torch.matmul(s_h, resample(maps, d_h, d_w)), s_w.t())
         return y.to(x.dtype)
+
+
+def triton(
+    x: Tensor,
+    size: tuple[int, int],
+    even: str,
+    share: Any,
+    scale: float,
+    pooling: str,
+    weight: Any,
+    *,
+    accuracy: str,
+) -> Tensor:
+    return fused_resample(x, size, even, share, scale=scale, accuracy=accuracy)
 
 
 def torch_fft(
@@ -102,6 +117,14 @@ def spectral_rules(pooling: str, even: str, **rest: Any) -> str | None:
     if even == "raw":
         return "a half spectrum holds -M/2 and +M/2 once; the rule 'raw' keeps them apart"
     return spectral_only(pooling)
+
+
+def triton_rules(
+    x: Tensor, size: tuple[int, int], pooling: str, even: str, *, accuracy: str, **rest: Any
+) -> str | None:
+    if even == "raw":
+        return "a real matrix an axis cannot keep -M/2 and +M/2 apart, as the rule 'raw' does"
+    return spectral_only(pooling) or not_resampled(x, size, accuracy)
 
 
 def spatial_only(pooling: str, **rest: Any) -> str | None:

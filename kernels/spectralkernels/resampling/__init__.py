@@ -25,6 +25,7 @@ from torch import Tensor
 from spectralkernels.checks import as_number, check_choice, check_tensor
 from spectralkernels.constants import constant
 from spectralkernels.errors import DtypeError, RangeError, ShapeError
+from spectralkernels.masks.window import ramp
 from spectralkernels.spectra import half
 
 # What the cosine at M / 2 is multiplied by: twice the weight of +M/2 and of -M/2.
@@ -108,6 +109,24 @@ def low_pass_matrix(n: int, m: int, even: str, share: Any, dtype: torch.dtype, d
         return matrix(n, m, even, dtype, device)
     s, d, frequency = factors(n, m, even, dtype, device)
     return (s * passes(frequency, m, share).to(dtype)) @ d
+
+
+def windowed_matrix(
+    n: int,
+    m: int,
+    even: str,
+    share: Any,
+    window: Tensor | None,
+    axis: int,
+    smoothness: float,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """A of one axis under what is asked of it: a share (a number, or in `window`), or the ramp of window[axis]."""
+    if window is None or smoothness == 0.0:
+        return low_pass_matrix(n, m, even, share if window is None else window, dtype, device)
+    s, d, frequency = factors(n, m, even, dtype, device)
+    return (s * ramp(frequency, n, window[axis].to(dtype), smoothness)) @ d
 
 
 def passes(frequency: Any, m: int, share: Any) -> Any:
