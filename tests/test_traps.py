@@ -1,12 +1,18 @@
 """Traps of the papers that have no test of their own elsewhere, by number; a trap's name says what would go wrong.
 
-T11-T13, T16-T27, T42, T46, T49 and T50 are named in the tests of their operations.
+T11-T13, T16-T27, T42, T46, T49 and T50 are named in the tests of their operations; T34-T37, T39 and T40 in those of
+metrics, NVML, profiles, the model command and the environment (tests/bench).
+
+T43, T44, T47 and T48 are of trainings to convergence (epochs to an error, an accuracy printed twice, unequal budgets,
+the statistics of CIFAR), T45 of captions of a test over many of them. Nothing here trains to an accuracy or reads
+CIFAR: networks are timed and weighed. There is no number that these traps could spoil.
 """
 
 from __future__ import annotations
 
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -178,6 +184,45 @@ def test_t32_a_bias_is_the_zero_frequency_alone_and_a_block_has_none(seed: int):
     moved[0, 0, 0, 0] = 0
     assert moved.abs().max() < 1e-12
     assert [name for name, _ in sk.nn.SpecBlock(1, 1, 3, beta=0.1).named_parameters()] == ["weight"]
+
+
+def test_t33_bytes_of_a_sparse_map_depend_on_what_is_counted():
+    """A 32 x 32 map under a 3 x 3 kernel: 34 x 18 coefficients, a fifth of them kept; over the dense float32 map."""
+    y_hat, dense = torch.zeros(1, 1, 34, 18, dtype=torch.complex64), 32 * 32 * 4
+    y_hat[0, 0, :30, 3:7] = y_hat[0, 0, 30:32, 9] = 3.0  # in no column whose pairs are decided together
+    kept = {
+        name: sk.threshold_spectrum(y_hat, 1.0, activation="none", n=34, impl=name)
+        for name in ("index", "bitmap", "coo", "dense")
+    }
+    assert {found.nnz for found in kept.values()} == {122}
+    values = 122 * 8
+    assert values / dense == pytest.approx(0.24, abs=0.005)
+    assert kept["index"].nbytes / dense == pytest.approx(0.36, abs=0.005)
+    # One block of 1024 bits stands for 612 coefficients, and knows where it begins.
+    assert kept["bitmap"].compact().nbytes / dense == pytest.approx(0.26, abs=0.015)
+    # 0.72 with the two coordinates of a plane; ours has those of batch and channel too.
+    assert (kept["coo"].nbytes - 2 * 8 * 122) / dense == pytest.approx(0.72, abs=0.01)
+    assert kept["dense"].nbytes == 34 * 18 * 8
+
+
+def test_t38_saved_memory_can_rise_with_compression(seed: int):
+    """On the paper's grid a little compression saves the spectrum of a map twice as large as the map."""
+
+    def saved(**options: Any) -> int:
+        x, weight = torch.randn(1, 4, 16, 16, requires_grad=True), torch.randn(4, 4, 9, 9, requires_grad=True)
+        found: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            sk.band_limited_conv2d(x, weight, **options)
+        return sum(found.values())
+
+    native = saved(impl="direct")
+    rates = [saved(impl="dft_gemm", compression=c, grid="seed") for c in (0.1, 0.85)]
+    assert rates[0] > native > rates[1]
 
 
 def test_t41_three_multiplications_cancel_where_four_do_not():

@@ -249,7 +249,7 @@ def test_the_machine_can_be_named_and_a_bad_name_is_refused(monkeypatch: pytest.
             environment.machine_name()
 
 
-def test_measuring_flags_are_restored_after_an_error() -> None:
+def test_t40_measuring_flags_are_restored_after_an_error() -> None:
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     with pytest.raises(KeyError), environment.measuring_flags():
         assert torch.backends.cudnn.allow_tf32 is False

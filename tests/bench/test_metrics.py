@@ -99,7 +99,7 @@ def saved(call: Callable[[Tensor, Tensor], Tensor], reference: Any, **options: A
     return of("saved_bytes", toy(implementation("a", call, **options), reference=reference, ideal=None))
 
 
-def test_saved_bytes_count_each_storage_once_and_whole() -> None:
+def test_t34_saved_bytes_count_each_storage_once_and_whole() -> None:
     x, w, half = 2 * 24 * 4, 24 * 4, 24 * 4
     assert saved(lambda x, w: x * w, lambda x, w: x.double() * w.double()) == (x + w,)
     assert saved(lambda x, w: x * x, lambda x, w: x.double() ** 2) == (x,)
@@ -228,7 +228,7 @@ def test_gpu_metrics_say_why_there_are_none_on_a_cpu() -> None:
 
 
 @pytest.mark.parametrize("name", ["peak_allocated", "peak_reserved"])
-def test_gpu_peaks_are_over_what_was_held_before(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_t34_gpu_peaks_are_over_what_was_held_before(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     allocator = FakeAllocator(monkeypatch)
     assert load_metrics()[name].sample(on_gpu(allocator.call)) == [300.0]
 

@@ -103,7 +103,7 @@ RECORDS = [
 ]
 
 
-def test_rows_take_ratios_within_the_rounds_of_one_case():
+def test_t39_rows_take_ratios_within_the_rounds_of_one_case():
     found = {(row.layers, row.rate): row for row in steps.rows(RECORDS)}
     assert list(found) == [
         ("native", ""), ("band_limited", "0"), ("band_limited", "0.5"), ("specnet", "beta 0.5"), ("phc", "n 4"),
@@ -133,7 +133,7 @@ def test_the_table_fits_80_columns_and_shows_failures():
     assert "failed" in out.getvalue() and "123456" in out.getvalue() and "<0.01" in out.getvalue()
 
 
-def test_the_figure_needs_a_rate_of_zero(tmp_path: Path):
+def test_t39_the_figure_needs_a_rate_of_zero(tmp_path: Path):
     path = drawing.draw(steps.rows(RECORDS), "a net", tmp_path / "new" / "out.svg")
     assert "<svg" in path.read_text()
     with pytest.raises(ValueError, match="at compression 0 and at another"):

@@ -49,7 +49,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
 
 
-def test_nvml_is_matched_by_uuid(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_t36_nvml_is_matched_by_uuid(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def handle(uuid: str) -> str:
         if uuid != "GPU-11111111-2222":
             raise FakeNvml.NVMLError("Not Found")
@@ -153,7 +153,7 @@ def test_what_the_driver_does_not_tell_is_none(version: str | bytes) -> None:
     assert facts["gpu_power_limit_mw"] is None
 
 
-def test_the_sampler_counts_refreshes_not_readings() -> None:
+def test_t35_the_sampler_counts_refreshes_not_readings() -> None:
     values = iter([5.0, 5.0, 7.0, 7.0, 7.0, 6.0])
     done = threading.Event()
 
@@ -204,17 +204,17 @@ def sampled(sampler_reads: int) -> tuple[Callable[[], None], Callable[[float], C
     return lambda: bool(enough.wait(10)) and None, reader
 
 
-def test_nvml_memory_is_the_peak_over_the_idle_reading(quick_cuda: FakeAllocator) -> None:
+def test_t34_nvml_memory_is_the_peak_over_the_idle_reading(quick_cuda: FakeAllocator) -> None:
     run, reader = sampled(nvml.MIN_READINGS + 1)
     assert nvml.peak_over_baseline(run, reader(1700.0), seconds=1e-3) == 700.0
 
 
-def test_too_few_readings_are_no_measurement(quick_cuda: FakeAllocator) -> None:
+def test_t35_too_few_readings_are_no_measurement(quick_cuda: FakeAllocator) -> None:
     with pytest.raises(Unsupported, match=r"NVML gave \d readings in 0 s, fewer than 10"):
         nvml.peak_over_baseline(lambda: None, lambda: 1.0, seconds=0.0)
 
 
-def test_a_counter_that_stands_still_while_memory_is_taken_is_refused(quick_cuda: FakeAllocator) -> None:
+def test_t36_a_counter_that_stands_still_while_memory_is_taken_is_refused(quick_cuda: FakeAllocator) -> None:
     run, reader = sampled(nvml.MIN_READINGS + 1)
 
     def takes() -> None:

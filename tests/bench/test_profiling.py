@@ -73,7 +73,7 @@ def test_stages_vanish_from_a_compiled_graph() -> None:
 
 
 @pytest.mark.parametrize("readings", [[10.0, 70.0, 40.0], [55.0]], ids=["refreshed", "stale"])
-def test_a_gpu_is_as_busy_as_nvml_says_where_it_was_asked_in_time(
+def test_t37_a_gpu_is_as_busy_as_nvml_says_where_it_was_asked_in_time(
     readings: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = iter(readings)
