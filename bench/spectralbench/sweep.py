@@ -29,7 +29,7 @@ from spectralkernels import declare
 from spectralkernels.declare import Case, Operation, Pass, with_seed
 from spectralkernels.errors import RangeError
 
-PROCESSES: Mapping[str, int] = {"smoke": 1, "quick": 1, "asv": 1, "study": 5, "claims": 3, "gpu": 5}
+PROCESSES: Mapping[str, int] = {"smoke": 1, "quick": 1, "asv": 1, "study": 5, "claims": 3, "models": 1, "gpu": 5}
 """Default replicates: what is published is repeated over processes, what is looked at once is not."""
 
 BUDGETS: Mapping[str, Mapping[str, float]] = {
@@ -39,6 +39,7 @@ BUDGETS: Mapping[str, Mapping[str, float]] = {
     "study": {"seconds": 0.5},
     "claims": {"seconds": 2.0},
     "gpu": {"seconds": 1.0},
+    "models": {"min_rounds": 5, "max_rounds": 30, "seconds": 1.0},
 }
 """Fields of `measure.Budget` per profile; what is left out keeps its default."""
 

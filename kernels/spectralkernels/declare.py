@@ -21,7 +21,7 @@ Role = Literal["kernel", "baseline", "rival"]
 Engine = Literal["torch", "triton", "library", "native"]
 """torch: chains of torch's operations. library: a convolution of cuDNN or oneDNN. native: compiled from C++ here."""
 
-PROFILES = ("smoke", "quick", "study", "claims", "gpu", "asv")
+PROFILES = ("smoke", "quick", "study", "claims", "models", "gpu", "asv")
 
 
 @dataclass(frozen=True, slots=True)

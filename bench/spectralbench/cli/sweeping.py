@@ -35,7 +35,7 @@ BESIDE_LABEL = 38
 
 def run(
     operations: Annotated[list[str] | None, typer.Argument(metavar="OPERATION", help="Default: all.")] = None,
-    profile: Annotated[str, typer.Option(help="smoke, quick, study, claims, gpu or asv.")] = "quick",
+    profile: Annotated[str, typer.Option(help="smoke, quick, study, claims, models, gpu or asv.")] = "quick",
     impl: Annotated[list[str] | None, typer.Option("--impl", help="Only these implementations (a,b).")] = None,
     overrides: Annotated[
         list[str] | None,

@@ -150,6 +150,10 @@ _RESNET: _Axes = {
 }
 _LENET: _Axes = {**_RESNET, "network": ("lenet",), "input": ("1x28x28",), "compression": (0.0, 0.5)}
 _BANDS = ("band_limited", "band_limited_bits", "torch_fft", "native", "torch_fft_full")
+_OURS = ("band_limited", "band_limited_bits", "native")
+_PACKED = ("specnet", "native")
+_RATES, _BETAS = (0.0, 0.25, 0.5, 0.75, 0.85), (0.5, 1.0, 1.5)
+_NETS = ("densenet121", "alexnet", "vgg16")
 
 
 def _steps(axes: _Axes, implementations: tuple[str, ...] | None = _BANDS) -> tuple[Block, Block]:
@@ -170,6 +174,17 @@ PROFILES: Mapping[str, tuple[Block, ...]] = {
         *_steps({**_RESNET, "network": ("fcn",), "input": ("1x270",)}),
         *_steps({**_RESNET, "compression": (0.0,), "beta": (0.5, 1.0, 1.5)}, ("specnet", "native")),
         *_steps({**_RESNET, "network": ("vgg16",), "compression": (0.0,), "beta": (1.0,)}, ("specnet", "native")),
+    ),
+    # What P01 and P18 show, in ten minutes: torch.fft's layers, which take most of the time, at one rate of one net.
+    "models": (
+        *_steps({**_RESNET, "compression": (0.5,)}),
+        *_steps({**_RESNET, "compression": _RATES}, _OURS),
+        *_steps({**_RESNET, "network": ("resnet18_k7",), "compression": (0.5,)}, ("band_limited", "native")),
+        *_steps({**_LENET, "batch": (16,), "compression": _RATES}, _OURS),
+        _steps({**_RESNET, "network": _NETS, "compression": (0.0, 0.5, 0.85)}, _OURS)[1],
+        _steps({**_RESNET, "batch": (16,), "compression": (0.0, 0.5)}, _OURS)[1],
+        _steps({**_LENET, "batch": (16,), "compression": (0.0,), "beta": _BETAS}, _PACKED)[1],
+        _steps({**_RESNET, "network": ("resnet18", *_NETS), "compression": (0.0,), "beta": _BETAS}, _PACKED)[1],
     ),
 }
 
