@@ -140,6 +140,30 @@ def test_a_dilated_masked_layer_is_torchs_under_a_mask_of_ones(seed: int, monkey
     assert holds(kept)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_strided_masked_layer_gives_every_sth_sample(training: bool, seed: int):
+    """Of ones it is torch's; of a disc every s-th sample of the layer without a stride, with a kept spectrum or not."""
+    x = torch.randn(2, 4, 9, 8, dtype=torch.float64, requires_grad=training)
+    options = {"padding": (1, 2), "groups": 2, "dtype": torch.float64}
+    for stride, mask in ((2, torch.ones), ((3, 2), torch.ones), ((1, 3), lambda n: sk.masks.radial(n, 0.5))):
+        made = sk.nn.MaskedConv2d(
+            4, 6, 3, stride=stride, mask=(lambda n: torch.ones(n[0], n[1] // 2 + 1)) if mask is torch.ones else mask,
+            **options,
+        ).train(training)  # fmt: skip
+        step = stride if isinstance(stride, tuple) else (stride, stride)
+        whole = sk.nn.MaskedConv2d(4, 6, 3, mask=made.rule, **options).train(training)
+        whole.load_state_dict(made.state_dict())
+        with torch.set_grad_enabled(training):
+            y, want = made(x), whole(x)[..., :: step[0], :: step[1]]
+            torch.testing.assert_close(y, want)
+            assert y.is_contiguous()
+            if mask is torch.ones:
+                torch.testing.assert_close(y, F.conv2d(x, made.weight, made.bias, step, (1, 2), 1, 2))
+        if training:
+            found, wanted = (torch.autograd.grad(each.sin().sum(), x)[0] for each in (y, want))
+            torch.testing.assert_close(found, wanted)
+
+
 def test_a_masked_layer_follows_its_mask(seed: int):
     x = torch.randn(1, 2, 6, 6)
     n = sk.masks.fft_grid((6, 6), (3, 3), padding=1)
@@ -326,7 +350,6 @@ def test_autocast_and_channels_last(seed: int):
     [
         (lambda: layer(compression=1.0), sk.RangeError, r"compression must lie in \[0, 1\)"),
         (lambda: layer(padding_mode="mirror"), ValueError, "padding_mode must be one of"),
-        (lambda: sk.nn.MaskedConv2d(2, 2, 3, mask=ones, stride=2), sk.Unsupported, "MaskedConv2d: its stride"),
         (lambda: layer()(torch.randn(9, 6)), sk.ShapeError, "x must have 4 dimensions"),
     ],
 )

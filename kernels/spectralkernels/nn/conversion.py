@@ -24,7 +24,6 @@ from spectralkernels.nn.convolution import (
     _BandLimited,
     _Spectral,
     check_call,
-    unsupported,
 )
 from spectralkernels.nn.relu import BitReLU
 from spectralkernels.nn.table import table
@@ -193,4 +192,4 @@ def _why_not(module: _ConvNd, names: list[str], pointwise: bool) -> str | None:
         return f"it is used in several places ({', '.join(names)}), and one rate would serve them all"
     if all(side == 1 for side in module.kernel_size) and not pointwise:
         return "its kernel has one tap, which needs no spectrum"
-    return unsupported(module)
+    return None

@@ -20,7 +20,7 @@ from torch.nn.modules.conv import _ConvNd
 from spectralkernels.checks import check_compression, check_tensor, kind
 from spectralkernels.convolution.geometry import GridChoice, Padding, WeightSpectrum, check_grid_choice
 from spectralkernels.dispatch import Explanation
-from spectralkernels.errors import DtypeError, RangeError, Unsupported
+from spectralkernels.errors import DtypeError, RangeError
 from spectralkernels.explain import explain
 from spectralkernels.layouts import as_given, batched
 from spectralkernels.masks import ModeList, fft_grid, hermitian, mode_list
@@ -43,23 +43,12 @@ def check_call(layer: type[_BandLimited], compression: float, grid: GridChoice, 
 MaskRule = Callable[[tuple[int, int]], Tensor]
 
 
-def unsupported(conv: _ConvNd) -> str | None:
-    """Why no spectral layer can stand in for this convolution, or None."""
-    if isinstance(conv, MaskedConv2d) and any(step != 1 for step in conv.stride):
-        return f"its stride is {conv.stride}, and under a mask it is 1"
-    return None
-
-
 class _Spectral(_ConvNd):
     """What the twins share: padding as torch pads, and the spectrum kept for a frozen weight."""
 
     grid: GridChoice
     impl: str
     _kept: Kept | None = None
-
-    def _check_geometry(self) -> None:
-        if (reason := unsupported(self)) is not None:
-            raise Unsupported(f"{type(self).__name__}: {reason}; keep torch.nn's layer here")
 
     def _padded(self, x: Tensor) -> tuple[Tensor, Padding]:
         """x, and the zeros that the operation adds: none where the values around x are not zeros."""
@@ -189,7 +178,8 @@ class MaskedConv2d(_Spectral, nn.Conv2d):
         such as `functools.partial(masks.radial, fraction=0.5)`. For a mask that changes from call to call, or that is
         trained, call `masked_conv2d`.
     grid, impl: as in `masked_conv2d`.
-    Raises: Unsupported for a stride other than 1; at the call ShapeError if the mask does not fit.
+    With a stride every sample is computed, and every s-th given.
+    Raises: at the call ShapeError if the mask does not fit.
     """
 
     mask: Tensor | None
@@ -200,7 +190,6 @@ class MaskedConv2d(_Spectral, nn.Conv2d):
     ) -> None:
         super().__init__(*conv, **named)
         self.grid, self.impl = grid, impl
-        self._check_geometry()
         if not isinstance(mask, Tensor) and not callable(mask):
             raise DtypeError(f"mask must be a tensor or a function from the grid to one, got {kind(mask)}")
         if isinstance(mask, Tensor):
@@ -224,7 +213,8 @@ class MaskedConv2d(_Spectral, nn.Conv2d):
 
         weight = self._weight_for(x, (tuple(x.shape), modes, dilation, *geometry.values()), make)
         geometry["dilation"] = dilation if weight is self.weight else None  # a spectrum has its own
-        y = masked_conv2d(x, weight, mask, self.bias, modes=modes, **geometry, impl=self.impl)
+        stride = (self.stride[0], self.stride[1])
+        y = masked_conv2d(x, weight, mask, self.bias, modes=modes, stride=stride, **geometry, impl=self.impl)
         return as_given(y, y, input, self.weight)
 
     def _mask_on(self, n: tuple[int, int], device: torch.device) -> tuple[Tensor, ModeList | None]:

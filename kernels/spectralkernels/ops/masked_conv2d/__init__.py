@@ -38,6 +38,7 @@ from spectralkernels.convolution.geometry import (
     reach,
 )
 from spectralkernels.convolution.implementations import DIRECT
+from spectralkernels.convolution.strided import every
 from spectralkernels.declare import Implementation, Operation, Tolerance, all_of
 from spectralkernels.dispatch import dispatch
 from spectralkernels.errors import DtypeError, RangeError, ShapeError
@@ -69,6 +70,7 @@ def masked_conv2d(
     padding: Padding | None = None,
     groups: int | None = None,
     grid: GridChoice | None = None,
+    stride: int | tuple[int, int] = 1,
     dilation: int | tuple[int, int] | None = None,
     impl: str = "auto",
 ) -> Tensor:
@@ -86,6 +88,8 @@ def masked_conv2d(
         while torch.compile traces or where it is fake. Pass `masks.mode_list(mask, n)` to avoid either. A frozen weight
         brings its own.
     padding, groups, grid: as in `band_limited_conv2d`; None is what a frozen weight was made for.
+    stride: every how many samples of the answer are given, one number >= 1 or (vertical, horizontal). All of them are
+        computed: the modes and their products are those of stride 1, four fifths of the arithmetic or more.
     dilation: distance of the kernel's taps, one number >= 1 or (vertical, horizontal), for a weight that is a tensor.
     impl: a name of `implementations("masked_conv2d")`, or "auto".
     Returns: Real [batch, out_channel, out_height, out_width], dtype of x, in channels_last where x or weight is.
@@ -94,6 +98,7 @@ def masked_conv2d(
     """
     given, x = x, batched(x, "[batch, channel, height, width]")
     groups = checked_groups(groups, weight)
+    steps = checked_steps("stride", stride, 2)
     _check_modes(modes, (type(None),))
     device = x.device.type
     x, weight, bias = cast(x, device), cast(weight, device), cast(bias, device)
@@ -123,6 +128,7 @@ def masked_conv2d(
         raise ShapeError(f"modes must be listed on the grid {n} of this call, got {modes.n}; see masks.mode_list")
     inputs: dict[str, Any] = {"x": x, "weight": weight, "mask": mask, "bias": bias}
     y = dispatch(OPERATION, impl, device, {**inputs, "band": band, "modes": modes, "groups": groups})
+    y = y if steps == (1, 1) else y[every(steps)].contiguous()
     return as_given(y, given, x, weight)
 
 
