@@ -32,7 +32,7 @@ from spectralkernels.inputs import feature_map
 from spectralkernels.layouts import as_given, batched
 from spectralkernels.masks import soft_window_side
 from spectralkernels.masks.window import held_stride, ramp
-from spectralkernels.resampling import check_target, windowed_matrix
+from spectralkernels.resampling import check_target, factors, resample, windowed_matrix
 from spectralkernels.resampling.fused import DEFAULT, best_resampling, fused_resample, not_resampled
 from spectralkernels.spectra import half
 
@@ -114,13 +114,21 @@ def _dft_gemm(
 ) -> Tensor:
     dtype = compute_dtype(x.dtype)
     with as_written(x.device.type):
-        matrices = [
-            windowed_matrix(n, m, "drop", None, strides, axis, smoothness, dtype, x.device)
-            for axis, (n, m) in enumerate(zip(x.shape[2:], size, strict=True))
-        ]
-        # Columns first: theirs is one product over all planes, and so is its gradient to the matrix.
-        y = torch.matmul(matrices[0] * scale, torch.matmul(x.to(dtype), matrices[1].t()))
-        return y.to(x.dtype)
+        sides = tuple(enumerate(zip(x.shape[2:], size, strict=True)))
+        if not (torch.is_grad_enabled() and strides.requires_grad):
+            rows, columns = (
+                windowed_matrix(n, m, "drop", None, strides, axis, smoothness, dtype, x.device)
+                for axis, (n, m) in sides
+            )
+            return resample(x.to(dtype), rows * scale, columns).to(x.dtype)
+        (s_h, d_h, k_h), (s_w, d_w, k_w) = (factors(n, m, "drop", dtype, x.device) for _, (n, m) in sides)
+        held = strides.to(dtype)
+        of_rows = ramp(k_h, x.shape[2], held[0], smoothness) * scale
+        of_columns = ramp(k_w, x.shape[3], held[1], smoothness)
+        # The window meets the modes themselves: its gradient is one product by modes, where that of a matrix is two
+        # more products of maps. Modes are all that is saved, x is not.
+        modes = resample(x.to(dtype), d_h, d_w) * (of_rows.unsqueeze(1) * of_columns)
+        return resample(modes, s_h, s_w).to(x.dtype)
 
 
 def _symmetric(compat: bool, **rest: Any) -> str | None:
