@@ -131,7 +131,7 @@ def test_a_wrong_answer_in_any_process_fails_its_commit(tmp_path: Path, process:
     assert all(found.failed and found.reason == "failed (wrong): 0.3 over 1e-05" for found in findings)
     assert alert.exit_code(findings) == 1
     page = report.write(tmp_path, tmp_path).read_text()
-    assert "| 1 | failed: wrong | masked_multiply | triton | 0.3 over 1e-05 |" in page
+    assert "| 1 | failed: wrong | masked multiply | triton | 0.3 over 1e-05 |" in page
     assert f"`{synthetic.commit_hash(9)[:8]}`" not in page, "no number of a commit that gave a wrong answer is shown"
 
 
