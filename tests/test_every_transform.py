@@ -173,3 +173,14 @@ def test_tangents_pass_a_backward_pass(impl: str, seed: int):
         found = torch.autograd.forward_ad.unpack_dual(gradient).tangent
     want = torch.autograd.functional.hvp(partial(energy, impl="torch_fft"), weight, v)[1]
     assert (found - want).norm() <= 1e-12 * want.norm()
+
+
+@pytest.mark.filterwarnings("error:There is a performance drop")
+def test_bits_of_a_relu_pass_many_gradients(seed: int):
+    x = torch.randn(3, 5, requires_grad=True)
+    y, pulls = sk.nn.BitReLU()(x), torch.randn(4, 3, 5)
+    want = pulls * (x > 0)
+    found = vmap(lambda g: torch.autograd.grad(y, x, g, retain_graph=True)[0])(pulls)
+    torch.testing.assert_close(found, want, rtol=0, atol=0)
+    (found,) = torch.autograd.grad(y, x, pulls, is_grads_batched=True)
+    torch.testing.assert_close(found, want, rtol=0, atol=0)

@@ -61,6 +61,9 @@ def _(g: Tensor, bits: Tensor) -> Tensor:
     return torch.empty_like(g)
 
 
+_pass_bits.register_composed(_pass_bits.compute)  # torch's own operations on g
+
+
 def _packed(mask: Tensor) -> Tensor:
     """Bool [...] -> UInt8 [ceil(n / 8)]; element 8 i + j is bit j of byte i."""
     flat = mask.reshape(-1)
