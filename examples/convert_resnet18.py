@@ -2,6 +2,8 @@
 
     python examples/convert_resnet18.py            # CIFAR stem, maps of 32 x 32; seconds on two CPU cores
 
+and a picture of the rates and of what every layer saves.
+
 The network has torchvision's layers and names, so that its weights load; any other nn.Module will do.
 """
 
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -24,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> nn.Module:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--compression", type=float, default=0.5)
     parser.add_argument("--energy", type=float, default=0.9)
+    parser.add_argument("--picture", type=Path, default=Path("convert_resnet18.png"))
     arguments = parser.parse_args(argv)
 
     torch.manual_seed(0)
@@ -38,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> nn.Module:
     print(", ".join(f"{name} {rate:.2f}" for name, rate in rates.items()))
 
     print("\nWhat each layer saves for the backward pass, computes and takes, beside torch's layer:")
-    print(sk.nn.report(model, batches[0], repeats=2))
+    report = sk.nn.report(model, batches[0], repeats=2)
+    print(report)
+    draw(report, arguments.picture)
 
     optimiser = torch.optim.SGD(model.parameters(), lr=0.01)
     loss = nn.functional.cross_entropy(model(batches[0]), torch.arange(arguments.batch) % 10)
@@ -46,6 +52,28 @@ def main(argv: Sequence[str] | None = None) -> nn.Module:
     optimiser.step()
     print(f"\nOne training step: loss {loss.item():.3f}")
     return model
+
+
+def draw(report: sk.nn.ModelReport, picture: Path) -> None:
+    """The rate of every layer, and its saved bytes beside those of torch's layer."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (rates, saved) = plt.subplots(2, 1, figsize=(7.0, 5.6), sharex=True, layout="constrained")
+    places = range(len(report.layers))
+    rates.bar(places, [layer.achieved or 0.0 for layer in report.layers], color="C0")
+    rates.set_ylabel("achieved compression")
+    rates.set_ylim(0.0, 1.0)
+    for shift, name, field in ((-0.2, "as converted", "saved_bytes"), (0.2, "torch.nn", "native_saved_bytes")):
+        heights = [getattr(layer, field) / 2**20 for layer in report.layers]
+        saved.bar([place + shift for place in places], heights, width=0.4, label=name)
+    saved.set_ylabel("saved for backward (MiB)")
+    saved.set_xticks(places, [layer.name for layer in report.layers], rotation=90, fontsize=7)
+    saved.legend(frameon=False)
+    figure.savefig(picture, dpi=110)
+    plt.close(figure)
 
 
 if __name__ == "__main__":

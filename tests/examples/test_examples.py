@@ -12,9 +12,11 @@ import spectralkernels as sk
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
-def test_convert_resnet18(capsys: pytest.CaptureFixture[str]):
+def test_convert_resnet18(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     example = runpy.run_path(str(EXAMPLES / "convert_resnet18.py"))
-    model = example["main"](["--width", "8", "--batch", "2", "--energy", "0.8"])
+    picture = tmp_path / "rates.png"
+    model = example["main"](["--width", "8", "--batch", "2", "--energy", "0.8", "--picture", str(picture)])
+    assert picture.read_bytes().startswith(b"\x89PNG")
     told = capsys.readouterr().out
     swapped = [name for name, module in model.named_modules() if isinstance(module, sk.nn.BandLimitedConv2d)]
     assert {"conv1", "layer1.0.conv1", "layer4.1.conv2"} <= set(swapped)
