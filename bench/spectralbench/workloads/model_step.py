@@ -181,7 +181,9 @@ PROFILES: Mapping[str, tuple[Block, ...]] = {
         *_steps({**_RESNET, "compression": _RATES}, _OURS),
         *_steps({**_RESNET, "network": ("resnet18_k7",), "compression": (0.5,)}, ("band_limited", "native")),
         *_steps({**_LENET, "batch": (16,), "compression": _RATES}, _OURS),
-        _steps({**_RESNET, "network": _NETS, "compression": (0.0, 0.5, 0.85)}, _OURS)[1],
+        _steps({**_RESNET, "network": ("densenet121", "alexnet"), "compression": (0.0, 0.5, 0.85)}, _OURS)[1],
+        # Above that a batch of 4 on its maps of 2 x 2 is normalised by hardly a variance: 4.5e-2 seen in a gradient.
+        _steps({**_RESNET, "network": ("vgg16",), "compression": (0.0, 0.5)}, _OURS)[1],
         _steps({**_RESNET, "batch": (16,), "compression": (0.0, 0.5)}, _OURS)[1],
         _steps({**_LENET, "batch": (16,), "compression": (0.0,), "beta": _BETAS}, _PACKED)[1],
         _steps({**_RESNET, "network": ("resnet18", *_NETS), "compression": (0.0,), "beta": _BETAS}, _PACKED)[1],
