@@ -1,7 +1,7 @@
 """The truncated-DFT convolution in Triton, under the interpreter, against float64.
 
 The interpreter multiplies tf32 operands as float32, but the kernels round them
-themselves, so the class tf32 is proven there too; split classes run as float32 and are emulated in
+themselves, so the class tf32 is proven there too; the other split classes run as float32 and are emulated in
 test_dft_triton_precision.py.
 """
 

@@ -95,12 +95,17 @@ def test_no_spills_and_nothing_beyond_the_limits(capability: int) -> None:
 @pytest.mark.drawn
 @pytest.mark.parametrize("precision", ["tf32x3", "tf32", "fp16"])
 @pytest.mark.parametrize("name", ["maps", "product", "inverse"])
-def test_hopper_multiplies_on_wgmma_with_wide_accesses(precision: str, name: str) -> None:
+def test_hopper_multiplies_on_tensor_cores_with_wide_accesses(precision: str, name: str) -> None:
     code = compiled("32x32-K3", precision, 90, name)
-    assert set(tensor_core_instructions(code)) == {"HGMMA"}
+    # By quadrants a plane is a warp's own, with the tensor core of a warp.
+    unit = "HMMA" if precision != "fp16" and name != "product" else "HGMMA"
+    assert set(tensor_core_instructions(code)) == {unit}
     times = 3 if precision == "tf32x3" else 1
     kind = "F32" if precision == "fp16" else "TF32"
-    assert code.count("HGMMA", kind) == code.count("HGMMA") >= times
+    assert code.count(unit, kind) == code.count(unit) >= times
+    if unit == "HMMA":
+        # No number is stored alone into shared memory on its way between two products.
+        assert code.count("STS") == code.count("STS", "128") + code.count("STS", "64")
     assert code.count("STG", "128") == code.count("STG") > 0
     assert code.count("LDGSTS", "128") == code.count("LDGSTS")
     # The bias is one float a plane; a matrix of halves may come in 64-bit pieces.
@@ -112,7 +117,7 @@ def test_hopper_multiplies_on_wgmma_with_wide_accesses(precision: str, name: str
 @pytest.mark.slow
 def test_registers_of_the_default_class_on_hopper() -> None:
     """The figures of the design; a change of more than a tenth wants a reason."""
-    expected = {"maps": (158, 8), "product": (232, 8), "inverse": (154, 8), "product dw": (250, 8)}
+    expected = {"maps": (158, 8), "product": (232, 8), "inverse": (162, 8), "product dw": (250, 8)}
     for name, (registers, warps) in expected.items():
         code = compiled("32x32-K3", "tf32x3", 90, name)
         assert code.num_warps == warps and code.registers <= min(255, round(1.1 * registers)), name
@@ -122,7 +127,8 @@ def test_registers_of_the_default_class_on_hopper() -> None:
 @pytest.mark.parametrize(("capability", "kind"), [(80, "HMMA"), (90, "HGMMA"), (100, "UTCHMMA")])
 def test_the_tensor_core_of_each_architecture(capability: int, kind: str) -> None:
     for name in ("maps", "product", "inverse"):
-        assert set(tensor_core_instructions(compiled("32x32-K3", "tf32x3", capability, name))) == {kind}, name
+        wanted = "HMMA" if capability == 90 and name != "product" else kind
+        assert set(tensor_core_instructions(compiled("32x32-K3", "tf32x3", capability, name))) == {wanted}, name
 
 
 @pytest.mark.slow

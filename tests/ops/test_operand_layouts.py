@@ -116,20 +116,22 @@ def fused_series(length: int, n: int, kept: int, form: type) -> tuple[Any, ...]:
     )
 
 
-def dft_triton(size: tuple[int, int], n: tuple[int, int], kept: tuple[int, int], groups: int) -> tuple[Any, ...]:
+def dft_triton(
+    size: tuple[int, int], n: tuple[int, int], kept: tuple[int, int], groups: int, precision: str = "tf32x3"
+) -> tuple[Any, ...]:
     """Forward and backward with a mask, a gate and a gradient of everything, and with a frozen weight."""
     layout, channels, outputs = box_layout(n, kept), 4, 4
     x, w, b = reals(2, channels, *size), reals(outputs, channels // groups, 2, 3), reals(outputs)
     mask = torch.rand(n[0], n[1] // 2 + 1) if groups == 1 else torch.rand(2, 1, n[0], n[1] // 2 + 1)
     facts = ([0, -1], groups, layout)
-    forward = (x, w, b, mask, *facts, list(size), "tf32x3", True, "class", "spectrum")
+    forward = (x, w, b, mask, *facts, list(size), precision, True, "class", "spectrum")
     y, z, modes = torch.ops.spectralkernels.dft_triton_conv_plain(*forward)
     dy = reals(*y.shape)
-    frozen = (outputs, groups, layout, list(size), "tf32x3")
-    back = (channels, groups, layout, list(size), "tf32x3")
+    frozen = (outputs, groups, layout, list(size), precision)
+    back = (channels, groups, layout, list(size), precision)
     return (
         ("dft_triton_conv", forward),
-        ("dft_triton_conv_backward", (dy, y, z, w, modes, mask, *facts, list(size), "tf32x3", [1, 1, 1, 1])),
+        ("dft_triton_conv_backward", (dy, y, z, w, modes, mask, *facts, list(size), precision, [1, 1, 1, 1])),
         ("dft_triton_apply", (x, modes, b, *frozen, True)),
         ("dft_triton_apply_backward", (dy, y, modes, *back, True, True)),
     )
@@ -208,9 +210,10 @@ FAMILIES: tuple[Callable[[], tuple[Any, ...]], ...] = (
     fused_depthwise,
     lambda: fused_series(19, 20, 7, Whole),
     lambda: fused_series(270, 272, 20, Digits),
-    # One matrix, two matrices, groups of one channel.
+    # One matrix, two matrices, by quadrants and whole, groups of one channel.
     lambda: dft_triton((3, 4), (4, 6), (1, 2), 2),
     lambda: dft_triton((17, 16), (18, 18), (1, 2), 1),
+    lambda: dft_triton((17, 16), (18, 18), (1, 2), 1, "fp32"),
     lambda: dft_triton((3, 4), (4, 6), (1, 2), 4),
     implicit_gemm,
     resampling,

@@ -58,6 +58,11 @@ class Transform:
         return self.layout.modes_u
 
     @property
+    def half_u(self) -> int:
+        """Rows u >= 0; the others are their conjugates' mirror, but for the row n / 2 of an even n."""
+        return self.modes_u // 2 + 1
+
+    @property
     def parts(self) -> int:
         """Real and imaginary parts of the modes."""
         return 2 * self.modes_u * self.modes_v
@@ -160,3 +165,40 @@ def separable_matrices(
     if pixels_first:
         wide, tall = wide.t(), tall.t()
     return _rounded(wide, dtype, tf32, device), _rounded(tall, dtype, tf32, device)
+
+
+@constant
+def quadrant_matrices(
+    transform: Transform,
+    blocks: tuple[int, int, int, int],
+    pixels_first: bool,
+    dtype: torch.dtype,
+    tf32: bool,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """(columns, rows) for the kernels of `quadrants` and tiles of `blocks` = (h, w, u, v); padding is zero.
+
+    Modes first: columns [(v / 8, part, 8 of v), w], rows [(block u, cos | sin, u >= 0), h]. Pixels first: columns
+    [w, (block v, part, v)], rows [h, (block u, cos | sin, u)]. What the second product sums over, h or (part, v), comes
+    in the order 0 2 4 6 1 3 5 7 of each eight.
+    """
+    block_h, block_w, block_u, block_v = blocks
+    columns, rows = _factors(transform)
+    (_, modes_v, width), height = columns.shape, rows.shape[-1]
+    wide = columns.new_zeros(2, _up(modes_v, block_v), _up(width, block_w))
+    wide[:, :modes_v, :width] = columns
+    wide = wide.unflatten(1, (-1, block_v if pixels_first else 8)).transpose(0, 1).flatten(0, 2)
+    half = transform.half_u
+    tall = rows.new_zeros(_up(half, block_u), 2, _up(height, block_h))
+    tall[:half, :, :height] = rows[:half, 0]
+    tall = tall.unflatten(0, (-1, block_u)).transpose(1, 2).flatten(0, 2)
+    if pixels_first:
+        wide, tall = _paired(wide.t()), tall.t()
+    else:
+        tall = _paired(tall)
+    return _rounded(wide, dtype, tf32, device), _rounded(tall, dtype, tf32, device)
+
+
+def _paired(matrix: Tensor) -> Tensor:
+    """Columns 0 2 4 6 1 3 5 7 of each eight."""
+    return matrix.unflatten(1, (-1, 4, 2)).transpose(2, 3).flatten(1)

@@ -76,6 +76,8 @@ def product_tile(m: int, n: int, k: int, batches: int, precision: Precision, cor
 
 def separable_tile(transform: Transform, synthesis: bool, precision: Precision, core: TensorCore) -> SeparableTile:
     """The tile of a separable transform, modes to pixels where `synthesis`."""
+    if by_quadrants(precision, core):
+        return _quadrant_tile(transform, synthesis, precision)
     height, width = transform.lengths
     h, w, u, v = _block(height, 32, 8), _block(width, 64), _block(transform.modes_u, 64, 8), transform.modes_v
     family = _family(precision)
@@ -90,6 +92,25 @@ def separable_tile(transform: Transform, synthesis: bool, precision: Precision, 
     return SeparableTile(
         min(h, 16) if family == "split" or core == "mma" else h, w, min(u, 16 if crowded else 32), 8, 2
     )
+
+
+def by_quadrants(precision: Precision, core: TensorCore) -> bool:
+    """Whether a separable transform takes the kernels of `quadrants`.
+
+    16-bit operands are transposed on their way to a tensor core, tf32 ones are not. On Blackwell those kernels would
+    leave its tensor cores for those of Ampere.
+    """
+    return precision.dot in ("tf32", "tf32x3") and core != "tcgen05"
+
+
+def _quadrant_tile(transform: Transform, synthesis: bool, precision: Precision) -> SeparableTile:
+    """u counts rows u >= 0. A warp has a plane, so that its registers hold all of a tile."""
+    height, width = transform.lengths
+    h, w, u, v = _block(height, 32), _block(width, 64), _block(transform.half_u, 32, 8), transform.modes_v
+    if height <= 32 and w <= 32 and u <= 16:
+        return SeparableTile(h, w, u, _block(v, 16, 8), 1)
+    short = not synthesis or _family(precision) == "split"
+    return SeparableTile(min(h, 16) if short else h, w, u, 8, 1 if synthesis else 2)
 
 
 def _family(precision: Precision) -> Literal["plain", "split", "ffma"]:

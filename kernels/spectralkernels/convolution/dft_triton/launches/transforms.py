@@ -9,12 +9,19 @@ import torch
 import triton
 from torch import Tensor
 
+from spectralkernels.convolution.dft_triton.kernels import quadrants
 from spectralkernels.convolution.dft_triton.kernels import transforms as kernels
-from spectralkernels.convolution.dft_triton.matrices import Transform, dense_matrix, separable_matrices
+from spectralkernels.convolution.dft_triton.matrices import (
+    Transform,
+    dense_matrix,
+    quadrant_matrices,
+    separable_matrices,
+)
 from spectralkernels.convolution.dft_triton.precision import Precision
 from spectralkernels.convolution.dft_triton.tiles import (
     PLANES,
     SeparableTile,
+    by_quadrants,
     dense_tile,
     separable_tile,
 )
@@ -63,7 +70,8 @@ def transposed_weight(out_channels: int, per_group: int, groups: int) -> Planes:
 
 @dataclass(frozen=True, slots=True)
 class TransformPlan:
-    """A transform's launch without its tensors, and of which matrices: `dense_matrix` or `separable_matrices` of these.
+    """A transform's launch without its tensors, and of which matrices: `dense_matrix` where blocks are two, else
+    `quadrant_matrices` or `separable_matrices`.
 
     blocks: how the matrices are cut into tiles.
     """
@@ -74,6 +82,7 @@ class TransformPlan:
     pixels_first: bool
     dtype: torch.dtype
     tf32: bool
+    quadrants: bool = False
 
     def of(self, tensors: dict[str, Tensor | None], device: torch.device) -> Launch:
         """The launch with these tensors and the matrices."""
@@ -82,7 +91,8 @@ class TransformPlan:
             tensors["matrix_ptr"] = dense_matrix(self.transform, self.blocks[0], self.blocks[1], *how)
         else:
             h, w, u, v = self.blocks
-            tensors["columns_ptr"], tensors["rows_ptr"] = separable_matrices(self.transform, (h, w, u, v), *how)
+            matrices = quadrant_matrices if self.quadrants else separable_matrices
+            tensors["columns_ptr"], tensors["rows_ptr"] = matrices(self.transform, (h, w, u, v), *how)
         return self.launch.of(tensors)
 
 
@@ -121,16 +131,19 @@ def _analysis(
             options={"num_warps": dense.warps},
         )
         return TransformPlan(launch, transform, (dense.m, dense.k), False, *_matrix_type(precision))
-    separable = separable_tile(transform, False, precision, core or kind_of(capability))
-    tile = ANALYSE.choose(bucket, separable, capability)
-    blocks = triton.cdiv(transform.modes_u, tile.u) * triton.cdiv(transform.modes_v, tile.v)
+    core = core or kind_of(capability)
+    tile = ANALYSE.choose(bucket, separable_tile(transform, False, precision, core), capability)
+    halved = by_quadrants(precision, core)
+    rows = transform.half_u if halved else transform.modes_u
+    blocks = triton.cdiv(rows, tile.u) * triton.cdiv(transform.modes_v, tile.v)
     launch = LaunchPlan(
-        kernel=kernels.analyse_separable_kernel,
+        kernel=quadrants.analyse_quadrants_kernel if halved else kernels.analyse_separable_kernel,
         grid=(blocks * triton.cdiv(planes.count, PLANES),),
         numbers={**shared, **_separable_arguments(transform, tile)},
         options={"num_warps": tile.warps},
     )
-    return TransformPlan(launch, transform, (tile.h, tile.w, tile.u, tile.v), False, *_matrix_type(precision))
+    tiles = (tile.h, tile.w, tile.u, tile.v)
+    return TransformPlan(launch, transform, tiles, False, *_matrix_type(precision), halved)
 
 
 def synthesise_launch(
@@ -176,17 +189,19 @@ def _synthesis(
             options={"num_warps": dense.warps},
         )
         return TransformPlan(launch, transform, (dense.k, dense.n), True, *_matrix_type(precision))
-    separable = separable_tile(transform, True, precision, core or kind_of(capability))
-    tile = SYNTHESISE.choose(bucket, separable, capability)
+    core = core or kind_of(capability)
+    tile = SYNTHESISE.choose(bucket, separable_tile(transform, True, precision, core), capability)
+    halved = by_quadrants(precision, core)
     height, width = transform.lengths
     blocks = triton.cdiv(height, tile.h) * triton.cdiv(width, tile.w)
     launch = LaunchPlan(
-        kernel=kernels.synthesise_separable_kernel,
+        kernel=quadrants.synthesise_quadrants_kernel if halved else kernels.synthesise_separable_kernel,
         grid=(blocks * triton.cdiv(planes, PLANES),),
         numbers={**shared, **_separable_arguments(transform, tile)},
         options={"num_warps": tile.warps},
     )
-    return TransformPlan(launch, transform, (tile.h, tile.w, tile.u, tile.v), True, *_matrix_type(precision))
+    tiles = (tile.h, tile.w, tile.u, tile.v)
+    return TransformPlan(launch, transform, tiles, True, *_matrix_type(precision), halved)
 
 
 # --- arguments ------------------------------------------------------------------------------------------------------
