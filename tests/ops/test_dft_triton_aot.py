@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from unittest import mock
 
@@ -13,11 +14,12 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from spectralkernels.aot import MachineCode, NotedLaunch, compile_kernel, noted_launches
+from spectralkernels.aot import MachineCode, NotedLaunch, compile_kernel, compiled_kernel, noted_launches
 from spectralkernels.convolution.dft_triton import chain
 from spectralkernels.convolution.dft_triton.layout import Layout
 from spectralkernels.convolution.dft_triton.watched import FINGERPRINTS
 from spectralkernels.convolution.geometry import conv_band
+from spectralkernels.tuning import pinned
 
 pytestmark = judged_compiler
 
@@ -186,6 +188,23 @@ def test_masks_and_choices_keep_the_guarantees(what: str, at_most: int) -> None:
     wide = code.count("LDGSTS", "128") + code.count("LDGSTS", "64")
     # The weights of samples, if they are copied ahead: triton 3.6 does so for twice as many.
     assert wide >= code.count("LDGSTS") - (6 if launch.arguments.get("WEIGHTED") == "k" else 0)
+
+
+@pytest.mark.parametrize("name", ["maps", "weight", "inverse"])
+def test_a_launch_that_overlaps_waits_before_it_touches_memory(name: str) -> None:
+    """Never by a rule; where a tile says so, from sm_90 on. 32 x 32 goes by quadrants, its kernel by one matrix."""
+    sites = ("analyse", "analyse_dense", "synthesise", "synthesise_dense")
+    with pinned({f"dft_triton.{site}": {"overlap": 2} for site in sites}):
+        ahead = {capability: launches.__wrapped__("32x32-K3", "tf32", capability)[name] for capability in (80, 90)}
+    assert launches("32x32-K3", "tf32", 90)[name].options.keys() == ahead[80].options.keys() == {"num_warps"}
+    assert "OVERLAP" not in ahead[80].arguments
+    assert ahead[90].options["launch_pdl"] is True
+    ptx = compiled_kernel(ahead[90].kernel, ahead[90].arguments, 90, **ahead[90].options).asm["ptx"]
+    assert ptx.count("griddepcontrol.wait") == ptx.count("griddepcontrol.launch_dependents") == 1
+    before, behind = ptx.split("griddepcontrol.wait")
+    accesses = re.compile(r"\b(ld\.global|st\.global|cp\.async)")
+    assert not accesses.search(before) and len(accesses.findall(behind)) > 4
+    assert "griddepcontrol" not in behind.split("launch_dependents", 1)[1]
 
 
 def test_too_much_tensor_memory_would_be_seen() -> None:

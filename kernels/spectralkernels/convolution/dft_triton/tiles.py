@@ -29,17 +29,22 @@ FILL = 264
 
 @dataclass(frozen=True, slots=True)
 class ProductTile:
-    """A tile of one matrix product: m x n of the result, k deep."""
+    """A tile of one matrix product: m x n of the result, k deep; overlap: see `SeparableTile`."""
 
     m: int
     n: int
     k: int
     warps: int
+    overlap: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class SeparableTile:
-    """A tile of a separable transform: PLANES planes, h x w pixels, u x v modes; stages of its software pipeline."""
+    """A tile of a separable transform: PLANES planes, h x w pixels, u x v modes; stages of its software pipeline.
+
+    overlap: grids in flight, 2 where the launch begins before the one before it has ended (see `kernels.overlap`). No
+    rule takes it: whether it is faster is for a search on a GPU to find.
+    """
 
     h: int
     w: int
@@ -47,6 +52,7 @@ class SeparableTile:
     v: int
     stages: int
     warps: int = 8
+    overlap: int = 1
 
 
 def dense_tile(rows: int, columns: int, depth: int, precision: Precision) -> ProductTile:

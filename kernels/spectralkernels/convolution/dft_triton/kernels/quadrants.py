@@ -20,6 +20,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from spectralkernels.convolution.dft_triton.kernels.overlap import begin
 from spectralkernels.convolution.dft_triton.kernels.transforms import _plane_offsets
 
 
@@ -94,6 +95,7 @@ def analyse_quadrants_kernel(
     STAGES: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
+    OVERLAP: tl.constexpr = False,
 ):
     """Pixels to modes, width first: one program owns the rows +-u of BLOCK_U u >= 0 by BLOCK_V modes of BLOCK_P planes.
 
@@ -104,6 +106,7 @@ def analyse_quadrants_kernel(
     N_W: tl.constexpr = (WIDTH + BLOCK_W - 1) // BLOCK_W
     N_U: tl.constexpr = (HALF + BLOCK_U - 1) // BLOCK_U
     N_V: tl.constexpr = (MODES_V + BLOCK_V - 1) // BLOCK_V
+    begin(OVERLAP)
     pid = tl.program_id(0)
     block_v = pid % N_V
     block_u = pid // N_V % N_U
@@ -177,6 +180,7 @@ def synthesise_quadrants_kernel(
     STAGES: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
+    OVERLAP: tl.constexpr = False,
 ):
     """Modes to pixels, height first: one program owns BLOCK_H x BLOCK_W pixels of BLOCK_P planes.
 
@@ -188,6 +192,7 @@ def synthesise_quadrants_kernel(
     N_W: tl.constexpr = (WIDTH + BLOCK_W - 1) // BLOCK_W
     N_U: tl.constexpr = (HALF + BLOCK_U - 1) // BLOCK_U
     N_V: tl.constexpr = (MODES_V + BLOCK_V - 1) // BLOCK_V
+    begin(OVERLAP)
     pid = tl.program_id(0)
     block_w = pid % N_W
     block_h = pid // N_W % N_H

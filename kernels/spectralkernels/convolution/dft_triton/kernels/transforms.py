@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from spectralkernels.convolution.dft_triton.kernels.overlap import begin
 from spectralkernels.convolution.dft_triton.kernels.rounding import operand, stored
 
 
@@ -42,6 +43,7 @@ def analyse_dense_kernel(
     STAGES: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
+    OVERLAP: tl.constexpr = False,
 ):
     """Pixels to modes by one matrix: one program owns BLOCK_M parts of modes of BLOCK_P planes.
 
@@ -51,6 +53,7 @@ def analyse_dense_kernel(
     """
     ROW: tl.constexpr = (LENGTH + BLOCK_K - 1) // BLOCK_K * BLOCK_K
     n_mode_blocks = tl.cdiv(MODES, BLOCK_M)
+    begin(OVERLAP)
     # Modes vary fastest: the programs that share a tile of maps run together, so that HBM gives it once.
     pid = tl.program_id(0)
     modes = (pid % n_mode_blocks) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -100,6 +103,7 @@ def analyse_separable_kernel(
     STAGES: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
+    OVERLAP: tl.constexpr = False,
 ):
     """Pixels to modes, width first: one program owns BLOCK_U x BLOCK_V modes of BLOCK_P planes.
 
@@ -110,6 +114,7 @@ def analyse_separable_kernel(
     N_W: tl.constexpr = (WIDTH + BLOCK_W - 1) // BLOCK_W
     N_U: tl.constexpr = (MODES_U + BLOCK_U - 1) // BLOCK_U
     N_V: tl.constexpr = (MODES_V + BLOCK_V - 1) // BLOCK_V
+    begin(OVERLAP)
     pid = tl.program_id(0)
     block_v = pid % N_V
     block_u = pid // N_V % N_U
@@ -171,6 +176,7 @@ def synthesise_dense_kernel(
     STAGES: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
+    OVERLAP: tl.constexpr = False,
 ):
     """Modes to pixels by one matrix: one program owns BLOCK_L pixels of BLOCK_P planes.
 
@@ -178,6 +184,7 @@ def synthesise_dense_kernel(
     """
     ROW: tl.constexpr = (MODES + BLOCK_K - 1) // BLOCK_K * BLOCK_K
     n_pixel_blocks = tl.cdiv(LENGTH, BLOCK_L)
+    begin(OVERLAP)
     pid = tl.program_id(0)
     pixel = (pid % n_pixel_blocks) * BLOCK_L + tl.arange(0, BLOCK_L)
     plane = (pid // n_pixel_blocks) * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -221,6 +228,7 @@ def synthesise_separable_kernel(
     STAGES: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
+    OVERLAP: tl.constexpr = False,
 ):
     """Modes to pixels, height first: one program owns BLOCK_H x BLOCK_W pixels of BLOCK_P planes.
 
@@ -231,6 +239,7 @@ def synthesise_separable_kernel(
     N_W: tl.constexpr = (WIDTH + BLOCK_W - 1) // BLOCK_W
     N_U: tl.constexpr = (MODES_U + BLOCK_U - 1) // BLOCK_U
     N_V: tl.constexpr = (MODES_V + BLOCK_V - 1) // BLOCK_V
+    begin(OVERLAP)
     pid = tl.program_id(0)
     block_w = pid % N_W
     block_h = pid // N_W % N_H

@@ -20,6 +20,7 @@ from spectralkernels.convolution.dft_triton.matrices import (
 from spectralkernels.convolution.dft_triton.precision import Precision
 from spectralkernels.convolution.dft_triton.tiles import (
     PLANES,
+    ProductTile,
     SeparableTile,
     by_quadrants,
     dense_tile,
@@ -29,8 +30,8 @@ from spectralkernels.launch import Launch, LaunchPlan, interpreted, planned_laun
 from spectralkernels.target import TensorCore, kind_of, target_capability
 from spectralkernels.tuning import Site, rounded
 
-_DENSE = {"m": (16, 128), "n": (16, 128), "k": (16, 64), "warps": (2, 8)}
-_SEPARABLE = {"h": (8, 64), "u": (8, 64), "v": (8, 32), "stages": (1, 4), "warps": (4, 8)}
+_DENSE = {"m": (16, 128), "n": (16, 128), "k": (16, 64), "warps": (2, 8), "overlap": (1, 2)}
+_SEPARABLE = {"h": (8, 64), "u": (8, 64), "v": (8, 32), "stages": (1, 4), "warps": (4, 8), "overlap": (1, 2)}
 ANALYSE_DENSE = Site("dft_triton.analyse_dense", _DENSE)
 ANALYSE = Site("dft_triton.analyse", _SEPARABLE)
 SYNTHESISE_DENSE = Site("dft_triton.synthesise_dense", _DENSE)
@@ -124,23 +125,24 @@ def _analysis(
         rule = dense_tile(transform.parts, planes.count, transform.pixels, precision)
         dense = ANALYSE_DENSE.choose(bucket, rule, capability)
         arguments = {"BLOCK_P": dense.n, "BLOCK_M": dense.m, "BLOCK_K": dense.k, "STAGES": STAGES}
+        overlap, option = _overlapping(dense, capability)
         launch = LaunchPlan(
             kernel=kernels.analyse_dense_kernel,
             grid=(triton.cdiv(transform.parts, dense.m) * triton.cdiv(planes.count, dense.n),),
-            numbers={**shared, "LENGTH": transform.pixels, "MODES": transform.parts, **arguments},
-            options={"num_warps": dense.warps},
+            numbers={**shared, "LENGTH": transform.pixels, "MODES": transform.parts, **arguments, **overlap},
+            options={"num_warps": dense.warps, **option},
         )
         return TransformPlan(launch, transform, (dense.m, dense.k), False, *_matrix_type(precision))
     core = core or kind_of(capability)
     tile = ANALYSE.choose(bucket, separable_tile(transform, False, precision, core), capability)
-    halved = by_quadrants(precision, core)
+    halved, (overlap, option) = by_quadrants(precision, core), _overlapping(tile, capability)
     rows = transform.half_u if halved else transform.modes_u
     blocks = triton.cdiv(rows, tile.u) * triton.cdiv(transform.modes_v, tile.v)
     launch = LaunchPlan(
         kernel=quadrants.analyse_quadrants_kernel if halved else kernels.analyse_separable_kernel,
         grid=(blocks * triton.cdiv(planes.count, PLANES),),
-        numbers={**shared, **_separable_arguments(transform, tile)},
-        options={"num_warps": tile.warps},
+        numbers={**shared, **_separable_arguments(transform, tile), **overlap},
+        options={"num_warps": tile.warps, **option},
     )
     tiles = (tile.h, tile.w, tile.u, tile.v)
     return TransformPlan(launch, transform, tiles, False, *_matrix_type(precision), halved)
@@ -182,23 +184,24 @@ def _synthesis(
         rule = dense_tile(planes, transform.pixels, transform.parts, precision)
         dense = SYNTHESISE_DENSE.choose(bucket, rule, capability)
         arguments = {"BLOCK_P": dense.m, "BLOCK_L": dense.n, "BLOCK_K": dense.k, "STAGES": STAGES}
+        overlap, option = _overlapping(dense, capability)
         launch = LaunchPlan(
             kernel=kernels.synthesise_dense_kernel,
             grid=(triton.cdiv(transform.pixels, dense.n) * triton.cdiv(planes, dense.m),),
-            numbers={**shared, "LENGTH": transform.pixels, "MODES": transform.parts, **arguments},
-            options={"num_warps": dense.warps},
+            numbers={**shared, "LENGTH": transform.pixels, "MODES": transform.parts, **arguments, **overlap},
+            options={"num_warps": dense.warps, **option},
         )
         return TransformPlan(launch, transform, (dense.k, dense.n), True, *_matrix_type(precision))
     core = core or kind_of(capability)
     tile = SYNTHESISE.choose(bucket, separable_tile(transform, True, precision, core), capability)
-    halved = by_quadrants(precision, core)
+    halved, (overlap, option) = by_quadrants(precision, core), _overlapping(tile, capability)
     height, width = transform.lengths
     blocks = triton.cdiv(height, tile.h) * triton.cdiv(width, tile.w)
     launch = LaunchPlan(
         kernel=quadrants.synthesise_quadrants_kernel if halved else kernels.synthesise_separable_kernel,
         grid=(blocks * triton.cdiv(planes, PLANES),),
-        numbers={**shared, **_separable_arguments(transform, tile)},
-        options={"num_warps": tile.warps},
+        numbers={**shared, **_separable_arguments(transform, tile), **overlap},
+        options={"num_warps": tile.warps, **option},
     )
     tiles = (tile.h, tile.w, tile.u, tile.v)
     return TransformPlan(launch, transform, tiles, True, *_matrix_type(precision), halved)
@@ -226,6 +229,13 @@ def _separable_arguments(transform: Transform, tile: SeparableTile) -> dict[str,
         "BLOCK_V": tile.v,
         "STAGES": tile.stages,
     }
+
+
+def _overlapping(tile: ProductTile | SeparableTile, capability: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(argument, option) of a launch that begins before the one before it has ended, where that is possible."""
+    if tile.overlap == 1 or capability < 90 or interpreted():
+        return {}, {}
+    return {"OVERLAP": True}, {"launch_pdl": True}
 
 
 def numbers(precision: Precision) -> dict[str, Any]:
