@@ -249,8 +249,10 @@ def test_operators_pass_opcheck_and_trace(seed: int):
         kept = [3, 3]
         assert len(modes) == 15
         apply = (x, modes, bias, channels, groups, [8, 8], kept, [7, 6])
-        opcheck(ops.dft_native_apply.default, apply)
-        opcheck(ops.dft_native_apply_backward.default, (y, modes, channels, groups, [8, 8], kept, [7, 6]))
+        opcheck(ops.dft_native_apply.default, (*apply, None, [], None))
+        opcheck(
+            ops.dft_native_apply_backward.default, (y, modes, channels, groups, [8, 8], kept, [7, 6], None, [], None)
+        )
 
         def layer(x: Tensor, weight: Tensor, groups: int = groups) -> Tensor:
             return sk.band_limited_conv2d(x, weight, compression=0.5, groups=groups, impl="dft_native").relu()

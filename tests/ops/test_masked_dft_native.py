@@ -66,6 +66,12 @@ def check_a_draw(draw: random.Random) -> None:
         close(got, want, taps + 1, rounding)
         for found, gradient, count in zip(torch.autograd.grad(got, own, dy.to(dtype)), gradients, terms, strict=True):
             close(found, gradient, count, rounding)
+        frozen = sk.masked_weight_spectrum(own[1].detach(), modes, (size[0], size[1]), groups=groups, grid=grid)
+        got = sk.masked_conv2d(own[0], frozen, mask, own[2], impl="dft_native_frozen")
+        close(got, want, taps + 1, rounding)
+        again = torch.autograd.grad(got, (own[0], own[2]), dy.to(dtype))
+        for found, gradient, count in zip(again, gradients[::2], terms[::2], strict=True):
+            close(found, gradient, count, rounding)
 
 
 @needs_compiler
@@ -95,7 +101,7 @@ def test_a_fault_in_the_staircase_is_noticed(fault: str, monkeypatch: pytest.Mon
     else:
         masked = convolution.masked
         change = torch.ones_like if fault == "no mask" else lambda weights: weights.roll(1, 1)
-        monkeypatch.setattr(convolution, "masked", lambda *inputs: masked(*inputs[:5], change(inputs[5]), inputs[6]))
+        monkeypatch.setattr(convolution, "masked", lambda *inputs: masked(*inputs[:5], change(inputs[5]), *inputs[6:]))
         modes = every_mode(n)
     got = sk.masked_conv2d(x, weight, mask, modes=modes, impl="dft_native")
     assert float((got - want).norm() / want.norm()) > 1e-3
@@ -129,6 +135,14 @@ def test_derivatives_of_any_kind(groups: int, seed: int):
 
     for got, want in zip(second("dft_native"), second("torch_fft"), strict=True):
         torch.testing.assert_close(got, want)
+    frozen = sk.masked_weight_spectrum(weight.detach(), sk.masks.radial(n, 0.5), (7, 6), groups=groups)
+
+    def curvature(x: Tensor, impl: str) -> Tensor:
+        y = sk.masked_conv2d(x, frozen, mask, impl=impl)
+        (first,) = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), x)[0]
+
+    torch.testing.assert_close(curvature(x, "dft_native_frozen"), curvature(x, "torch_fft_frozen"))
     tangents = torch.randn_like(x), torch.randn_like(weight)
     got, want = (
         torch.func.jvp(
@@ -140,6 +154,9 @@ def test_derivatives_of_any_kind(groups: int, seed: int):
     inputs: tuple[Any, ...] = (x, weight, None, [-1, -1], groups, n, [3, 3], [7, 6], [1, 1], [1, 1], True)
     cells = torch.rand(2, 15, dtype=torch.float64)
     opcheck(torch.ops.spectralkernels.dft_native_conv.default, (*inputs, cells, []))
+    places, kept = (torch.randperm(20)[:15] - 5).clamp(min=-1), frozen.modes.new_zeros(15, 2, 256 // groups)
+    apply = (x, kept, None, 16, groups, n, [3, 3], [7, 6], cells, [], places)
+    opcheck(torch.ops.spectralkernels.dft_native_apply.default, apply)
 
 
 @needs_compiler
@@ -162,5 +179,6 @@ def test_a_mask_with_a_gradient_is_refused_in_words(seed: int):
     if build.COMPILER is None:
         pytest.skip("no C++ compiler")
     learnt = mask.double().requires_grad_()
-    with pytest.raises(sk.Unsupported, match="no gradient of the mask; detach it, or take 'dft_gemm'"):
-        sk.masked_conv2d(x, weight, learnt, impl="dft_native")
+    for given, impl in ((weight, "dft_native"), (sk.masked_weight_spectrum(weight, mask, (9, 8)), "dft_native_frozen")):
+        with pytest.raises(sk.Unsupported, match="no gradient of the mask; detach it, or take 'dft_gemm'"):
+            sk.masked_conv2d(x, given, learnt, impl=impl)

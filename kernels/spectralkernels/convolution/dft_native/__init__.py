@@ -36,7 +36,8 @@ def dft_native(x: Tensor, weight: Tensor | WeightSpectrum, bias: Tensor | None, 
     Raises: Unsupported with the compiler's last lines where the library does not compile.
     """
     if isinstance(weight, WeightSpectrum):
-        return operators.apply(x, weight.modes, bias, weight.out_channels, groups, band.n, band.kept, band.out)
+        where = (weight.out_channels, groups, band.n, band.kept, band.out, None, (), None)
+        return operators.apply(x, weight.modes, bias, *where)
     ones = (1,) * len(band.n)
     return strided_dft_native(x, weight, bias, band, groups, ones, ones)
 
@@ -55,12 +56,23 @@ def strided_dft_native(
 
 
 def masked(
-    x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int, weights: Tensor, reach: tuple[int, ...]
+    x: Tensor,
+    weight: Tensor | WeightSpectrum,
+    bias: Tensor | None,
+    band: Band,
+    groups: int,
+    weights: Tensor,
+    reach: tuple[int, ...],
+    places: Tensor | None = None,
 ) -> Tensor:
     """The same under a mask: its weights [B or 1, F] at the modes of the band, none of which have a gradient.
 
+    places: of the modes of the band among those of a WeightSpectrum, see `library.Frozen`.
     reach: rows |u| < reach[v] per column where weights differ from zero, or empty: everywhere.
     """
+    if isinstance(weight, WeightSpectrum):
+        where = (weight.out_channels, groups, band.n, band.kept, band.out, weights, reach, places)
+        return operators.apply(x, weight.modes, bias, *where)
     return _convolve(x, weight, bias, band, groups, (1, 1), (1, 1), weights, reach)
 
 

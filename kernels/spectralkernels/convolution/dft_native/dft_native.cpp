@@ -9,6 +9,7 @@
 
 #include <atomic>
 
+#include "frozen.h"
 #include "products.h"
 #include "transforms.h"
 
@@ -105,19 +106,18 @@ void analyse_maps(const Modes& modes, const Side& side, const Sizes& sizes, cons
   });
 }
 
-// y = E (m Z conj(D w)) + bias. packed: the modes of the weight [group, block of out, F, 2, in, lanes] in place of
-// taps.
+// y = E (m Z conj(D w)) + bias. The numbers of a frozen weight are those of its modes, and taps say where they lie.
 template <class T>
 void convolve(const Modes& modes, const Side& side, const Side& output, const Sizes& sizes, const Taps& taps,
-              const Mask& mask, const T* z, const T* weight, const T* packed, const T* bias, T* y) {
+              const Frozen& frozen, const Mask& mask, const T* z, const T* weight, const T* bias, T* y) {
   constexpr int lanes = Register<T>::lanes;
   const Spectrum<T> spectrum(modes, sizes, sizes.in);
   const bool separable = modes.axes == 2;  // a series has all its modes in one column
   const int64_t columns = separable ? modes.kv : 1, in_column = separable ? modes.rows : modes.kv;
-  const int64_t of_column = separable ? column_vectors(modes, side) : 0;
+  const int64_t of_column = separable && !frozen.turn ? column_vectors(modes, side) : 0;
   const int64_t of_channel = (of_column + 2 * in_column) * kVectorBytes;
   const int64_t at_most = std::max<int64_t>(1, kCacheBytes / of_channel / lanes);
-  const int64_t chunks = packed ? 1 : divide_up(spectrum.channel_blocks, at_most);
+  const int64_t chunks = divide_up(spectrum.channel_blocks, at_most);
   const int64_t chunk = divide_up(spectrum.channel_blocks, chunks) * lanes;
   const int64_t padded = chunk + 2;  // a power of two would fill few sets of the cache
   const int64_t out_blocks = divide_up(sizes.out, lanes), rest = sizes.groups * out_blocks;
@@ -128,8 +128,8 @@ void convolve(const Modes& modes, const Side& side, const Side& output, const Si
                 scratch_size = std::max(scratch_vectors(modes, side), scratch_vectors(modes, output));
   share(rest * splits, [&] {
     return [&, planes = Buffer<T>(2 / modes.axes * std::max(side.pixels(), pixels)), scratch = Buffer<T>(scratch_size),
-            partial = Buffer<T>(packed ? 0 : chunk * of_column),
-            column = Buffer<T>(packed ? 0 : in_column * 2 * padded),
+            partial = Buffer<T>(chunk * of_column),
+            column = Buffer<T>(in_column * 2 * padded),
             sums = Buffer<T>(modes.count() * 2 * rows)](int64_t task) {
       const int64_t split = task / rest, group = task % rest / out_blocks, o = task % out_blocks * lanes;
       const int64_t b0 = split * rows, b1 = std::min(sizes.batch, b0 + rows), count = b1 - b0;
@@ -140,16 +140,16 @@ void convolve(const Modes& modes, const Side& side, const Side& output, const Si
         const auto load_kernel = [&](int64_t c, Vector<T>* to) {
           load<T>(side, kernels + (c0 + c) * taps.of_in, taps.of_out, found, to, taps.of_in);
         };
-        for (int64_t c = 0; c < channels && separable && !packed; ++c) {
+        for (int64_t c = 0; c < channels && separable && !frozen.turn; ++c) {
           load_kernel(c, planes);
           analyse_columns<T>(modes, side, planes, partial + c * of_column, scratch);
         }
         for (int64_t v = 0; v < columns; ++v) {
-          const Vector<T>* w = column;
-          int64_t w_part = padded;
-          if (packed) {
-            w = as_vectors(packed) + ((group * out_blocks + o / lanes) * modes.count() + v * in_column) * 2 * sizes.in;
-            w_part = sizes.in;
+          if (frozen.turn) {
+            for (const auto& [from, to] : modes.runs(v, in_column))
+              for (int64_t f = from; f < to; ++f)
+                thaw<T>(frozen, v * in_column + f, kernels + c0 * taps.of_in, taps.of_out, taps.of_in, found, channels,
+                        column + f * 2 * padded, padded);
           } else if (separable) {
             for (int64_t c = 0; c < channels; ++c)
               analyse_rows<T>(modes, side, v, partial + c * of_column + v * column_step(side), column + c, 2 * padded,
@@ -162,12 +162,12 @@ void convolve(const Modes& modes, const Side& side, const Side& output, const Si
               const int64_t batch_block = b / sizes.block, first = b % sizes.block;
               const int64_t some = std::min(sizes.block - first, b1 - b);
               const int64_t z_part = sizes.block * lanes, z_block = spectrum.vectors() * lanes;
-              const Operands at{some,       channels, lanes, z_part,     lanes,           1, z_block,
-                                2 * z_part, w_part,   lanes, 2 * w_part, sizes.block <= 2};
+              const Operands at{some,       channels, lanes, z_part,     lanes,            1, z_block,
+                                2 * z_part, padded,   lanes, 2 * padded, sizes.block <= 2};
               const int64_t mode = (v * in_column + from) * 2 * sizes.block + first;
               multiply<T>(at, to - from, z + (spectrum.at(batch_block, group, c0 / lanes) + mode) * lanes,
-                          w + from * 2 * w_part, sums + (v * in_column + from) * 2 * count + (b - b0), 2 * count, count,
-                          c0 > 0);
+                          column + from * 2 * padded, sums + (v * in_column + from) * 2 * count + (b - b0), 2 * count,
+                          count, c0 > 0);
               b += some;
             }
           }
@@ -249,21 +249,22 @@ auto storer(const Side& side, const Sizes& sizes, T* maps, int64_t per_group, in
   };
 }
 
-// The modes [F, 2, out in, lanes] of the kernels of a block of groups: transformed, or as they come packed.
+// The modes [F, 2, out in, lanes] of the kernels of a block of groups: transformed, or thawed.
 template <class T>
-const Vector<T>* kernels(const Modes& modes, const Side& side, const Sizes& sizes, const T* weight, const T* packed,
-                         int64_t group, int found, Vector<T>* made, Vector<T>* planes, Vector<T>* scratch) {
+void kernels(const Modes& modes, const Side& side, const Sizes& sizes, const Frozen& frozen, const T* weight,
+             int64_t group, int found, Vector<T>* made, Vector<T>* planes, Vector<T>* scratch) {
   const int64_t pairs = sizes.out * sizes.in;
-  if (packed) return as_vectors(packed) + group / Register<T>::lanes * modes.count() * 2 * pairs;
-  analyse<T>(modes, side, pairs, loader<T>(side, sizes, weight, pairs, 0, group, found), made, 2 * pairs, pairs, planes,
-             scratch);
-  return made;
+  for (int64_t f = 0; f < modes.count() && frozen.turn; ++f)
+    thaw<T>(frozen, f, weight + group * pairs, pairs, 1, found, pairs, made + f * 2 * pairs, pairs);
+  if (!frozen.turn)
+    analyse<T>(modes, side, pairs, loader<T>(side, sizes, weight, pairs, 0, group, found), made, 2 * pairs, pairs,
+               planes, scratch);
 }
 
 // y = E (m D x conj(D w)) + bias, for maps x [batch, group, in], weight [group, out, in], y [batch, group, out].
 template <class T>
 void convolve_lanes(const Modes& modes, const Side& input, const Side& side, const Side& output, const Sizes& sizes,
-                    const Mask& mask, const T* x, const T* weight, const T* packed, const T* bias, T* y) {
+                    const Frozen& frozen, const Mask& mask, const T* x, const T* weight, const T* bias, T* y) {
   constexpr int lanes = Register<T>::lanes;
   const int64_t in = sizes.in, out = sizes.out, pairs = in * out, count = modes.count();
   const int64_t together = modes.axes == 1 ? 2 : 1;
@@ -274,18 +275,18 @@ void convolve_lanes(const Modes& modes, const Side& input, const Side& side, con
   const int64_t plane = 2 / modes.axes * std::max({input.pixels(), side.pixels(), output.pixels()});
   share(blocks * divide_up(sizes.batch, rows), [&] {
     return [&, planes = Buffer<T>(plane), scratch = Buffer<T>(scratch_size),
-            made = Buffer<T>(packed ? 0 : count * 2 * pairs), z = Buffer<T>(count * 2 * together * in),
+            made = Buffer<T>(count * 2 * pairs), z = Buffer<T>(count * 2 * together * in),
             sums = Buffer<T>(count * 2 * together * out)](int64_t task) {
       const int64_t group = task % blocks * lanes, b0 = task / blocks * rows;
       const int found = std::min<int64_t>(lanes, sizes.groups - group);
-      const Vector<T>* w = kernels<T>(modes, side, sizes, weight, packed, group, found, made, planes, scratch);
+      kernels<T>(modes, side, sizes, frozen, weight, group, found, made, planes, scratch);
       for (int64_t b = b0, last = std::min(sizes.batch, b0 + rows); b < last; b += together) {
         const int64_t some = std::min(together, last - b), z_part = some * in, part = some * out;
         analyse<T>(modes, input, some * in, loader<T>(input, sizes, x, in, b, group, found), z, 2 * z_part, z_part,
                    planes, scratch);
         for (int64_t i = 0; i < some * pairs; ++i) {
           const int64_t row = i / pairs, o = i / in % out, c = i % in;
-          multiply_lanes<T, true>(count, z + row * in + c, 2 * z_part, z_part, w + o * in + c, 2 * pairs, pairs,
+          multiply_lanes<T, true>(count, z + row * in + c, 2 * z_part, z_part, made + o * in + c, 2 * pairs, pairs,
                                   sums + row * out + o, 2 * part, part, c > 0);
         }
         weigh<T>(modes, mask, b, out, some * out, sums, 2 * part, part);
@@ -302,8 +303,8 @@ void convolve_lanes(const Modes& modes, const Side& input, const Side& side, con
 // `output` and `input` analyse dy and x, `side` the weight; `to_input` and `to_side` are for the way back.
 template <class T>
 void convolve_lanes_backward(const Modes& modes, const Side& output, const Side& input, const Side& side,
-                             const Side& to_input, const Side& to_side, const Sizes& sizes, const Mask& mask,
-                             const T* dy, const T* x, const T* weight, const T* packed, T* dx, T* dw) {
+                             const Side& to_input, const Side& to_side, const Sizes& sizes, const Frozen& frozen,
+                             const Mask& mask, const T* dy, const T* x, const T* weight, T* dx, T* dw) {
   constexpr int lanes = Register<T>::lanes;
   const int64_t in = sizes.in, out = sizes.out, pairs = in * out, count = modes.count();
   const int64_t together = modes.axes == 1 ? 2 : 1;
@@ -317,8 +318,7 @@ void convolve_lanes_backward(const Modes& modes, const Side& output, const Side&
             z = Buffer<T>(count * 2 * together * in), gradient = Buffer<T>(dw ? count * 2 * pairs : 0)](int64_t task) {
       const int64_t group = task * lanes;
       const int found = std::min<int64_t>(lanes, sizes.groups - group);
-      const Vector<T>* w =
-          dx ? kernels<T>(modes, side, sizes, weight, packed, group, found, made, planes, scratch) : nullptr;
+      if (dx) kernels<T>(modes, side, sizes, frozen, weight, group, found, made, planes, scratch);
       for (int64_t b = 0; b < sizes.batch; b += together) {
         const int64_t some = std::min(together, sizes.batch - b), z_part = some * in, part = some * out;
         analyse<T>(modes, output, some * out, loader<T>(output, sizes, dy, out, b, group, found), g, 2 * part, part,
@@ -336,7 +336,7 @@ void convolve_lanes_backward(const Modes& modes, const Side& output, const Side&
         if (dx) {
           for (int64_t i = 0; i < some * pairs; ++i) {
             const int64_t row = i / pairs, c = i / out % in, o = i % out;
-            multiply_lanes<T, false>(count, g + row * out + o, 2 * part, part, w + o * in + c, 2 * pairs, pairs,
+            multiply_lanes<T, false>(count, g + row * out + o, 2 * part, part, made + o * in + c, 2 * pairs, pairs,
                                      z + row * in + c, 2 * z_part, z_part, o > 0);
           }
           synthesise<T>(modes, to_input, some * in, z, 2 * z_part, z_part, zero,
@@ -371,29 +371,29 @@ extern "C" int dft_native_panel() { return kPanel; }
     return guarded([&] { analyse_maps<T>(*modes, *side, *sizes, *mask, maps, z); });                                   \
   }                                                                                                                    \
   extern "C" int dft_native_convolve_##NAME(const Modes* modes, const Side* side, const Side* output,                  \
-                                            const Sizes* sizes, const Taps* taps, const Mask* mask, const T* z,        \
-                                            const T* weight, const T* packed, const T* bias, T* y) {                   \
-    return guarded([&] { convolve<T>(*modes, *side, *output, *sizes, *taps, *mask, z, weight, packed, bias, y); });    \
+                                            const Sizes* sizes, const Taps* taps, const Frozen* frozen,                \
+                                            const Mask* mask, const T* z, const T* weight, const T* bias, T* y) {      \
+    return guarded([&] { convolve<T>(*modes, *side, *output, *sizes, *taps, *frozen, *mask, z, weight, bias, y); });   \
   }                                                                                                                    \
   extern "C" int dft_native_weight_gradient_##NAME(const Modes* modes, const Side* side, const Sizes* sizes,           \
                                                    const T* g, const T* z, T* dw) {                                    \
     return guarded([&] { weight_gradient<T>(*modes, *side, *sizes, g, z, dw); });                                      \
   }                                                                                                                    \
   extern "C" int dft_native_convolve_lanes_##NAME(const Modes* modes, const Side* input, const Side* side,             \
-                                                  const Side* output, const Sizes* sizes, const Mask* mask,            \
-                                                  const T* x, const T* weight, const T* packed, const T* bias,         \
+                                                  const Side* output, const Sizes* sizes, const Frozen* frozen,        \
+                                                  const Mask* mask, const T* x, const T* weight, const T* bias,        \
                                                   T* y) {                                                              \
     return guarded([&] {                                                                                               \
-      convolve_lanes<T>(*modes, *input, *side, *output, *sizes, *mask, x, weight, packed, bias, y);                    \
+      convolve_lanes<T>(*modes, *input, *side, *output, *sizes, *frozen, *mask, x, weight, bias, y);                   \
     });                                                                                                                \
   }                                                                                                                    \
   extern "C" int dft_native_convolve_lanes_backward_##NAME(                                                            \
       const Modes* modes, const Side* output, const Side* input, const Side* side, const Side* to_input,               \
-      const Side* to_side, const Sizes* sizes, const Mask* mask, const T* dy, const T* x, const T* weight,             \
-      const T* packed, T* dx, T* dw) {                                                                                 \
+      const Side* to_side, const Sizes* sizes, const Frozen* frozen, const Mask* mask, const T* dy, const T* x,        \
+      const T* weight, T* dx, T* dw) {                                                                                 \
     return guarded([&] {                                                                                               \
-      convolve_lanes_backward<T>(*modes, *output, *input, *side, *to_input, *to_side, *sizes, *mask, dy, x, weight,    \
-                                 packed, dx, dw);                                                                      \
+      convolve_lanes_backward<T>(*modes, *output, *input, *side, *to_input, *to_side, *sizes, *frozen, *mask, dy, x,   \
+                                 weight, dx, dw);                                                                      \
     });                                                                                                                \
   }
 EXPORT(float, float32)

@@ -40,6 +40,10 @@ class _Taps(ctypes.Structure):
     _fields_ = [(name, _Long) for name in ("of_out", "of_in", "of_group")]
 
 
+class _Frozen(ctypes.Structure):
+    _fields_ = [("turn", ctypes.c_void_p), ("places", ctypes.c_void_p), ("of_part", _Long), ("conjugate", _Long)]
+
+
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """batch: of the maps. inputs: channels per group that are analysed or reduced. outputs: those that are made."""
@@ -93,6 +97,21 @@ class Kept:
         return self.rows * self.kept[-1]
 
 
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """What moves the modes of a frozen weight, which are given for the weight, to the centre of its kernels.
+
+    turn: Complex [F], see `folding.to_the_centre`. places: Int64 [F], where each mode is among those given, -1 for one
+        that is not and counts as zero; None: in order. of_part: numbers from real to imaginary parts. conjugate: the
+        turned modes.
+    """
+
+    turn: Tensor
+    places: Tensor | None
+    of_part: int
+    conjugate: bool
+
+
 def analyse(kept: Kept, side: Fold, sizes: Sizes, maps: Tensor, mask: Tensor | None = None) -> Tensor:
     """Maps [batch, groups * inputs, *size] -> their spectrum, opaque, zero in holes; times mask [batch or 1, F]."""
     numbers = spectrum_numbers(kept.count, sizes, maps.dtype)
@@ -108,15 +127,15 @@ def convolve(
     sizes: Sizes,
     taps: Sequence[int],
     z: Tensor,
-    weight: Tensor | None,
-    packed: Tensor | None,
+    weight: Tensor,
     bias: Tensor | None,
     y: Tensor,
     mask: Tensor | None = None,
+    frozen: Frozen | None = None,
 ) -> None:
-    """y = E (m Z conj(D w)) + bias into y, w by its strides (out, in, group) or by its packed modes."""
-    arguments = _modes(kept), _side(side), _side(output), _sizes(sizes), _Taps(*taps), _mask(mask)
-    _call("convolve", y, *arguments, z, weight, packed, bias, y)
+    """y = E (m Z conj(D w)) + bias into y, w, or the modes of a frozen one, by its strides (out, in, group)."""
+    arguments = _modes(kept), _side(side), _side(output), _sizes(sizes), _Taps(*taps), _frozen(frozen), _mask(mask)
+    _call("convolve", y, *arguments, z, weight, bias, y)
 
 
 def weight_gradient(kept: Kept, side: Fold, sizes: Sizes, g: Tensor, z: Tensor, dw: Tensor) -> None:
@@ -131,15 +150,16 @@ def convolve_lanes(
     output: Fold,
     sizes: Sizes,
     x: Tensor,
-    weight: Tensor | None,
-    packed: Tensor | None,
+    weight: Tensor,
     bias: Tensor | None,
     y: Tensor,
     mask: Tensor | None = None,
+    frozen: Frozen | None = None,
 ) -> None:
     """The whole convolution into y, groups in lanes."""
     sides = _side(input_), _side(side), _side(output)
-    _call("convolve_lanes", y, _modes(kept), *sides, _sizes(sizes), _mask(mask), x, weight, packed, bias, y)
+    where = _modes(kept), *sides, _sizes(sizes), _frozen(frozen), _mask(mask)
+    _call("convolve_lanes", y, *where, x, weight, bias, y)
 
 
 def convolve_lanes_backward(
@@ -148,16 +168,16 @@ def convolve_lanes_backward(
     sizes: Sizes,
     dy: Tensor,
     x: Tensor | None,
-    weight: Tensor | None,
-    packed: Tensor | None,
+    weight: Tensor,
     dx: Tensor | None,
     dw: Tensor | None,
     mask: Tensor | None = None,
+    frozen: Frozen | None = None,
 ) -> None:
     """Its gradients into dx and dw, where given. sides: analysis of dy, x and w, synthesis of dx and dw."""
     folds = [_side(side) for side in sides]
-    where = _modes(kept), *folds, _sizes(sizes), _mask(mask)
-    _call("convolve_lanes_backward", dy, *where, dy, x, weight, packed, dx, dw)
+    where = _modes(kept), *folds, _sizes(sizes), _frozen(frozen), _mask(mask)
+    _call("convolve_lanes_backward", dy, *where, dy, x, weight, dx, dw)
 
 
 def _call(name: str, like: Tensor, *arguments: ctypes.Structure | Tensor | None) -> None:
@@ -183,6 +203,13 @@ def _mask(weights: Tensor | None) -> _Mask:
     if weights is None:
         return _Mask(None, 0)
     return _Mask(weights.data_ptr(), weights.shape[1] if len(weights) > 1 else 0)
+
+
+def _frozen(frozen: Frozen | None) -> _Frozen:
+    if frozen is None:
+        return _Frozen(None, None, 0, 0)
+    places = None if frozen.places is None else frozen.places.data_ptr()
+    return _Frozen(frozen.turn.data_ptr(), places, frozen.of_part, frozen.conjugate)
 
 
 def _side(side: Fold) -> _Side:

@@ -10,13 +10,10 @@ from torch import Tensor
 
 from spectralkernels.convolution import composed as by_torch
 from spectralkernels.convolution import flops
-from spectralkernels.convolution.dft_gemm import _apply as _apply_by_gemm
-from spectralkernels.convolution.dft_gemm import _composed_apply_backward
 from spectralkernels.convolution.dft_native import composed, library
 from spectralkernels.convolution.dft_native.ends import ends_of
-from spectralkernels.convolution.dft_native.folding import Fold, fold
-from spectralkernels.convolution.dft_native.frozen import packed_modes
-from spectralkernels.convolution.dft_native.library import Kept, Sizes
+from spectralkernels.convolution.dft_native.folding import Fold, fold, to_the_centre
+from spectralkernels.convolution.dft_native.library import Frozen, Kept, Sizes
 from spectralkernels.convolution.geometry import compute_dtype
 from spectralkernels.convolution.linear_maps import transforms_of
 from spectralkernels.operators import by_chain, operator
@@ -67,10 +64,10 @@ def conv(
     ends = ends_of(band, dtype, x.shape[2:], weight.shape[2:], out, starts, stride, dilation)
     of_x, of_weight, of_y = ends.x(), ends.weight(), ends.y(synthesis=True)
     if groups_in_lanes(band, sizes, dtype):
-        library.convolve_lanes(band, of_x, of_weight, of_y, sizes, maps, kernel, None, offset, y, mask)
+        library.convolve_lanes(band, of_x, of_weight, of_y, sizes, maps, kernel, offset, y, mask)
     else:
         z = library.analyse(band, of_x, sizes, maps)
-        library.convolve(band, of_weight, of_y, sizes, taps_of(weight, groups), z, kernel, None, offset, y, mask)
+        library.convolve(band, of_weight, of_y, sizes, taps_of(weight, groups), z, kernel, offset, y, mask)
     return y.to(x.dtype), z if keep and z.numel() <= x.numel() else z.new_empty(0)
 
 
@@ -129,14 +126,14 @@ def conv_backward(
         maps = plain(x) if need_weight and x is not None else None
         wanted = dx if need_x else None, dw if need_weight else None
         sides = (ends.y(), ends.x(), ends.weight(), to_x, to_weight)
-        library.convolve_lanes_backward(band, sides, sizes, gradient, maps, kernel, None, *wanted, mask)
+        library.convolve_lanes_backward(band, sides, sizes, gradient, maps, kernel, *wanted, mask)
     else:
         turned = Sizes(dy.shape[0], groups, sizes.outputs, sizes.inputs)
         g = library.analyse(band, ends.y(), turned, gradient, mask)
         if need_x:
             of_out, of_in, of_group = taps_of(weight, groups)
             taps, of_weight = (of_in, of_out, of_group), ends.weight(conjugate=True)
-            library.convolve(band, of_weight, to_x, turned, taps, g, kernel, None, None, dx)
+            library.convolve(band, of_weight, to_x, turned, taps, g, kernel, None, dx)
         if need_weight:
             if x is not None:
                 z = library.analyse(band, ends.x(), sizes, plain(x))
@@ -214,23 +211,33 @@ conv.register_autograd(_differentiate_conv, setup_context=_save_conv)
 
 @operator("dft_native_apply")
 def apply(
-    x: Tensor, w: Tensor, bias: Tensor | None, out_channels: int, groups: int, n: Ints, kept: Ints, out: Ints
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    out_channels: int,
+    groups: int,
+    n: Ints,
+    kept: Ints,
+    out: Ints,
+    mask: Tensor | None,
+    reach: Ints,
+    places: Tensor | None,
 ) -> Tensor:
-    """The convolution with the modes of a frozen weight, repacked once."""
-    band, dtype = Kept(tuple(n), tuple(kept)), compute_dtype(x.dtype)
+    """The convolution with the modes of a frozen weight, [F, 2, O * C / groups], which are at `places` of the band or
+    are all of it; mask and reach as in `conv`."""
+    band, dtype = Kept(tuple(n), tuple(kept), tuple(reach)), compute_dtype(x.dtype)
     sizes = Sizes(x.shape[0], groups, x.shape[1] // groups, out_channels // groups)
     y = x.new_empty(x.shape[0], out_channels, *out, dtype=dtype)
     if x.shape[0] == 0:
         return y.to(x.dtype)
-    in_lanes = groups_in_lanes(band, sizes, dtype)
-    packed = packed_modes(w, band, sizes, _centre(x.shape[2:], out), in_lanes, transposed=False)
     of_x, of_y = fold_of(band, x.shape[2:], dtype), fold_of(band, out, dtype, synthesis=True, inverse=True)
-    offset, maps = None if bias is None else plain(bias), plain(x)
-    if in_lanes:
-        library.convolve_lanes(band, of_x, of_x, of_y, sizes, maps, None, packed, offset, y)
+    offset, maps, modes = None if bias is None else plain(bias), plain(x), plain(w)
+    frozen = frozen_of(modes, places, band, x.shape[2:], out)
+    if groups_in_lanes(band, sizes, dtype):
+        library.convolve_lanes(band, of_x, of_x, of_y, sizes, maps, modes, offset, y, mask, frozen)
     else:
-        z = library.analyse(band, of_x, sizes, maps)
-        library.convolve(band, of_x, of_y, sizes, (0, 0, 0), z, None, packed, offset, y)
+        z, where = library.analyse(band, of_x, sizes, maps), (sizes.inputs, 1, sizes.inputs * sizes.outputs)
+        library.convolve(band, of_x, of_y, sizes, where, z, modes, offset, y, mask, frozen)
     return y.to(x.dtype)
 
 
@@ -240,23 +247,33 @@ def _(*, x: Tensor, out_channels: int, out: Ints) -> Tensor:
 
 
 @operator("dft_native_apply_backward")
-def apply_backward(dy: Tensor, w: Tensor, channels: int, groups: int, n: Ints, kept: Ints, size: Ints) -> Tensor:
-    band, dtype = Kept(tuple(n), tuple(kept)), compute_dtype(dy.dtype)
+def apply_backward(
+    dy: Tensor,
+    w: Tensor,
+    channels: int,
+    groups: int,
+    n: Ints,
+    kept: Ints,
+    size: Ints,
+    mask: Tensor | None,
+    reach: Ints,
+    places: Tensor | None,
+) -> Tensor:
+    band, dtype = Kept(tuple(n), tuple(kept), tuple(reach)), compute_dtype(dy.dtype)
     sizes = Sizes(dy.shape[0], groups, channels // groups, dy.shape[1] // groups)
     dx = dy.new_empty(dy.shape[0], channels, *size, dtype=dtype)
     if dy.shape[0] == 0:
         return dx.to(dy.dtype)
-    in_lanes = groups_in_lanes(band, sizes, dtype)
-    packed = packed_modes(w, band, sizes, _centre(size, dy.shape[2:]), in_lanes, transposed=True)
     of_y, to_x = fold_of(band, dy.shape[2:], dtype, inverse=True), fold_of(band, size, dtype, synthesis=True)
-    gradient = plain(dy)
-    if in_lanes:
-        sides = (of_y, to_x, of_y, to_x, to_x)
-        library.convolve_lanes_backward(band, sides, sizes, gradient, None, None, packed, dx, None)
+    gradient, modes = plain(dy), plain(w)
+    if groups_in_lanes(band, sizes, dtype):
+        frozen, sides = frozen_of(modes, places, band, size, dy.shape[2:]), (of_y, to_x, of_y, to_x, to_x)
+        library.convolve_lanes_backward(band, sides, sizes, gradient, None, modes, dx, None, mask, frozen)
     else:
+        frozen = frozen_of(modes, places, band, size, dy.shape[2:], conjugate=True)
         turned = Sizes(dy.shape[0], groups, sizes.outputs, sizes.inputs)
-        g = library.analyse(band, of_y, turned, gradient)
-        library.convolve(band, of_y, to_x, turned, (0, 0, 0), g, None, packed, None, dx)
+        g, where = library.analyse(band, of_y, turned, gradient, mask), (1, sizes.inputs, sizes.inputs * sizes.outputs)
+        library.convolve(band, of_y, to_x, turned, where, g, modes, None, dx, None, frozen)
     return dx.to(dy.dtype)
 
 
@@ -267,23 +284,34 @@ def _(*, dy: Tensor, channels: int, size: Ints) -> Tensor:
 
 @apply.register_composed
 def _(
-    x: Tensor, w: Tensor, bias: Tensor | None, out_channels: int, groups: int, n: Ints, kept: Ints, out: Ints
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    out_channels: int,
+    groups: int,
+    n: Ints,
+    kept: Ints,
+    out: Ints,
+    mask: Tensor | None,
+    reach: Ints,
+    places: Tensor | None,
 ) -> Tensor:
-    y: Tensor = _apply_by_gemm(x, w, bias, out_channels, groups, n, kept, out)
-    return y
+    return composed.apply(x, composed.spread(w, places), bias, out_channels, groups, n, kept, out, mask)
 
 
 def _save_apply(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, w, _, _, groups, n, kept, _ = inputs
-    ctx.save_for_backward(w)
-    ctx.geometry = (x.shape[1], groups, n, kept, list(x.shape[2:]))
+    x, w, _, _, groups, n, kept, _, mask, reach, places = inputs
+    ctx.save_for_backward(w, mask, places)
+    ctx.geometry, ctx.reach = (x.shape[1], groups, n, kept, list(x.shape[2:])), reach
 
 
 def _differentiate_apply(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    if by_chain():
-        return _composed_apply_backward(ctx, dy)
-    dx = apply_backward(dy, *ctx.saved_tensors, *ctx.geometry) if ctx.needs_input_grad[0] else None
-    return dx, None, by_torch.bias_gradient(dy) if ctx.needs_input_grad[2] else None, None, None, None, None, None
+    (w, mask, places), (channels, groups, n, kept, size), dx = ctx.saved_tensors, ctx.geometry, None
+    if ctx.needs_input_grad[0] and by_chain():
+        dx = composed.apply_gradient(dy, composed.spread(w, places), channels, groups, n, kept, size, mask)
+    elif ctx.needs_input_grad[0]:
+        dx = apply_backward(dy, w, channels, groups, n, kept, size, mask, ctx.reach, places)
+    return dx, None, by_torch.bias_gradient(dy) if ctx.needs_input_grad[2] else None, *(None,) * 8
 
 
 apply.register_autograd(_differentiate_apply, setup_context=_save_apply)
@@ -297,12 +325,12 @@ conv.register_flops(
     )
 )
 apply.register_flops(
-    lambda x, w, bias, out_channels, groups, n, kept, out: flops.forward(
+    lambda x, w, bias, out_channels, groups, n, kept, out, *rest: flops.forward(
         x, None, out_channels, out, groups, flops.by_folds(n, kept)
     )
 )
 apply_backward.register_flops(
-    lambda dy, w, channels, groups, n, kept, size: flops.backward(
+    lambda dy, w, channels, groups, n, kept, size, *rest: flops.backward(
         dy, None, channels, size, groups, flops.by_folds(n, kept)
     )
 )
@@ -345,6 +373,10 @@ def fold_of(band: Kept, lengths: Ints, dtype: torch.dtype, **how: bool) -> Fold:
     return fold(band.n, band.kept, tuple(lengths), (0,) * len(band.n), dtype, library.panel(), **how)
 
 
-def _centre(size: Ints, out: Ints) -> tuple[int, ...]:
-    """Twice the centre of the kernel, which those of x and y determine."""
-    return tuple(have - made for have, made in zip(size, out, strict=True))
+def frozen_of(
+    modes: Tensor, places: Tensor | None, band: Kept, size: Ints, out: Ints, conjugate: bool = False
+) -> Frozen:
+    """The turn of the modes [F, 2, O * C / groups] of `dft` to the centre of the kernel, which those of x and y say."""
+    doubled = tuple(have - made for have, made in zip(size, out, strict=True))
+    turn = to_the_centre(band.n, band.kept, doubled, modes.dtype.to_complex())
+    return Frozen(turn, places, modes.shape[2], conjugate)

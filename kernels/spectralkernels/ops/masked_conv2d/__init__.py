@@ -55,7 +55,13 @@ from spectralkernels.ops.masked_conv2d.baselines import (
     torch_fft,
 )
 from spectralkernels.ops.masked_conv2d.choice import auto
-from spectralkernels.ops.masked_conv2d.dft_gemm import dft_gemm, fits_matrices, freeze_weight, prepare_frozen
+from spectralkernels.ops.masked_conv2d.dft_gemm import (
+    dft_gemm,
+    fits_matrices,
+    freeze_weight,
+    needs_spectrum,
+    prepare_frozen,
+)
 from spectralkernels.ops.masked_conv2d.profiles import PROFILES, band_of, cost, make_inputs, observe
 from spectralkernels.spectra import Band
 
@@ -180,12 +186,6 @@ def _check_modes(modes: object, others: tuple[type, ...]) -> None:
         raise DtypeError(f"modes must be a masks.ModeList, made by masks.mode_list(mask, n), got {kind(modes)}")
 
 
-def _needs_spectrum(weight: Tensor | WeightSpectrum, **rest: Any) -> str | None:
-    if isinstance(weight, WeightSpectrum):
-        return None
-    return "it takes a frozen weight; pass masked_weight_spectrum(weight, ...) instead of the weight"
-
-
 def _direct_supports(**inputs: Any) -> str | None:
     return needs_tensor(**inputs) or direct_supports(**inputs)
 
@@ -225,7 +225,7 @@ OPERATION = Operation(
             "kernel",
             dft_gemm,
             "the same with the weight transformed once, outside the clock",
-            supports=all_of(_needs_spectrum, fits_matrices),
+            supports=all_of(needs_spectrum, fits_matrices),
             prepare=prepare_frozen,
             frozen=True,
             gradients=("x",),
@@ -242,7 +242,7 @@ OPERATION = Operation(
             "baseline",
             torch_fft,
             "torch.fft, with the weight transformed once, outside the clock",
-            supports=_needs_spectrum,
+            supports=needs_spectrum,
             prepare=prepare_frozen,
             frozen=True,
             gradients=("x",),

@@ -75,6 +75,12 @@ def prepare_frozen(
     return {"x": x, "weight": frozen, "mask": mask, "bias": bias, "band": band, "modes": modes, "groups": groups}
 
 
+def needs_spectrum(weight: Tensor | WeightSpectrum, **rest: Any) -> str | None:
+    if isinstance(weight, WeightSpectrum):
+        return None
+    return "it takes a frozen weight; pass masked_weight_spectrum(weight, ...) instead of the weight"
+
+
 def fits_matrices(x: Tensor, band: Band, modes: ModeList, **rest: Any) -> str | None:
     """The reason why the transforms of the listed modes are not made as matrices, or None; see `dft.too_large`."""
     sides, cells = (band.size, band.kernel, band.out), len(modes.cells) or None

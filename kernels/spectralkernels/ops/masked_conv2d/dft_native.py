@@ -9,23 +9,30 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from spectralkernels.constants import constant
 from spectralkernels.convolution import dft_native as convolution
 from spectralkernels.convolution.dft_native import build
-from spectralkernels.convolution.geometry import compute_dtype, needs_tensor
+from spectralkernels.convolution.geometry import WeightSpectrum, compute_dtype, needs_tensor
 from spectralkernels.declare import Implementation, all_of
 from spectralkernels.modes import ModeList, box
-from spectralkernels.ops.masked_conv2d.dft_gemm import fits_matrices, flat_indices
+from spectralkernels.ops.masked_conv2d.dft_gemm import fits_matrices, flat_indices, needs_spectrum, prepare_frozen
 from spectralkernels.spectra import Band
 
 
 def dft_native(
-    x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, band: Band, modes: ModeList, groups: int
+    x: Tensor,
+    weight: Tensor | WeightSpectrum,
+    mask: Tensor,
+    bias: Tensor | None,
+    band: Band,
+    modes: ModeList,
+    groups: int,
 ) -> Tensor:
-    """x [B, C, H, W], weight [O, C / groups, K_h, K_w], mask [N_h, N_w // 2 + 1] or [B, 1, ...], bias [O] | None ->
-    [B, O, *out].
+    """x [B, C, H, W], weight [O, C / groups, K_h, K_w] or its spectrum, mask [N_h, N_w // 2 + 1] or [B, 1, ...],
+    bias [O] | None -> [B, O, *out].
 
     Raises: Unsupported with the compiler's last lines where the library does not compile.
     """
@@ -35,10 +42,14 @@ def dft_native(
     cells = mask.reshape(-1, mask.shape[-2] * mask.shape[-1])
     weights = cells.new_zeros(cells.shape, dtype=compute_dtype(x.dtype))
     weights[:, listed] = cells[:, listed].to(weights.dtype)
-    weights = weights[:, flat_indices(box(modes.n, kept), mask.device)].contiguous()
+    whole = box(modes.n, kept)
+    weights = weights[:, flat_indices(whole, mask.device)].contiguous()
     around = replace(band, kept=kept)
     holes = reach if min(reach) < kept[0] else ()
-    return convolution.masked(x, weight, bias, around, groups, weights, holes)
+    places = None
+    if isinstance(weight, WeightSpectrum) and modes != whole:
+        places = places_of(modes, whole, mask.device)
+    return convolution.masked(x, weight, bias, around, groups, weights, holes, places)
 
 
 @constant
@@ -50,6 +61,13 @@ def reach_of(modes: ModeList) -> tuple[int, ...]:
     for u, v in modes.cells:
         found[v] = max(found[v], 1 + min(u, modes.n[0] - u))
     return tuple(found)
+
+
+@constant
+def places_of(modes: ModeList, whole: ModeList, device: torch.device) -> Tensor:
+    """Where the modes of a box are among the listed ones, -1 for the others: Int64 [F]."""
+    at = {mode: place for place, mode in enumerate(modes.indices)}
+    return torch.tensor([at.get(mode, -1) for mode in whole.indices], device=device)
 
 
 def _no_gradient(mask: Tensor, **rest: Any) -> str | None:
@@ -65,5 +83,17 @@ IMPLEMENTATIONS = (
         engine="native",
         available=build.unavailable,
         supports=all_of(needs_tensor, _no_gradient, fits_matrices),
+    ),
+    Implementation(
+        "dft_native_frozen",
+        "kernel",
+        dft_native,
+        "the same with the weight transformed once, outside the clock",
+        engine="native",
+        available=build.unavailable,
+        supports=all_of(needs_spectrum, _no_gradient, fits_matrices),
+        prepare=prepare_frozen,
+        frozen=True,
+        gradients=("x",),
     ),
 )
