@@ -9,6 +9,7 @@ import pytest
 import torch
 from effort import draws
 
+from spectralkernels import weight_spectrum
 from spectralkernels.convolution import choice, estimates
 from spectralkernels.convolution.choice import auto, fastest, matrices_are_light
 from spectralkernels.convolution.dft_native import build
@@ -132,6 +133,8 @@ def test_only_who_serves_is_asked(monkeypatch: pytest.MonkeyPatch):
             assert auto(x, weight, None, band, 1).name != forbidden
         given({**cheap, "dft_native": 1.0}, monkeypatch)
         assert (auto(x, weight, None, limited, 1).name == "dft_native") == built
+        frozen = weight_spectrum(torch.randn(4, 4, 3, 3), (9, 8), compression=0.5)
+        assert auto(x, frozen, None, limited, 1).name == ("dft_native_frozen" if built else "dft_gemm_frozen")
     given({**cheap, "direct_converted": 1.0}, monkeypatch)
     assert auto(x, weight, None, exact, 1).name == "direct_converted"
     assert auto(x.to(memory_format=torch.channels_last), weight, None, exact, 1).name != "direct_converted"

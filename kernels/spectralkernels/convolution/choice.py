@@ -44,7 +44,7 @@ def auto(x: Tensor, weight: Tensor | WeightSpectrum, bias: Tensor | None, band: 
         because = "the weight is frozen, so that its transform is already there"
         if (refusal := fits_matrices(x, band)) is not None:
             return Decision("torch_fft_frozen", f"{because}, and {refusal}")
-        return Decision("dft_gemm_frozen", because)
+        return Decision("dft_native_frozen" if library_serves(x) else "dft_gemm_frozen", because)
     if x.device.type != "cpu":
         return _unmeasured(weight, band, fits_matrices(x, band))
     if traced(x):
@@ -77,9 +77,14 @@ def _traced(x: Tensor, weight: Tensor, band: Band, groups: int, refusal: str | N
     sizes = (TRACED_BATCH, x.shape[1], weight.shape[0], groups, band)
     if band.compression == 0.0 and direct_flops(*sizes) <= MAP_FLOP_RATIO * dft_gemm_flops(*sizes):
         return Decision("direct", "nothing is dropped, and the direct sum needs little arithmetic")
-    # An exported graph goes to machines that may have no compiler.
-    name = "dft_native" if build.READY and not torch.compiler.is_exporting() else "dft_gemm"
-    return Decision(name, "only kept modes are computed, by an opaque operator")
+    return Decision(
+        "dft_native" if library_serves(x) else "dft_gemm", "only kept modes are computed, by an opaque operator"
+    )
+
+
+def library_serves(x: Tensor) -> bool:
+    """Whether the compiled library is there already. An exported graph goes to machines that may have no compiler."""
+    return x.device.type == "cpu" and build.READY and not torch.compiler.is_exporting()
 
 
 def _unmeasured(weight: Tensor, band: Band, refusal: str | None) -> Decision:

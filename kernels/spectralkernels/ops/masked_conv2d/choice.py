@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from spectralkernels.constants import traced
-from spectralkernels.convolution.choice import matrices_are_light, remembered
+from spectralkernels.convolution.choice import library_serves, matrices_are_light, remembered
 from spectralkernels.convolution.dft_native import build
 from spectralkernels.convolution.estimates import Sizes
 from spectralkernels.convolution.geometry import WeightSpectrum, compute_dtype, dilation_of
@@ -34,7 +34,8 @@ def auto(
         because = "the weight is frozen, so that its transform is already there"
         if too_large is not None:
             return Decision("torch_fft_frozen", f"{because}, and {too_large}")
-        return Decision("dft_gemm_frozen", because)
+        serves = modes.steps and not mask.requires_grad and library_serves(x)
+        return Decision("dft_native_frozen" if serves else "dft_gemm_frozen", because)
     if x.device.type != "cpu":
         return Decision("torch_fft", too_large) if too_large else Decision("dft_gemm", "no GPU has been measured yet")
     if traced(x, mask):  # by a rule without guards
