@@ -1,9 +1,10 @@
 """`python -m spectralbench.regret`: what `impl="auto"` costs on random shapes, against the fastest implementation here.
 
-Each shape is convolved by every implementation of `band_limited_conv1d` or `...2d` that may serve it and is no coarser
-than the operation, one call each in turn, so that a busy machine is busy for all. The least time of each counts. Regret
-is the time of auto's choice over that of the fastest; memory is the largest resident growth in a call of auto that has
-its constants to make, over that of torch_fft. Shapes beyond a stated size are drawn again.
+Each shape is convolved by every implementation of `band_limited_conv1d` or `...2d`, or of `masked_conv2d` if asked,
+that may serve it and is no coarser than the operation, one call each in turn, so that a busy machine is busy for all.
+The least time of each counts. Regret is the time of auto's choice over that of the fastest; memory is the largest
+resident growth in a call of auto that has its constants to make, over that of torch_fft. Shapes beyond a stated size
+are drawn again.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from spectralkernels.convolution.geometry import conv_band
 from spectralkernels.declare import Case, Implementation, Operation
 from spectralkernels.dispatch import why_not
 from spectralkernels.ops import load_operation
+from spectralkernels.ops.masked_conv2d.choice import mask_sizes
+from spectralkernels.ops.masked_conv2d.profiles import KINDS
 
 MOST_BYTES = 256 << 20
 """Of maps, weight and answer together: larger shapes are drawn again."""
@@ -73,27 +76,33 @@ class Row:
         return self.bytes["auto"] / max(SMALL_BYTES, self.bytes["torch_fft"]) if self.bytes else None
 
 
-def draw(chance: random.Random) -> Case:
+def draw(chance: random.Random, masked: bool = False) -> Case:
     """A random shape: sizes are log-uniform, a quarter without compression, a third in groups (half of them depthwise).
 
     K 1 to 63, 1 to 512 channels, sides 4 to 1024 or series of 16 to 65,536 samples, batch 1 to 32, c to 0.95.
+    masked: maps of sides to 128 under a mask of any kind, without groups.
     """
     while True:
-        series = chance.random() < 0.4
+        series = not masked and chance.random() < 0.4
         channels, out_channels = _log(chance, 1, 512), _log(chance, 1, 512)
         groups = 1
-        if chance.random() < 1 / 3:
+        if not masked and chance.random() < 1 / 3:
             out_channels = channels
             groups = channels if chance.random() < 0.5 else chance.choice(_divisors(channels))
         sizes: dict[str, Any] = {"batch": _log(chance, 1, 32), "in_channels": channels, "out_channels": out_channels}
         if series:
             sizes["length"] = _log(chance, 16, 65536)
         else:
-            sizes["height"] = _log(chance, 4, 1024)
-            sizes["width"] = sizes["height"] if chance.random() < 0.5 else _log(chance, 4, 1024)
+            longest = 128 if masked else 1024
+            sizes["height"] = _log(chance, 4, longest)
+            sizes["width"] = sizes["height"] if chance.random() < 0.5 else _log(chance, 4, longest)
         compression = 0.0 if chance.random() < 0.25 else round(chance.uniform(0.01, 0.95), 2)
-        rest = {"kernel_size": _log(chance, 1, 63), "groups": groups, "compression": compression}
-        name = "band_limited_conv1d" if series else "band_limited_conv2d"
+        rest: dict[str, Any] = {"kernel_size": _log(chance, 1, 63)}
+        if masked:
+            name, rest["mask"], rest["rate"] = "masked_conv2d", chance.choice(KINDS), compression
+        else:
+            name = "band_limited_conv1d" if series else "band_limited_conv2d"
+            rest |= {"groups": groups, "compression": compression}
         case = Case(name, tuple({**sizes, **rest, "grid": "tight", "input": "white"}.items()))
         if _fits(case):
             return case
@@ -108,10 +117,13 @@ def _fits(case: Case) -> bool:
 
 
 def sizes_of(case: Case) -> Sizes:
-    """What a case costs."""
-    size = tuple(case[name] for name in ("length", "height", "width") if name in dict(case.params))
-    band = conv_band(size, (case["kernel_size"],) * len(size), compression=case["compression"], grid=case["grid"])
-    return Sizes(case["batch"], case["in_channels"], case["out_channels"], case["groups"], band)
+    """What a case costs, a mask aside."""
+    params: dict[str, Any] = dict(case.params)
+    size = tuple(params[name] for name in ("length", "height", "width") if name in params)
+    band = conv_band(
+        size, (case["kernel_size"],) * len(size), compression=params.get("compression", 0.0), grid=case["grid"]
+    )
+    return Sizes(case["batch"], case["in_channels"], case["out_channels"], params.get("groups", 1), band)
 
 
 def _log(chance: random.Random, least: int, most: int) -> int:
@@ -125,6 +137,8 @@ def _divisors(number: int) -> list[int]:
 def serving(operation: Operation, case: Case, inputs: Mapping[str, Any], chosen: str) -> list[Implementation]:
     """Who may be raced on a CPU: as exact as the operation, at once, from the inputs as they are, and not hopeless."""
     sizes, arguments = sizes_of(case), dict(inputs)
+    if "modes" in inputs:
+        sizes = mask_sizes(*(inputs[name] for name in ("x", "weight", "band", "modes", "groups")))
     longest = max(HOPELESS_SECONDS, HOPELESS * seconds(chosen, sizes))
     return [
         found
@@ -251,7 +265,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if time.monotonic() - start > asked.time_budget:
             print(f"\nout of time after {number} of {asked.shapes} shapes", file=sys.stderr)
             break
-        rows.append(measure(draw(chance), asked.rounds, asked.seconds, not asked.no_memory, asked.training, clock))
+        rows.append(
+            measure(draw(chance, asked.masked), asked.rounds, asked.seconds, not asked.no_memory, asked.training, clock)
+        )
         if asked.json:
             print(json.dumps(asdict(rows[-1])), flush=True)
         print(f"\r{number + 1} of {asked.shapes}", end="", file=sys.stderr, flush=True)
@@ -272,6 +288,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--threads", type=int, default=torch.get_num_threads(), metavar="N", help="of torch")
     made.add_argument("--training", action="store_true", help="race forward and backward passes")
     made.add_argument("--cpu-time", action="store_true", help="of all threads, for a busy machine; not the wall's time")
+    made.add_argument("--masked", action="store_true", help="shapes of masked_conv2d, in place of bands")
     made.add_argument("--no-memory", action="store_true", help="race alone")
     made.add_argument("--json", action="store_true", help="a line per shape on stdout, and no summary")
     return made

@@ -116,9 +116,20 @@ def test_who_is_raced_serves_and_is_ours(monkeypatch: pytest.MonkeyPatch):
     assert "direct_lowpass" in {found.name for found in serving(operation, case, inputs, "direct_lowpass")}
 
 
-@pytest.mark.parametrize("training", [False, True])
-def test_a_shape_is_measured(training: bool):
-    case, _ = load_operation("band_limited_conv2d").cases("smoke")[0]
+@pytest.mark.parametrize("number", draws(3))
+def test_masked_shapes_are_of_every_kind_and_within_their_bounds(number: int, seed: int):
+    cases = [draw(random.Random(seed + each), masked=True) for each in range(8)]
+    assert len({case["mask"] for case in cases}) > 1
+    for case in cases:
+        assert case.operation == "masked_conv2d" and 0.0 <= case["rate"] < 1.0
+        assert max(case["height"], case["width"]) <= 128 and sum(sizes_of(case).planes) > 0
+
+
+@pytest.mark.parametrize(
+    ("training", "operation"), [(False, "band_limited_conv2d"), (True, "band_limited_conv2d"), (False, "masked_conv2d")]
+)
+def test_a_shape_is_measured(training: bool, operation: str):
+    case, _ = load_operation(operation).cases("smoke")[0]
     found = measure(case, 1, 1.0, weighed=True, training=training)
     assert found.chosen in found.seconds and found.seconds.keys() >= {"torch_fft", "dft_gemm"}
     assert found.regret >= 1.0 and found.bytes.keys() == {"auto", "torch_fft"}
