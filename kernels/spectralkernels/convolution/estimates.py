@@ -160,20 +160,24 @@ def _truncated(plane: tuple[int, ...], sizes: Sizes) -> int:
 
 
 def _dft_native(sizes: Sizes) -> Work:
-    """Folded transforms and the product, planes in lanes: groups where these fill them better, else channels."""
+    """Folded transforms and the product, planes in lanes: groups where these fill them better, else channels.
+
+    Of modes that are listed one by one it computes the whole band around them.
+    """
+    modes = sizes.band.modes if sizes.cells else sizes.modes
     band, (of_x, of_weight, of_y) = sizes.band, sizes.planes
     lanes = LANES * 4 // sizes.itemsize
     of_groups = _up(sizes.groups, lanes) / sizes.groups
     of_outputs = _up(sizes.outputs, lanes) / sizes.outputs
     pairs = sizes.inputs * sizes.outputs
-    if of_groups < of_outputs and 2 * sizes.modes * pairs * lanes * sizes.itemsize <= LARGEST_LANE_WEIGHTS:
+    if of_groups < of_outputs and 2 * modes * pairs * lanes * sizes.itemsize <= LARGEST_LANE_WEIGHTS:
         maps = of_x * folded_flops(band.size, band) + of_y * folded_flops(band.out, band)
         numbers = of_x * math.prod(band.size) + of_y * math.prod(band.out)
         return {
             "call": 1.0,
             "lane_map": maps * of_groups,
             "lane_kernel": of_weight * folded_flops(band.kernel, band) * of_groups,
-            "lane_product": sizes.products * sizes.modes * of_groups,
+            "lane_product": sizes.products * modes * of_groups,
             "lane_number": numbers * of_groups,
         }
     of_inputs = _up(sizes.inputs, lanes) / sizes.inputs
@@ -182,7 +186,7 @@ def _dft_native(sizes: Sizes) -> Work:
         "group": sizes.groups,
         "map": of_x * of_inputs * folded_flops(band.size, band) + of_y * of_outputs * folded_flops(band.out, band),
         "kernel": of_weight * of_outputs * folded_flops(band.kernel, band),
-        "product": sizes.products * sizes.modes * of_outputs,
+        "product": sizes.products * modes * of_outputs,
     }
 
 

@@ -45,9 +45,9 @@ def auto(
     names = ["torch_fft"]
     if too_large is None and matrices_are_light(sizes):
         names.append("dft_gemm")
-        # Its estimate is that of a staircase; like for bands, nothing waits for a compiler.
+        # Like for bands, nothing waits for a compiler.
         dilated = dilation_of(band, weight.shape[2:]) != (1, 1)
-        if build.READY and modes.steps and not (mask.requires_grad or dilated):
+        if build.READY and not (mask.requires_grad or dilated):
             names.append("dft_native")
     # A mask with a gradient needs one.
     if not mask.requires_grad and len(modes) == band.n[0] * half(band.n[1]) and all_pass(mask):
