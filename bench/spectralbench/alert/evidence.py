@@ -277,15 +277,29 @@ def _shuffled(model: _Model, minimum: int) -> tuple[Tail, Tail] | None:
 
 
 def _steady(model: _Model, minimum: int) -> tuple[Array, Array]:
-    """The earlier points of the series that have not changed plainly within them, and the `within` of those series."""
-    before = replace(model, points=model.points[:, :-1], newest=None, older=None)
+    """The earlier points of the series that have not changed plainly within them, and the `within` of those series.
+
+    One stray point is noise, which is what is looked for: a change is plain if it is there without the point farthest
+    out. The last one may be the first after a change, and is not left out.
+    """
+    before = replace(model, points=_without_one(model.points[:, :-1]), newest=None, older=None)
     splits = _splits(before, np.zeros(len(model.points), dtype=np.int64), minimum)
     loudest = np.abs(np.where(splits.legal & ~splits.over, splits.z, 0.0))
     older = splits.legal[:, :-1].sum(1)
     p = special.ndtr(-np.stack((loudest[:, :-1].max(1, initial=0.0), loudest[:, -1])))
     p *= np.stack((np.maximum(older, 1), np.ones_like(older))) * np.where(older > 0, 2, 1)
     steady = p.min(0) > CHANGED
-    return before.points[steady], before.within[steady]
+    return model.points[steady, :-1], before.within[steady]
+
+
+def _without_one(points: Array) -> Array:
+    """NaN for the point of every series that is farthest from the mean of all, but for the last."""
+    known = np.isfinite(points)
+    mean = np.where(known, points, 0.0).sum(1, keepdims=True) / np.maximum(known.sum(1, keepdims=True), 1)
+    far = np.where(known[:, :-1], np.abs(points - mean)[:, :-1], -1.0)
+    left = points.copy()
+    np.put_along_axis(left, np.argmax(far, 1)[:, None], np.nan, 1)
+    return left
 
 
 def _visible(model: _Model, start: Array, minimum: int, alarm: float) -> Array:
