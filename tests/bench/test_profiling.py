@@ -23,7 +23,7 @@ from spectralbench.cli.profiling import deeper, floor_seconds, lines, utilisatio
 from spectralbench.clock import clock_for
 from spectralbench.profiling import CaseProfile, draw, profile_case
 from spectralbench.profiling.draw import intensity, progress
-from spectralbench.profiling.kernels import kernels_of
+from spectralbench.profiling.kernels import kernels_of, leaves
 from spectralbench.profiling.memory import Mark, over_a_step, read
 from spectralbench.profiling.trace import OUTSIDE, Busy, trace
 from spectralbench.sweep import Request, plan
@@ -158,6 +158,32 @@ def test_kernels_are_the_leaves_of_protons_tree_per_call(monkeypatch: pytest.Mon
     monkeypatch.setattr(triton, "profiler", proton_that_writes([{"frame": {"name": "ROOT"}, "children": []}]))
     with pytest.raises(Unsupported, match="saw no kernel"):
         kernels_of(lambda: None, "cuda")
+
+
+def test_a_tree_that_protons_own_writer_wrote(tmp_path: Path) -> None:
+    """Without a GPU proton watches no kernel, but what it stores for one can be told to it."""
+    proton = pytest.importorskip("triton._C.libproton", reason="this triton has no proton").proton
+
+    def node(name: str, count: float = 0, nanoseconds: float = 0) -> tuple[int, str]:
+        scope = proton.record_scope(), name
+        proton.enter_scope(*scope)
+        if count:
+            proton.add_metrics(scope[0], {"count": count, "time (ns)": nanoseconds})
+        return scope
+
+    def written(name: str, *scopes: tuple[str, float, float]) -> list[tuple[str, float, float]]:
+        session = proton.start(str(tmp_path / name), "shadow", "tree", "instrumentation", "cuda")
+        outer = node("outer")
+        for scope in scopes:
+            proton.exit_scope(*node(*scope))
+        proton.exit_scope(*outer)
+        proton.finalize(session, "hatchet")
+        return sorted(leaves(json.loads((tmp_path / f"{name}.hatchet").read_text())))
+
+    found = written("some", ("product", 1.0, 20000.0), ("analyse", 1.0, 2000.0), ("analyse", 1.0, 1000.0))
+    assert found == [("analyse", 2.0, pytest.approx(3e-6)), ("product", 1.0, pytest.approx(2e-5))]
+    assert written("none") == []
+    assert list(leaves([{"frame": {"name": "ROOT"}, "metrics": {"count": 0, "time (ns)": 0}, "children": []}])) == []
 
 
 def test_where_proton_cannot_be_it_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
