@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from sys import intern
 from typing import Any
 
 from spectralbench import asv_files
@@ -36,9 +37,10 @@ class _Pool:
 
     def point(self, wrong: bool) -> Point:
         prefix, (when, value, q25, q75, count, processes, remarks) = self.parts[0]
-        labelled = [(f"{prefix}{at}", median) for at, median in processes]
+        # The labels of a file's processes are those of all its points: one object each.
+        labelled = [(intern(f"{prefix}{at}"), median) for at, median in processes]
         if len(self.parts) > 1:
-            labelled = [(f"{prefix}{at}", median) for prefix, part in self.parts for at, median in part[5]]
+            labelled = [(intern(f"{prefix}{at}"), median) for prefix, part in self.parts for at, median in part[5]]
             value, q25, q75 = level([median for _, median in labelled])
             when = min(part[0] for _, part in self.parts)
             count = sum(part[4] for _, part in self.parts)

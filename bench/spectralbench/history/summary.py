@@ -66,7 +66,9 @@ class Summary:
 def summaries(root: Path) -> Iterator[Summary]:
     """The summary of every record file below `root` (results/records), in the order of their names."""
     store = _place(root)
-    known, kept, fresh, size = {} if store is None else _stored(store), {}, False, 0
+    known = {} if store is None else _stored(store)
+    kept: dict[str, bytes] = {}
+    fresh, size = False, 0
     for path in sorted(root.glob("*/*.jsonl")):
         try:
             content = fields.regular_file(path)
@@ -74,10 +76,13 @@ def summaries(root: Path) -> Iterator[Summary]:
             yield _as_summary(path, _told(path))  # `read_file` says why
             continue
         digest, size = hashlib.sha256(content).hexdigest(), size + len(content)
-        if digest not in known:
-            known[digest], fresh = _told(path), True
-        kept[digest] = known[digest]
-        yield _as_summary(path, known[digest])
+        del content
+        text = known.get(digest)
+        told = _told(path) if text is None else json.loads(text)
+        if store is not None:
+            kept[digest] = _line(told) if text is None else text
+        fresh = fresh or text is None
+        yield _as_summary(path, told)
     if store is not None and fresh and size >= LEAST_BYTES:
         _store(store, kept)
 
@@ -177,25 +182,39 @@ def _place(root: Path) -> Path | None:
     return home / "spectralbench" / f"{name}.json" if home.is_absolute() else None
 
 
-def _stored(path: Path) -> dict[str, Any]:
-    """Summaries by the digest of their file; none where there is no whole cache of this code."""
+def _line(told: Sequence[Any]) -> bytes:
+    return json.dumps(told, separators=(",", ":")).encode()
+
+
+def _stored(path: Path) -> dict[str, bytes]:
+    """Summaries, still as text, by the digest of their file; none where there is no whole cache of this code.
+
+    The first line names the code and what follows; then there is a line for every file.
+    """
     try:
-        head, _, text = fields.regular_file(path).partition(b"\n")
+        head, *lines = fields.regular_file(path).split(b"\n")
     except OSError:
         return {}
-    if head.decode(errors="replace") != f"{_code()} {hashlib.sha256(text).hexdigest()}":
+    found = hashlib.sha256()
+    for line in lines:
+        found.update(line + b"\n")
+    if head.decode(errors="replace") != f"{_code()} {found.hexdigest()}":
         return {}
-    found: dict[str, Any] = json.loads(text)
-    return found
+    pairs = (line.partition(b" ") for line in lines)
+    return {digest.decode(): text for digest, _, text in pairs}
 
 
-def _store(path: Path, found: Mapping[str, Any]) -> None:
-    text = json.dumps(found, separators=(",", ":")).encode()
+def _store(path: Path, found: Mapping[str, bytes]) -> None:
+    lines = [digest.encode() + b" " + text for digest, text in found.items()]
+    whole = hashlib.sha256()
+    for line in lines:
+        whole.update(line + b"\n")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
             try:
-                file.write(f"{_code()} {hashlib.sha256(text).hexdigest()}\n".encode() + text)
+                file.write(f"{_code()} {whole.hexdigest()}".encode())
+                file.writelines(b"\n" + line for line in lines)
                 file.close()
                 Path(file.name).replace(path)
             except OSError:
