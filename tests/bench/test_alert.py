@@ -175,6 +175,18 @@ def test_other_numbers_of_processes_are_no_change(seed: int) -> None:
     assert simulate.alarms(weigh(values)).sum() <= 1
 
 
+def test_what_it_takes_to_see_ten_percent_is_said() -> None:
+    """Half the noise, a quarter of the processes."""
+    (found,) = alert.judge(series_of_values([1.0, 1.01, 0.99, 1.0, 1.0]))
+    needed = []
+    for resolution in (1.0999**2 - 1, 1.0999**4 - 1):
+        text = alert.to_markdown([replace(found, resolution=resolution, processes=3)])
+        needed.append(text.partition("% takes about ")[2].split()[0])
+    assert needed == ["12", "48"]
+    text = alert.to_markdown([replace(found, resolution=0.05, processes=3)])
+    assert "could show is 5 % (median).\n" in text
+
+
 def test_a_spike_that_is_over_is_the_same() -> None:
     steady = [1.0, 1.01, 0.99, 1.0, 1.01, 0.99, 1.0]
     assert alert.judge(series_of_values([*steady, 1.5, 1.0]))[0].verdict is Verdict.SAME

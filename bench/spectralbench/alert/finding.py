@@ -35,7 +35,8 @@ class Finding:
     change. changed_at: the commit that made it, None if nothing changed. commit: the newest one. earlier: number of
     points before the change. failed: it was measured before and fails, is skipped or is gone now. too_few: there are
     not enough points to judge it by. around: marks of the two points before and after the change. unexpected: it is
-    better, where a rule says that nothing may change until the expectation is written anew.
+    better, where a rule says that nothing may change until the expectation is written anew. processes: of the newest
+    point.
     """
 
     key: Key
@@ -53,6 +54,7 @@ class Finding:
     too_few: bool = False
     around: tuple[str, ...] = ()
     unexpected: bool = False
+    processes: int = 0
 
     @property
     def worse(self) -> bool:

@@ -287,7 +287,7 @@ def _verdict(one: _Judged, slower: bool, faster: bool) -> Finding:
         track.key, verdict, why + host, statistics.median(point.value for point in before), track.points[-1].value,
         ratio, track.points[-1].mark, before[-1].mark, count, resolution if math.isfinite(resolution) else None,
         changed_at=changed, around=tuple(point.mark for point in (*before[-2:], *after[:2])),
-        unexpected=rule.pinned and verdict is Verdict.FASTER,
+        unexpected=rule.pinned and verdict is Verdict.FASTER, processes=len(track.points[-1].processes),
     )  # fmt: skip
 
 

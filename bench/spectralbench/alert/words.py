@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -12,6 +14,8 @@ from spectralbench.record import Damage
 from spectralbench.text import cell, printable, table
 
 LINES = 20
+WANTED = 0.10
+"""A change of time that a history should show."""
 BETTER = (Verdict.LESS_EXACT, Verdict.FASTER)
 ANSWERS = {0: "No regression.", 1: "**Regressions or failures.**", 3: "Not enough history to judge anything."}
 
@@ -99,6 +103,7 @@ def to_json(findings: Sequence[Finding], doubtful: Sequence[Damage] = ()) -> str
 def to_markdown(findings: Sequence[Finding], doubtful: Sequence[Damage] = ()) -> str:
     """A summary, then the regressions, failures, improvements and unclear changes, each in a table."""
     lines = ["# Alert", "", f"{ANSWERS[exit_code(findings, doubtful)]} {_summary(findings)}.", ""]
+    lines += _sight(findings)
     if doubtful:
         lines += [f"**{_lost(doubtful)}**", "", *(f"- {cell(str(damage))}" for damage in doubtful), ""]
     failed = [finding for finding in findings if finding.failed]
@@ -114,6 +119,22 @@ def to_markdown(findings: Sequence[Finding], doubtful: Sequence[Damage] = ()) ->
         rows = [(str(count), cell(reason)) for reason, count in reasons.most_common()]
         lines += ["## Not judged", "", *table(("series", "reason"), rows, {0}), ""]
     return "\n".join(lines)
+
+
+def _sight(findings: Sequence[Finding]) -> Iterator[str]:
+    """What the times that were judged can show, and what it would take to see WANTED."""
+    seen = [one for one in findings if one.resolution and one.processes and one.key.metric == "device_time"]
+    if not seen:
+        return
+    usual = statistics.median(one.resolution or 0.0 for one in seen)
+    line = f"The smallest change that {len(seen)} series of device_time could show is {100 * usual:.3g} % (median)"
+    if usual > WANTED:
+        # Noise of processes in sittings of their own falls with the root of their number.
+        needed = statistics.median(
+            one.processes * (math.log1p(one.resolution or 0.0) / math.log1p(WANTED)) ** 2 for one in seen
+        )
+        line += f"; {100 * WANTED:g} % takes about {math.ceil(needed)} processes a commit, each in a sitting of its own"
+    yield from (f"{line}.", "")
 
 
 def _lost(doubtful: Sequence[Damage]) -> str:
