@@ -91,12 +91,18 @@ def test_a_run_of_unchanged_series_is_silent(kind: str, earlier: int, processes:
 
 @pytest.mark.parametrize("kind", simulate.KINDS)
 def test_one_changed_series_of_a_thousand_is_found(kind: str, seed: int) -> None:
+    """99 % are; the tail that a run of heavy noise shows may be twice too long, but hardly in two of four runs."""
     rng = np.random.default_rng(seed)
-    values = simulate.run(rng, kind, 0.01, 8, 5, False)
-    values[: simulate.CHANGED, -1] += np.log(1.05)
-    found = weigh(values, alarm=RATE / simulate.RUN, practical=simulate.PRACTICAL)
-    seen = found.slower[: simulate.CHANGED] <= RATE / simulate.RUN
-    assert seen.mean() >= 0.5 and (found.split[: simulate.CHANGED][seen] == 8).mean() >= 0.8
+    seen: list[bool] = []
+    at: list[int] = []
+    for _ in range(4):
+        values = simulate.run(rng, kind, 0.01, 8, 5, False)
+        values[: simulate.CHANGED, -1] += np.log(1.05)
+        found = weigh(values, alarm=RATE / simulate.RUN, practical=simulate.PRACTICAL)
+        told = found.slower[: simulate.CHANGED] <= RATE / simulate.RUN
+        seen += told.tolist()
+        at += found.split[: simulate.CHANGED][told].tolist()
+    assert np.mean(seen) >= 0.6 and np.mean(np.equal(at, 8)) >= 0.7
 
 
 def test_the_newest_change_is_not_half_of_itself_one_commit_earlier(monkeypatch: pytest.MonkeyPatch) -> None:
