@@ -119,7 +119,7 @@ def test_hopper_multiplies_on_tensor_cores_with_wide_accesses(precision: str, na
 @pytest.mark.slow
 def test_registers_of_the_default_class_on_hopper() -> None:
     """The figures of the design; a change of more than a tenth wants a reason."""
-    expected = {"maps": (158, 8), "product": (232, 8), "inverse": (162, 8), "product dw": (250, 8)}
+    expected = {"maps": (158, 8), "product": (207, 4), "inverse": (162, 8), "product dw": (211, 4)}
     for name, (registers, warps) in expected.items():
         code = compiled("32x32-K3", "tf32x3", 90, name)
         assert code.num_warps == warps and code.registers <= min(255, round(1.1 * registers)), name

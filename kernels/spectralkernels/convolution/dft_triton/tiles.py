@@ -74,10 +74,13 @@ def product_tile(m: int, n: int, k: int, batches: int, precision: Precision, cor
         return ProductTile(block_m, block_n, 16, 8 if block_m * block_n >= 2048 else 4)
     if family == "split" and core == "mma":
         return ProductTile(min(block_m, 32), min(block_n, 32), 16, 4)
+    if family == "split" and core == "wgmma":
+        # Half as deep, so that the pieces leave room for two blocks of 64 x 64 on a multiprocessor.
+        block_k = 16
     crowded = (family == "split" and core == "tcgen05") or (precision.storage == torch.float32 and core == "mma")
     if crowded or batches * -(-m // block_m) * -(-n // block_n) < FILL:
         block_n = min(block_n, 32)
-    return ProductTile(block_m, block_n, block_k, 8 if family == "split" and block_m * block_n >= 4096 else 4)
+    return ProductTile(block_m, block_n, block_k, 4)
 
 
 def separable_tile(transform: Transform, synthesis: bool, precision: Precision, core: TensorCore) -> SeparableTile:

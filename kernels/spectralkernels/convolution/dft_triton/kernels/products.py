@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 
 from spectralkernels.convolution.dft_triton.kernels.rounding import operand, stored
+from spectralkernels.convolution.splitting import pieces, products, transposed
 
 
 @triton.jit
@@ -26,6 +27,30 @@ def _weights(mask_ptr, cell, sample, samples, mask_sample):
     """The weights of one mode for some samples."""
     here = (sample < samples) & (cell >= 0)
     return tl.load(mask_ptr + sample * mask_sample + cell, mask=here, other=0).to(tl.float32)
+
+
+@triton.jit
+def _split_step(re, im, a_re, a_im, b_re, b_im, CONJUGATED: tl.constexpr, PRECISION: tl.constexpr):
+    """re and im plus one step of the complex product a b', in a class that splits operands; see `contract_kernel`.
+
+    The sum over steps is an addition in float32, since a tensor core cuts off what its sums do not hold.
+    """
+    zero = tl.zeros(re.shape, tl.float32)
+    a_re, a_im = pieces(a_re, PRECISION), pieces(a_im, PRECISION)
+    b_re, b_im = transposed(pieces(b_re, PRECISION)), transposed(pieces(b_im, PRECISION))
+    if CONJUGATED == "":
+        im += products(a_im, b_re, products(a_re, b_im, zero, PRECISION), PRECISION)
+        re += products(a_re, b_re, zero, PRECISION)
+        re -= products(a_im, b_im, zero, PRECISION)
+    else:
+        re += products(a_im, b_im, products(a_re, b_re, zero, PRECISION), PRECISION)
+        if CONJUGATED == "b":
+            im += products(a_im, b_re, zero, PRECISION)
+            im -= products(a_re, b_im, zero, PRECISION)
+        else:
+            im += products(a_re, b_im, zero, PRECISION)
+            im -= products(a_im, b_re, zero, PRECISION)
+    return re, im
 
 
 @triton.jit
@@ -55,6 +80,7 @@ def contract_kernel(
     CONJUGATED: tl.constexpr,
     AS_IT_IS: tl.constexpr,
     WEIGHTED: tl.constexpr,
+    SPLIT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -66,7 +92,8 @@ def contract_kernel(
 
     CONJUGATED: "a", "b" or "" names the operand whose conjugate counts. Four real matrix products a step on operands as
     they lie, planar, into three accumulators: no embedding of complex numbers is stored, and each of the four tiles
-    serves two products. Strides count elements; a mode is two parts long. AS_IT_IS: see `rounding.stored`.
+    serves two products. SPLIT: the class splits operands, so that a product is three or six (see `splitting`).
+    Strides count elements; a mode is two parts long. AS_IT_IS: see `rounding.stored`.
     """
     n_n = tl.cdiv(size_n, BLOCK_N)
     n_m = tl.cdiv(size_m, BLOCK_M)
@@ -106,24 +133,28 @@ def contract_kernel(
             weights = _weights(mask_ptr, cell, k, size_k, mask_sample)[None, :]
             a_re = operand(a_re.to(tl.float32) * weights, OPERAND, PRECISION)
             a_im = operand(a_im.to(tl.float32) * weights, OPERAND, PRECISION)
-        b_re, b_im = tl.trans(b_re), tl.trans(b_im)
-        re = tl.dot(a_re, b_re, re, input_precision=PRECISION)
-        if CONJUGATED == "b":
-            im = tl.dot(a_im, b_re, im, input_precision=PRECISION)
-            minus = tl.dot(a_re, b_im, minus, input_precision=PRECISION)
-            re = tl.dot(a_im, b_im, re, input_precision=PRECISION)
-        elif CONJUGATED == "a":
-            minus = tl.dot(a_im, b_re, minus, input_precision=PRECISION)
-            re = tl.dot(a_im, b_im, re, input_precision=PRECISION)
-            im = tl.dot(a_re, b_im, im, input_precision=PRECISION)
+        if SPLIT:
+            re, im = _split_step(re, im, a_re, a_im, b_re, b_im, CONJUGATED, PRECISION)
         else:
-            im = tl.dot(a_im, b_re, im, input_precision=PRECISION)
-            im = tl.dot(a_re, b_im, im, input_precision=PRECISION)
-            minus = tl.dot(a_im, b_im, minus, input_precision=PRECISION)
-    if CONJUGATED == "":
-        re -= minus
-    else:
-        im -= minus
+            b_re, b_im = tl.trans(b_re), tl.trans(b_im)
+            re = tl.dot(a_re, b_re, re, input_precision=PRECISION)
+            if CONJUGATED == "b":
+                im = tl.dot(a_im, b_re, im, input_precision=PRECISION)
+                minus = tl.dot(a_re, b_im, minus, input_precision=PRECISION)
+                re = tl.dot(a_im, b_im, re, input_precision=PRECISION)
+            elif CONJUGATED == "a":
+                minus = tl.dot(a_im, b_re, minus, input_precision=PRECISION)
+                re = tl.dot(a_im, b_im, re, input_precision=PRECISION)
+                im = tl.dot(a_re, b_im, im, input_precision=PRECISION)
+            else:
+                im = tl.dot(a_im, b_re, im, input_precision=PRECISION)
+                im = tl.dot(a_re, b_im, im, input_precision=PRECISION)
+                minus = tl.dot(a_im, b_im, minus, input_precision=PRECISION)
+    if not SPLIT:
+        if CONJUGATED == "":
+            re -= minus
+        else:
+            im -= minus
     if WEIGHTED == "mode":
         re, im = re * weight, im * weight
     elif WEIGHTED == "m":

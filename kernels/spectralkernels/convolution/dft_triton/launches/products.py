@@ -140,7 +140,7 @@ def _contraction(
     rule = product_tile(m, n, k, sizes.modes * groups, precision, core or kind_of(capability))
     products = {"m": rounded(m), "n": rounded(n), "k": rounded(k), "count": rounded(sizes.modes * groups)}
     tile = CONTRACT.choose({"product": product, **products, "class": precision.name}, rule, capability)
-    contiguous = left.k == right.k == 1
+    contiguous, multiplied = left.k == right.k == 1, numbers(precision)
     launch = LaunchPlan(
         kernel=kernels.contract_kernel,
         grid=(triton.cdiv(m, tile.m) * triton.cdiv(n, tile.n) * groups * sizes.modes,),
@@ -155,11 +155,12 @@ def _contraction(
             **{f"out_{name}": stride for name, stride in zip(("part", "group", "m", "n"), result, strict=True)},
             "CONJUGATED": conjugated,
             "AS_IT_IS": contiguous and not sizes.frozen,
+            "SPLIT": multiplied["PRECISION"] in ("tf32x3", "bf16x3", "bf16x6"),
             "BLOCK_M": tile.m,
             "BLOCK_N": tile.n,
             "BLOCK_K": tile.k,
             "STAGES": STAGES,
-            **numbers(precision),
+            **multiplied,
         },
         options={"num_warps": tile.warps},
     )
