@@ -100,6 +100,7 @@ def test_classes_have_names_and_tolerances():
         "fused_depthwise_tf32",
         "fused_depthwise_bf16",
         "fused_depthwise_fp16",
+        "fused_depthwise_fp16x3",
         "fused_depthwise_bf16x3",
         "fused_depthwise_bf16x6",
         "fused_depthwise_fp32",
@@ -110,7 +111,7 @@ def test_classes_have_names_and_tolerances():
 
 def test_matrices_outside_the_band_and_the_planes_are_zero():
     geometry = geometry_of(conv_band((13, 9), (4, 6), compression=0.4))
-    made, tile = operators(geometry, PRECISIONS["tf32x3"], CPU), tiles(geometry)
+    made, tile = operators(geometry, PRECISIONS["fp32"], CPU), tiles(geometry)
     assert (tile.size, tile.taps, tile.u, tile.v) == ((16, 16), (16, 16), 8, 8)
     assert made.analyse_map.rows[: tile.u, : geometry.size[0]].count_nonzero() > 0
     assert not made.analyse_map.rows[:, geometry.size[0] :].any()

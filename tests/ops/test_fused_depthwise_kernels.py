@@ -141,6 +141,24 @@ class TestInterpreted:
         true = torch.autograd.grad(wanted, exact, cotangent.double())
         check_gradients((y, *found), (wanted, *true), PRECISIONS["fp16"].error, f"{band}")
 
+    @pytest.mark.parametrize("name", ["fp16", "fp16x3"])
+    def test_float16_operands_at_any_size_of_map_and_kernel(self, seed: int, poisoned: None, name: str):
+        band = conv_band((13, 11), (4, 5), compression=0.3)
+        for exponents in ((-60, 40), (55, -20), (-20, -20)):
+            x, weight, cotangent = torch.randn(2, 2, 13, 11), torch.randn(2, 1, 4, 5), torch.randn(2, 2, 13, 11)
+            x, weight = x * 2.0 ** exponents[0], weight * 2.0 ** exponents[1]
+            x[0, 1] *= 1e-3  # each plane has a scale of its own
+            leaves = [x.requires_grad_(), weight.requires_grad_()]
+            exact = [tensor.detach().double().requires_grad_() for tensor in leaves]
+            y, wanted = fused_depthwise(*leaves, None, band, 2, accuracy=name), reference(*exact, None, band, 2)
+            found = torch.autograd.grad(y, leaves, cotangent)
+            true = torch.autograd.grad(wanted, exact, cotangent.double())
+            assert relative_error(y[0, 1], wanted[0, 1]) <= PRECISIONS[name].error
+            assert relative_error(y, wanted) <= PRECISIONS[name].error
+            assert relative_error(found[0], true[0]) <= PRECISIONS[name].error
+            if name == "fp16x3":  # fp16 saves what dw is made of in float16
+                assert relative_error(found[1], true[1]) <= PRECISIONS[name].error
+
     @pytest.mark.parametrize(
         "change",
         [{"H": 12}, {"W": 10}, {"TAPS_W": 4}, {"batch": 2}, {"OUT_W": 10}, {"bias_ptr": None}, {"ROWS": 3}, "swap"],

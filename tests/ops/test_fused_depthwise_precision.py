@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,13 +20,18 @@ from spectralkernels.inputs import feature_map, he_kernel
 from spectralkernels.tf32 import round_to_tf32
 
 CPU = torch.device("cpu")
+ZERO = torch.zeros(())
 
 
 def pieces(values: Tensor, chosen: Precision) -> list[Tensor]:
     """Float32 values as the numbers that a class multiplies; their sum is what is left of them."""
     found: list[Tensor] = []
-    for _ in range(chosen.pieces):
-        if chosen.operand != torch.float32:
+    for number in range(chosen.pieces):
+        if chosen.mode == "fp16x3":
+            # NumPy's float16; the rest is held times 2^11.
+            held = (values.numpy() * np.float32(2048.0) ** number).astype(np.float16)
+            piece = torch.from_numpy(held.astype(np.float32) / np.float32(2048.0) ** number)
+        elif chosen.operand != torch.float32:
             piece = values.to(chosen.operand).float()
         elif chosen.mode.startswith("bf16"):
             piece = values.bfloat16().float()
@@ -48,13 +54,20 @@ def product(a: Tensor, b: Tensor, chosen: Precision) -> Tensor:
     return torch.stack(kept).sum(0).float()
 
 
+def whole(matrix: Tensor) -> Tensor:
+    """A matrix from the pieces that the host split it into; in fp16x3 the second is held times 2^11."""
+    if matrix.dim() == 2:
+        return matrix.float()
+    return sum((each.float() / 2048.0 ** (i * (each.dtype == torch.float16)) for i, each in enumerate(matrix)), ZERO)
+
+
 def padded(plane: Tensor, tile: tuple[int, int]) -> Tensor:
     return F.pad(plane, (0, tile[1] - plane.shape[-1], 0, tile[0] - plane.shape[-2]))
 
 
 def analysed(plane: Tensor, pair: Pair, chosen: Precision, u: int, v: int) -> tuple[Tensor, ...]:
     """The four quadrants (re, cos), (im, cos), (re, sin), (im, sin), each [..., v / 8, 8, u]."""
-    z = product(product(pair.columns, plane.mT, chosen), pair.rows.mT, chosen)
+    z = product(product(whole(pair.columns), plane.mT, chosen), whole(pair.rows).mT, chosen)
     parts = z.reshape(*z.shape[:-2], v // 8, 2, 8, 2, u)
     return tuple(parts[..., part, :, turn, :] for turn in (0, 1) for part in (0, 1))
 
@@ -70,8 +83,8 @@ def emulated(x: Tensor, weight: Tensor, geometry: Geometry, name: str) -> Tensor
     y_ss = w_cc * ss + w_ss * cc - w_cs * sc - w_sc * cs
     parts = torch.stack([torch.stack([y_cc, y_cs], -2), torch.stack([y_sc, y_ss], -2)], -4)
     z = parts.reshape(*x.shape[:2], 2 * tile.v, 2 * tile.u)
-    partial = product(z, made.synthesise_output.rows.mT, chosen)
-    y = product(partial.mT, made.synthesise_output.columns.mT, chosen)
+    partial = product(z, whole(made.synthesise_output.rows).mT, chosen)
+    y = product(partial.mT, whole(made.synthesise_output.columns).mT, chosen)
     return y[..., : geometry.out[0], : geometry.out[1]]
 
 

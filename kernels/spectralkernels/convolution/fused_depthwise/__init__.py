@@ -13,7 +13,6 @@ Registers, shared memory and instructions per architecture are kept in tests/ops
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from spectralkernels.constants import planned
@@ -28,8 +27,8 @@ from spectralkernels.target import SHARED_LIMITS, TensorCore, target_capability,
 LARGEST_SIDE = 64
 """Of map, output and kernel: the tile that one program holds."""
 
-LARGEST_KEPT = {torch.float32: 32, torch.bfloat16: 64, torch.float16: 64}
-"""Frequencies per axis by the dtype of the operands: the matrices of a program must fit its shared memory."""
+LARGEST_KEPT = {4: 32, 2: 64}
+"""Frequencies per axis by the bytes of an operand's pieces: the matrices of a program must fit its shared memory."""
 
 
 def fused_depthwise(
@@ -69,9 +68,10 @@ def _refusal(band: Band, accuracy: str, core: TensorCore, capability: int | None
             f"got {band.size}, {band.out} and {band.kernel}; a larger one takes three launches"
         )
     chosen = PRECISIONS[accuracy]
-    if max(band.kept) > LARGEST_KEPT[chosen.operand]:
+    most = LARGEST_KEPT[2 if chosen.operand.itemsize * chosen.pieces == 2 else 4]
+    if max(band.kept) > most:
         return (
-            f"with {accuracy} operands it holds {LARGEST_KEPT[chosen.operand]} frequencies per axis, "
+            f"with {accuracy} operands it holds {most} frequencies per axis, "
             f"this band keeps {band.kept}; compress more or take a half-precision class"
         )
     geometry = geometry_of(band)

@@ -23,10 +23,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def _matrix(ptr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STRIDE: tl.constexpr):
-    return tl.load(ptr + tl.arange(0, ROWS)[:, None] * STRIDE + tl.arange(0, COLUMNS)[None, :])
+from spectralkernels.convolution.fused_depthwise.operands import dot, first_number, matrix, normalised, operand
+from spectralkernels.convolution.splitting import transposed
 
 
 @triton.jit
@@ -54,27 +52,21 @@ def _stacked(cc, sc, cs, ss, U: tl.constexpr, V: tl.constexpr):
 
 
 @triton.jit
-def _operand(values, MMA: tl.constexpr, PRECISION: tl.constexpr):
-    """What a tensor core multiplies. It would cut a float32 to tf32, six biased errors in a row, so round it first."""
-    if MMA == tl.float32 and PRECISION == "tf32":
-        nearest = ((values.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
-        # A carry out of the fraction of a NaN would make it zero.
-        return tl.where(values == values, nearest, values)
-    return values.to(MMA)
-
-
-@triton.jit
 def _analysed(plane, columns, rows, MMA: tl.constexpr, PRECISION: tl.constexpr):
     """[H, W] -> z [2 V, 2 U]; columns [2 V, W], rows [H, 2 U]."""
-    partial = tl.dot(columns, tl.trans(_operand(plane, MMA, PRECISION)), input_precision=PRECISION)
-    return tl.dot(_operand(partial, MMA, PRECISION), rows, input_precision=PRECISION)
+    partial = tl.zeros((columns[0].shape[0], plane.shape[0]), tl.float32)
+    partial = dot(columns, transposed(operand(plane, MMA, PRECISION)), partial, PRECISION)
+    z = tl.zeros((columns[0].shape[0], rows[0].shape[1]), tl.float32)
+    return dot(operand(partial, MMA, PRECISION), rows, z, PRECISION)
 
 
 @triton.jit
 def _synthesised(z, rows, columns, MMA: tl.constexpr, PRECISION: tl.constexpr):
-    """z [2 V, 2 U] -> [H, W]; rows [2 U, H], columns [2 V, W]."""
-    partial = tl.dot(_operand(z, MMA, PRECISION), rows, input_precision=PRECISION)
-    return tl.dot(tl.trans(_operand(partial, MMA, PRECISION)), columns, input_precision=PRECISION)
+    """z [2 V, 2 U], as an operand -> [H, W]; rows [2 U, H], columns [2 V, W]."""
+    partial = tl.zeros((z[0].shape[0], rows[0].shape[1]), tl.float32)
+    partial = dot(z, rows, partial, PRECISION)
+    plane = tl.zeros((rows[0].shape[1], columns[0].shape[1]), tl.float32)
+    return dot(transposed(operand(partial, MMA, PRECISION)), columns, plane, PRECISION)
 
 
 @triton.jit
@@ -197,19 +189,25 @@ def convolve_kernel(
     channel = tl.program_id(0) % channels
     first = (tl.program_id(0) // channels) * IMAGES
 
+    # float16 has a narrow range, and all else is linear in the plane and in the kernel.
+    SCALED: tl.constexpr = MMA == tl.float16
     taps = _plane(weight_ptr + channel * (TAPS_H * TAPS_W), TAPS_H, TAPS_W, TILE_TAPS_H, TILE_TAPS_W, True)
-    columns_weight = _matrix(columns_weight_ptr, 2 * V, TILE_TAPS_W, TILE_TAPS_W)
-    rows_weight = tl.trans(_matrix(rows_weight_ptr, 2 * U, TILE_TAPS_H, TILE_TAPS_H))
-    w_cc, w_sc, w_cs, w_ss = _quadrants(_analysed(taps, columns_weight, rows_weight, MMA, PRECISION), U, V)
+    taps, scale = normalised(taps, SCALED)
+    columns_weight = matrix(columns_weight_ptr, 2 * V * TILE_TAPS_W, 2 * V, TILE_TAPS_W, TILE_TAPS_W, PRECISION)
+    rows_weight = transposed(matrix(rows_weight_ptr, 2 * U * TILE_TAPS_H, 2 * U, TILE_TAPS_H, TILE_TAPS_H, PRECISION))
+    spectrum, largest = normalised(_analysed(taps, columns_weight, rows_weight, MMA, PRECISION), SCALED)
+    scale *= largest
+    w_cc, w_sc, w_cs, w_ss = _quadrants(spectrum, U, V)
 
-    columns_in = _matrix(columns_in_ptr, 2 * V, TILE_W, TILE_W)
-    columns_out = tl.trans(_matrix(columns_out_ptr, TILE_OUT_W, 2 * V, 2 * V))
+    columns_in = matrix(columns_in_ptr, 2 * V * TILE_W, 2 * V, TILE_W, TILE_W, PRECISION)
+    columns_out = transposed(matrix(columns_out_ptr, TILE_OUT_W * 2 * V, TILE_OUT_W, 2 * V, 2 * V, PRECISION))
     rows_in, rows_out = (), ()
     for h_0 in tl.static_range(0, TILE_H, BLOCK_H):
-        block = tl.trans(_matrix(rows_in_ptr + h_0, 2 * U, BLOCK_H, TILE_H))
+        block = transposed(matrix(rows_in_ptr + h_0, 2 * U * TILE_H, 2 * U, BLOCK_H, TILE_H, PRECISION))
         rows_in += (block,)  # type: ignore[assignment]
     for h_0 in tl.static_range(0, TILE_OUT_H, BLOCK_OUT_H):
-        block = tl.trans(_matrix(rows_out_ptr + h_0 * 2 * U, BLOCK_OUT_H, 2 * U, 2 * U))
+        at_h = rows_out_ptr + h_0 * 2 * U
+        block = transposed(matrix(at_h, TILE_OUT_H * 2 * U, BLOCK_OUT_H, 2 * U, 2 * U, PRECISION))
         rows_out += (block,)  # type: ignore[assignment]
     bias = 0.0
     if bias_ptr is not None:
@@ -221,20 +219,25 @@ def convolve_kernel(
         z = tl.zeros((2 * V, 2 * U), tl.float32)
         for h_0 in tl.static_range(0, TILE_H, BLOCK_H):
             x = _plane(x_ptr + at * (H * W) + h_0 * W, H - h_0, W, BLOCK_H, TILE_W, exists)
-            t = tl.dot(columns_in, tl.trans(_operand(x, MMA, PRECISION)), input_precision=PRECISION)
-            z = tl.dot(_operand(t, MMA, PRECISION), rows_in[h_0 // BLOCK_H], z, input_precision=PRECISION)
+            # One block then is a whole plane.
+            x, size = normalised(x, SCALED)
+            t = tl.zeros((2 * V, BLOCK_H), tl.float32)
+            t = dot(columns_in, transposed(operand(x, MMA, PRECISION)), t, PRECISION)
+            z = dot(operand(t, MMA, PRECISION), rows_in[h_0 // BLOCK_H], z, PRECISION)
         cc, sc, cs, ss = _quadrants(z, U, V)
         if modes_ptr is not None:
             z_ptr = modes_ptr + at * ((2 * ROWS - 1) * 2 * COLUMNS)
-            _store_quadrant(z_ptr, cc, 0, exists, ROWS, COLUMNS, U, V, 0, 0)
-            _store_quadrant(z_ptr, sc, 0, exists, ROWS, COLUMNS, U, V, 1, 0)
-            _store_quadrant(z_ptr, cs, 0, exists, ROWS, COLUMNS, U, V, 0, 1)
-            _store_quadrant(z_ptr, ss, 0, exists, ROWS, COLUMNS, U, V, 1, 1)
+            _store_quadrant(z_ptr, cc * size, 0, exists, ROWS, COLUMNS, U, V, 0, 0)
+            _store_quadrant(z_ptr, sc * size, 0, exists, ROWS, COLUMNS, U, V, 1, 0)
+            _store_quadrant(z_ptr, cs * size, 0, exists, ROWS, COLUMNS, U, V, 0, 1)
+            _store_quadrant(z_ptr, ss * size, 0, exists, ROWS, COLUMNS, U, V, 1, 1)
         y_cc, y_sc, y_cs, y_ss = _product(cc, sc, cs, ss, w_cc, w_sc, w_cs, w_ss)
-        z = _operand(_stacked(y_cc, y_sc, y_cs, y_ss, U, V), MMA, PRECISION)
+        modes = operand(_stacked(y_cc, y_sc, y_cs, y_ss, U, V), MMA, PRECISION)
         for h_0 in tl.static_range(0, TILE_OUT_H, BLOCK_OUT_H):
-            t = tl.dot(z, rows_out[h_0 // BLOCK_OUT_H], input_precision=PRECISION)
-            y = tl.dot(tl.trans(_operand(t, MMA, PRECISION)), columns_out, input_precision=PRECISION) + bias
+            y = _synthesised(modes, rows_out[h_0 // BLOCK_OUT_H], columns_out, MMA, PRECISION)
+            if SCALED:
+                y *= size * scale
+            y += bias
             h = h_0 + tl.arange(0, BLOCK_OUT_H)[:, None]
             w = tl.arange(0, TILE_OUT_W)[None, :]
             inside = (h < OUT_H) & (w < OUT_W) & exists
@@ -292,11 +295,14 @@ def weight_gradient_kernel(
     part = tl.program_id(0) // channels
     v_0 = (part % V_BLOCKS) * V
     first = (part // V_BLOCKS) * IMAGES
-    columns_dy = _matrix(columns_dy_ptr + 2 * v_0 * TILE_OUT_W, 2 * V, TILE_OUT_W, TILE_OUT_W)
-    rows_dy = tl.trans(_matrix(rows_dy_ptr, 2 * U, TILE_OUT_H, TILE_OUT_H))
+    SCALED: tl.constexpr = MMA == tl.float16
+    WIDTH: tl.constexpr = 2 * V * V_BLOCKS
+    at_v = columns_dy_ptr + 2 * v_0 * TILE_OUT_W
+    columns_dy = matrix(at_v, WIDTH * TILE_OUT_W, 2 * V, TILE_OUT_W, TILE_OUT_W, PRECISION)
+    rows_dy = transposed(matrix(rows_dy_ptr, 2 * U * TILE_OUT_H, 2 * U, TILE_OUT_H, TILE_OUT_H, PRECISION))
     if modes_ptr is None:
-        columns_x = _matrix(columns_x_ptr + 2 * v_0 * TILE_W, 2 * V, TILE_W, TILE_W)
-        rows_x = tl.trans(_matrix(rows_x_ptr, 2 * U, TILE_H, TILE_H))
+        columns_x = matrix(columns_x_ptr + 2 * v_0 * TILE_W, WIDTH * TILE_W, 2 * V, TILE_W, TILE_W, PRECISION)
+        rows_x = transposed(matrix(rows_x_ptr, 2 * U * TILE_H, 2 * U, TILE_H, TILE_H, PRECISION))
     d_cc = tl.zeros((V // 8, 8, U), tl.float32)
     d_sc = tl.zeros((V // 8, 8, U), tl.float32)
     d_cs = tl.zeros((V // 8, 8, U), tl.float32)
@@ -307,10 +313,12 @@ def weight_gradient_kernel(
         exists = image < batch
         at = image.to(tl.int64) * channels + channel
         dy = _plane(dy_ptr + at * (OUT_H * OUT_W), OUT_H, OUT_W, TILE_OUT_H, TILE_OUT_W, exists)
-        g_cc, g_sc, g_cs, g_ss = _quadrants(_analysed(dy, columns_dy, rows_dy, MMA, PRECISION), U, V)
+        dy, size = normalised(dy, SCALED)
+        g_cc, g_sc, g_cs, g_ss = _quadrants(_analysed(dy, columns_dy, rows_dy, MMA, PRECISION) * size, U, V)
         if modes_ptr is None:
             x = _plane(x_ptr + at * (H * W), H, W, TILE_H, TILE_W, exists)
-            cc, sc, cs, ss = _quadrants(_analysed(x, columns_x, rows_x, MMA, PRECISION), U, V)
+            x, size = normalised(x, SCALED)
+            cc, sc, cs, ss = _quadrants(_analysed(x, columns_x, rows_x, MMA, PRECISION) * size, U, V)
         else:
             z_ptr = modes_ptr + at * ((2 * ROWS - 1) * 2 * COLUMNS)
             cc = _load_quadrant(z_ptr, v_0, exists, ROWS, COLUMNS, U, V, 0, 0)
@@ -340,12 +348,17 @@ def weight_gradient_kernel(
         v = v_0 + tl.arange(0, V // 8)[:, None, None] * 8 + tl.arange(0, 8)[None, :, None]
         mean = (v == 0) & (tl.arange(0, U)[None, None, :] == 0)
         total = tl.sum(tl.reshape(tl.where(mean, means, 0.0), (V * U,)), 0)
-        scale = tl.load(columns_dy_ptr).to(tl.float32) * tl.load(rows_dy_ptr).to(tl.float32)
+        scale = first_number(columns_dy_ptr, WIDTH * TILE_OUT_W, PRECISION)
+        scale *= first_number(rows_dy_ptr, 2 * U * TILE_OUT_H, PRECISION)
         tl.store(bias_ptr + part * channels + channel, total / scale)
     # Sums over a batch can leave the range of half precision, and one product per program is cheap.
-    rows_weight = tl.trans(_matrix(rows_weight_ptr, TILE_TAPS_H, 2 * U, 2 * U))
-    columns_weight = tl.trans(_matrix(columns_weight_ptr + 2 * v_0, TILE_TAPS_W, 2 * V, 2 * V * V_BLOCKS))
-    taps = _synthesised(_stacked(d_cc, d_sc, d_cs, d_ss, U, V), rows_weight, columns_weight, tl.float32, PRECISION)
+    WIDE: tl.constexpr = "tf32x3" if PRECISION == "fp16x3" else PRECISION
+    rows_weight = transposed(matrix(rows_weight_ptr, TILE_TAPS_H * 2 * U, TILE_TAPS_H, 2 * U, 2 * U, WIDE))
+    columns_weight = transposed(
+        matrix(columns_weight_ptr + 2 * v_0, TILE_TAPS_W * WIDTH, TILE_TAPS_W, 2 * V, WIDTH, WIDE)
+    )
+    sums = operand(_stacked(d_cc, d_sc, d_cs, d_ss, U, V), tl.float32, WIDE)
+    taps = _synthesised(sums, rows_weight, columns_weight, tl.float32, WIDE)
     h = tl.arange(0, TILE_TAPS_H)[:, None]
     w = tl.arange(0, TILE_TAPS_W)[None, :]
     at = (part.to(tl.int64) * channels + channel) * (TAPS_H * TAPS_W)

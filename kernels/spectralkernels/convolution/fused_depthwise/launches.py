@@ -142,12 +142,12 @@ def v_blocks(geometry: Geometry, precision: Precision) -> int:
     The blocks are independent (the sum over w comes first), so a split costs reading the planes again, from the cache.
     """
     tile = tiles(geometry)
-    if precision.operand != torch.float32:
-        widest = 32
-    elif precision.name == "bf16x3":
+    if precision.pieces == 1:
+        widest = 16 if precision.operand == torch.float32 else 32
+    elif precision.mode in ("fp16x3", "bf16x3"):
         widest = 16 if tile.largest <= 32 else 8
     else:
-        widest = 8 if precision.pieces > 1 else 16
+        widest = 8
     return max(1, tile.v // widest)
 
 
@@ -208,7 +208,8 @@ def row_blocks(geometry: Geometry, precision: Precision, core: TensorCore) -> tu
     """
     tile = tiles(geometry)
     from_registers = core == "mma" or 2 * tile.v < 64
-    if precision.pieces == 1 or tile.largest <= 32 or not from_registers:
+    # float16 operands are scaled by the largest number of a plane, so that it is not cut.
+    if precision.pieces == 1 or tile.largest <= 32 or not from_registers or precision.mode == "fp16x3":
         return 1, 1
     if precision.name == "bf16x3":
         return 2, 1
@@ -302,6 +303,8 @@ FINGERPRINTS = (
     _watched("dw, db", (8, 768), _SMALL, "bf16", torch.bfloat16),
     _watched("forward", (8, 768), _SMALL, "tf32x3", torch.float32),
     _watched("dw", (8, 768), _SMALL, "tf32x3", torch.float32),
+    _watched("forward", (8, 768), _SMALL, "fp16x3", torch.float32),
+    _watched("dw", (8, 768), _SMALL, "fp16x3", torch.float32),
     _watched("forward", (8, 768), _SMALL, "bf16x3", torch.float32),
     _watched("forward", (8, 768), _SMALL, "bf16x6", torch.float32),
     _watched("forward", (8, 768), _SMALL, "fp32", torch.float32),
@@ -309,5 +312,6 @@ FINGERPRINTS = (
     _watched("forward", (32, 128), _LARGE, "bf16", torch.bfloat16),
     _watched("forward", (32, 128), _LARGE, "tf32", torch.float32),
     _watched("forward", (32, 128), _LARGE, "tf32x3", torch.float32),
+    _watched("forward", (32, 128), _LARGE, "fp16x3", torch.float32),
 )
 """Layers of networks with kernels as large as their maps, half of the spectrum dropped."""

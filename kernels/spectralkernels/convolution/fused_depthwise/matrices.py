@@ -74,7 +74,10 @@ def tiles(geometry: Geometry) -> Tiles:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """columns and rows of one transform: [2 V, width] and [2 U, height], or both transposed."""
+    """columns and rows of one transform: [2 V, width] and [2 U, height], or both transposed.
+
+    In a class that splits operands, [pieces, ...] of these: split once, here, and not in every program.
+    """
 
     columns: Tensor
     rows: Tensor
@@ -98,14 +101,14 @@ class Operators:
 
 @constant
 def operators(geometry: Geometry, precision: Precision, device: torch.device) -> Operators:
-    """The matrices of a geometry on `device`, in the operand dtype of an accuracy class."""
+    """The matrices of a geometry on `device`, as an accuracy class multiplies them."""
     tile, (n_h, n_w), (kept_h, kept_w) = tiles(geometry), geometry.n, geometry.kept
     both, half = hermitian_weights(n_h, kept_h), hermitian_weights(n_w, kept_w)
     ones_h, ones_w = torch.ones_like(both), torch.ones_like(half)
     ortho_h, ortho_w = 1.0 / math.sqrt(n_h), 1.0 / math.sqrt(n_w)
 
-    def rounded(matrix: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        return precision.rounded(matrix, device, dtype)
+    def split(matrix: Tensor, wide: bool = False) -> Tensor:
+        return precision.split(matrix, device, wide=wide)
 
     def pair(
         start: tuple[int, ...],
@@ -114,7 +117,7 @@ def operators(geometry: Geometry, precision: Precision, device: torch.device) ->
         u: Tensor,
         v: Tensor,
         sign: int = 1,
-        back: torch.dtype = precision.operand,
+        wide: bool = False,
     ) -> tuple[Pair, Pair]:
         cos, sin = _cos_sin(start[1], sides[1], n_w, v)
         columns = torch.zeros(2, tile.v, tile_sides[1], dtype=torch.float64)
@@ -124,14 +127,14 @@ def operators(geometry: Geometry, precision: Precision, device: torch.device) ->
         rows = torch.zeros(2, tile.u, tile_sides[0], dtype=torch.float64)
         rows[:, :kept_h, : sides[0]] = torch.stack([cos, sign * sin])
         rows = rows.flatten(0, 1)
-        forth = Pair(rounded(columns), rounded(rows))
-        return forth, Pair(rounded(columns.t(), back), rounded(rows.t(), back))
+        forth = Pair(split(columns), split(rows))
+        return forth, Pair(split(columns.t(), wide), split(rows.t(), wide))
 
     origin = (0, 0)
     analyse_map, synthesise_map = pair(origin, geometry.size, tile.size, ones_h * ortho_h, ones_w * ortho_w)
     analyse_output, synthesise_output = pair(origin, geometry.out, tile.out, ones_h * ortho_h, half * ortho_w)
     # The gradient of the kernel is synthesised from sums over a batch, which keep float32.
-    analyse_taps, synthesise_taps = pair(geometry.starts, geometry.taps, tile.taps, both, ones_w, back=torch.float32)
+    analyse_taps, synthesise_taps = pair(geometry.starts, geometry.taps, tile.taps, both, ones_w, wide=True)
     reflected, _ = pair(geometry.starts, geometry.taps, tile.taps, both, ones_w, sign=-1)
     return Operators(
         analyse_map, analyse_output, analyse_taps, reflected, synthesise_map, synthesise_output, synthesise_taps

@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from spectralkernels.convolution.fused_depthwise.kernels import _operand
+from spectralkernels.convolution.fused_depthwise.operands import rounded
 
 
 @triton.jit
@@ -41,7 +41,7 @@ def _analysed(
         inside = (at < LENGTH)[None, :] & exists[:, None]
         x = tl.load(ptr + rows[:, None] * LENGTH + at[None, :], mask=inside, other=0.0).to(tl.float32)
         matrix = tl.load(matrix_ptr + modes[:, None] * WIDTH + at[None, :])
-        z = tl.dot(_operand(x, MMA, PRECISION), tl.trans(matrix), z, input_precision=PRECISION)
+        z = tl.dot(rounded(x, MMA, PRECISION), tl.trans(matrix), z, input_precision=PRECISION)
     return tl.split(tl.reshape(z, (P, F, 2)))
 
 
@@ -114,7 +114,7 @@ def convolve_kernel(
             y_re -= im * w_im
             y_im = im * w_re
             y_im += re * w_im
-        y = _operand(tl.reshape(tl.join(y_re, y_im), (P, 2 * F)), MMA, PRECISION)
+        y = rounded(tl.reshape(tl.join(y_re, y_im), (P, 2 * F)), MMA, PRECISION)
         _store(product_ptr, row, exists, y, 2 * frequency, 2 * FREQUENCIES, 2 * F)
     # Other threads of this program read what this one has written.
     tl.debug_barrier()
@@ -195,7 +195,7 @@ def weight_gradient_kernel(
         d_im += im * g_re
         d_im -= re * g_im
     # Sums over a batch can leave the range of half precision, and one product per program is cheap.
-    d = _operand(tl.reshape(tl.join(d_re, d_im), (P, 2 * F)), tl.float32, PRECISION)
+    d = rounded(tl.reshape(tl.join(d_re, d_im), (P, 2 * F)), tl.float32, PRECISION)
     at_part = part.to(tl.int64) * channels + channel
     for position in tl.range(0, WIDTH_TAPS, BLOCK):
         at = position + tl.arange(0, BLOCK)

@@ -22,7 +22,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from spectralkernels.convolution.fused_depthwise.kernels import _matrix, _operand, _product, _quadrants, _stacked
+from spectralkernels.convolution.fused_depthwise.kernels import _product, _quadrants, _stacked
+from spectralkernels.convolution.fused_depthwise.operands import loaded, rounded
 
 
 @triton.jit
@@ -82,28 +83,28 @@ def _analysed(
         column = chunk * BLOCK
         x = _rows(ptr, column, LENGTH, N2, ROWS, BLOCK, exists)
         cos, sin = _twiddles(twiddle_ptr, column, J, BLOCK * CHUNKS, BLOCK)
-        low = _matrix(low_ptr, 2 * J, ROWS, ROWS)
-        part = tl.dot(low, _operand(x, MMA, PRECISION), input_precision=PRECISION)
+        low = loaded(low_ptr, 2 * J, ROWS, ROWS)
+        part = tl.dot(low, rounded(x, MMA, PRECISION), input_precision=PRECISION)
         part = _twiddled(part, cos, sin, J, BLOCK, False)
-        high = tl.trans(_matrix(high_ptr + column, 2 * U, BLOCK, BLOCK * CHUNKS))
-        z = tl.dot(_operand(part, MMA, PRECISION), high, z, input_precision=PRECISION)
+        high = tl.trans(loaded(high_ptr + column, 2 * U, BLOCK, BLOCK * CHUNKS))
+        z = tl.dot(rounded(part, MMA, PRECISION), high, z, input_precision=PRECISION)
     return z
 
 
 @triton.jit
 def _analysed_whole(x, low, high, cos, sin, J: tl.constexpr, BLOCK: tl.constexpr, MMA: tl.constexpr, PRECISION):
     """A series whose rows are one block [ROWS, BLOCK] -> z [2 J, 2 U]; low [2 J, ROWS], high [BLOCK, 2 U]."""
-    part = tl.dot(low, _operand(x, MMA, PRECISION), input_precision=PRECISION)
+    part = tl.dot(low, rounded(x, MMA, PRECISION), input_precision=PRECISION)
     part = _twiddled(part, cos, sin, J, BLOCK, False)
-    return tl.dot(_operand(part, MMA, PRECISION), high, input_precision=PRECISION)
+    return tl.dot(rounded(part, MMA, PRECISION), high, input_precision=PRECISION)
 
 
 @triton.jit
 def _synthesised(z, high, low, cos, sin, J: tl.constexpr, BLOCK: tl.constexpr, MMA: tl.constexpr, PRECISION):
     """z [2 J, 2 U] -> [ROWS, BLOCK]; high [2 U, BLOCK], low [ROWS, 2 J]."""
-    part = tl.dot(_operand(z, MMA, PRECISION), high, input_precision=PRECISION)
+    part = tl.dot(rounded(z, MMA, PRECISION), high, input_precision=PRECISION)
     part = _twiddled(part, cos, sin, J, BLOCK, True)
-    return tl.dot(low, _operand(part, MMA, PRECISION), input_precision=PRECISION)
+    return tl.dot(low, rounded(part, MMA, PRECISION), input_precision=PRECISION)
 
 
 @triton.jit
@@ -184,10 +185,10 @@ def convolve_kernel(
         w_sc, w_cs = -w_sc, -w_cs
 
     if CHUNKS == 1:
-        low_in = _matrix(low_in_ptr, 2 * J, ROWS_IN, ROWS_IN)
-        low_out = _matrix(low_out_ptr, ROWS_OUT, 2 * J, 2 * J)
-        high_in = tl.trans(_matrix(high_in_ptr, 2 * U, BLOCK, BLOCK))
-        high_out = tl.trans(_matrix(high_out_ptr, BLOCK, 2 * U, 2 * U))
+        low_in = loaded(low_in_ptr, 2 * J, ROWS_IN, ROWS_IN)
+        low_out = loaded(low_out_ptr, ROWS_OUT, 2 * J, 2 * J)
+        high_in = tl.trans(loaded(high_in_ptr, 2 * U, BLOCK, BLOCK))
+        high_out = tl.trans(loaded(high_out_ptr, BLOCK, 2 * U, 2 * U))
         cos, sin = _twiddles(twiddle_ptr, 0, J, BLOCK, BLOCK)
     bias = 0.0
     if bias_ptr is not None:
@@ -221,8 +222,8 @@ def convolve_kernel(
             if CHUNKS == 1:
                 y = _synthesised(z, high_out, low_out, cos, sin, J, BLOCK, MMA, PRECISION) + bias
             else:
-                low_out = _matrix(low_out_ptr, ROWS_OUT, 2 * J, 2 * J)
-                high = tl.trans(_matrix(high_out_ptr + column * (2 * U), BLOCK, 2 * U, 2 * U))
+                low_out = loaded(low_out_ptr, ROWS_OUT, 2 * J, 2 * J)
+                high = tl.trans(loaded(high_out_ptr + column * (2 * U), BLOCK, 2 * U, 2 * U))
                 cos, sin = _twiddles(twiddle_ptr, column, J, BLOCK * CHUNKS, BLOCK)
                 y = _synthesised(z, high, low_out, cos, sin, J, BLOCK, MMA, PRECISION) + bias
             l2 = column + tl.arange(0, BLOCK)[None, :]
@@ -274,10 +275,10 @@ def weight_gradient_kernel(
     channel = tl.program_id(0) % channels
     part = tl.program_id(0) // channels
     if CHUNKS == 1:
-        low_dy = _matrix(low_dy_ptr, 2 * J, ROWS_OUT, ROWS_OUT)
+        low_dy = loaded(low_dy_ptr, 2 * J, ROWS_OUT, ROWS_OUT)
         if modes_ptr is None:
-            low_x = _matrix(low_x_ptr, 2 * J, ROWS_IN, ROWS_IN)
-        high = tl.trans(_matrix(high_in_ptr, 2 * U, BLOCK, BLOCK))
+            low_x = loaded(low_x_ptr, 2 * J, ROWS_IN, ROWS_IN)
+        high = tl.trans(loaded(high_in_ptr, 2 * U, BLOCK, BLOCK))
         cos, sin = _twiddles(twiddle_ptr, 0, J, BLOCK, BLOCK)
     d_cc = tl.zeros((J // 8, 8, U), tl.float32)
     d_sc = tl.zeros((J // 8, 8, U), tl.float32)
@@ -322,12 +323,12 @@ def weight_gradient_kernel(
     d_cc, d_sc, d_cs, d_ss = _masked(d_cc, d_sc, d_cs, d_ss, N1 * N2, N1, KEPT, J, U)
     d = _stacked(d_cc, d_sc, d_cs, d_ss, U, J)
     # Sums over a batch can leave the range of half precision, and one product per program is cheap.
-    low = _matrix(low_taps_ptr, ROWS_TAPS, 2 * J, 2 * J)
+    low = loaded(low_taps_ptr, ROWS_TAPS, 2 * J, 2 * J)
     l1 = tl.arange(0, ROWS_TAPS)[:, None]
     partial_ptr += (part.to(tl.int64) * channels + channel) * TAPS
     for chunk in tl.range(0, CHUNKS, num_stages=1):
         column = chunk * BLOCK
-        high_taps = tl.trans(_matrix(high_taps_ptr + column * (2 * U), BLOCK, 2 * U, 2 * U))
+        high_taps = tl.trans(loaded(high_taps_ptr + column * (2 * U), BLOCK, 2 * U, 2 * U))
         cos_taps, sin_taps = _twiddles(twiddle_taps_ptr, column, J, BLOCK * CHUNKS, BLOCK)
         taps = _synthesised(d, high_taps, low, cos_taps, sin_taps, J, BLOCK, tl.float32, PRECISION)
         l2 = column + tl.arange(0, BLOCK)[None, :]
