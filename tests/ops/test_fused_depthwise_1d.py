@@ -17,7 +17,7 @@ from guarded_interpreter import alive, check_gradients, in_poison, interpreter, 
 from torch import Tensor
 
 from spectralkernels.convolution.baselines import reference
-from spectralkernels.convolution.fused.precision import PRECISIONS, SERIES, precision
+from spectralkernels.convolution.fused.precision import PRECISIONS, UNSCALED, precision
 from spectralkernels.convolution.fused_series import (
     IMPLEMENTATIONS,
     fused_series,
@@ -120,7 +120,7 @@ def test_an_unknown_class_is_answered_with_the_known_ones():
 
 def test_classes_have_names_and_tolerances():
     assert [entry.name for entry in IMPLEMENTATIONS] == [
-        "fused_series" if name == "tf32x3" else f"fused_series_{name}" for name in SERIES
+        "fused_series" if name == "tf32x3" else f"fused_series_{name}" for name in UNSCALED
     ]
     for entry in IMPLEMENTATIONS:
         assert entry.tolerance is not None and set(entry.tolerance.relative) == {"float32", "float16", "bfloat16"}
@@ -233,7 +233,7 @@ class TestInterpreted:
         rng = random.Random(seed + 1000 + draw)
         torch.manual_seed(seed + draw)
         x, weight, bias, band = problem(rng)
-        name = tuple(SERIES)[draw % len(SERIES)]
+        name = tuple(UNSCALED)[draw % len(UNSCALED)]
         exact = [tensor.double().requires_grad_() for tensor in (x, weight, bias)]
         leaves = [tensor.requires_grad_() for tensor in (x, weight, bias)]
         y = fused_series(*leaves, band, x.shape[1], accuracy=name)

@@ -13,7 +13,7 @@ from guarded_interpreter import relative_error
 from torch import Tensor
 
 from spectralkernels.convolution.baselines import reference
-from spectralkernels.convolution.fused.precision import PRECISIONS, SERIES, Precision, precision
+from spectralkernels.convolution.fused.precision import PRECISIONS, UNSCALED, Precision, precision
 from spectralkernels.convolution.fused_series import geometry_of
 from spectralkernels.convolution.fused_series.dense import matrices as dense
 from spectralkernels.convolution.fused_series.geometry import Digits, Geometry, Whole, digits, form, whole
@@ -119,7 +119,7 @@ def emulated_whole(x: Tensor, weight: Tensor, geometry: Geometry, tile: Whole, c
     return product(torch.view_as_real(y).flatten(-2, -1), made.synthesise_out.mT, chosen)[..., : geometry.out]
 
 
-@pytest.mark.parametrize("name", SERIES)
+@pytest.mark.parametrize("name", UNSCALED)
 @pytest.mark.parametrize(
     ("length", "taps", "compression", "grid"),
     [
@@ -189,7 +189,7 @@ def test_a_prime_circle_has_no_digits_and_a_long_one_no_whole():
     assert split_of(long, "bf16") is None and form(long, precision("bf16")) is None
 
 
-@pytest.mark.parametrize("name", SERIES)
+@pytest.mark.parametrize("name", UNSCALED)
 def test_long_series_take_digits_and_short_ones_the_cheaper(name: str):
     long = geometry_of(conv_band((4096,), (31,), compression=0.5, grid=4160))
     assert isinstance(form(long, precision(name)), Digits)

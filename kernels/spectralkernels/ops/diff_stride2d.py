@@ -23,7 +23,7 @@ from torch import Tensor
 
 from spectralkernels.autocast import as_written
 from spectralkernels.checks import REAL_DTYPES, as_integers, as_number, check_dtype, check_tensor
-from spectralkernels.convolution.fused.precision import in_every_class
+from spectralkernels.convolution.fused.precision import UNSCALED, in_every_class
 from spectralkernels.convolution.geometry import compute_dtype
 from spectralkernels.declare import Block, Case, Cost, Decision, Implementation, Operation, Pass, Scalar, Tolerance
 from spectralkernels.dispatch import dispatch
@@ -294,7 +294,9 @@ OPERATION = Operation(
         Implementation(
             "dft_gemm", "kernel", _dft_gemm, "a pair of real matrices, made at the strides", supports=_symmetric
         ),
-        *in_every_class("triton", _triton, _triton_rules, "window, matrices and both products in one Triton launch"),
+        *in_every_class(
+            "triton", _triton, _triton_rules, "window, matrices and both products in one Triton launch", UNSCALED
+        ),
         Implementation("torch_rfft", "baseline", _torch_rfft, "rfft2, window, crop, irfft2: the authors' way"),
     ),
     auto=lambda compat, **inputs: (

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from spectralkernels.autocast import as_written
 from spectralkernels.checks import REAL_DTYPES, check_dtype
-from spectralkernels.convolution.fused.precision import in_every_class
+from spectralkernels.convolution.fused.precision import UNSCALED, in_every_class
 from spectralkernels.convolution.geometry import compute_dtype
 from spectralkernels.declare import Block, Case, Cost, Implementation, Operation, Scalar, Tolerance
 from spectralkernels.dispatch import dispatch
@@ -145,7 +145,7 @@ OPERATION = Operation(
     ),
     implementations=(
         Implementation("dft_gemm", "kernel", _dft_gemm, "a pair of real matrices, made for every cut-off"),
-        *in_every_class("triton", _triton, _triton_rules, "matrices and both products in one Triton launch"),
+        *in_every_class("triton", _triton, _triton_rules, "matrices and both products in one Triton launch", UNSCALED),
         Implementation("torch_rfft", "baseline", _torch_rfft, "rfft2, mask, irfft2"),
     ),
     auto=lambda **inputs: best_resampling(inputs["x"], _triton_rules(accuracy=DEFAULT, **inputs)),

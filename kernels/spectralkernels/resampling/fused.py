@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from spectralkernels.convolution.depthwise import DTYPES
-from spectralkernels.convolution.fused.precision import PRECISIONS, precision
+from spectralkernels.convolution.fused.precision import UNSCALED, precision
 from spectralkernels.convolution.geometry import compute_dtype
 from spectralkernels.declare import Decision
 from spectralkernels.launch import triton_unavailable
@@ -49,7 +49,7 @@ def fused_resample(
     """Resample maps [batch, channel, n_h, n_w] to `size`.
 
     share: of the band that a dropout leaves, a number or a tensor of one. strides: Real [2], those of a soft window of
-    that smoothness, with a gradient. accuracy: a name of `PRECISIONS`.
+    that smoothness, with a gradient. accuracy: a name of `UNSCALED`.
     """
     window = strides
     if isinstance(share, Tensor):
@@ -73,7 +73,7 @@ def not_resampled(x: Tensor, size: tuple[int, int], accuracy: str, *, strided: b
 
 def _too_large(accuracy: str, core: TensorCore, capability: int, strided: bool) -> str | None:
     """Why operands of 64 rows do not fit a GPU in a class, or None."""
-    chosen = PRECISIONS[accuracy]
+    chosen = UNSCALED[accuracy]
     if chosen.mode == "ieee":
         # Triton 3.7 would also hand some products of 64 rows to sm_100's tensor cores, rounded to tf32.
         return "in fp32 it holds maps of 32 x 32; take tf32x3, as accurate"

@@ -15,7 +15,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from spectralkernels.convolution.fused_depthwise.kernels import _matrix, _operand, _plane
+from spectralkernels.convolution.fused_depthwise.kernels import _plane
+from spectralkernels.convolution.fused_depthwise.operands import loaded, rounded
 
 
 @triton.jit
@@ -50,8 +51,8 @@ def _made(
         window, _ = _ramp(frequency, tl.load(window_ptr), smoothness, N)
     else:
         window = tl.where(frequency <= tl.load(window_ptr) * (M // 2 + 1), 1.0, 0.0)
-    outer = _matrix(outer_ptr, OUT, BAND, BAND) * window[None, :]
-    return tl.dot(outer, _matrix(inner_ptr, BAND, IN, IN), input_precision=PRECISION)
+    outer = loaded(outer_ptr, OUT, BAND, BAND) * window[None, :]
+    return tl.dot(outer, loaded(inner_ptr, BAND, IN, IN), input_precision=PRECISION)
 
 
 @triton.jit
@@ -96,8 +97,8 @@ def resample_kernel(
     2 OUT BAND IN an axis more per program.
     """
     if window_ptr is None:
-        rows = _matrix(outer_rows_ptr, TILE_OUT_H, TILE_H, TILE_H)
-        columns = _matrix(outer_columns_ptr, TILE_OUT_W, TILE_W, TILE_W)
+        rows = loaded(outer_rows_ptr, TILE_OUT_H, TILE_H, TILE_H)
+        columns = loaded(outer_columns_ptr, TILE_OUT_W, TILE_W, TILE_W)
     else:
         rows = _made(
             outer_rows_ptr,
@@ -128,16 +129,16 @@ def resample_kernel(
             RAMP,
             BUILD,
         )
-    rows = _operand(rows, MMA, PRECISION)
-    columns = tl.trans(_operand(columns, MMA, PRECISION))
+    rows = rounded(rows, MMA, PRECISION)
+    columns = tl.trans(rounded(columns, MMA, PRECISION))
     h = tl.arange(0, TILE_OUT_H)[:, None]
     w = tl.arange(0, TILE_OUT_W)[None, :]
     for step in tl.range(0, IMAGES, num_stages=STAGES):
         at = tl.program_id(0).to(tl.int64) * IMAGES + step
         exists = at < planes
         x = _plane(x_ptr + at * (H * W), H, W, TILE_H, TILE_W, exists)
-        t = tl.dot(rows, _operand(x, MMA, PRECISION), input_precision=PRECISION)
-        y = tl.dot(_operand(t, MMA, PRECISION), columns, input_precision=PRECISION) * scale
+        t = tl.dot(rows, rounded(x, MMA, PRECISION), input_precision=PRECISION)
+        y = tl.dot(rounded(t, MMA, PRECISION), columns, input_precision=PRECISION) * scale
         y_ptrs = y_ptr + at * (OUT_H * OUT_W) + (h * OUT_W + w)
         tl.store(y_ptrs, y.to(y_ptr.dtype.element_ty), mask=(h < OUT_H) & (w < OUT_W) & exists)
 
@@ -177,20 +178,20 @@ def window_gradient_kernel(
     gather_* S', both [BAND, side]; a band is as long as the short tile. Per pair it reads both planes once;
     it writes two partial sums at [program, 2]; the sum over programs is another launch, so its order is fixed.
     """
-    analyse_rows = _matrix(analyse_rows_ptr, TILE_SHORT_H, TILE_LONG_H, TILE_LONG_H)
-    analyse_columns = tl.trans(_matrix(analyse_columns_ptr, TILE_SHORT_W, TILE_LONG_W, TILE_LONG_W))
-    gather_rows = _matrix(gather_rows_ptr, TILE_SHORT_H, TILE_SHORT_H, TILE_SHORT_H)
-    gather_columns = tl.trans(_matrix(gather_columns_ptr, TILE_SHORT_W, TILE_SHORT_W, TILE_SHORT_W))
+    analyse_rows = loaded(analyse_rows_ptr, TILE_SHORT_H, TILE_LONG_H, TILE_LONG_H)
+    analyse_columns = tl.trans(loaded(analyse_columns_ptr, TILE_SHORT_W, TILE_LONG_W, TILE_LONG_W))
+    gather_rows = loaded(gather_rows_ptr, TILE_SHORT_H, TILE_SHORT_H, TILE_SHORT_H)
+    gather_columns = tl.trans(loaded(gather_columns_ptr, TILE_SHORT_W, TILE_SHORT_W, TILE_SHORT_W))
     total = tl.zeros((TILE_SHORT_H, TILE_SHORT_W), tl.float32)
     for step in tl.range(0, IMAGES, num_stages=STAGES):
         at = tl.program_id(0).to(tl.int64) * IMAGES + step
         exists = at < planes
         long = _plane(long_ptr + at * (LONG_H * LONG_W), LONG_H, LONG_W, TILE_LONG_H, TILE_LONG_W, exists)
         short = _plane(short_ptr + at * (SHORT_H * SHORT_W), SHORT_H, SHORT_W, TILE_SHORT_H, TILE_SHORT_W, exists)
-        t = tl.dot(analyse_rows, _operand(long, MMA, PRECISION), input_precision=PRECISION)
-        z = tl.dot(_operand(t, MMA, PRECISION), analyse_columns, input_precision=PRECISION)
-        t = tl.dot(gather_rows, _operand(short, MMA, PRECISION), input_precision=PRECISION)
-        total += z * tl.dot(_operand(t, MMA, PRECISION), gather_columns, input_precision=PRECISION)
+        t = tl.dot(analyse_rows, rounded(long, MMA, PRECISION), input_precision=PRECISION)
+        z = tl.dot(rounded(t, MMA, PRECISION), analyse_columns, input_precision=PRECISION)
+        t = tl.dot(gather_rows, rounded(short, MMA, PRECISION), input_precision=PRECISION)
+        total += z * tl.dot(rounded(t, MMA, PRECISION), gather_columns, input_precision=PRECISION)
     k_h = tl.load(frequency_rows_ptr + tl.arange(0, TILE_SHORT_H))
     k_w = tl.load(frequency_columns_ptr + tl.arange(0, TILE_SHORT_W))
     of_rows, slope_rows = _ramp(k_h, tl.load(window_ptr), smoothness, LONG_H)

@@ -12,7 +12,7 @@ import triton
 from torch import Tensor
 
 from spectralkernels.constants import constant
-from spectralkernels.convolution.fused.precision import PRECISIONS, Precision
+from spectralkernels.convolution.fused.precision import UNSCALED, Precision
 from spectralkernels.convolution.fused.share import images_per_program
 from spectralkernels.launch import Launch, LaunchPlan, NamedLaunch, planned_launch, triton_dtype
 from spectralkernels.resampling import factors, matrix
@@ -235,7 +235,7 @@ def _watched(kind: str, planes: tuple[int, int], long: int, short: int, name: st
         window = torch.empty(2, device="meta") if strided else None
         geometry = Resampling((long, long), (short, short), "drop" if strided else "average", 4.0 if strided else 0.0)
         x, y = (torch.empty(*planes, side, side, dtype=maps, device="meta") for side in (long, short))
-        planned = PRECISIONS[name]
+        planned = UNSCALED[name]
         if kind == "strides":
             assert window is not None
             sums = torch.empty(partial_sums(math.prod(planes), geometry, planned), 2, device="meta")

@@ -132,8 +132,8 @@ PRECISIONS: Mapping[str, Precision] = {
 }
 
 
-SERIES = {name: found for name, found in PRECISIONS.items() if name != "fp16x3"}
-"""The classes of series: their kernels do not scale what they transform, which fp16x3 needs."""
+UNSCALED = {name: found for name, found in PRECISIONS.items() if name != "fp16x3"}
+"""The classes of kernels that do not scale what they transform, which fp16x3 needs: of series, and of resampling."""
 
 
 def declared(name: str, known: Mapping[str, Precision] = PRECISIONS) -> Precision:

@@ -37,7 +37,7 @@ from torch import Tensor
 from spectralkernels.constants import planned
 from spectralkernels.convolution.depthwise import not_depthwise
 from spectralkernels.convolution.fused.operators import fused
-from spectralkernels.convolution.fused.precision import SERIES, Precision, declared, in_every_class, precision
+from spectralkernels.convolution.fused.precision import UNSCALED, Precision, declared, in_every_class, precision
 from spectralkernels.convolution.fused_series.geometry import LARGEST_DENSE, Digits, Form, Geometry, form
 from spectralkernels.convolution.geometry import WeightSpectrum
 from spectralkernels.spectra import Band
@@ -52,11 +52,11 @@ def fused_series(
 ) -> Tensor:
     """Convolve each series with its own kernel under a band limit.
 
-    x: Real [B, C, length]. weight: Real [C, 1, kernel]. bias: Real [C] or None. accuracy: a name of `SERIES`.
+    x: Real [B, C, length]. weight: Real [C, 1, kernel]. bias: Real [C] or None. accuracy: a name of `UNSCALED`.
     Returns: Real [B, C, out], dtype of x.
     Raises: Unsupported (through `dispatch`) where `supports` has a reason; RangeError on an unknown class.
     """
-    return fused(x, weight, bias, band, declared(accuracy, SERIES).name, 2 * band.kept[0])
+    return fused(x, weight, bias, band, declared(accuracy, UNSCALED).name, 2 * band.kept[0])
 
 
 def supports(
@@ -115,5 +115,5 @@ IMPLEMENTATIONS = in_every_class(
     fused_series,
     supports,
     "depthwise truncated DFT of series, product and inverse in one Triton launch",
-    SERIES,
+    UNSCALED,
 )

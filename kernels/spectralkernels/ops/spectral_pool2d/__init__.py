@@ -18,7 +18,7 @@ import math
 from torch import Tensor
 
 from spectralkernels.checks import REAL_DTYPES, as_integers, check_dtype
-from spectralkernels.convolution.fused.precision import in_every_class
+from spectralkernels.convolution.fused.precision import UNSCALED, in_every_class
 from spectralkernels.declare import Decision, Implementation, Operation, Tolerance
 from spectralkernels.dispatch import dispatch
 from spectralkernels.errors import RangeError
@@ -102,7 +102,7 @@ OPERATION = Operation(
     ),
     implementations=(
         Implementation("dft_gemm", "kernel", dft_gemm, "a pair of real matrices", supports=spectral_only),
-        *in_every_class("triton", triton, triton_rules, "the same pair, one load of x and one store of y"),
+        *in_every_class("triton", triton, triton_rules, "the same pair, one load of x and one store of y", UNSCALED),
         Implementation(
             "torch_fft", "baseline", torch_fft, "fft2, crop, ifft2: the public codes", supports=spectral_only
         ),
