@@ -11,7 +11,7 @@ import pytest
 import synthetic_records as synthetic
 from test_alert_code import Project
 
-from spectralbench import chosen, contest, history, report, rivals, simulate
+from spectralbench import chosen, contest, history, peaks, report, rivals, simulate
 from spectralbench.quantity import amount, ratio_words, scale, spread
 from spectralbench.report import pictures
 from spectralkernels.ops import load_operations
@@ -311,3 +311,21 @@ def test_what_failed_stands_before_skips_of_one_reason_in_one_row(tmp_path: Path
         "| 2 | failed: wrong | masked multiply | five | the answer has error 1.3 against the reference |",
         "| 4 | skipped | masked multiply | one, two and 2 more | needs a CUDA device |",
     ]
+
+
+def test_our_fastest_is_rated_by_what_the_machine_reaches(tmp_path: Path) -> None:
+    """1e9 flops and 1e8 bytes in 20 ms of 100 GFLOP/s and 10 GB/s: half of the product, and half of the copy."""
+    cost = {"bytes_read": 60_000_000, "bytes_written": 40_000_000, "flops": 1_000_000_000}
+    synthetic.write(tmp_path, "a", synthetic.environment(), [synthetic.record({"device_time": 0.02}, cost=cost)])
+    page = "report/cpu-test-2c/masked_multiply.md"
+    report.write(tmp_path, tmp_path)
+    assert "product" not in (tmp_path / page).read_text(), "nothing is rated by what was not measured"
+    written = peaks.write(tmp_path, "cpu-test-2c", peaks.Peak(1e10, 1e11, 2, "2026"))
+    report.write(tmp_path, tmp_path)
+    text = (tmp_path / page).read_text()
+    assert "5 GB/s<br>50 GFLOP/s<br>product 50 %<br>floor 50 %" in text
+    assert "Of 100 GFLOP/s in a large float32 product and 10 GB/s in a large copy here, 2 threads" in text
+    for damage in ("[]", "{}", '{"bytes_per_second": 0}', written.read_text().replace("1000", "-1000")):
+        written.write_text(damage)
+        with pytest.raises(ValueError, match=r"cpu-test-2c.json is damaged .*spectralbench machine --ceilings"):
+            report.write(tmp_path, tmp_path)

@@ -20,13 +20,23 @@ ASV_VERSION = 1
 def machine(
     asv: Annotated[bool, typer.Option("--asv", help="Write this machine to ~/.asv-machine.json, for asv.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda where there is one.")] = None,
+    ceilings: Annotated[
+        bool, typer.Option("--ceilings", help="Measure a large copy and product, and store them for the report.")
+    ] = False,
+    results: terminal.Results = Path("results"),
     as_json: terminal.Json = False,
 ) -> None:
     """Show the name under which this machine's results are kept; SPECTRALBENCH_MACHINE chooses another."""
     with terminal.usage_errors():
         from spectralbench import sweep
 
-        facts = sweep.surroundings(sweep.choose_device(device))
+        chosen = sweep.choose_device(device)
+        facts = sweep.surroundings(chosen)
+    if ceilings:
+        try:
+            terminal.say(f"written: {_measure(results, facts, chosen)}")
+        except OSError as error:
+            raise terminal.fail(f"cannot store the ceilings: {error.strerror or error}", 2) from None
     if asv:
         path = Path.home() / ".asv-machine.json"
         try:
@@ -43,6 +53,15 @@ def machine(
     for name, value in facts.items():
         table.add_row(name, "-" if value is None else str(value))
     terminal.data().print(table)
+
+
+def _measure(results: Path, facts: Mapping[str, Any], device: str) -> Path:
+    from spectralbench import peaks
+    from spectralbench.ceilings import ceilings_here
+
+    found = ceilings_here(device)
+    peak = peaks.Peak(found.bytes_per_second, found.flops_per_second, facts["threads"], facts["started_at"])
+    return peaks.write(results, str(facts["machine"]), peak)
 
 
 def asv_machine(facts: Mapping[str, Any]) -> dict[str, str]:

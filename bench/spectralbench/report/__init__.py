@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from spectralbench import alert, chosen, names, rivals
+from spectralbench import alert, chosen, names, peaks, rivals
 from spectralbench.contest import MARKS, cases
 from spectralbench.history import Absence, History, current, load, only_machine
 from spectralbench.quantity import amount
@@ -52,7 +52,8 @@ def write(results: Path | History, out: Path, machine: str | None = None) -> Pat
     for name in sorted(now.machines, key=lambda one: started.get(one, ""), reverse=True):
         own = only_machine(now, name)
         findings = alert.explain(alert.judge(only_machine(history, name), overrides=rules), roots)
-        blocks += _machine(own, name, path.parent, chosen.read(choices, name), findings)
+        asked, peak = chosen.read(choices, name), peaks.read(choices, name)
+        blocks += _machine(own, name, path.parent, asked, peak, findings)
     if not now.machines:
         blocks.append(Text("No records yet: run `spectralbench run` first."))
     markdown.write(blocks, path)
@@ -61,7 +62,12 @@ def write(results: Path | History, out: Path, machine: str | None = None) -> Pat
 
 
 def _machine(
-    history: History, name: str, folder: Path, choices: Mapping[chosen.Question, str], findings: Sequence[alert.Finding]
+    history: History,
+    name: str,
+    folder: Path,
+    choices: Mapping[chosen.Question, str],
+    peak: peaks.Peak | None,
+    findings: Sequence[alert.Finding],
 ) -> Iterator[Block]:
     found = cases(history)
     every = [case for own in found.values() for case in own]
@@ -83,7 +89,7 @@ def _machine(
     for operation, own in found.items():
         if any(case.timed() for case in own):
             page = Path("report") / name / f"{operation}.md"
-            blocks = (*_answers(settings.get(operation, ())), Heading(2, "Every case"), *details.blocks(own))
+            blocks = (*_answers(settings.get(operation, ())), Heading(2, "Every case"), *details.blocks(own, peak))
             yield Detail(f"{names.operation(operation)} on {name}: {len(own)} cases", page, blocks)
     yield Fold(f"skipped and failed: {len(history.absences)} cases", tuple(_absences(history)))
     yield Fold("the machine", tuple(_facts(environment)))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from spectralbench import names, rates, rivals
 from spectralbench.contest import CaseRows, Row, fastest
+from spectralbench.peaks import Peak
 from spectralbench.quantity import amount, scale
 from spectralbench.record import Scalar
 from spectralbench.report.costs import percent, saved, share
@@ -20,11 +21,21 @@ NOTE = (
     f"computes another answer. ‡ on a slow path: over {rivals.SLOW:g} times slower than its other layout or N, and "
     "quoted nowhere. Rate: bytes and flops of the operation's floor per second of our fastest."
 )
+PEAK = (
+    "Of {flops} GFLOP/s in a large float32 product and {bytes} GB/s in a large copy here, {threads} threads: product "
+    "is the percent of the first, floor of the time that the longer of bytes and flops allows."
+)
 
 
-def blocks(found: Sequence[CaseRows]) -> Iterator[Block]:
-    """Cases grouped by who was timed at them: the times, then what they save and how far off they are."""
+def blocks(found: Sequence[CaseRows], peak: Peak | None = None) -> Iterator[Block]:
+    """Cases grouped by who was timed at them: the times, then what they save and how far off they are.
+
+    peak: of the machine, by which our fastest is rated in float32.
+    """
     yield Text(NOTE)
+    if peak is not None:
+        flops, moved = (f"{rate / 1e9:.3g}" for rate in (peak.flops_per_second, peak.bytes_per_second))
+        yield Text(PEAK.format(flops=flops, bytes=moved, threads=peak.threads))
     facts = [case.facts for case in found]
     shared = {name for name in facts[0] if all(name in one and one[name] == facts[0][name] for one in facts)}
     same = {name: value for name, value in facts[0].items() if name in shared}
@@ -41,10 +52,12 @@ def blocks(found: Sequence[CaseRows]) -> Iterator[Block]:
         for start in range(0, len(implementations), COLUMNS):
             shown = implementations[start : start + COLUMNS]
             yield Heading(3, ", ".join(shown) if len(groups) > 1 else "Times")
-            yield _table(cases, shown, frozenset(shared), first=start == 0)
+            yield _table(cases, shown, frozenset(shared), peak, first=start == 0)
 
 
-def _table(cases: Sequence[CaseRows], shown: Sequence[str], shared: frozenset[str], *, first: bool) -> Table:
+def _table(
+    cases: Sequence[CaseRows], shown: Sequence[str], shared: frozenset[str], peak: Peak | None, *, first: bool
+) -> Table:
     symbol_of = {case.subject: _unit(case) for case in cases}
     extra = ("error", "saved", "rate") if first else ()
     rows = []
@@ -54,7 +67,7 @@ def _table(cases: Sequence[CaseRows], shown: Sequence[str], shared: frozenset[st
         slow = {name for family in rivals.FAMILIES for name in case.slow(family)}
         cells = [_time(case.rows[name], divisor, best, name in slow) for name in shown]
         name = names.short(case.facts, shared) or "the case"
-        rows.append((f"{name}\nN {case.size}" if case.size else name, symbol, *cells, *_extra(case, first)))
+        rows.append((f"{name}\nN {case.size}" if case.size else name, symbol, *cells, *_extra(case, peak, first)))
     return Table(("case", "", *shown, *extra), tuple(rows), frozenset(range(2, 2 + len(shown) + len(extra))))
 
 
@@ -68,7 +81,7 @@ def _time(row: Row, divisor: float, best: Row | None, slow: bool) -> Cell:
     return Cell(f"{row.time.value / divisor:.3g}{mark}", "win" if row is best else "", row.time.value)
 
 
-def _extra(case: CaseRows, first: bool) -> tuple[Cell | str, ...]:
+def _extra(case: CaseRows, peak: Peak | None, first: bool) -> tuple[Cell | str, ...]:
     """The price of the operation, and what our fastest saves: over the library's convolution, or in bytes."""
     if not first:
         return ()
@@ -83,16 +96,20 @@ def _extra(case: CaseRows, first: bool) -> tuple[Cell | str, ...]:
     text = "" if kept is None else amount(kept, "byte")
     if alone is not None and behind is not None:
         text = f"{share(alone)}, {share(behind)}\nbehind ReLU"
-    return percent(error), text, _rate(own)
+    return percent(error), text, _rate(own, peak)
 
 
-def _rate(row: Row) -> str:
-    """Bytes and flops of the floor per second."""
+def _rate(row: Row, peak: Peak | None) -> str:
+    """Bytes and flops of the floor per second, and their percent of what the machine reaches in float32."""
     time, cost = row.time, row.metrics["device_time"].cost
     if time is None or time.value <= 0 or not cost:
         return ""
     moved, computed = rates.achieved(cost, row.subject.pass_, time.value)
-    return f"{moved / 1e9:.3g} GB/s\n{computed / 1e9:.3g} GFLOP/s"
+    text = f"{moved / 1e9:.3g} GB/s\n{computed / 1e9:.3g} GFLOP/s"
+    if peak is None or row.subject.dtype not in ("float32", "complex64"):
+        return text
+    product, copy = computed / peak.flops_per_second, moved / peak.bytes_per_second
+    return f"{text}\nproduct {100 * product:.2g} %\nfloor {100 * max(product, copy):.2g} %"
 
 
 def _order(case: CaseRows) -> tuple[tuple[int, float, str], ...]:
