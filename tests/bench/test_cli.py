@@ -14,7 +14,8 @@ import pytest
 from command_line import FACTS, Cli, one_line
 from test_cli_tables import measured
 
-from spectralbench import __version__, choices, confirm, sweep, workloads
+from spectralbench import __version__, choices, confirm, peaks, sweep, workloads
+from spectralbench.ceilings import Ceilings
 from spectralbench.cli import listing, main, sweeping, terminal
 from spectralbench.cli.machine import asv_machine, write_asv_machine
 from spectralbench.record import environment_line, read_tree, record_line
@@ -116,6 +117,19 @@ def test_machine_prints_its_name_and_facts(cli: Cli) -> None:
     assert code == 0
     assert "cpu-test-2c" in out and "Test CPU" in out
     assert json.loads(cli("machine", "--json")[1])["machine"] == "cpu-test-2c"
+
+
+def test_machine_stores_what_it_reaches_for_the_report(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spectralbench.ceilings.ceilings_here", lambda device: Ceilings(1e10, 1e11, 1e-6))
+    code, _, err = cli("machine", "--ceilings", "--results", str(tmp_path / "results"))
+    assert code == 0 and "results/ceilings/cpu-test-2c.json" in err.replace("\n", "")
+    found = peaks.read(tmp_path / "results", "cpu-test-2c")
+    assert found is not None and (found.bytes_per_second, found.flops_per_second) == (1e10, 1e11)
+    (tmp_path / "file").write_text("")
+    code, _, err = cli("machine", "--ceilings", "--results", str(tmp_path / "file"))
+    assert code == 2 and "cannot store the ceilings" in err
 
 
 def test_a_machine_name_that_is_no_slug_is_refused(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

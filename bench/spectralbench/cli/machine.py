@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,11 +57,13 @@ def machine(
 
 
 def _measure(results: Path, facts: Mapping[str, Any], device: str) -> Path:
+    import torch
+
     from spectralbench import peaks
     from spectralbench.ceilings import ceilings_here
 
-    found = ceilings_here(device)
-    peak = peaks.Peak(found.bytes_per_second, found.flops_per_second, facts["threads"], facts["started_at"])
+    found, now = ceilings_here(device), datetime.now(UTC).isoformat(timespec="seconds")
+    peak = peaks.Peak(found.bytes_per_second, found.flops_per_second, torch.get_num_threads(), now)
     return peaks.write(results, str(facts["machine"]), peak)
 
 
