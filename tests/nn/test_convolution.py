@@ -181,7 +181,7 @@ def test_a_masked_layer_follows_its_mask(seed: int):
 
 
 def holds(made: nn.Module) -> bool:
-    return made._kept is not None and made._kept[1] is not None
+    return made._kept is not None and made._kept[2] is not None
 
 
 def fresh(made: nn.Module, x: Tensor) -> Tensor:
@@ -254,6 +254,35 @@ def test_a_changed_weight_drops_the_spectrum(how: str, seed: int):
         after = made(x)
     assert not torch.allclose(before, after)
     torch.testing.assert_close(after, fresh(made, x))
+
+
+def test_a_weight_where_another_lay_is_not_taken_for_it(seed: int):
+    """A parametrised weight is a new tensor for every call, which may come to lie where the last one did."""
+    x = torch.randn(4, 16, 16, 16)
+    for _ in range(8):
+        made = sk.nn.BandLimitedConv2d(16, 16, 3, padding=1, compression=0.5)
+        nn.utils.parametrizations.weight_norm(made).eval()
+        with torch.no_grad():
+            made(x)
+            made.parametrizations.weight.original0.mul_(3.0)
+            torch.testing.assert_close(made(x), fresh(made, x))
+
+
+def test_a_mask_where_another_lay_is_not_taken_for_it(seed: int):
+    x, n = torch.randn(1, 2, 9, 8), sk.masks.fft_grid((9, 8), (3, 3), padding=1)
+    for _ in range(16):
+        made = sk.nn.MaskedConv2d(2, 2, 3, padding=1, mask=torch.rand(n[0], n[1] // 2 + 1))
+        made(x)
+        made.mask = None
+        for _ in range(3):
+            made.mask = torch.rand(n[0], n[1] // 2 + 1)
+        want = sk.masked_conv2d(x, made.weight, made.mask, made.bias, padding=1)
+        torch.testing.assert_close(made(x), want)
+    made.mask, made.rule = None, partial(sk.masks.radial, fraction=0.5)
+    made(x)
+    made.rule = partial(sk.masks.radial, fraction=0.2)
+    want = sk.masked_conv2d(x, made.weight, sk.masks.radial(n, 0.2), made.bias, padding=1)
+    torch.testing.assert_close(made(x), want)
 
 
 def test_data_copy_goes_unseen_until_eval_is_called_again(seed: int):

@@ -62,11 +62,12 @@ class _Spectral(_ConvNd):
         self, x: Tensor, geometry: Hashable, make: Callable[[], WeightSpectrum | None]
     ) -> Tensor | WeightSpectrum:
         """The weight, or its spectrum where that may be kept and `make` has a use for it."""
-        if not isinstance(self.impl, str) or self.impl != "auto" or not may_keep(self.weight, x, self.training):
-            return self.weight
+        weight = self.weight
+        if not isinstance(self.impl, str) or self.impl != "auto" or not may_keep(weight, x, self.training):
+            return weight
         # Threads may share a layer: nobody reads what another has just put there.
-        self._kept = kept = kept_or_made(self._kept, self.weight, geometry, make)
-        return self.weight if kept[1] is None else kept[1]
+        self._kept = kept = kept_or_made(self._kept, weight, geometry, make)
+        return weight if kept[2] is None else kept[2]
 
     def train(self, mode: bool = True) -> Self:
         """As in torch.nn.Module; forgets the spectrum of the weight."""
@@ -183,7 +184,7 @@ class MaskedConv2d(_Spectral, nn.Conv2d):
     """
 
     mask: Tensor | None
-    _listed: tuple[Hashable, Tensor, ModeList] | None = None
+    _listed: tuple[object, Hashable, Tensor, ModeList] | None = None
 
     def __init__(
         self, *conv: Any, mask: Tensor | MaskRule, grid: GridChoice = "tight", impl: str = "auto", **named: Any
@@ -219,15 +220,15 @@ class MaskedConv2d(_Spectral, nn.Conv2d):
 
     def _mask_on(self, n: tuple[int, int], device: torch.device) -> tuple[Tensor, ModeList | None]:
         """The mask on a grid, and its modes: listed once for each grid, mask and device, and never while tracing."""
-        given = self.mask
+        given, source = self.mask, self.rule if self.mask is None else self.mask
         if torch.compiler.is_compiling():
             return (self._call_rule(n).to(device) if given is None else given), None
         key: Hashable = (n, device, None if given is None else (given.data_ptr(), given._version))
         listed = self._listed
-        if listed is None or listed[0] != key:
+        if listed is None or listed[0] is not source or listed[1] != key:
             mask = hermitian(self._call_rule(n).to(device) if given is None else given, n)
-            self._listed = listed = (key, mask, mode_list(mask, n))
-        return listed[1:]
+            self._listed = listed = (source, key, mask, mode_list(mask, n))
+        return listed[2:]
 
     def _call_rule(self, n: tuple[int, int]) -> Tensor:
         assert self.rule is not None  # where there is no mask there is a rule

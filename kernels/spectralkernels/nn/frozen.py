@@ -3,6 +3,7 @@
 The transform of a weight costs as much as its share of the product at small batches, and a frozen weight has the same
 one for every batch. A layer may keep it while it is in eval() and no gradient of the weight is wanted. What is kept is
 dropped as soon as the weight is another tensor, lies elsewhere, or was written in place: torch counts those writes.
+Where a weight lay another may come to lie, as unwritten as it was: a parametrised weight is a new tensor at every look.
 
 It does not count what is written behind its back, through `weight.data`, numpy or a raw pointer: then call `train()`
 or `eval()` on the layer or the model, either of which forgets the spectrum.
@@ -10,6 +11,7 @@ or `eval()` on the layer or the model, either of which forgets the spectrum.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Hashable
 
 import torch
@@ -20,8 +22,8 @@ from spectralkernels.convolution.geometry import WeightSpectrum
 from spectralkernels.dispatch import Explanation
 from spectralkernels.ops import load_operation
 
-Kept = tuple[Hashable, WeightSpectrum | None]
-"""What a spectrum was made from, and the spectrum; None where the call has no use for one."""
+Kept = tuple["weakref.ref[Tensor]", Hashable, WeightSpectrum | None]
+"""The weight, its state and geometry when a spectrum was made, and that; None where the call has no use for one."""
 
 
 def may_keep(weight: Tensor, x: Tensor, training: bool) -> bool:
@@ -45,6 +47,6 @@ def kept_or_made(
 ) -> Kept:
     """`kept` if it still holds for this weight and geometry, else what `make` returns, with what it was made from."""
     key = (weight.data_ptr(), weight._version, weight.dtype, weight.device, geometry)
-    if kept is not None and kept[0] == key:
+    if kept is not None and kept[0]() is weight and kept[1] == key:
         return kept
-    return key, make()
+    return weakref.ref(weight), key, make()
