@@ -285,6 +285,13 @@ def test_a_mask_where_another_lay_is_not_taken_for_it(seed: int):
     torch.testing.assert_close(made(x), want)
 
 
+def test_a_parametrised_weight_under_a_mask_has_the_dilation_of_its_layer(seed: int):
+    x, every = torch.randn(1, 2, 9, 8), lambda n: torch.ones(n[0], n[1] // 2 + 1)
+    made = sk.nn.MaskedConv2d(2, 2, 3, padding=2, dilation=2, mask=every)
+    nn.utils.parametrizations.weight_norm(made)
+    torch.testing.assert_close(made(x), nn.functional.conv2d(x, made.weight, made.bias, padding=2, dilation=2))
+
+
 def test_data_copy_goes_unseen_until_eval_is_called_again(seed: int):
     """torch does not count what is written through `.data`: documented in `nn.frozen`, and the way out works."""
     made, x = layer().eval(), torch.randn(2, 4, 9, 6)

@@ -213,7 +213,7 @@ class MaskedConv2d(_Spectral, nn.Conv2d):
             return masked_weight_spectrum(self.weight, modes, size, dilation=dilation, **geometry)
 
         weight = self._weight_for(x, (tuple(x.shape), modes, dilation, *geometry.values()), make)
-        geometry["dilation"] = dilation if weight is self.weight else None  # a spectrum has its own
+        geometry["dilation"] = None if isinstance(weight, WeightSpectrum) else dilation  # a spectrum has its own
         stride = (self.stride[0], self.stride[1])
         y = masked_conv2d(x, weight, mask, self.bias, modes=modes, stride=stride, **geometry, impl=self.impl)
         return as_given(y, y, input, self.weight)
