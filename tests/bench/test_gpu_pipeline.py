@@ -227,6 +227,19 @@ def test_the_end_of_the_stage_is_nobodys_failure(tmp_path: Path) -> None:
     assert any("hang" in item.implementations for item in done.left)
 
 
+def test_a_check_that_never_ends_is_a_failure_that_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(correctness, "LONGEST_CHECK", 1.0)
+    for times in (1, 2):
+        done = fake_checks(tmp_path, 2000.0, 1, "hanging")
+        hung = [record for record in done.records if record.implementation == "hang"]
+        assert hung and {record.failure for record in hung} == {"timeout"} and not done.left
+        assert f" {len(hung)} failed," in correctness.report(done.records, len(done.records))
+        made = [record for file in read_tree(tmp_path / "records") for record in file.records]
+        assert sum(record.failure == "timeout" for record in made) == times * len(hung)
+
+
 def test_a_wrong_backward_pass_leaves_the_forward_pass_and_rivals_are_never_left_out() -> None:
     def failed(name: str, pass_: str, kind: str) -> Record:
         return synthetic.record(
