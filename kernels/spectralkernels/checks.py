@@ -165,8 +165,10 @@ def check_compression(compression: float) -> None:
 
 def checked_beta(beta: Any) -> float | Tensor:
     """A threshold as a float; RangeError on what is none. A traced tensor stays one, checked as the graph runs."""
-    if torch.compiler.is_compiling() and _is_scalar(beta) and not beta.is_complex() and beta.dtype != torch.bool:
-        return beta.detach()
+    if is_dense(beta) and beta.numel() == 1 and not beta.is_complex() and beta.dtype != torch.bool:
+        beta = beta.detach().reshape(())
+        if torch.compiler.is_compiling():
+            return beta
     try:
         value = as_number("beta", beta)
     except DtypeError as error:
@@ -175,7 +177,7 @@ def checked_beta(beta: Any) -> float | Tensor:
         # and for the message to be a constant of the graph, it cannot say which
         torch._check(value >= 0.0, lambda: "beta must be a number >= 0, got a negative one; 0 keeps every coefficient")
     elif not value >= 0.0:
-        raise RangeError(_no_beta(beta))
+        raise RangeError(_no_beta(value))
     return value if isinstance(value, float) else float(value)  # a traced number stays one
 
 

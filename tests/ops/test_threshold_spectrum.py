@@ -264,6 +264,15 @@ def test_a_threshold_that_turns_negative_is_refused_when_compiled():
         compiled(y, -1.0)
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_a_threshold_may_be_a_tensor_of_one_and_asks_for_no_gradient(shape: tuple[int, ...], recwarn, seed: int):
+    y, beta = torch.randn(1, 2, 4, 3, dtype=torch.complex64), torch.full(shape, 0.5, requires_grad=True)
+    want = threshold_spectrum(y, 0.5).values
+    assert torch.equal(threshold_spectrum(y, beta).values, want) and not recwarn.list
+    call = torch.compile(lambda y, beta: threshold_spectrum(y, beta).values, fullgraph=True, backend="eager")
+    assert torch.equal(call(y, beta), want)
+
+
 @pytest.mark.parametrize("impl", IMPLS)
 def test_wrong_decisions_fail_the_gate(impl: str, seed: int):
     """Planted fault: a threshold one part in a hundred off is far outside the tolerance, a right one far inside."""
@@ -310,6 +319,8 @@ Y = torch.ones(2, 3, 6, 4, dtype=torch.complex64)
         ((Y, float("nan")), RangeError, "beta must be a number >= 0, got nan; 0 keeps every coefficient"),
         ((Y, -0.5), RangeError, "beta must be a number >= 0, got -0.5"),
         ((Y, "0.5"), RangeError, "beta must be a number >= 0, got '0.5'"),
+        ((Y, torch.tensor(-0.5)), RangeError, "beta must be a number >= 0, got -0.5"),
+        ((Y, torch.tensor([0.5, 0.5])), RangeError, "beta must be a number >= 0, got Tensor"),
         ((Y, True), RangeError, "beta must be a number >= 0, got True"),
     ],
 )
