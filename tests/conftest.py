@@ -28,8 +28,8 @@ def pytest_configure() -> None:
 def pytest_report_header() -> list[str]:
     other = "TRITON_INTERPRET=0" if interpreted() else "TRITON_INTERPRET=1"
     mine = f"kernels under Triton's interpreter: {'only these' if interpreted() else 'another run'} ({other} pytest)"
-    part = f"SPECTRAL_DRAW={DRAW} drew the cases of tests marked `drawn`; SPECTRAL_EFFORT=8 runs all"
-    return [mine, part] if EFFORT == 1 else [mine]
+    part = f"SPECTRAL_DRAW={DRAW} drew the cases of large matrices; SPECTRAL_EFFORT=8 runs all"
+    return [mine, part] if EFFORT <= 1 else [mine]
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
