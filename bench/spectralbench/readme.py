@@ -107,13 +107,15 @@ def _pays(found: Sequence[Setting]) -> str:
 
 
 def _price(rows: Sequence[Claim]) -> str:
-    errors = [versus.row.value("approximation_error") or 0.0 for _, versus, _ in rows]
+    errors = [one for _, versus, _ in rows if (one := versus.row.value("approximation_error")) is not None]
     behinds = [behind for case, versus, _ in rows if (behind := saved(case, versus.row, versus.other)[1]) is not None]
-    return (
-        f"- **What does it cost?** Before any retraining the answer is off by {percent(min(errors))} to "
-        f"{percent(max(errors))}, and behind a ReLU a layer keeps {share(min(behinds, default=None))} to "
-        f"{share(max(behinds, default=None))} of the bytes that the torch convolution keeps for backward."
+    off = f"is off by {percent(min(errors))} to {percent(max(errors))}" if errors else "was not compared"
+    kept = (
+        f"{share(min(behinds))} to {share(max(behinds))} of the bytes that the torch convolution keeps for backward"
+        if behinds
+        else "bytes that were not counted"
     )
+    return f"- **What does it cost?** Before any retraining the answer {off}, and behind a ReLU a layer keeps {kept}."
 
 
 def _changed(series: Sequence[Series], mark: str) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import synthetic_records as synthetic
@@ -48,11 +50,15 @@ CASE = {"batch": 8, "in_channels": 64, "out_channels": 64, "height": 32, "width"
         "compression": 0.5, "grid": "tight", "input": "photo"}  # fmt: skip
 
 
-def _stored(folder: Path, commits: dict[int, dict[tuple[int, float], tuple[float, float]]]) -> history.History:
+def _stored(
+    folder: Path,
+    commits: dict[int, dict[tuple[int, float], tuple[float, float]]],
+    error: Mapping[str, float] = MappingProxyType({"approximation_error": 0.3}),
+) -> history.History:
     """commits: index -> (K, c) -> times of ours and of the torch convolution, in three processes."""
     for index, times in commits.items():
         records = [
-            synthetic.record({"device_time": time, "approximation_error": 0.3}, operation="band_limited_conv2d",
+            synthetic.record({"device_time": time, **error}, operation="band_limited_conv2d",
                              implementation=name, role=role, case={**CASE, "kernel_size": kernel, "compression": rate},
                              replicate=replicate, day=index)
             for replicate in range(3)
@@ -66,6 +72,16 @@ def _stored(folder: Path, commits: dict[int, dict[tuple[int, float], tuple[float
 def _answers(loaded: history.History, index: int) -> list[str]:
     text = readme.claims(loaded, synthetic.commit_hash(index)[:8])
     return [" ".join(answer.split()) for answer in text.split("\n\n")[0].split("\n- ")]
+
+
+def test_a_price_that_was_not_measured_is_not_said_to_be_nothing(tmp_path: Path) -> None:
+    times = {(7, 0.5): (1.0, 2.0)}
+    found = _answers(_stored(tmp_path / "with", {0: times}), 0)[2]
+    assert found.endswith(
+        "the answer is off by 30 % to 30 %, and behind a ReLU a layer keeps bytes that were not counted."
+    )
+    found = _answers(_stored(tmp_path / "without", {0: times}, error={}), 0)[2]
+    assert "the answer was not compared" in found
 
 
 def test_a_claim_is_of_its_commit_alone(tmp_path: Path) -> None:
