@@ -116,6 +116,15 @@ def test_the_newest_change_is_not_half_of_itself_one_commit_earlier(monkeypatch:
     assert (weigh(values).split == 8).all()
 
 
+@pytest.mark.parametrize("minimum", [1, 3])
+def test_a_history_of_two_points_is_weighed_where_one_earlier_one_is_enough(minimum: int, seed: int) -> None:
+    values = 0.01 * np.random.default_rng(seed).standard_normal((40, 2, 3))
+    values[0, 1] += 1.0
+    found = weigh(values, minimum=minimum)
+    assert np.isfinite(found.slower).all() and found.slower.argmin() == 0
+    assert (found.slower < 1).any() == (minimum == 1)
+
+
 @pytest.mark.parametrize("back", [1, 11, 30])
 def test_the_commit_of_an_old_step_is_named(back: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -282,6 +282,8 @@ def _steady(model: _Model, minimum: int) -> tuple[Array, Array]:
     One stray point is noise, which is what is looked for: a change is plain if it is there without the point farthest
     out. The last one may be the first after a change, and is not left out.
     """
+    if model.points.shape[1] < 3:  # one point has not changed
+        return model.points[:, :-1], model.within
     before = replace(model, points=_without_one(model.points[:, :-1]), newest=None, older=None)
     splits = _splits(before, np.zeros(len(model.points), dtype=np.int64), minimum)
     loudest = np.abs(np.where(splits.legal & ~splits.over, splits.z, 0.0))
