@@ -4,7 +4,7 @@
     dm / dS = -N / (2 R S^2) in the ramp, 0 elsewhere;   M = N / S + 2 R rounded up to even, at most N
 
 The window is separable and the same for +f and -f, so that each axis is one real matrix S diag(m) D (`resampling`), and
-the gradient to a stride is that of a weighted sum of constant matrices: exact, at the cost of one more product an axis.
+the gradient to a stride is that of a weighted sum of constant matrices: exact, at the cost of one product by modes.
 R = 4 is the authors': at their strides a map of 16 does not shrink (T23), so that sizes must be recorded.
 
 Source: Riad et al., "Learning Strides in Convolutional Neural Networks" (ICLR 2022); `compat` computes what their code
