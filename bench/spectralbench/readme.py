@@ -77,7 +77,7 @@ def _claim(case: CaseRows) -> Claim | None:
 
 
 def _won(rows: Sequence[Claim]) -> str:
-    dense = [row for row in rows if row[0].params["groups"] == 1 and row[0].subject.pass_ == "forward"]
+    dense = [row for row in rows if row[0].params["groups"] == 1 and row[0].subject.pass_ == "forward"] or list(rows)
     slowest, fastest = (pick(dense, key=lambda row: row[1].faster) for pick in (min, max))
     machines = " and ".join(sorted({f"`{case.subject.machine}`" for case, _, _ in rows}))
     rates = ", ".join(map(number, sorted({float(case.params["compression"]) for case, _, _ in rows})))
