@@ -113,7 +113,9 @@ def shared_memory(geometry: Geometry, chosen: Precision) -> int:
     matrices = 2 * tile.v * (tile.size[1] + tile.out[1]) + 2 * tile.u * (tile.size[0] + tile.out[0])
     plane = max(*tile.size, *tile.out, *tile.taps, 2 * tile.v) ** 2
     in_flight = plane if tile.largest <= 32 else 0
-    return chosen.pieces * chosen.piece_size * (matrices + plane) + chosen.operand.itemsize * in_flight
+    # What is split arrives as float32.
+    arriving = 4 if chosen.pieces > 1 else chosen.operand.itemsize
+    return chosen.pieces * chosen.piece_size * (matrices + plane) + arriving * in_flight
 
 
 def geometry_of(band: Band) -> Geometry:
