@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
+import forking
 import pytest
 from command_line import FACTS, Answer, Cli
 from fake_operations import SOURCES, load_operations
 
 from spectralbench import environment, sweep, worker
 from spectralbench.cli import listing, main, terminal
-
-FORKED = multiprocessing.get_context("forkserver")
-FORKED.set_forkserver_preload(["spectralbench.measure", "spectralbench.ceilings", "spectralkernels.ops"])
-
-
-def in_environment(values: dict[str, str], target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    """What a spawned process finds by itself."""
-    os.environ.clear()
-    os.environ.update(values)
-    target(*arguments)
-
-
-def forked(*, target: Callable[..., None], args: tuple[Any, ...], **options: Any) -> Any:
-    return FORKED.Process(target=in_environment, args=(dict(os.environ), target, args), **options)
 
 
 @pytest.fixture(autouse=True)
@@ -38,9 +20,7 @@ def _measuring_processes_start_imported(monkeypatch: pytest.MonkeyPatch) -> None
 
     Sweeps in processes of their own, such as the ones that are killed, spawn theirs as users' sweeps do.
     """
-    forking = SimpleNamespace(Pipe=FORKED.Pipe, Process=forked)
-    stand_in = SimpleNamespace(get_context=lambda method: forking, parent_process=multiprocessing.parent_process)
-    monkeypatch.setattr(worker, "multiprocessing", stand_in)
+    monkeypatch.setattr(worker, "multiprocessing", forking.STAND_IN)
 
 
 @pytest.fixture
