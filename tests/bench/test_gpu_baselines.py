@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from spectralkernels import layouts
 from spectralkernels.convolution import baselines, direct
 from spectralkernels.convolution.geometry import conv_band
 from spectralkernels.ops.band_limited_conv2d import OPERATION as CONV
@@ -132,7 +133,7 @@ def test_channels_last_maps_are_made_outside_the_clock_and_taken_as_they_are() -
     assert prepared["x"].is_contiguous(memory_format=torch.channels_last)
     y = direct.direct_channels_last(**prepared)
     assert y.is_contiguous(memory_format=torch.channels_last)
-    assert direct._channels_last(prepared["x"]) is prepared["x"], "nothing is copied inside the clock"
+    assert layouts.in_channels_last(prepared["x"]) is prepared["x"], "nothing is copied inside the clock"
 
 
 @pytest.mark.parametrize("name", ["direct", "direct_uncompressed"])

@@ -112,5 +112,7 @@ PROFILES: dict[str, tuple[Block, ...]] = {
         Block({**_SHAPE, "batch": (128,), "pooling": _KINDS}, passes=("forward", "both")),
         Block({**_SHAPE, "batch": (32,), "height": (56,), "width": (56,)}, passes=("forward", "both")),
     ),
-    "asv": (Block({**_SHAPE, "stride": (1.5, 2.0)}, implementations=("dft_gemm", "torch_fft", "torch_rfft")),),
+    "asv": (
+        Block({**_SHAPE, "stride": (1.5, 2.0)}, implementations=("dft_gemm", "triton", "torch_fft", "torch_rfft")),
+    ),
 }
