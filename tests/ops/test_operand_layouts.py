@@ -62,7 +62,7 @@ def apart(tensor: Tensor) -> Tensor:
 
 def expanded(tensor: Tensor) -> Tensor:
     """The first numbers of the first and the last axis, seen along all of both; words and offsets keep theirs."""
-    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.numel() == 0:
+    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.numel() == 0 or tensor.dim() == 0:
         return tensor
     return in_poison(tensor.narrow(0, 0, 1).narrow(-1, 0, 1).contiguous()).expand_as(tensor)
 
