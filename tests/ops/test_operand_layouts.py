@@ -54,10 +54,11 @@ def poison(tensor: Tensor, *shape: int) -> Tensor:
 
 def apart(tensor: Tensor) -> Tensor:
     """Axes backwards in memory, each twice as far apart as it need be."""
-    backwards = tensor.permute(*range(tensor.dim())[::-1])
+    order = list(range(tensor.dim()))[::-1]
+    backwards = tensor.permute(order)
     wide = poison(tensor, *backwards.shape, 2)
     wide[..., 0] = backwards
-    return wide[..., 0].permute(*range(tensor.dim())[::-1])
+    return wide[..., 0].permute(order)
 
 
 def expanded(tensor: Tensor) -> Tensor:
