@@ -228,7 +228,8 @@ def log_axis(ax: Axes, which: str, values: Sequence[float], unit: str, label: st
         step = max(1, round(math.log2(span) / 5))
         axis.set_major_locator(LogLocator(base=2.0**step))
     else:
-        axis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5) if span < 300 else (1, 3) if span < 3000 else (1,)))
+        room = span if which == "y" else 5 * span  # numbers side by side need more of it than on top of each other
+        axis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5) if room < 300 else (1, 3) if room < 3000 else (1,)))
     axis.set_minor_locator(NullLocator())
     if span < 1000:
         divisor, symbol = scale([sorted(positive)[len(positive) // 2]], unit)
