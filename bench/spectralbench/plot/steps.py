@@ -89,7 +89,7 @@ def _figure(found: Sequence[StepRow], title: str) -> Figure | None:
             percent_axis(ax, "y", "of native")
         else:
             percent_axis(ax, "x", "achieved compression")
-            percent_axis(ax, "y", "of compression 0; dashed: native")
+            percent_axis(ax, "y", "of compression 0\n(dashed: native)")
     shown: dict[str, Look | Line2D] = dict(looks)
     return finish_plain(figure, title, shown, "of the newest commit that measured each")
 
