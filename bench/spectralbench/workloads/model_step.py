@@ -175,7 +175,7 @@ PROFILES: Mapping[str, tuple[Block, ...]] = {
         *_steps({**_RESNET, "compression": (0.0,), "beta": (0.5, 1.0, 1.5)}, ("specnet", "native")),
         *_steps({**_RESNET, "network": ("vgg16",), "compression": (0.0,), "beta": (1.0,)}, ("specnet", "native")),
     ),
-    # What P01 and P18 show, in half an hour and more: torch.fft's layers, which take most of the time, at one rate of one net.
+    # What P01 and P18 show, in half an hour and more: torch.fft's layers, the slowest by far, at one rate of one net.
     "models": (
         *_steps({**_RESNET, "compression": (0.5,)}),
         *_steps({**_RESNET, "compression": _RATES}, _OURS),
