@@ -22,17 +22,17 @@ from spectralkernels.autocast import as_written
 from spectralkernels.convolution import composed, flops
 from spectralkernels.convolution.geometry import WeightSpectrum, compute_dtype
 from spectralkernels.convolution.linear_maps import (
-    Transform,
     analyse,
+    band_transform,
     product,
     product_transposed,
     synthesise,
     transforms_of,
+    transforms_of_maps,
     weight_gradient,
     weight_product,
     weight_product_transposed,
 )
-from spectralkernels.dft import stepped_dft
 from spectralkernels.operators import by_chain, operator
 from spectralkernels.spectra import Band
 
@@ -50,7 +50,7 @@ def freeze_weight(weight: Tensor, band: Band, groups: int) -> WeightSpectrum:
     """Transform a weight [O, C / groups, *kernel] for repeated use with frozen values."""
     starts = [-before for before, _ in band.pad]
     with torch.no_grad(), as_written(weight.device.type):
-        modes = analyse(weight, _transform(weight, starts, weight.shape[2:], band.n, band.kept))
+        modes = analyse(weight, band_transform(weight, starts, weight.shape[2:], band.n, band.kept))
     return WeightSpectrum(modes, band, weight.shape[0], weight.shape[1], groups)
 
 
@@ -69,8 +69,8 @@ def _conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, starts: Ints, groups: int, n: Ints, kept: Ints, out: Ints
 ) -> tuple[Tensor, Tensor]:
     """(y, Z): the convolution, and the kept spectrum of x that backward reuses."""
-    z = analyse(x, _transform(x, _origin(n), x.shape[2:], n, kept))
-    y = weight_product(z, weight, _transform(x, starts, weight.shape[2:], n, kept), x.shape[0], groups)
+    z = analyse(x, band_transform(x, _origin(n), x.shape[2:], n, kept))
+    y = weight_product(z, weight, band_transform(x, starts, weight.shape[2:], n, kept), x.shape[0], groups)
     return _inverse(y, out, n, kept, bias).to(x.dtype), z
 
 
@@ -97,10 +97,10 @@ def _conv_backward(
     """(dx, dw): the transposed maps; a gradient that is not needed comes back empty."""
     g = _gradient_modes(dy, n, kept)
     dx, dw = dy.new_empty(0), weight.new_empty(0)
-    of_weight = _transform(dy, starts, weight.shape[2:], n, kept)
+    of_weight = band_transform(dy, starts, weight.shape[2:], n, kept)
     if need_x:
         dz = weight_product_transposed(g, weight, of_weight, groups)
-        dx = synthesise(dz, _transform(dy, _origin(n), size, n, kept), size).to(dy.dtype)
+        dx = synthesise(dz, band_transform(dy, _origin(n), size, n, kept), size).to(dy.dtype)
     if need_weight:
         dw = weight_gradient(g, z, weight, of_weight, groups)
     return dx, dw
@@ -156,7 +156,7 @@ def _apply(
     x: Tensor, w: Tensor, bias: Tensor | None, out_channels: int, groups: int, n: Ints, kept: Ints, out: Ints
 ) -> Tensor:
     """The convolution with the modes of a frozen weight."""
-    z = analyse(x, _transform(x, _origin(n), x.shape[2:], n, kept))
+    z = analyse(x, band_transform(x, _origin(n), x.shape[2:], n, kept))
     return _inverse(product(z, w, out_channels, x.shape[0], groups), out, n, kept, bias).to(x.dtype)
 
 
@@ -168,7 +168,7 @@ def _(*, x: Tensor, out_channels: int, out: Ints) -> Tensor:
 @operator("dft_gemm_apply_backward")
 def _apply_backward(dy: Tensor, w: Tensor, channels: int, groups: int, n: Ints, kept: Ints, size: Ints) -> Tensor:
     dz = product_transposed(_gradient_modes(dy, n, kept), w, groups)
-    return synthesise(dz, _transform(dy, _origin(n), size, n, kept), size).to(dy.dtype)
+    return synthesise(dz, band_transform(dy, _origin(n), size, n, kept), size).to(dy.dtype)
 
 
 @_apply_backward.register_fake
@@ -180,8 +180,8 @@ def _(*, dy: Tensor, channels: int, size: Ints) -> Tensor:
 def _(
     x: Tensor, w: Tensor, bias: Tensor | None, out_channels: int, groups: int, n: Ints, kept: Ints, out: Ints
 ) -> Tensor:
-    z = composed.modes_of(x, _transform(x, _origin(n), x.shape[2:], n, kept))
-    return _composed_inverse(composed.product(z, w, x.shape[0], out_channels, groups), out, n, kept, bias, x.dtype)
+    transforms = transforms_of_maps(x, x.shape[2:], n, kept, out)
+    return composed.convolve(x, w, bias, transforms, groups, out, out_channels=out_channels)[0]
 
 
 def _save_apply(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -199,13 +199,11 @@ def _differentiate_apply(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 
 def _composed_apply_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     """The gradients as torch's own operations, which can be differentiated again."""
-    (w,), (_, groups, n, kept, size) = ctx.saved_tensors, ctx.geometry
-    dx = None
-    if ctx.needs_input_grad[0]:
-        g = composed.modes_of(dy, _transform(dy, _origin(n), dy.shape[2:], n, kept, inverse=True))
-        dz = composed.product_transposed(g.unflatten(2, dy.shape[:2]), w, groups)
-        dx = composed.maps_of(dz, _transform(dy, _origin(n), size, n, kept), size).to(dy.dtype)
-    return dx, None, composed.bias_gradient(dy) if ctx.needs_input_grad[2] else None, None, None, None, None, None
+    (w,), (channels, groups, n, kept, size) = ctx.saved_tensors, ctx.geometry
+    transforms, shape = transforms_of_maps(dy, size, n, kept, dy.shape[2:]), (dy.shape[0], channels, *size)
+    need_x, _, need_bias = ctx.needs_input_grad[:3]
+    needs = (need_x, False, need_bias, False)
+    return *composed.gradients(dy, None, None, w, transforms, groups, shape, needs)[:3], *(None,) * 5
 
 
 _apply.register_autograd(_differentiate_apply, setup_context=_save_apply)
@@ -238,25 +236,13 @@ _apply_backward.register_flops(
 
 def _inverse(modes: Tensor, out: Ints, n: Ints, kept: Ints, bias: Tensor | None) -> Tensor:
     """y = E modes + b."""
-    return synthesise(modes, _transform(modes, _origin(n), out, n, kept, inverse=True), out, bias)
-
-
-def _composed_inverse(modes: Tensor, out: Ints, n: Ints, kept: Ints, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    y = composed.maps_of(modes, _transform(modes, _origin(n), out, n, kept, inverse=True), out)
-    return composed.with_bias(y, bias).to(dtype)
+    return synthesise(modes, band_transform(modes, _origin(n), out, n, kept, inverse=True), out, bias)
 
 
 def _gradient_modes(dy: Tensor, n: Ints, kept: Ints) -> Tensor:
     """E^T dy: [F, 2, B, O]."""
-    modes = analyse(dy, _transform(dy, _origin(n), dy.shape[2:], n, kept, inverse=True))
+    modes = analyse(dy, band_transform(dy, _origin(n), dy.shape[2:], n, kept, inverse=True))
     return modes.unflatten(2, dy.shape[:2])
-
-
-def _transform(like: Tensor, starts: Ints, lengths: Ints, n: Ints, kept: Ints, inverse: bool = False) -> Transform:
-    # A band is a staircase of one step.
-    steps = ((kept[-1], kept[0]),)
-    dtype = compute_dtype(like.dtype)
-    return stepped_dft(tuple(n), steps, tuple(starts), tuple(lengths), inverse, dtype, like.device)
 
 
 def _origin(n: Ints) -> list[int]:

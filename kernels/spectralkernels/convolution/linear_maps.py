@@ -128,22 +128,32 @@ def transforms_of(
 
     A band is a staircase of one step. starts: where the kernel begins.
     """
+    of_x, _, of_y = transforms_of_maps(like, size, n, kept, out, stride)
+    return of_x, band_transform(like, starts, kernel, n, kept, False, dilation), of_y
+
+
+def transforms_of_maps(
+    like: Tensor, size: Ints, n: Ints, kept: Ints, out: Ints, stride: Ints | None = None
+) -> tuple[Transform, None, Transform]:
+    """The same where the modes of the kernel are given."""
     origin = (0,) * len(n)
-    sides = ((origin, size, False, None), (starts, kernel, False, dilation), (origin, out, True, stride))
-    of_x, of_weight, of_y = (
-        stepped_dft(
-            tuple(n),
-            ((kept[-1], kept[0]),),
-            tuple(start),
-            tuple(lengths),
-            inverse,
-            compute_dtype(like.dtype),
-            like.device,
-            spacing_of(steps),
-        )
-        for start, lengths, inverse, steps in sides
+    return band_transform(like, origin, size, n, kept), None, band_transform(like, origin, out, n, kept, True, stride)
+
+
+def band_transform(
+    like: Tensor, starts: Ints, lengths: Ints, n: Ints, kept: Ints, inverse: bool = False, steps: Ints | None = None
+) -> Transform:
+    """One of them; steps: a stride or a dilation."""
+    return stepped_dft(
+        tuple(n),
+        ((kept[-1], kept[0]),),
+        tuple(starts),
+        tuple(lengths),
+        inverse,
+        compute_dtype(like.dtype),
+        like.device,
+        spacing_of(steps),
     )
-    return of_x, of_weight, of_y
 
 
 def spacing_of(steps: Ints | None) -> tuple[int, ...] | None:

@@ -18,7 +18,7 @@ from spectralkernels.convolution.dft_native.ends import ends_of
 from spectralkernels.convolution.dft_native.folding import to_the_centre
 from spectralkernels.convolution.dft_native.library import Kept, Sizes
 from spectralkernels.convolution.geometry import compute_dtype
-from spectralkernels.convolution.linear_maps import Transforms, transforms_of
+from spectralkernels.convolution.linear_maps import transforms_of, transforms_of_maps
 
 Ints = Sequence[int]
 
@@ -53,32 +53,22 @@ def apply(
     mask: Tensor | None,
 ) -> Tensor:
     """The convolution with the modes of a frozen weight as torch's own operations."""
-    of_x, _, of_y = _without_kernel(x, x.shape[2:], n, kept, out)
-    modes = composed.product(composed.modes_of(x, of_x), w, x.shape[0], out_channels, groups)
-    if (weights := over_planes(mask)) is not None:
-        modes = modes * weights
-    return composed.with_bias(composed.maps_of(modes, of_y, out), bias).to(x.dtype)
+    transforms = transforms_of_maps(x, x.shape[2:], n, kept, out)
+    return composed.convolve(x, w, bias, transforms, groups, out, over_planes(mask), out_channels)[0]
 
 
 def apply_gradient(
     dy: Tensor, w: Tensor, channels: int, groups: int, n: Ints, kept: Ints, size: Ints, mask: Tensor | None
-) -> Tensor:
+) -> Tensor | None:
     """dx of it."""
-    of_x, _, of_y = _without_kernel(dy, size, n, kept, dy.shape[2:])
-    g = composed.modes_of(dy, of_y).unflatten(2, dy.shape[:2])
-    if (weights := over_planes(mask)) is not None:
-        g = g * weights
-    return composed.maps_of(composed.product_transposed(g, w, groups), of_x, size).to(dy.dtype)
+    transforms, shape = transforms_of_maps(dy, size, n, kept, dy.shape[2:]), (dy.shape[0], channels, *size)
+    needs = (True, False, False, False)
+    return composed.gradients(dy, None, None, w, transforms, groups, shape, needs, over_planes(mask))[0]
 
 
 def spread(w: Tensor, places: Tensor | None) -> Tensor:
     """Modes where they are in a band, zero elsewhere; see `library.Frozen`."""
     return w if places is None else torch.cat([w, w.new_zeros(1, *w.shape[1:])])[places]
-
-
-def _without_kernel(like: Tensor, size: Ints, n: Ints, kept: Ints, out: Ints) -> Transforms:
-    """The transforms of a call with a frozen weight, that of the kernel left to stand for nothing."""
-    return transforms_of(like, size, (0,) * len(n), size, n, kept, out)
 
 
 def over_planes(mask: Tensor | None) -> Tensor | None:
