@@ -127,22 +127,13 @@ def resample_maps(
 
 
 @resample_maps.register_fake
-def _(
-    maps: Tensor,
-    window: Tensor | None,
-    size: Ints,
-    even: str,
-    share: float | None,
-    smoothness: float,
-    scale: float,
-    transposed: bool,
-    accuracy: str,
-) -> Tensor:
+def _(*, maps: Tensor, size: Ints) -> Tensor:
     return maps.new_empty(*maps.shape[:2], *size)
 
 
 @resample_maps.register_composed
 def _(
+    *,
     maps: Tensor,
     window: Tensor | None,
     size: Ints,
@@ -151,7 +142,6 @@ def _(
     smoothness: float,
     scale: float,
     transposed: bool,
-    accuracy: str,
 ) -> Tensor:
     dtype = compute_dtype(maps.dtype)
     long, short = _long_and_short(maps.shape[2:], size, transposed)
@@ -179,12 +169,12 @@ def window_gradient(
 
 
 @window_gradient.register_fake
-def _(long: Tensor, short: Tensor, window: Tensor, even: str, smoothness: float, scale: float, accuracy: str) -> Tensor:
+def _(*, window: Tensor) -> Tensor:
     return window.new_empty(2)
 
 
 @window_gradient.register_composed
-def _(long: Tensor, short: Tensor, window: Tensor, even: str, smoothness: float, scale: float, accuracy: str) -> Tensor:
+def _(*, long: Tensor, short: Tensor, window: Tensor, even: str, smoothness: float, scale: float) -> Tensor:
     dtype = compute_dtype(long.dtype)
     axes = []
     for axis, (n, m) in enumerate(zip(long.shape[2:], short.shape[2:], strict=True)):

@@ -72,20 +72,7 @@ def conv(
 
 
 @conv.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    starts: Ints,
-    groups: int,
-    n: Ints,
-    kept: Ints,
-    out: Ints,
-    stride: Ints,
-    dilation: Ints,
-    keep: bool,
-    *rest: Any,
-) -> tuple[Tensor, Tensor]:
+def _(*, x: Tensor, weight: Tensor, groups: int, n: Ints, kept: Ints, out: Ints, keep: bool) -> tuple[Tensor, Tensor]:
     band, sizes, dtype = Kept(tuple(n), tuple(kept)), sizes_of(x, weight, groups), compute_dtype(x.dtype)
     numbers = 0
     if keep and x.shape[0] > 0 and not groups_in_lanes(band, sizes, dtype):
@@ -114,7 +101,7 @@ def conv_backward(
 ) -> tuple[Tensor, Tensor]:
     """(dx, dw); x is given where z is empty and dw wanted. A gradient that is not needed comes back empty."""
     band, dtype = Kept(tuple(n), tuple(kept), tuple(reach)), compute_dtype(dy.dtype)
-    sizes = Sizes(dy.shape[0], groups, weight.shape[1], weight.shape[0] // groups)
+    sizes = sizes_of(dy, weight, groups)
     dx = dy.new_empty((dy.shape[0], groups * sizes.inputs, *size) if need_x else (0,), dtype=dtype)
     dw = weight.new_empty(weight.shape if need_weight else (0,), dtype=dtype)
     if dy.shape[0] == 0:
@@ -142,22 +129,7 @@ def conv_backward(
 
 
 @conv_backward.register_fake
-def _(
-    dy: Tensor,
-    x: Tensor | None,
-    z: Tensor,
-    weight: Tensor,
-    starts: Ints,
-    groups: int,
-    n: Ints,
-    kept: Ints,
-    size: Ints,
-    stride: Ints,
-    dilation: Ints,
-    need_x: bool,
-    need_weight: bool,
-    *rest: Any,
-) -> tuple[Tensor, Tensor]:
+def _(*, dy: Tensor, weight: Tensor, groups: int, size: Ints, need_x: bool, need_weight: bool) -> tuple[Tensor, Tensor]:
     dx_shape = (dy.shape[0], weight.shape[1] * groups, *size) if need_x else (0,)
     return dy.new_empty(dx_shape), weight.new_empty(weight.shape if need_weight else (0,))
 
@@ -355,6 +327,7 @@ conv_backward.register_flops(
 
 
 def sizes_of(x: Tensor, weight: Tensor, groups: int) -> Sizes:
+    """Of a call with x, or with the gradient of its answer, which is as many samples."""
     return Sizes(x.shape[0], groups, weight.shape[1], weight.shape[0] // groups)
 
 

@@ -70,19 +70,7 @@ def spec_block(
 
 
 @spec_block.register_fake
-def _(
-    values: Tensor,
-    words: Tensor | None,
-    offsets: Tensor | None,
-    weight: Tensor,
-    shape: Sequence[int],
-    n: int,
-    beta: Tensor,
-    tanh: bool,
-    relative: bool,
-    slots: int | None,
-    impl: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(*, weight: Tensor, shape: Sequence[int], slots: int | None) -> tuple[Tensor, Tensor, Tensor]:
     blocks = bitmap.blocks_of(shape[0] * weight.shape[0] * shape[2] * shape[3])
     kept = torch.library.get_ctx().new_dynamic_size() if slots is None else length(slots, blocks)
     dtype = weight.dtype if weight.is_complex() else weight.dtype.to_complex()
@@ -95,6 +83,7 @@ def _(
 
 @spec_block.register_composed
 def _(
+    *,
     values: Tensor,
     words: Tensor | None,
     offsets: Tensor | None,
@@ -105,7 +94,6 @@ def _(
     tanh: bool,
     relative: bool,
     slots: int | None,
-    impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A magnitude within rounding of beta may fall on the other side of it."""
     w_hat = half_spectrum(weight, shape, n, "backward")
