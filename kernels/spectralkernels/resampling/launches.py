@@ -36,9 +36,18 @@ class Resampling:
 
     def tile(self, transposed: bool) -> tuple[Plane, Plane]:
         """Of what is read and of what is written."""
-        sides = (self.short, self.long) if transposed else (self.long, self.short)
-        made = [(max(16, next_pow2(high)), max(16, next_pow2(wide))) for high, wide in sides]
-        return made[0], made[1]
+        read, made = ((_tile(high), _tile(wide)) for high, wide in (self.long, self.short))
+        return (made, read) if transposed else (read, made)
+
+    @property
+    def largest(self) -> int:
+        """The longest side of a tile."""
+        return _tile(max(*self.long, *self.short))
+
+
+def _tile(side: int) -> int:
+    """The least side of a tensor core's operand that holds one."""
+    return max(16, next_pow2(side))
 
 
 def resample_launch(
@@ -161,7 +170,7 @@ def _warps(geometry: Resampling, precision: Precision) -> int:
 
     Above that split operands spill 136 to 624 bytes on mma.sync, as they do with eight warps; whole ones do not.
     """
-    if max(*geometry.tile(False)[0], *geometry.tile(False)[1]) > 32:
+    if geometry.largest > 32:
         return 4
     return 2 if precision.pieces > 1 or precision.mode == "ieee" else 1
 
@@ -171,7 +180,7 @@ def _sides(name: str, sides: Plane) -> dict[str, int]:
 
 
 def _arithmetic(geometry: Resampling, precision: Precision) -> dict[str, Any]:
-    stages = 2 if max(*geometry.tile(False)[0], *geometry.tile(False)[1]) <= 32 else 1
+    stages = 2 if geometry.largest <= 32 else 1
     return {"STAGES": stages, "MMA": triton_dtype(precision.operand), "PRECISION": precision.mode}
 
 
@@ -216,12 +225,12 @@ def _analyses(n: int, m: int, even: str, precision: Precision, device: torch.dev
 
 
 def _padded(made: Tensor) -> Tensor:
-    rows, columns = (max(16, next_pow2(side)) - side for side in made.shape)
+    rows, columns = (_tile(side) - side for side in made.shape)
     return F.pad(made, (0, columns, 0, rows)).contiguous()
 
 
 def _band(frequency: Tensor) -> Tensor:
-    return F.pad(frequency.float(), (0, max(16, next_pow2(len(frequency))) - len(frequency)))
+    return F.pad(frequency.float(), (0, _tile(len(frequency)) - len(frequency)))
 
 
 # --- watched launches -----------------------------------------------------------------------------------------------
