@@ -9,6 +9,10 @@ FORWARD_PASSES: Mapping[str, int] = {"forward": 1, "both": 2, "backward": 1}
 does at least twice the arithmetic."""
 
 
+RATED = frozenset({"float32", "complex64"})
+"""Types that are rated: ceilings are of float32, so that coarser ones have none."""
+
+
 def achieved(cost: Mapping[str, int], pass_: str, seconds: float) -> tuple[float, float]:
     """Bytes and flops of the floor per second; of the floor, whatever the implementation really moves.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,13 +56,11 @@ def machine(
 
 
 def _measure(results: Path, facts: Mapping[str, Any], device: str) -> Path:
-    import torch
-
     from spectralbench import peaks
     from spectralbench.ceilings import ceilings_here
 
-    found, now = ceilings_here(device), datetime.now(UTC).isoformat(timespec="seconds")
-    peak = peaks.Peak(found.bytes_per_second, found.flops_per_second, torch.get_num_threads(), now)
+    found = ceilings_here(device)
+    peak = peaks.Peak(found.bytes_per_second, found.flops_per_second, facts["threads"], facts["started_at"])
     return peaks.write(results, str(facts["machine"]), peak)
 
 

@@ -196,7 +196,7 @@ def _ratio_cell(row: OutcomeRow, best: OutcomeRow | None) -> str:
 def _floor(row: OutcomeRow, ceilings: Ceilings) -> str:
     """Percent of the speed that the ceilings allow; they are float32's, so that coarser classes have none."""
     record, time = row.records[0], row.metric([TIME])
-    if time is None or time.median <= 0 or not record.cost or record.dtype not in ("float32", "complex64"):
+    if time is None or time.median <= 0 or not record.cost or record.dtype not in rates.RATED:
         return "-"
     reached = rates.share(record.cost, record.pass_, time.median, ceilings.bytes_per_second, ceilings.flops_per_second)
     return f"{100 * reached:.2g} %"

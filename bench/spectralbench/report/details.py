@@ -106,10 +106,10 @@ def _rate(row: Row, peak: Peak | None) -> str:
         return ""
     moved, computed = rates.achieved(cost, row.subject.pass_, time.value)
     text = f"{moved / 1e9:.3g} GB/s\n{computed / 1e9:.3g} GFLOP/s"
-    if peak is None or row.subject.dtype not in ("float32", "complex64"):
+    if peak is None or row.subject.dtype not in rates.RATED:
         return text
-    product, copy = computed / peak.flops_per_second, moved / peak.bytes_per_second
-    return f"{text}\nproduct {100 * product:.2g} %\nfloor {100 * max(product, copy):.2g} %"
+    floor = rates.share(cost, row.subject.pass_, time.value, peak.bytes_per_second, peak.flops_per_second)
+    return f"{text}\nproduct {100 * computed / peak.flops_per_second:.2g} %\nfloor {100 * floor:.2g} %"
 
 
 def _order(case: CaseRows) -> tuple[tuple[int, float, str], ...]:
