@@ -22,6 +22,7 @@ from spectralbench.crossings import crossings
 from spectralbench.history import History, Series, current, load
 from spectralbench.names import number
 from spectralbench.quantity import amount
+from spectralbench.report.changes import before
 from spectralbench.report.costs import percent, saved, share
 from spectralbench.settings import VIEWS, Setting, ours, settings
 from spectralbench.text import table
@@ -93,16 +94,15 @@ def _pays(found: Sequence[Setting]) -> str:
     """From which K our fastest pays, by compression, in the setting with the most cases."""
     start = "- **From where on does it pay?** "
     for setting in found:
-        best = Counter(row.name for case in setting.cases if (row := ours(case, setting.view)) is not None)
+        names = Counter(row.name for case in setting.cases if (row := ours(case, setting.view)) is not None)
+        best = max(names, key=lambda name: names[name], default=None)
         words = [
             f"at c = {one.fixed.removeprefix('c')} {one.words}"
             for one in crossings(setting)
-            if one.axis == setting.view.down and one.family == "conv" and one.ours == best.most_common(1)[0][0]
+            if one.axis == setting.view.down and one.family == "conv" and one.ours == best
         ]
         if words:
-            return (
-                f"{start}`{best.most_common(1)[0][0]}` over the torch convolution, {setting.name}: {', '.join(words)}."
-            )
+            return f"{start}`{best}` over the torch convolution, {setting.name}: {', '.join(words)}."
     return f"{start}Not known: it was measured at fewer than three K."
 
 
@@ -121,22 +121,21 @@ def _price(rows: Sequence[Claim]) -> str:
 def _changed(series: Sequence[Series], mark: str) -> str:
     """Against the commit that was measured before in the same environment, kernels beside all others."""
     logs: dict[bool, list[float]] = {True: [], False: []}
-    before: Counter[str] = Counter()
+    marks: Counter[str] = Counter()
     for one in series:
         newest = next((point for point in reversed(one.points) if point.mark == mark), None)
         if newest is None or one.key.metric != "device_time" or one.key.subject.operation != CLAIMED:
             continue
-        past = [point for point in one.segment(newest) if point.clean and point.recorded_at < newest.recorded_at]
-        if past and past[-1].commit != newest.commit:
-            logs[one.role == "kernel"].append(math.log(past[-1].value / newest.value))
-            before[past[-1].mark] += 1
+        if (past := before(one, newest)) is not None:
+            logs[one.role == "kernel"].append(math.log(past.value / newest.value))
+            marks[past.mark] += 1
     start = "- **What changed since the commit before?**"
     ask = "Of an edit of yours: `spectralbench compare main .`; of every series: `spectralbench alert`."
     if not logs[True]:
         return f"{start} This is the first commit that was measured in its environment. {ask}"
     kernels, others = (times(math.exp(statistics.fmean(logs[one]))) if logs[one] else "not" for one in (True, False))
     return (
-        f"{start} Since {before.most_common(1)[0][0]} our kernels are {kernels} as fast, and everything else, which "
+        f"{start} Since {marks.most_common(1)[0][0]} our kernels are {kernels} as fast, and everything else, which "
         f"nobody changed, {others}: {len(logs[True])} and {len(logs[False])} series, geometric means. {ask}"
     )
 

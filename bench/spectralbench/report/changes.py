@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from spectralbench import names
 from spectralbench.alert import Finding, Verdict
 from spectralbench.contest import times, title
-from spectralbench.history import Key, Series
+from spectralbench.history import Key, Point, Series
 from spectralbench.report.page import Block, Cell, Table, Text
 
 NAMED = 5
@@ -23,11 +23,11 @@ def blocks(series: Sequence[Series], findings: Sequence[Finding]) -> Iterator[Bl
     for one in series:
         if one.key.metric != "device_time":
             continue
-        past = [point for point in one.segment(one.newest) if point.clean and point.commit != one.newest.commit]
-        if past and min(past[-1].value, one.newest.value) > 0:
+        past = before(one, one.newest)
+        if past is not None:
             role = "kernel" if one.role == "kernel" else "other"
-            ratios[one.key.subject.operation][role].append(math.log(past[-1].value / one.newest.value))
-            pairs[one.key.subject.operation][f"{past[-1].mark} to {one.newest.mark}"] += 1
+            ratios[one.key.subject.operation][role].append(math.log(past.value / one.newest.value))
+            pairs[one.key.subject.operation][f"{past.mark} to {one.newest.mark}"] += 1
     if not ratios:
         yield Text("No series has two commits in one environment: nothing can be compared yet.")
         return
@@ -60,6 +60,13 @@ def blocks(series: Sequence[Series], findings: Sequence[Finding]) -> Iterator[Bl
         "beside the second. The four counts are the alert's, which is judged series by series against all its past."
     )
     yield from _named(findings, {one.key: one for one in series})
+
+
+def before(series: Series, point: Point) -> Point | None:
+    """The clean point of another commit that stands last before this one in its environment, if both are above 0."""
+    segment = series.segment(point)
+    past = [one for one in segment[: segment.index(point)] if one.clean and one.commit != point.commit]
+    return past[-1] if past and min(past[-1].value, point.value) > 0 else None
 
 
 def _named(findings: Sequence[Finding], series: Mapping[Key, Series]) -> Iterator[Block]:
