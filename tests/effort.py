@@ -57,14 +57,16 @@ def gradcheck(function: Callable[..., Any], inputs: Any, *, fast_mode: bool = EF
 
     Along one direction a wrong element is one term of a sum, so that the sum is held to more digits than an element.
     """
-    close = {"rtol": SUM_DIGITS, "atol": SUM_DIGITS / 10} if fast_mode else {}
-    return torch.autograd.gradcheck(function, inputs, fast_mode=fast_mode, **{**close, **options})
+    return torch.autograd.gradcheck(function, inputs, fast_mode=fast_mode, **_held(fast_mode, options))
 
 
 def gradgradcheck(function: Callable[..., Any], inputs: Any, *, fast_mode: bool = EFFORT <= 1, **options: Any) -> bool:
     """As `gradcheck`, of the second derivatives."""
-    close = {"rtol": SUM_DIGITS, "atol": SUM_DIGITS / 10} if fast_mode else {}
-    return torch.autograd.gradgradcheck(function, inputs, fast_mode=fast_mode, **{**close, **options})
+    return torch.autograd.gradgradcheck(function, inputs, fast_mode=fast_mode, **_held(fast_mode, options))
+
+
+def _held(fast_mode: bool, options: dict[str, Any]) -> dict[str, Any]:
+    return {"rtol": SUM_DIGITS, "atol": SUM_DIGITS / 10, **options} if fast_mode else options
 
 
 def opcheck(operator: Any, arguments: tuple[Any, ...], *, symbols: bool = EFFORT > 1) -> dict[str, str]:
