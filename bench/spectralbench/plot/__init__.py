@@ -5,10 +5,12 @@ One file per figure in `figures`. A figure that has no data is not drawn, and th
 
 from __future__ import annotations
 
+import gc
 import importlib
 import pkgutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -94,21 +96,35 @@ def draw_all(
     paths: list[Path] = []
     skipped: list[tuple[str, str, str]] = []
     before: set[Path] = set()
-    for name in history.machines:
-        own = only_machine(history, name)
-        data = {kind: make[kind](own) for kind in wanted}
-        misfits = Counter(reason for series in own.series if (reason := misfit(series.params)))
-        skipped += [(name, "all", f"{count} series: {reason}") for reason, count in misfits.items()]
-        for figure in only:
-            before |= {*(out / name).glob(f"{figure}.png"), *(out / name).glob(f"{figure}-*.png")}
-            with styled():
-                for page in known[figure].draw(data[known[figure].of], name):
-                    if isinstance(page, NotDrawn):
-                        skipped.append((name, figure, page.reason))
-                        continue
-                    stem = f"{figure}-{page.suffix}" if page.suffix else figure
-                    paths.append(save(page.figure, out / name / f"{stem}.png", page.finding))
+    with _set_aside():
+        for name in history.machines:
+            own = only_machine(history, name)
+            data = {kind: make[kind](own) for kind in wanted}
+            misfits = Counter(reason for series in own.series if (reason := misfit(series.params)))
+            skipped += [(name, "all", f"{count} series: {reason}") for reason, count in misfits.items()]
+            for figure in only:
+                before |= {*(out / name).glob(f"{figure}.png"), *(out / name).glob(f"{figure}-*.png")}
+                with styled():
+                    for page in known[figure].draw(data[known[figure].of], name):
+                        if isinstance(page, NotDrawn):
+                            skipped.append((name, figure, page.reason))
+                            continue
+                        stem = f"{figure}-{page.suffix}" if page.suffix else figure
+                        paths.append(save(page.figure, out / name / f"{stem}.png", page.finding))
     removed = sorted(before - set(paths))
     for path in removed:
         path.unlink()
     return Gallery(tuple(paths), tuple(skipped), tuple(removed))
+
+
+@contextmanager
+def _set_aside() -> Iterator[None]:
+    """A history is millions of objects that stay: the collector need not look through them for what a figure left."""
+    if gc.get_freeze_count():
+        yield  # somebody else has, and will let them go
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

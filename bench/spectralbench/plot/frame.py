@@ -33,36 +33,47 @@ def measurements(history: History, *, every: bool = False) -> pd.DataFrame:
     Times and energies keep one value per process. A metric that only some processes took (errors, bytes) is filled in
     for the others of the same subject, because it does not depend on the process.
     """
-    subjects: dict[Subject, int] = {}
+    subjects: dict[Subject, int | None] = {}
     facts: list[dict[str, Any]] = []
-    rows: dict[tuple[int, str], int] = {}
+    rows: list[dict[str, int]] = []
+    numbers: list[int] = []
+    processes: list[str] = []
     marks: list[str] = []
     torch: list[str] = []
+    versions: dict[int, str | None] = {}
     metrics = sorted({series.key.metric for series in history.series} - {*COLUMNS})
     values: dict[str, dict[int, float]] = {metric: {} for metric in metrics}
     for series in history.series:
-        subject = series.key.subject
-        if misfit(series.params) or series.key.metric not in values:
+        subject, own = series.key.subject, values.get(series.key.metric)
+        if subject not in subjects:
+            subjects[subject] = None if misfit(series.params) else len(facts)
+            if subjects[subject] is not None:
+                # A parameter cannot take the place of another column.
+                params = {name: item for name, item in series.params.items() if name not in (*COLUMNS, *metrics)}
+                facts.append({**params, **_facts(subject), "role": series.role, "subject": subjects[subject]})
+                rows.append({})
+        number = subjects[subject]
+        if number is None or own is None:
             continue
-        number = subjects.setdefault(subject, len(facts))
-        if number == len(facts):
-            # A parameter cannot take the place of another column.
-            params = {name: item for name, item in series.params.items() if name not in (*COLUMNS, *metrics)}
-            facts.append({**params, **_facts(subject), "role": series.role, "subject": number})
-        own = values[series.key.metric]
+        here = rows[number]
         for point in series.points if every else series.points[-1:]:
-            conditions = dict(point.environment)
+            # Of the history, which outlives this: no two of them have one id.
+            if id(point.environment) not in versions:
+                versions[id(point.environment)] = dict(point.environment).get("torch")
+            version = versions[id(point.environment)]
             for process, value in point.processes:
-                row = rows.setdefault((number, process), len(rows))
+                row = here.setdefault(process, len(marks))
                 if row == len(marks):
+                    numbers.append(number)
+                    processes.append(process)
                     marks.append(point.mark)
                     torch.append("unknown")
                 # What torch cannot move, such as a fraction, does not tell its version; the others of the row do.
-                torch[row] = conditions.get("torch", torch[row])
+                torch[row] = version or torch[row]
                 own[row] = value
     # Parameters stay Python objects: an operation without one must not turn the others' integers into floats.
-    frame = pd.DataFrame(facts, dtype=object).take([number for number, _ in rows]).reset_index(drop=True)
-    told = {"process": [process for _, process in rows], "mark": marks, "torch": torch}
+    frame = pd.DataFrame(facts, dtype=object).take(numbers).reset_index(drop=True)
+    told = {"process": processes, "mark": marks, "torch": torch}
     frame = frame.assign(**{name: pd.Series(column, dtype=object) for name, column in told.items()})
     frame = frame.reindex(columns=[*COLUMNS, *(name for name in frame.columns if name not in COLUMNS)])
     metrics = [metric for metric in metrics if values[metric]]
@@ -118,12 +129,13 @@ def one_commit(rows: pd.DataFrame, by: Sequence[str], over: str) -> pd.DataFrame
 
     Times of two commits are times of two days, which a line must not join.
     """
-    kept = []
-    for _, group in rows.groupby(list(by), dropna=False, sort=False) if by else [((), rows)]:
-        found = group.groupby("mark").agg(places=(over, "nunique"), newest=("process", "max"))
-        mark = found.sort_values(["places", "newest"]).index[-1]
-        kept.append(group[group["mark"] == mark])
-    return pd.concat(kept) if kept else rows
+    if rows.empty:
+        return rows
+    keys = [*by, "mark"]
+    found = rows.groupby(keys, dropna=False).agg(places=(over, "nunique"), newest=("process", "max")).reset_index()
+    found = found.sort_values(["places", "newest"])
+    best = found.drop_duplicates(list(by), keep="last") if by else found.tail(1)
+    return rows[pd.MultiIndex.from_frame(rows[keys]).isin(pd.MultiIndex.from_frame(best[keys]))]
 
 
 def best_of_families(rows: pd.DataFrame) -> pd.DataFrame:

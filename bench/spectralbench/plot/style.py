@@ -97,10 +97,12 @@ def styled() -> Iterator[None]:
     settings = {
         **sns.axes_style("whitegrid"),
         **sns.plotting_context("paper", font_scale=1.1),
+        "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib, so that a figure looks the same everywhere
         "grid.color": "#DDDDDD",
         "lines.linewidth": 1.5,
         "lines.markersize": 5,
         "axes.titlesize": "medium",
+        "axes.titley": 1.0,  # where a panel's title stands in any case; to find out takes as long as to draw its ticks
         "savefig.dpi": DPI,
         "legend.fontsize": "small",
         "text.parse_math": False,  # a stored name is no formula
@@ -282,6 +284,8 @@ def save(figure: Figure, path: Path, finding: str = "") -> Path:
     facts = PngInfo()
     facts.add_text("Description", finding)
     figure.set_dpi(DPI)
+    for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis) if not axis.get_label_text()):
+        axis.set_label_coords(0, 0)  # else matplotlib lays all ticks out again to find a place for no words
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
