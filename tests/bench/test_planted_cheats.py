@@ -19,6 +19,7 @@ from toy_operation import (
     case,
     failed,
     implementation,
+    make_inputs,
     measure,
     product,
     times,
@@ -248,6 +249,35 @@ def test_work_in_a_thread_that_ends_before_the_answer_is_looked_at(monkeypatch: 
 
     monkeypatch.setattr(torch, "isfinite", look)
     caught(cheat, "all zeros")
+
+
+def test_work_on_another_stream_that_nobody_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for CUDA: work on the side is done by the time that the whole device is waited for, and not before."""
+    side: list[Callable[[], object]] = []
+
+    def wait() -> None:
+        while side:
+            side.pop(0)()
+
+    def cheat(x: Tensor, w: Tensor) -> Tensor:
+        answer, x, w = torch.zeros_like(x), x.clone(), w.clone()
+        side.append(lambda: answer.copy_(product(x, w)))
+        return answer
+
+    def honest(x: Tensor, w: Tensor) -> Tensor:
+        answer = cheat(x, w)
+        side.pop()()  # its stream waits for that one
+        return answer
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", wait)
+    operation = toy(
+        implementation("honest", honest), implementation("cheat", cheat), implementation("after"),
+        make_inputs=lambda found, device: make_inputs(found, "cpu"),
+    )  # fmt: skip
+    outcomes = measure(operation=operation, device="cuda")
+    assert "all zeros" in failed(outcomes["cheat"]).error
+    assert times(outcomes["honest"]) and times(outcomes["after"])
 
 
 # --- the process left changed ---------------------------------------------------------------------------------------
