@@ -26,7 +26,7 @@ LARGEST_BYTES = 4 << 30
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class JudgedChoice:
     """One case in one pass: what auto takes and why, the fastest equal, and the seconds of both.
 
     significant: the choice is shown to be slower than the fastest, process by process, however many equals there are.
@@ -55,7 +55,7 @@ def judged_choices(
     operations: Mapping[str, Operation],
     device: str,
     refused: list[str] | None = None,
-) -> Iterator[Choice]:
+) -> Iterator[JudgedChoice]:
     """A choice for every case of the machine whose choice was measured beside at least one equal.
 
     Times are taken from the newest point of the choice and of whoever was measured at the same commit in the same
@@ -97,7 +97,7 @@ def judged_choices(
             fastest = min(seconds, key=lambda known: seconds[known])
             # The fastest of many is the luckiest one: the level is shared among them.
             apart = ratio(by_name[decision.name], by_name[fastest], level=0.05 / (len(seconds) - 1))
-            yield Choice(
+            yield JudgedChoice(
                 name,
                 text,
                 dtype,
@@ -137,7 +137,7 @@ def equal(operation: Operation, implementation: Implementation, dtype: str, inpu
     return exact and implementation.prepare is None and implementation.supports(**inputs) is None
 
 
-def as_markdown(found: Mapping[str, Sequence[Choice]], here: str) -> str:
+def as_markdown(found: Mapping[str, Sequence[JudgedChoice]], here: str) -> str:
     """The evidence as a page: for every machine a summary per operation, then the cases that cost most.
 
     found: by machine. here: the machine on which auto was asked.
@@ -157,9 +157,9 @@ def as_markdown(found: Mapping[str, Sequence[Choice]], here: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _section(found: Sequence[Choice]) -> Iterator[str]:
+def _section(found: Sequence[JudgedChoice]) -> Iterator[str]:
     """The lines of one machine."""
-    by_operation: dict[str, list[Choice]] = {}
+    by_operation: dict[str, list[JudgedChoice]] = {}
     for choice in sorted(found, key=lambda choice: choice.operation):
         by_operation.setdefault(choice.operation, []).append(choice)
     rows: list[tuple[str, ...]] = []
@@ -183,7 +183,7 @@ def _section(found: Sequence[Choice]) -> Iterator[str]:
     yield from table(costly, _costly(by_operation.values()), {5})
 
 
-def _costly(found: Iterable[Sequence[Choice]]) -> Iterator[list[str]]:
+def _costly(found: Iterable[Sequence[JudgedChoice]]) -> Iterator[list[str]]:
     """A row for each of the largest regrets of every operation."""
     for own in found:
         for one in sorted(

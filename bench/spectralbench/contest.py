@@ -19,7 +19,7 @@ COARSE_ERROR = {"float32": 1e-5, "complex64": 1e-5}
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Contender:
     """One implementation at one case: its series per metric."""
 
     subject: Subject
@@ -45,8 +45,8 @@ class Row:
 class Versus:
     """The time of a row over that of another; slow: other layouts of that rival which are on a slow path."""
 
-    row: Row
-    other: Row
+    row: Contender
+    other: Contender
     ratio: Ratio
     slow: tuple[str, ...] = ()
     alone: bool = False
@@ -85,7 +85,7 @@ class CaseRows:
 
     subject: Subject
     params: Mapping[str, Scalar]
-    rows: Mapping[str, Row]
+    rows: Mapping[str, Contender]
 
     @property
     def facts(self) -> dict[str, Scalar]:
@@ -98,7 +98,7 @@ class CaseRows:
     def size(self) -> str:
         return "x".join(map(str, self.subject.fft_size))
 
-    def timed(self) -> list[Row]:
+    def timed(self) -> list[Contender]:
         """Everybody with a time who may be compared: same accuracy class, nothing prepared outside the clock."""
         limit = COARSE_ERROR.get(self.subject.dtype)
         return [
@@ -109,11 +109,11 @@ class CaseRows:
             and (limit is None or (row.value("rounding_error") or 0.0) <= limit)
         ]
 
-    def ours(self) -> Row | None:
+    def ours(self) -> Contender | None:
         """Our fastest: role kernel."""
         return fastest([row for row in self.timed() if row.role == "kernel"])
 
-    def against(self, row: Row, family: str) -> Versus | None:
+    def against(self, row: Contender, family: str) -> Versus | None:
         """A row against the best member of a family; those measured at the same commit go before all others."""
         members = [one for one in self.timed() if rivals.family(one.name) == family and one is not row]
         if row.time is None or not members:
@@ -142,7 +142,7 @@ class CaseRows:
         )
 
 
-def fastest(rows: Sequence[Row]) -> Row | None:
+def fastest(rows: Sequence[Contender]) -> Contender | None:
     """The row with the smallest time; None without any."""
     timed = [(row.time.value, row) for row in rows if row.time is not None]
     return min(timed, key=lambda one: one[0])[1] if timed else None
@@ -160,10 +160,10 @@ def cases(history: History) -> dict[str, list[CaseRows]]:
         params[case] = series.params
     found: dict[str, list[CaseRows]] = defaultdict(list)
     for case, members in gathered.items():
-        rows: dict[str, Row] = {}
+        rows: dict[str, Contender] = {}
         for name, metrics in members.items():
             one = next(iter(metrics.values()))
-            rows[name] = Row(one.key.subject, one.role, metrics)
+            rows[name] = Contender(one.key.subject, one.role, metrics)
         sizes = [row.subject.fft_size for row in rows.values() if row.role != "rival"] or [
             row.subject.fft_size for row in rows.values()
         ]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spectralbench import names, rivals
-from spectralbench.contest import CaseRows, Row
+from spectralbench.contest import CaseRows, Contender
 from spectralbench.crossover import Crossover, crossover
 from spectralbench.history import Point, Series
 from spectralbench.settings import LETTERS, Setting, View, stranger
@@ -84,7 +84,7 @@ def _axes(view: View) -> list[tuple[str, str | None]]:
     return [(view.across, None), (DENSITY, None)] if view.across == "beta" else [(view.across, None)]
 
 
-def _is_ours(row: Row, view: View) -> bool:
+def _is_ours(row: Contender, view: View) -> bool:
     return row.role == "kernel" or (view.down is None and row.role != "rival" and stranger(row, view))
 
 
@@ -115,7 +115,7 @@ def _of(
             yield mark, newest[mark].recorded_at, found
 
 
-def _place(case: CaseRows, own: Row, axis: str) -> float | None:
+def _place(case: CaseRows, own: Contender, axis: str) -> float | None:
     if axis != DENSITY:
         return float(case.params[axis])
     kept = own.value("kept_fraction")

@@ -24,7 +24,7 @@ KIND_OF = {FULL: "torch_fft"}
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ModelRequest:
     """A network, the size of its input and the kinds of layers, each of which is known. parameters: how many it has."""
 
     network: str
@@ -40,7 +40,7 @@ class Asked:
         return f"{self.network}, {size}, {self.parameters:,} parameters ({amount(4 * self.parameters, 'byte')})"
 
 
-def asked(network: str, layers: Sequence[str], batch: int | None, shape: str | None) -> Asked:
+def asked(network: str, layers: Sequence[str], batch: int | None, shape: str | None) -> ModelRequest:
     """What is asked for, checked by building the model and calling it once.
 
     layers: kinds of `model_step`, and "phc". batch: default 8, or the first size of `shape`. shape: sizes of one
@@ -70,11 +70,11 @@ def asked(network: str, layers: Sequence[str], batch: int | None, shape: str | N
     for name in layers:
         if name != PHC:  # which depends on n
             applied(built(network, 0), KIND_OF.get(name, name))
-    return Asked(network, batch, sizes, tuple(layers), parameters)
+    return ModelRequest(network, batch, sizes, tuple(layers), parameters)
 
 
 def request(
-    one: Asked,
+    one: ModelRequest,
     *,
     compression: str,
     beta: str,

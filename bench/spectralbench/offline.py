@@ -22,7 +22,7 @@ FOREIGN = re.compile(r"\s(?:integrity|crossorigin|referrerpolicy)=\"[^\"]*\"")
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class VendoredFile:
     """Where a file lies: package and version, path in its archive, and the SHA-256 that it must have."""
 
     package: str
@@ -30,26 +30,26 @@ class Part:
     sha256: str
 
 
-PARTS: Mapping[str, Part] = {
-    "jquery-3.3.1.min.js": Part("jquery@3.3.1", "dist/jquery.min.js",
+PARTS: Mapping[str, VendoredFile] = {
+    "jquery-3.3.1.min.js": VendoredFile("jquery@3.3.1", "dist/jquery.min.js",
         "160a426ff2894252cd7cebbdd6d6b7da8fcd319c65b70468f10b6690c45d02ef"),
-    "jquery.flot.min.js": Part("flot@0.8.3", "jquery.flot.js",
+    "jquery.flot.min.js": VendoredFile("flot@0.8.3", "jquery.flot.js",
         "b7b931f273c38b1277b9c6c1f4e05c4ec09885a487bddaf3279e2d7e49a38e12"),
-    "jquery.flot.time.min.js": Part("flot@0.8.3", "jquery.flot.time.js",
+    "jquery.flot.time.min.js": VendoredFile("flot@0.8.3", "jquery.flot.time.js",
         "a582c832adc7138a6b05aaf61f16ebac274701f1be4afea77e739a1c34b9c41a"),
-    "jquery.flot.selection.min.js": Part("flot@0.8.3", "jquery.flot.selection.js",
+    "jquery.flot.selection.min.js": VendoredFile("flot@0.8.3", "jquery.flot.selection.js",
         "e6c85f6c1ebe4b4da29d8ae238c7c5060283f05f7ef054f6b91817d02c092918"),
-    "jquery.flot.categories.min.js": Part("flot@0.8.3", "jquery.flot.categories.js",
+    "jquery.flot.categories.min.js": VendoredFile("flot@0.8.3", "jquery.flot.categories.js",
         "6e81664b28ea795c734906f4aa15614640a75ac7fbd399a7fb9084040698351a"),
-    "jquery.flot.orderBars.js": Part("flot-orderbars@1.0.0", "js/jquery.flot.orderBars.js",
+    "jquery.flot.orderBars.js": VendoredFile("flot-orderbars@1.0.0", "js/jquery.flot.orderBars.js",
         "39735b4f46f96ff4e082572401f47c55a2767b366fd1d1e821e44a8d830a12bf"),
-    "stupidtable.min.js": Part("stupid-table-plugin@1.1.3", "stupidtable.min.js",
+    "stupidtable.min.js": VendoredFile("stupid-table-plugin@1.1.3", "stupidtable.min.js",
         "4642380f28ebe9ed7cac251793b281ef8620c4386205d92788f9b12f5cceb4e0"),
-    "md5.min.js": Part("blueimp-md5@2.19.0", "js/md5.min.js",
+    "md5.min.js": VendoredFile("blueimp-md5@2.19.0", "js/md5.min.js",
         "64d7ded388c562e4bde9e58ce205e5fa01b9734fcd434d496eb7b4fbfe9b927d"),
-    "bootstrap.min.js": Part("bootstrap@3.1.1", "docs/dist/js/bootstrap.min.js",
+    "bootstrap.min.js": VendoredFile("bootstrap@3.1.1", "docs/dist/js/bootstrap.min.js",
         "898d05a17f2cfc5120ddcdba47a885c378c0b466f30f0700e502757e24b403a1"),
-    "bootstrap.min.css": Part("bootstrap@3.1.1", "docs/dist/css/bootstrap.min.css",
+    "bootstrap.min.css": VendoredFile("bootstrap@3.1.1", "docs/dist/css/bootstrap.min.css",
         "e9503448692b738dd260fbd7f7cabf2e11f09b600fa97e6eb3a56eba5b1a7e9b"),
 }  # fmt: skip
 """By the last part of the address that asv's page asks for."""
@@ -67,7 +67,7 @@ def vendor(page: Path, packages: Path | None = None) -> int:
     """
     index = page / "index.html"
     text = index.read_text(encoding="utf-8")
-    wanted: dict[str, Part] = {}
+    wanted: dict[str, VendoredFile] = {}
     for tag in TAG.finditer(text):
         name = tag["address"].rpartition("/")[2]
         if name not in PARTS:
@@ -106,7 +106,7 @@ def _fetch(packages: list[str], folder: Path) -> None:
         raise OfflineError(f"npm pack failed: {said[0] if said else done.returncode}; {advice}")
 
 
-def _content(part: Part, folder: Path) -> bytes:
+def _content(part: VendoredFile, folder: Path) -> bytes:
     name, _, version = part.package.rpartition("@")
     archive = folder / f"{name}-{version}.tgz"
     try:

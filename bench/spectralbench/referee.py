@@ -24,7 +24,7 @@ class Ended(Exception):
 
 
 class Referee:
-    """Of a race between implementations that have passed the gate; see `timing.Referee`.
+    """Of a race between implementations that have passed the gate; see `timing.Onlooker`.
 
     subjects: by name of the run, which is that of the implementation.
     """

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from spectralbench import rivals
-from spectralbench.contest import CaseRows, Row, fastest, title
+from spectralbench.contest import CaseRows, Contender, fastest, title
 from spectralbench.record import Scalar
 
 
@@ -84,12 +84,12 @@ def settings(operation: str, found: Sequence[CaseRows]) -> list[Setting]:
     return sorted(made, key=lambda one: -len(one.cases))
 
 
-def ours(case: CaseRows, view: View) -> Row | None:
+def ours(case: CaseRows, view: View) -> Contender | None:
     """Our fastest: a kernel, or where an operation has none here, whoever is not what a user has today."""
     own = [row for row in case.timed() if row.role == "kernel"]
     return fastest(own or [row for row in case.timed() if row.role != "rival" and stranger(row, view)])
 
 
-def stranger(row: Row, view: View) -> bool:
+def stranger(row: Contender, view: View) -> bool:
     """Whether a row stands for nobody that an operation is held against."""
     return rivals.family(row.name) not in view.families

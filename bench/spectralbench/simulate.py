@@ -43,7 +43,7 @@ PRACTICAL = RULES["device_time"].practical
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class NoiseCell:
     """One kind of run: `earlier` points before the newest; sitting: processes of a point share noise of that size."""
 
     kind: str
@@ -116,7 +116,7 @@ def bound(alarmed: int, runs: int) -> float:
     return 1.0 if alarmed == runs else float(stats.beta.ppf(CONFIDENCE, alarmed + 1, runs - alarmed))
 
 
-def unchanged(cell: Cell, runs: int, seed: Sequence[int]) -> tuple[int, int]:
+def unchanged(cell: NoiseCell, runs: int, seed: Sequence[int]) -> tuple[int, int]:
     """Of `runs` runs in which nothing changed: those with an alarm, and the alarms."""
     rng = np.random.default_rng(seed)
     counts = [_count(run(rng, cell.kind, cell.size, cell.earlier, cell.processes, cell.sitting)) for _ in range(runs)]
@@ -213,7 +213,7 @@ class _Tables:
     def false(self) -> Iterator[str]:
         """False alarms, cell by cell, and for how many of them the goal is shown."""
         cells = [
-            Cell(kind, size, earlier, processes, sitting)
+            NoiseCell(kind, size, earlier, processes, sitting)
             for kind in self.kinds for size in SIZES for earlier in EARLIER
             for sitting in (False, True) for processes in PROCESSES
         ]  # fmt: skip
@@ -225,7 +225,9 @@ class _Tables:
         yield ""
         yield f"At most {100 * GOAL:g} % of runs: " + (", ".join(f"{n} cells {what}" for what, n in said.items()))
 
-    def _alarms(self, found: Iterable[tuple[Cell, tuple[int, int]]], said: Counter[str]) -> Iterator[tuple[str, ...]]:
+    def _alarms(
+        self, found: Iterable[tuple[NoiseCell, tuple[int, int]]], said: Counter[str]
+    ) -> Iterator[tuple[str, ...]]:
         for cell, (alarmed, count) in found:
             most = bound(alarmed, self.runs)
             least = 1 - bound(self.runs - alarmed, self.runs)

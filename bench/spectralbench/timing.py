@@ -51,7 +51,7 @@ WARM = 1.1
 """A sample is warm-up if it is slower than what follows by more than this factor."""
 
 
-class Referee(Protocol):
+class Onlooker(Protocol):
     """Who looks on while runs are timed; what it does is in no sample. Each method may raise, which drops the run."""
 
     def before_round(self, chance: random.Random) -> None:
@@ -123,7 +123,7 @@ def time_interleaved(
     budget: Budget,
     seed: int,
     guard: Callable[[Run, Callable[[], float]], float | None],
-    referee: Referee | None = None,
+    referee: Onlooker | None = None,
     watch: Watch | None = None,
 ) -> dict[str, tuple[float, ...]]:
     """Seconds per call of every run, one sample a round, in an order that is shuffled anew for each round.
@@ -148,7 +148,7 @@ class _Rounds:
         budget: Budget,
         seed: int,
         guard: Callable[[Run, Callable[[], float]], float | None],
-        referee: Referee | None,
+        referee: Onlooker | None,
         watch: Watch,
     ) -> None:
         self.watch = watch
@@ -230,7 +230,7 @@ class _Rounds:
 
         self._step(run, step)
 
-    def _close(self, referee: Referee) -> None:
+    def _close(self, referee: Onlooker) -> None:
         for run in self._shuffled():
             self._look(run, referee.last)
         while any([self._inspect(run, referee.again) for run in self._shuffled()]):

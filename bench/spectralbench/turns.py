@@ -39,7 +39,7 @@ class CompareError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Sweep:
+class RaceRequest:
     """What every process measures; the fields are those of `sweep.Request`.
 
     time_budget: seconds of all processes together. own_harness: whether a state is measured by the harness of its own
@@ -58,7 +58,7 @@ class Sweep:
 class Side:
     """One process of a state, which measures when it is told to."""
 
-    def __init__(self, tree: Path, what: Sweep, stored: Path) -> None:
+    def __init__(self, tree: Path, what: RaceRequest, stored: Path) -> None:
         self.tree, self.stored = tree, stored
         told = {name: getattr(what, name) for name in ("operations", "profile", "implementations", "overrides")}
         told |= {"launch": what.launch, "stored": str(stored)}
@@ -111,12 +111,12 @@ class Side:
         self.process.communicate()
 
 
-Start = Callable[[Path, Sweep, Path], Side]
+Start = Callable[[Path, RaceRequest, Path], Side]
 
 
 def race(
     trees: Mapping[str, Path],
-    what: Sweep,
+    what: RaceRequest,
     pairs: int,
     scratch: Path,
     say: Callable[[str], None],
@@ -165,7 +165,7 @@ def race(
 
 
 def race_apart(
-    trees: Mapping[str, Path], what: Sweep, pairs: int, scratch: Path, say: Callable[[str], None]
+    trees: Mapping[str, Path], what: RaceRequest, pairs: int, scratch: Path, say: Callable[[str], None]
 ) -> dict[str, list[list[Record]]]:
     """The same with `spectralbench run` of each state's own harness, process after process: A B B A."""
     found: dict[str, list[list[Record]]] = {"A": [], "B": []}
@@ -188,7 +188,7 @@ def failure(tree: Path, what: str, log: str) -> str:
     return f"the kernels in {tree} do not run under this harness ({hint}), {what}\n{said}"
 
 
-def _run(tree: Path, results: Path, what: Sweep, processes: int) -> list[Record]:
+def _run(tree: Path, results: Path, what: RaceRequest, processes: int) -> list[Record]:
     command = [sys.executable, "-m", "spectralbench", "run", *what.operations, "--profile", what.profile]
     command += ["--launch", what.launch, "--metrics", ",".join(METRICS), "--processes", "1", "--quiet", "--json"]
     command += ["--results", str(results)]

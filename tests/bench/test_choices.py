@@ -9,7 +9,7 @@ import pytest
 from synthetic_records import commit_hash, environment, record, write
 from toy_operation import TOLERANCE, implementation, toy
 
-from spectralbench.choices import Choice, as_markdown, judged_choices
+from spectralbench.choices import JudgedChoice, as_markdown, judged_choices
 from spectralbench.history import load
 from spectralkernels.declare import Block, Decision, Tolerance
 
@@ -26,7 +26,7 @@ OPERATION = toy(
 )
 
 
-def judged(results: Path, times: dict[str, float], **changes: Any) -> list[Choice]:
+def judged(results: Path, times: dict[str, float], **changes: Any) -> list[JudgedChoice]:
     """Verdicts on one case of the toy operation with these times."""
     facts = environment(commit=0)
     records = [
@@ -62,8 +62,8 @@ def test_another_commit_does_not_count(tmp_path: Path):
 
 
 def test_the_page_has_a_row_for_what_costs_most():
-    def one(chosen: str, seconds: float) -> Choice:
-        return Choice("toy", "size=24,rate=1", "float32", "forward", chosen, "small", seconds, "quick", 2.0)
+    def one(chosen: str, seconds: float) -> JudgedChoice:
+        return JudgedChoice("toy", "size=24,rate=1", "float32", "forward", chosen, "small", seconds, "quick", 2.0)
 
     found = {"here": [one("quick", 2.0), one("plain", 2.1), one("plain", 5.0)], "there": [one("quick", 2.0)]}
     page = as_markdown(found, "here")

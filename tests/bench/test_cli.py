@@ -340,7 +340,7 @@ def test_choices_that_cannot_be_written_are_shown_and_the_place_is_named(
 ) -> None:
     history(tmp_path / "results", [1e-3])
     (tmp_path / "results" / "CHOICES.md").mkdir()
-    one = choices.Choice("toy", "size=24", "float32", "forward", "plain", "small", 2.0, "quick", 1.0)
+    one = choices.JudgedChoice("toy", "size=24", "float32", "forward", "plain", "small", 2.0, "quick", 1.0)
     monkeypatch.setattr(choices, "judged_choices", lambda *arguments: [one])
     code, out, err = cli("choices", "--machine", "cpu-test-2c")
     assert code == 2

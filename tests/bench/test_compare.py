@@ -16,7 +16,7 @@ from synthetic_records import record
 
 from spectralbench.compare import Compared, checkout, exit_code, judge
 from spectralbench.record import Record, environment_line, record_line
-from spectralbench.turns import CompareError, Side, Sweep, race
+from spectralbench.turns import CompareError, RaceRequest, Side, race
 
 CASE = {"size": 4}
 
@@ -113,7 +113,7 @@ class Stand:
     clock: ClassVar[list[float]] = [0.0]
     offers: ClassVar[dict[str, list[str]]] = {}
 
-    def __init__(self, tree: Path, what: Sweep, stored: Path) -> None:
+    def __init__(self, tree: Path, what: RaceRequest, stored: Path) -> None:
         self.name, self.done = tree.name, 0
 
     def cases(self) -> list[str]:
@@ -148,7 +148,7 @@ def run(stand: type[Stand], pairs: int, budget: float | None = None) -> tuple[di
     trees = {"A": Path("a"), "B": Path("b")}
     now = lambda: stand.clock[0]  # noqa: E731
     start: Any = stand
-    return race(trees, Sweep(time_budget=budget), pairs, Path("scratch"), said.append, start, now), said
+    return race(trees, RaceRequest(time_budget=budget), pairs, Path("scratch"), said.append, start, now), said
 
 
 def test_sides_take_turns_at_every_case_that_both_have(stand: type[Stand]) -> None:
@@ -211,7 +211,7 @@ def test_a_run_of_many_unchanged_series_seldom_calls_one_of_them_different(seed:
 
 @pytest.mark.slow
 def test_a_process_of_a_real_tree_measures_what_it_is_told_to_and_its_end_is_said(tmp_path: Path) -> None:
-    what = Sweep(("threshold_spectrum",), "smoke", ("dense",))
+    what = RaceRequest(("threshold_spectrum",), "smoke", ("dense",))
     with Side(ROOT, what, tmp_path / "one.jsonl") as side:
         first, *_ = side.cases()
         side.measure(first)
@@ -220,7 +220,7 @@ def test_a_process_of_a_real_tree_measures_what_it_is_told_to_and_its_end_is_sai
         with pytest.raises(CompareError, match=r"no case: ended with 1\n(.|\n)*KeyError: 'no case'"):
             side.measure("no case")
     with (
-        Side(ROOT, Sweep(("threshold_spectrum",), "smoke", ("nobody",)), tmp_path / "two.jsonl") as side,
+        Side(ROOT, RaceRequest(("threshold_spectrum",), "smoke", ("nobody",)), tmp_path / "two.jsonl") as side,
         pytest.raises(CompareError, match=r"^in .*: unknown implementation 'nobody'; known:"),
     ):
         side.cases()
@@ -274,4 +274,4 @@ def test_what_cannot_be_compared_is_said(cli: Cli, tmp_path: Path) -> None:
     broken.mkdir(parents=True)
     (broken / "__init__.py").write_text("raise ImportError('half an edit')\n")
     with pytest.raises(CompareError, match="half an edit"):
-        race({"A": tmp_path, "B": tmp_path}, Sweep(profile="smoke"), 2, tmp_path, print)
+        race({"A": tmp_path, "B": tmp_path}, RaceRequest(profile="smoke"), 2, tmp_path, print)

@@ -22,7 +22,7 @@ def choices(
 
     The report reads what auto takes from choices/MACHINE.json, which is written with it.
     """
-    from spectralbench.choices import Choice, as_markdown, judged_choices
+    from spectralbench.choices import JudgedChoice, as_markdown, judged_choices
     from spectralbench.environment import device_kind, machine_name
     from spectralbench.history import load, only_machine
     from spectralkernels.ops import load_operations
@@ -31,7 +31,7 @@ def choices(
         history = only_machine(load(results), machine)
     except (FileNotFoundError, ValueError) as error:
         raise terminal.fail(str(error), 2) from None
-    judged: dict[str, list[Choice]] = {}
+    judged: dict[str, list[JudgedChoice]] = {}
     for name in history.machines:
         device = "cpu" if name.startswith("cpu-") else "cuda"
         if device == "cuda" and device_kind() != "cuda":

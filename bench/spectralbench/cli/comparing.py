@@ -48,7 +48,7 @@ def compare(
         else:
             controls = terminal.split(control) or ()
             chosen = terminal.split(impl)
-            what = turns.Sweep(
+            what = turns.RaceRequest(
                 tuple(operations or ()), profile, chosen and (*chosen, *controls), assignments(overrides), launch,
                 time_budget, own_harness,
             )  # fmt: skip

@@ -8,7 +8,7 @@ from math import prod
 from typing import Literal
 
 from spectralbench.ceilings import Roofs
-from spectralbench.contest import Row
+from spectralbench.contest import Contender
 from spectralbench.gpu.classes import at_least_as_accurate
 from spectralbench.gpu.compare import Match, remarks, time
 from spectralbench.gpu.plan import Excluded
@@ -125,7 +125,7 @@ def _saved(target: Saved, here: Sequence[Match]) -> list[Line]:
     return [Line("saved for backward", name, None, found[name], target.most, found[name] <= target.most)]
 
 
-def _state(one: Match, *rows: Row) -> str:
+def _state(one: Match, *rows: Contender) -> str:
     return ", ".join([one.state, *dict.fromkeys(remark for row in rows for remark in remarks(row))])
 
 

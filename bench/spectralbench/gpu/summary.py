@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from spectralbench.ceilings import Roofs
-from spectralbench.contest import Row
+from spectralbench.contest import Contender
 from spectralbench.gpu import forecast
 from spectralbench.gpu.compare import Match, matches, remarks, time
 from spectralbench.gpu.judge import Judgement, judge
@@ -26,7 +26,7 @@ from spectralkernels.declare import Operation
 SHOWN = 12
 """Losses, and notes, on a terminal."""
 ROUNDING = "rounding_error"
-Lost = tuple[float, Match, Row, Row]
+Lost = tuple[float, Match, Contender, Contender]
 """Their time over ours, where, our best, and the rival."""
 
 
@@ -173,7 +173,7 @@ def _rows(one: Match, roofs: Roofs | None) -> list[str]:
     return [f"{one.label}, {one.state}", "", *lined_up(heads, rows), ""]
 
 
-def _us(row: Row) -> str:
+def _us(row: Contender) -> str:
     return microseconds(time(row).value)
 
 
@@ -220,7 +220,7 @@ def _facts(
     }
 
 
-def _subject(one: Match, row: Row, stored: SoFar) -> dict[str, Any]:
+def _subject(one: Match, row: Contender, stored: SoFar) -> dict[str, Any]:
     """A row as JSON; the records have the rest."""
     return {
         "name": row.name,

@@ -52,7 +52,7 @@ def draw() -> Page:
     return Page("", finish_plain(figure, "Learned strides", shown, origin), finding)
 
 
-class Network(nn.Module):
+class StridedNetwork(nn.Module):
     """Two convolutions, each before a pooling with strides of its own, and a classifier."""
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ def strides(price: float) -> list[list[float]]:
     """S_h, S_w of both poolings after every training step, and the height of the maps behind them."""
     torch.manual_seed(0)
     x, target = digits()
-    model = Network()
+    model = StridedNetwork()
     pools = (model.pool1, model.pool2)
     sides = [*model.pool1.parameters(), *model.pool2.parameters()]
     others = [one for one in model.parameters() if all(one is not side for side in sides)]

@@ -159,7 +159,7 @@ def relative_to_dense(rows: pd.DataFrame, metric: str, keys: list[str]) -> pd.Da
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class DrawnSetting:
     """The rows that differ only along a figure's own axes; `label` says what they share, `suffix` is for a file."""
 
     label: str
@@ -174,7 +174,7 @@ def settings(
     *,
     least: int = 3,
     first: tuple[str, str] | None = None,
-) -> list[Setting]:
+) -> list[DrawnSetting]:
     """Split rows by everything that is neither along an axis nor a metric; the setting with the most points first.
 
     Settings with fewer than `least` different values of a column in `over` have no curve and are left out. `first`
@@ -190,7 +190,7 @@ def settings(
     groups.sort(key=lambda rows: (first is not None and rows[first[0]].iloc[0] != first[1], -len(rows)))
     varying = [column for column in fixed if frame[column].nunique(dropna=False) > 1]
     return [
-        Setting(_label(rows.iloc[0], fixed), "" if index == 0 else _suffix(rows.iloc[0], varying), rows)
+        DrawnSetting(_label(rows.iloc[0], fixed), "" if index == 0 else _suffix(rows.iloc[0], varying), rows)
         for index, rows in enumerate(groups)
     ]
 

@@ -23,7 +23,7 @@ from spectralbench.measure import rightful
 from spectralbench.outcome import Failed, Measured, Outcome, Skipped
 from spectralbench.profiling.kernels import kernels_of
 from spectralbench.profiling.memory import Timeline, over_a_step
-from spectralbench.profiling.trace import Part, trace
+from spectralbench.profiling.trace import TracedPart, trace
 from spectralbench.timing import Budget, time_interleaved
 from spectralkernels.declare import Case, Cost, Operation, Pass
 from spectralkernels.errors import Unsupported
@@ -44,8 +44,8 @@ class Profile:
     implementation: str
     seconds: float
     traced_seconds: float
-    stages: tuple[Part, ...]
-    operations: tuple[Part, ...]
+    stages: tuple[TracedPart, ...]
+    operations: tuple[TracedPart, ...]
     busy: dict[str, tuple[float, float] | str]
     timeline: Timeline
     trace: Path | None = None
@@ -105,7 +105,7 @@ def call_once(operation: Operation, case: Case, implementation: str, device: str
         run()
 
 
-def proton(operation: Operation, case: Case, implementation: str, device: str, pass_: Pass) -> tuple[Part, ...]:
+def proton(operation: Operation, case: Case, implementation: str, device: str, pass_: Pass) -> tuple[TracedPart, ...]:
     """The kernels of a warm call of an implementation, by Triton's proton. Raises: as `call_once` and `kernels_of`."""
     with _warm(operation, case, implementation, device, pass_) as run:
         return kernels_of(run, device)

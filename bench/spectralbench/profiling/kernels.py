@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from spectralbench.profiling.trace import Part
+from spectralbench.profiling.trace import TracedPart
 from spectralkernels.errors import Unsupported
 
 CALLS = 20
 
 
-def kernels_of(run: Callable[[], object], device: str, calls: int = CALLS) -> tuple[Part, ...]:
+def kernels_of(run: Callable[[], object], device: str, calls: int = CALLS) -> tuple[TracedPart, ...]:
     """The kernels of a call, the longest first: launches and seconds a call. `run` should be warm.
 
     Raises: Unsupported with the reason where there is no GPU, no proton, or nothing that it saw.
@@ -49,7 +49,7 @@ def kernels_of(run: Callable[[], object], device: str, calls: int = CALLS) -> tu
     for name, count, seconds in found:
         before = by_name.get(name, (0.0, 0.0))
         by_name[name] = before[0] + count, before[1] + seconds
-    parts = [Part(name, count / calls, seconds / calls) for name, (count, seconds) in by_name.items()]
+    parts = [TracedPart(name, count / calls, seconds / calls) for name, (count, seconds) in by_name.items()]
     return tuple(sorted(parts, key=lambda part: -part.seconds))
 
 

@@ -32,7 +32,7 @@ UTILISED = ("gpu", "gpu bus", "gpu memory")
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class TracedPart:
     """One stage or operation: how often a call has it, and its seconds a call."""
 
     name: str
@@ -45,8 +45,8 @@ class Trace:
     """Means over the traced calls; see `Profile` for the fields."""
 
     seconds: float
-    stages: tuple[Part, ...]
-    operations: tuple[Part, ...]
+    stages: tuple[TracedPart, ...]
+    operations: tuple[TracedPart, ...]
     busy: dict[str, tuple[float, float] | str]
 
 
@@ -71,13 +71,13 @@ def trace(run: Callable[[], object], seconds: float, device: str, kept: Path | N
     stages = _stages(events, device, count)
     rest = whole - sum(part.seconds for part in stages)
     operations = [
-        Part(row.key, row.count / count, _own(row, device) * 1e-6 / count)
+        TracedPart(row.key, row.count / count, _own(row, device) * 1e-6 / count)
         for row in profiler.key_averages()
         if row.key.startswith("aten::") and _own(row, device) > 0
     ]
     return Trace(
         whole,
-        (*stages, Part(OUTSIDE, 1.0, max(0.0, rest))),
+        (*stages, TracedPart(OUTSIDE, 1.0, max(0.0, rest))),
         tuple(sorted(operations, key=lambda part: -part.seconds)),
         busy.percent,
     )
@@ -88,7 +88,7 @@ def activities(device: str) -> list[ProfilerActivity]:
     return [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
 
 
-def _stages(events: list[Any], device: str, count: int) -> list[Part]:
+def _stages(events: list[Any], device: str, count: int) -> list[TracedPart]:
     """The stages in the order in which they first begin."""
     seconds, times = defaultdict[str, float](float), defaultdict[str, int](int)
     for event in sorted(events, key=lambda event: event.time_range.start):
@@ -96,7 +96,7 @@ def _stages(events: list[Any], device: str, count: int) -> list[Part]:
             name = event.name.removeprefix(PREFIX)
             seconds[name] += _took(event, device) - sum(_took(inner, device) for inner in _inner_stages(event))
             times[name] += 1
-    return [Part(name, times[name] / count, seconds[name] / count) for name in seconds]
+    return [TracedPart(name, times[name] / count, seconds[name] / count) for name in seconds]
 
 
 def _inner_stages(event: Any) -> Iterator[Any]:

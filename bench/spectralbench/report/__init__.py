@@ -20,7 +20,7 @@ from spectralbench.contest import MARKS, cases
 from spectralbench.history import Absence, History, current, load, only_machine
 from spectralbench.quantity import amount
 from spectralbench.report import changes, costs, details, grids, html, losses, markdown, pictures
-from spectralbench.report.page import Block, Detail, Figure, Fold, Heading, Table, Text
+from spectralbench.report.page import Block, Detail, Figure, FoldedBlocks, Heading, Table, Text
 from spectralbench.settings import VIEWS, Setting
 from spectralbench.settings import settings as settings_of
 
@@ -91,8 +91,8 @@ def _machine(
             page = Path("report") / name / f"{operation}.md"
             blocks = (*_answers(settings.get(operation, ())), Heading(2, "Every case"), *details.blocks(own, peak))
             yield Detail(f"{names.operation(operation)} on {name}: {len(own)} cases", page, blocks)
-    yield Fold(f"skipped and failed: {len(history.absences)} cases", tuple(_absences(history)))
-    yield Fold("the machine", tuple(_facts(environment)))
+    yield FoldedBlocks(f"skipped and failed: {len(history.absences)} cases", tuple(_absences(history)))
+    yield FoldedBlocks("the machine", tuple(_facts(environment)))
 
 
 def _commits(history: History) -> Iterator[Block]:
@@ -172,7 +172,7 @@ def _figures(found: Sequence[Figure]) -> Iterator[Block]:
         yield Heading(3, "Figures")
         yield from found[:SHOWN_FIGURES]
     if len(found) > SHOWN_FIGURES:
-        yield Fold(f"{len(found) - SHOWN_FIGURES} more figures", tuple(found[SHOWN_FIGURES:]))
+        yield FoldedBlocks(f"{len(found) - SHOWN_FIGURES} more figures", tuple(found[SHOWN_FIGURES:]))
 
 
 def _facts(environment: Mapping[str, Any]) -> Iterator[Block]:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 
 from spectralbench import names, rivals
-from spectralbench.contest import CaseRows, Row, Versus, times
+from spectralbench.contest import CaseRows, Contender, Versus, times
 from spectralbench.quantity import amount
 from spectralbench.report.page import Cell, Table
 from spectralbench.settings import LETTERS, Setting, ours
@@ -32,7 +32,7 @@ def map_bytes(case: CaseRows) -> int | None:
     return math.prod(size for size in sizes if isinstance(size, int)) * BYTES[case.subject.dtype]
 
 
-def saved(case: CaseRows, row: Row, conv: Row | None) -> tuple[float | None, float | None]:
+def saved(case: CaseRows, row: Contender, conv: Contender | None) -> tuple[float | None, float | None]:
     """Bytes saved for backward over those of the library convolution: alone, and behind a ReLU; None if unknown."""
     own, other = row.value("saved_bytes"), None if conv is None else conv.value("saved_bytes")
     if own is None or not other:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from spectralbench import names, rates, rivals
-from spectralbench.contest import CaseRows, Row, fastest
+from spectralbench.contest import CaseRows, Contender, fastest
 from spectralbench.peaks import Peak
 from spectralbench.quantity import amount, scale
 from spectralbench.record import Scalar
@@ -75,7 +75,7 @@ def _unit(case: CaseRows) -> tuple[float, str]:
     return scale([row.time.value for row in case.rows.values() if row.time is not None], "second")
 
 
-def _time(row: Row, divisor: float, best: Row | None, slow: bool) -> Cell:
+def _time(row: Contender, divisor: float, best: Contender | None, slow: bool) -> Cell:
     assert row.time is not None, "groups hold rows with times"
     mark = ("†" if row.role == "rival" else "") + ("‡" if slow else "")
     return Cell(f"{row.time.value / divisor:.3g}{mark}", "win" if row is best else "", row.time.value)
@@ -99,7 +99,7 @@ def _extra(case: CaseRows, peak: Peak | None, first: bool) -> tuple[Cell | str, 
     return percent(error), text, _rate(own, peak)
 
 
-def _rate(row: Row, peak: Peak | None) -> str:
+def _rate(row: Contender, peak: Peak | None) -> str:
     """Bytes and flops of the floor per second, and their percent of what the machine reaches in float32."""
     time, cost = row.time, row.metrics["device_time"].cost
     if time is None or time.value <= 0 or not cost:

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 from spectralbench import names, rivals
-from spectralbench.contest import CaseRows, Row
+from spectralbench.contest import CaseRows, Contender
 from spectralbench.crossings import Crossing, crossings
 from spectralbench.report.page import Cell, Table
 from spectralbench.settings import COLUMNS, LETTERS, Setting, View, ours
@@ -56,7 +56,7 @@ def _cell(case: CaseRows | None, view: View) -> Cell:
     return Cell(f"{winner}\n{text}", worst.kind, worst.faster)
 
 
-def _known(row: Row) -> str:
+def _known(row: Contender) -> str:
     family = rivals.family(row.name)
     return rivals.WORDS[family] if family else row.name
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
-from spectralbench.report.page import Block, Cell, Detail, Figure, Fold, Heading, Table, Text, text_of
+from spectralbench.report.page import Block, Cell, Detail, Figure, FoldedBlocks, Heading, Table, Text, text_of
 from spectralbench.text import printable
 
 STYLE = """
@@ -73,7 +73,7 @@ def _lines(blocks: Sequence[Block]) -> Iterator[str]:
                 data = base64.b64encode(path.read_bytes()).decode("ascii")
                 image = f'<img alt="{escape(printable(finding))}" src="data:image/png;base64,{data}">'
                 yield f"<figure>{image}<figcaption>{_text(finding)}</figcaption></figure>"
-            case Fold(title, inner) | Detail(title, _, inner):
+            case FoldedBlocks(title, inner) | Detail(title, _, inner):
                 yield f"<details><summary>{_text(title)}</summary>"
                 yield from _lines(inner)
                 yield "</details>"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from spectralbench import rivals
 from spectralbench.chosen import Question
-from spectralbench.contest import CaseRows, Row, Versus, fastest, title
+from spectralbench.contest import CaseRows, Contender, Versus, fastest, title
 from spectralbench.history import ratio
 from spectralbench.quantity import amount, ratio_words
 from spectralbench.report.page import Block, Cell, Table, Text
@@ -72,7 +72,7 @@ def blocks(found: Sequence[CaseRows], chosen: Mapping[Question, str]) -> Iterato
         yield Text(f"{len(groups) - SHOWN} milder kinds are in the tables of the operations.")
 
 
-def _same_commit(one: Row, other: Row) -> bool:
+def _same_commit(one: Contender, other: Contender) -> bool:
     return one.time is not None and other.time is not None and one.time.mark == other.time.mark
 
 
@@ -91,7 +91,7 @@ def _row(group: Sequence[Loss]) -> tuple[Cell | str, ...]:
     )
 
 
-def name_of(row: Row) -> str:
+def name_of(row: Contender) -> str:
     """An implementation; a rival is marked, and named by the family that it stands for."""
     kind = rivals.family(row.name)
     if row.role != "rival":

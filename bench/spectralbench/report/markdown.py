@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from spectralbench.report.page import Block, Cell, Detail, Figure, Fold, Heading, Table, Text, text_of
+from spectralbench.report.page import Block, Cell, Detail, Figure, FoldedBlocks, Heading, Table, Text, text_of
 from spectralbench.text import cell
 from spectralbench.text import table as written
 
@@ -27,7 +27,7 @@ def _lines(blocks: Sequence[Block], folder: Path) -> Iterator[str]:
                 yield from _table(block)
             case Figure(path, finding):
                 yield from (f"![{cell(finding)}]({path.relative_to(folder).as_posix()})", "", f"*{cell(finding)}*", "")
-            case Fold(title, inner):
+            case FoldedBlocks(title, inner):
                 yield from ("<details>", f"<summary>{cell(title)}</summary>", "")
                 yield from _lines(inner, folder)
                 yield from ("</details>", "")

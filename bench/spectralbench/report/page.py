@@ -50,7 +50,7 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True)
-class Fold:
+class FoldedBlocks:
     """Blocks that are closed until a reader opens them."""
 
     title: str
@@ -66,7 +66,7 @@ class Detail:
     blocks: tuple[Block, ...]
 
 
-Block = Heading | Text | Table | Figure | Fold | Detail
+Block = Heading | Text | Table | Figure | FoldedBlocks | Detail
 
 
 def text_of(cell: Cell | str) -> Cell:
@@ -80,6 +80,6 @@ def figures(blocks: Sequence[Block]) -> list[Figure]:
     for block in blocks:
         if isinstance(block, Figure):
             found.append(block)
-        elif isinstance(block, Fold | Detail):
+        elif isinstance(block, FoldedBlocks | Detail):
             found += figures(block.blocks)
     return found

@@ -11,7 +11,7 @@ from spectralbench import rivals
 from spectralbench.plot import Plot
 from spectralbench.plot.frame import (
     CONVOLUTIONS,
-    Setting,
+    DrawnSetting,
     best_of_families,
     one_commit,
     operation,
@@ -51,7 +51,7 @@ def draw(frame: pd.DataFrame, machine: str) -> Iterator[Page | NotDrawn]:
         yield NotDrawn(f"{setting.label}: {MOST_PAGES} settings with more points are drawn")
 
 
-def _page(setting: Setting, machine: str) -> Iterator[Page | NotDrawn]:
+def _page(setting: DrawnSetting, machine: str) -> Iterator[Page | NotDrawn]:
     whole, label = best_of_families(setting.rows), setting.label
     rows = one_commit(whole, ("implementation", "compression"), "kernel_size")
     plain = rows["implementation"] == CONV

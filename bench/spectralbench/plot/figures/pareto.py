@@ -20,7 +20,7 @@ from spectralbench import names, rivals
 from spectralbench.plot import Plot
 from spectralbench.plot.frame import (
     CONVOLUTIONS,
-    Setting,
+    DrawnSetting,
     best_of_families,
     one_commit,
     operation,
@@ -71,7 +71,7 @@ def undominated(points: pd.DataFrame, costs: list[str]) -> pd.Series:
     return ~pd.Series(beaten, index=points.index, dtype=bool)
 
 
-def _page(setting: Setting, machine: str, suffix: str) -> Page:
+def _page(setting: DrawnSetting, machine: str, suffix: str) -> Page:
     sizes = spread_over(list(setting.rows["kernel_size"].unique()), 3)
     rows = setting.rows[setting.rows["kernel_size"].isin(sizes)]
     # A rival gives the uncompressed answer, whatever is dropped beside it: its error is none, its c is 0.
