@@ -176,7 +176,7 @@ def test_a_mask_that_is_written_to_counts_as_it_is_now() -> None:
         (
             {"impl": "fast"},
             RangeError,
-            r"masked_multiply has no implementation 'fast'; known: triton, triton_2019, einsum",
+            r"masked_multiply has no implementation 'fast'; known: triton, triton_tf32x3, triton_bf16x3, triton_2019",
         ),
     ],
 )

@@ -12,7 +12,7 @@ from guarded_interpreter import judged_compiler
 pytest.importorskip("triton")
 
 from spectralkernels.aot import MachineCode, compile_kernel
-from spectralkernels.ops.masked_multiply import kernels
+from spectralkernels.ops.masked_multiply import kernels, tensor_cores
 from spectralkernels.spectra import low_pass_mask
 
 pytestmark = judged_compiler
@@ -132,6 +132,27 @@ def test_looking_up_cells_saves_instructions(compression: float, most: float) ->
         heavy = touched if channels < 32 else -(-int(kept.sum()) // RULE.f)
         issued[channels] = heavy * 64 * body + (runs + (channels >= 32)) * rest
     assert issued[64] <= most * issued[16], issued
+
+
+@pytest.mark.parametrize("capability", one_of(CAPABILITIES), ids="sm_{}".format)
+def test_products_on_tensor_cores(capability: int) -> None:
+    """No spills, and per output and channel under a third of the instructions of the tiled kernel."""
+    x = torch.empty(128, 64, 34, 18, dtype=torch.complex64, device="meta")
+    w = torch.empty(64, 64, 34, 18, dtype=torch.complex64, device="meta")
+    cells = torch.empty(34 * 18 + 1, dtype=torch.int32, device="meta")
+    issued = {}
+    for precision, products in (("tf32x3", 96), ("bf16x3", 48)):
+        planned = tensor_cores.product_launch(x, w, torch.empty(34, 18, device="meta"), cells, x, 1, True, precision)
+        code = compile_kernel(planned.kernel, planned.arguments, capability, **planned.options)
+        assert spills(code) == 0 and code.shared <= 99 * 1024 and code.num_warps == 8
+        assert code.count("HMMA") == products
+        # A step of 16 channels, whose cells come as they lie.
+        assert code.count("LDGSTS") == code.count("LDGSTS", "64") > 0
+        body, _ = loop_and_rest(code)
+        issued[precision] = body * 8 / (16 * 16 * 32 * 8)
+    _, before = compiled("tiled_launch", capability)
+    per_channel = loop_and_rest(before)[0] * 8 / (RULE.b * RULE.o * RULE.f)
+    assert issued["tf32x3"] < 0.3 * per_channel and issued["bf16x3"] < 0.31 * per_channel
 
 
 def loop_and_rest(code: MachineCode) -> tuple[int, int]:

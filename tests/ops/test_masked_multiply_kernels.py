@@ -21,7 +21,8 @@ from spectralkernels.tuning import noted_choices, pinned
 TOLERANCE = OPERATION.tolerance.relative
 
 
-LAUNCHES = ("tiled_launch", "planewise_launch")
+LAUNCHES = ("tiled_launch", "planewise_launch", "product_launch")
+NAMES = ("triton", "triton_tf32x3", "triton_2019")  # triton_bf16x3 is triton_tf32x3 under the interpreter
 CANARY = -12345.0
 MARGIN = 1 << 14  # more than any planted fault reaches: what lies beyond is the heap of the interpreter
 
@@ -47,12 +48,16 @@ class TestInterpreted:
         changes: dict | None = None,
     ) -> Tensor:
         """Launch on buffers whose surroundings are NaN (inputs) or canaries (output); the output starts as NaN."""
-        from spectralkernels.ops.masked_multiply import kernels
+        from spectralkernels.ops.masked_multiply import kernels, tensor_cores
 
         x_inside, _ = _guarded(x, float("nan"))
         w_inside, _ = _guarded(w, float("nan"))
         y, floats = _guarded(torch.full((x.shape[0], w.shape[0], *x.shape[2:]), float("nan") + 0j), CANARY)
-        planned = getattr(kernels, launch)(x_inside, w_inside, mask, y, groups, conjugate)
+        if launch == "product_launch":
+            cells = None if mask is None else tensor_cores.list_cells(mask)
+            planned = tensor_cores.product_launch(x_inside, w_inside, mask, cells, y, groups, conjugate, "tf32x3")
+        else:
+            planned = getattr(kernels, launch)(x_inside, w_inside, mask, y, groups, conjugate)
         planned.arguments.update(changes or {})
         planned.run()
         assert (floats[:MARGIN] == CANARY).all() and (floats[-MARGIN:] == CANARY).all(), "wrote outside the output"
@@ -70,9 +75,9 @@ class TestInterpreted:
         groups = rng.choice((1, 1, 2, 3))
         plane = rng.choice(SIZES)
         # A planewise program owns one plane, so more planes would only take longer.
-        batch = rng.choice((1, 2, 3, 8, 17) if launch == "tiled_launch" else (1, 2, 3))
-        group_outputs = rng.choice((1, 2, 5, 16, 33) if launch == "tiled_launch" else (1, 2, 3))
-        group_channels = rng.choice((1, 2, 3, 7))
+        batch = rng.choice((1, 2, 3, 8, 17) if launch != "planewise_launch" else (1, 2, 3))
+        group_outputs = rng.choice((1, 2, 5, 16, 33) if launch != "planewise_launch" else (1, 2, 3))
+        group_channels = rng.choice((1, 2, 3, 7, *((17, 32) if launch == "product_launch" else ())))
         kind, conjugate = MASKS[draw % len(MASKS)], rng.random() < 0.7
         x = spectrum(batch, groups * group_channels, *plane)
         w = spectrum(groups * group_outputs, group_channels, *plane)
@@ -105,6 +110,42 @@ class TestInterpreted:
             caught = True
         assert caught
 
+    @pytest.mark.parametrize(
+        "change",
+        [
+            *({"CONJUGATE": False}, {"group_channels": 16}, {"n_cells": 14}, {"batch": 2}, {"group_outputs": 8}),
+            *({"mask_ptr": None}, {"cells_ptr": None}, {"BLOCK_F": 4}, {"BLOCK_C": 32}),
+        ],
+        ids=str,
+    )
+    def test_planted_faults_of_products_are_caught(self, seed: int, change: dict[str, int]) -> None:
+        """Each makes a sum or a place wrong, but for deeper steps, which give the same sums."""
+        x, w, mask = spectrum(3, 17, 5, 3), spectrum(9, 17, 5, 3), 0.5 + torch.rand(5, 3)
+        mask[1] = 0.0
+        expected = reference(x, w, mask, 1)
+        x[..., 1, :] = float("nan")
+        assert relative_error(self.run("product_launch", x, w, mask, 1, True), expected) <= TOLERANCE["complex64"]
+        caught = False
+        try:
+            y = self.run("product_launch", x, w, mask, 1, True, change)
+            caught = not relative_error(y, expected) <= TOLERANCE["complex64"]
+        except AssertionError:
+            caught = True
+        assert caught == ("BLOCK_C" not in change)
+
+    @pytest.mark.parametrize("cells", [0, 1, 7, 64, 2047, 2048, 2049, 5000])
+    def test_cells_are_listed(self, seed: int, cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Those kept upwards, those dropped downwards from the end, and how many are kept, of any kind of mask."""
+        from spectralkernels.ops.masked_multiply.tensor_cores import list_cells
+
+        # An empty tensor begins as a number that is no cell.
+        monkeypatch.setattr(torch, "empty", lambda *size, **rest: torch.full(size, -1, **rest))
+        for mask in (torch.rand(cells) < torch.rand(()), torch.rand(2 * cells)[::2] - 0.5, torch.zeros(cells)):
+            kept = mask.nonzero().flatten()
+            dropped = (mask == 0).nonzero().flatten().flip(0)
+            wanted = torch.cat((kept, dropped, torch.tensor([len(kept)]))).to(torch.int32)
+            assert list_cells(mask.view(-1, 1)).equal(wanted)
+
     @pytest.mark.slow
     def test_cells_are_looked_up(self, seed: int) -> None:
         """From the number of channels on that pays for it, in planes of 5 to 32 words."""
@@ -128,8 +169,9 @@ class TestInterpreted:
         x, w, mask = spectrum(2, 32, 16, 9), spectrum(3, 32, 16, 9), torch.ones(16, 9, dtype=torch.bool)
         for _ in range(2):
             mask.data.copy_(torch.rand(16, 9) < 0.5)
-            y = masked_multiply(x, w, mask, impl="triton")
-            assert relative_error(y, reference(x, w, mask, 1)) <= TOLERANCE["complex64"]
+            for impl in NAMES[:2]:
+                y = masked_multiply(x, w, mask, impl=impl)
+                assert relative_error(y, reference(x, w, mask, 1)) <= TOLERANCE["complex64"]
 
     @pytest.mark.slow
     @pytest.mark.parametrize("change", [{"WORDS": 2}, {"BLOCK_F": 8}, {"plane": 79}], ids=str)
@@ -152,13 +194,22 @@ class TestInterpreted:
         assert (choice.source, {name: choice.tile[name] for name in tile}) == ("pin", tile)
         assert relative_error(y, reference(x, w, mask, 1)) <= TOLERANCE["complex64"]
 
+    def test_another_tile_of_products_gives_the_same_answer(self, seed: int) -> None:
+        x, w, mask = spectrum(18, 17, 7, 4), spectrum(18, 17, 7, 4), some_mask("cells", (7, 4))
+        tile = {"b": 32, "o": 16, "f": 4, "c": 32, "stages": 2}
+        with pinned({"masked_multiply.products": tile}), noted_choices() as noted:
+            y = self.run("product_launch", x, w, mask, 1, True)
+        (choice,) = noted.values()
+        assert (choice.source, choice.tile) == ("pin", tile)
+        assert relative_error(y, reference(x, w, mask, 1)) <= TOLERANCE["complex64"]
+
     def test_a_tile_without_a_whole_warp_is_refused(self, seed: int) -> None:
         x, w = spectrum(1, 2, 7, 4), spectrum(1, 2, 7, 4)
         with pinned({"masked_multiply.tiled": {"f": 16}}), pytest.raises(RangeError, match="makes 16"):
             self.run("tiled_launch", x, w, None, 1, True)
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("impl", ["triton", "triton_2019"])
+    @pytest.mark.parametrize("impl", NAMES)
     def test_gradients(self, seed: int, poisoned: None, impl: str) -> None:
         for groups, kind, plane in ((1, "cells", (7, 4)), (2, "soft", (8, 3)), (1, "none", (5, 6))):
             x, w = spectrum(3, 4, *plane).requires_grad_(), spectrum(6, 4 // groups, *plane).requires_grad_()
@@ -173,7 +224,7 @@ class TestInterpreted:
             for one, other in zip(found, wanted, strict=True):
                 assert relative_error(one, other) <= TOLERANCE["complex64"], (groups, kind)
 
-    @pytest.mark.parametrize("impl", ["triton", "triton_2019"])
+    @pytest.mark.parametrize("impl", (*NAMES, "triton_bf16x3"))
     def test_public_call(self, seed: int, poisoned: None, impl: str) -> None:
         w = spectrum(6, 4, 5, 4)
         band = some_mask("band", (5, 4))
@@ -193,7 +244,7 @@ class TestInterpreted:
             masked_multiply(w.to(torch.complex128), w.to(torch.complex128), impl=impl)
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("impl", ["triton", "triton_2019"])
+    @pytest.mark.parametrize("impl", NAMES)
     def test_opcheck_and_trace(self, seed: int, impl: str) -> None:
         op = getattr(torch.ops.spectralkernels, f"masked_multiply_{impl}").default
         x, w = spectrum(2, 4, 5, 3).requires_grad_(), spectrum(6, 2, 5, 3).requires_grad_()
@@ -208,5 +259,6 @@ class TestInterpreted:
         import triton.language as tl
 
         x, w, mask = spectrum(3, 5, 7, 4), spectrum(9, 5, 7, 4), some_mask("cells", (7, 4))
-        y = self.run("tiled_launch", x, w, mask, 1, True, {"OFFSET": tl.int64})
-        assert relative_error(y, reference(x, w, mask, 1)) <= TOLERANCE["complex64"]
+        for launch in ("tiled_launch", "product_launch"):
+            y = self.run(launch, x, w, mask, 1, True, {"OFFSET": tl.int64})
+            assert relative_error(y, reference(x, w, mask, 1)) <= TOLERANCE["complex64"]

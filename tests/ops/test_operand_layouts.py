@@ -222,6 +222,7 @@ FAMILIES: tuple[Callable[[], tuple[Any, ...]], ...] = (
     lambda: masked_multiply("triton", 2, 5, 4),
     lambda: masked_multiply("triton", 32, 9, 15),
     lambda: masked_multiply("triton_2019", 2, 5, 4),
+    lambda: masked_multiply("triton_tf32x3", 2, 5, 4),
     threshold,
     sparse,
     spec_block,

@@ -169,11 +169,21 @@ def _coarse_form(name: str, source: str, error: float, because: str, **rest: Any
     )
 
 
-def _triton_form(name: str, role: Role, launch_name: str, source: str) -> Implementation:
-    compute = _triton_compute(launch_name)
+def _tensor_core_compute(precision: str) -> Compute:
+    def compute(x_hat: Tensor, w_hat: Tensor, mask: Tensor | None, groups: int, conjugate: bool) -> Tensor:
+        from spectralkernels.ops.masked_multiply import tensor_cores
+
+        y = torch.empty(x_hat.shape[0], w_hat.shape[0], *x_hat.shape[2:], dtype=torch.complex64, device=x_hat.device)
+        tensor_cores.multiply(x_hat, w_hat, mask, y, groups, conjugate, precision)
+        return y
+
+    return compute
+
+
+def _triton_form(name: str, role: Role, compute: Compute, source: str, **rest: Any) -> Implementation:
     supports = partial(_only_complex64, "Triton kernels take")
     return _implementation(
-        name, role, compute, source, engine="triton", available=triton_unavailable, supports=supports
+        name, role, compute, source, engine="triton", available=triton_unavailable, supports=supports, **rest
     )
 
 
@@ -198,8 +208,31 @@ OPERATION = Operation(
         ),
     ),
     implementations=(
-        _triton_form("triton", "kernel", "tiled_launch", "this project: crop, multiply, sum and pad in one launch"),
-        _triton_form("triton_2019", "baseline", "planewise_launch", "Dziedzic et al. 2019, appendix 6.1.2, in Triton"),
+        _triton_form(
+            "triton",
+            "kernel",
+            _triton_compute("tiled_launch"),
+            "this project: crop, multiply, sum and pad in one launch",
+        ),
+        _triton_form(
+            "triton_tf32x3",
+            "kernel",
+            _tensor_core_compute("tf32x3"),
+            "this project: one matrix product per listed cell, three on tensor cores",
+        ),
+        _triton_form(
+            "triton_bf16x3",
+            "kernel",
+            _tensor_core_compute("bf16x3"),
+            "the same, operands in two pieces of 8 bits",
+            tolerance=Tolerance({"complex64": 3e-5}, "three bf16 products keep 16 bits of each factor"),
+        ),
+        _triton_form(
+            "triton_2019",
+            "baseline",
+            _triton_compute("planewise_launch"),
+            "Dziedzic et al. 2019, appendix 6.1.2, in Triton",
+        ),
         _torch_form("einsum", "torch.einsum on the kept cells"),
         _torch_form("complex_bmm", "torch.bmm in complex numbers, one product per kept frequency"),
         _torch_form("real_bmm", "torch.bmm of the real embedding, [F, B, 2C] x [F, 2C, 2O]"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -256,7 +257,7 @@ def tiled_launch(x_hat: Tensor, w_hat: Tensor, mask: Tensor | None, y: Tensor, g
     x_hat: Complex64 [batch, channel, U, V] and w_hat: Complex64 [output, channel / groups, U, V], any strides.
     mask: Bool or Float32 [U, V], any strides, or None. y: Complex64 [batch, output, U, V], contiguous.
     """
-    x, w = _planes(x_hat), _planes(w_hat)
+    x, w = planes(x_hat), planes(w_hat)
     batch, group_outputs = x.shape[0], w.shape[0] // groups
     cells = x.shape[2]
     sizes = {"batch": batch, "outputs": group_outputs, "channels": w.shape[1], "cells": cells}
@@ -309,7 +310,7 @@ def planewise_launch(
     x_hat: Tensor, w_hat: Tensor, mask: Tensor | None, y: Tensor, groups: int, conjugate: bool
 ) -> Launch:
     """The launch of the 2019 kernel that fills `y`; tensors as for `tiled_launch`."""
-    x, w = _planes(x_hat), _planes(w_hat)
+    x, w = planes(x_hat), planes(w_hat)
     cells = x.shape[2]
     block_f = min(1024, max(32, triton.next_power_of_2(max(cells, 1))))
     return Launch(
@@ -336,7 +337,7 @@ def planewise_launch(
     )
 
 
-def _planes(spectrum: Tensor) -> Tensor:
+def planes(spectrum: Tensor) -> Tensor:
     """Complex64 [A, C, U, V] as Float32 [A, C, U V, 2] with contiguous planes: a view wherever the planes are."""
     flat = spectrum.resolve_conj().resolve_neg().flatten(2)
     return torch.view_as_real(flat if flat.stride(-1) == 1 else flat.contiguous())
@@ -346,22 +347,22 @@ def _multiples_of_4(planes: Tensor) -> bool:
     return all(planes.stride(axis) % 4 == 0 for axis in (0, 1) if planes.shape[axis] > 1)
 
 
-def _watched(
-    launch: Callable[..., Launch],
+def watched(
+    multiply: Callable[..., None],
     shape: tuple[int, int, int],
     plane: tuple[int, int],
     *,
     groups: int = 1,
     mask: torch.dtype | None = torch.bool,
 ) -> NamedLaunch:
-    """A launch at shape (batch, channels, outputs)."""
+    """A call at shape (batch, channels, outputs)."""
     batch, channels, outputs = shape
 
     def call() -> None:
         x = torch.empty(batch, channels, *plane, dtype=torch.complex64, device="meta")
         w = torch.empty(outputs, channels // groups, *plane, dtype=torch.complex64, device="meta")
         y = torch.empty(batch, outputs, *plane, dtype=torch.complex64, device="meta")
-        launch(x, w, None if mask is None else torch.empty(plane, dtype=mask, device="meta"), y, groups, True).run()
+        multiply(x, w, None if mask is None else torch.empty(plane, dtype=mask, device="meta"), y, groups, True)
 
     words = [f"B{batch} C{channels} O{outputs} {plane[0]}x{plane[1]}"]
     words += [f"groups {groups}"] * (groups > 1)
@@ -369,13 +370,21 @@ def _watched(
     return NamedLaunch(", ".join(words), call)
 
 
+def _tiled(*arguments: Any) -> None:
+    tiled_launch(*arguments).run()
+
+
+def _planewise(*arguments: Any) -> None:
+    planewise_launch(*arguments).run()
+
+
 FINGERPRINTS = (
-    _watched(tiled_launch, (128, 64, 64), (34, 18)),
-    _watched(tiled_launch, (128, 64, 64), (34, 18), mask=torch.float32),
-    _watched(tiled_launch, (128, 64, 64), (34, 18), mask=None),
-    _watched(tiled_launch, (128, 64, 64), (33, 17)),
-    _watched(tiled_launch, (32, 128, 128), (71, 36), groups=128),
-    _watched(tiled_launch, (128, 512, 512), (512, 257)),
-    _watched(planewise_launch, (128, 64, 64), (34, 18)),
+    watched(_tiled, (128, 64, 64), (34, 18)),
+    watched(_tiled, (128, 64, 64), (34, 18), mask=torch.float32),
+    watched(_tiled, (128, 64, 64), (34, 18), mask=None),
+    watched(_tiled, (128, 64, 64), (33, 17)),
+    watched(_tiled, (32, 128, 128), (71, 36), groups=128),
+    watched(_tiled, (128, 512, 512), (512, 257)),
+    watched(_planewise, (128, 64, 64), (34, 18)),
 )
 """A layer of a residual network (aligned planes, then odd ones), a depthwise one, and one that needs 64-bit offsets."""

@@ -6,7 +6,16 @@ from collections.abc import Mapping
 
 from spectralkernels.declare import Block, Case, Pass
 
-WITHOUT_BROADCAST = ("triton", "triton_2019", "einsum", "complex_bmm", "real_bmm", "three_mult")
+WITHOUT_BROADCAST = (
+    "triton",
+    "triton_tf32x3",
+    "triton_bf16x3",
+    "triton_2019",
+    "einsum",
+    "complex_bmm",
+    "real_bmm",
+    "three_mult",
+)
 """Broadcasting holds batch x outputs x channels x cells numbers at once: only on small cases."""
 
 ON_GPU = (*WITHOUT_BROADCAST, "complex_bmm_tf32", "real_bmm_tf32", "real_bmm_fp16", "real_bmm_bf16")
