@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from effort import gradcheck, gradgradcheck
@@ -9,7 +11,7 @@ from torch import Tensor
 
 import spectralkernels as sk
 from spectralkernels.masks import soft_window
-from spectralkernels.masks.window import ramp
+from spectralkernels.masks.window import ramp, ramp_slope
 from spectralkernels.ops.diff_stride2d import OPERATION, diff_stride_size, row_positions
 
 IMPLS = ("dft_gemm", "torch_rfft")
@@ -58,6 +60,27 @@ def test_slope_of_the_window():
         (slope,) = torch.autograd.grad(ramp(torch.tensor(frequency), n, s[0], smoothness), s, allow_unused=True)
         raw = (smoothness + n / (2 * 2.2) - frequency) / smoothness
         assert float(slope) == pytest.approx(-n / (2 * smoothness * 2.2**2) if 0 < raw < 1 else 0.0)
+
+
+@pytest.mark.parametrize("n", [9, 16, 31, 113])
+@pytest.mark.parametrize("smoothness", [4.0, 0.7])
+def test_a_frequency_at_an_end_of_the_ramp_has_no_slope(n: int, smoothness: float):
+    """At both bounds of S and beyond them, by every way; the ends are f = N / (2 S) and f = R + N / (2 S)."""
+    least, most, frequency = n / (n - smoothness), n / 2, torch.arange(n // 2 + 1)
+    for given, dtype in itertools.product((least, 1.0, most, 40.0 * n, 1e9), (torch.float32, torch.float64)):
+        held, first = (least, (n - smoothness) / 2) if given <= least else (most, 1.0)
+        s = torch.tensor(given, dtype=dtype)
+
+        def window(s: Tensor) -> Tensor:
+            return ramp(frequency, n, s, smoothness)
+
+        want = ((smoothness + first - frequency.double()) / smoothness).clamp(0.0, 1.0)
+        torch.testing.assert_close(window(s).double(), want, atol=1e-3 / smoothness, rtol=0.0)
+        sloped = (frequency > first + 1e-9) & (frequency < first + smoothness - 1e-9)
+        want = torch.where(sloped, -n / (2.0 * smoothness * held**2), 0.0).to(dtype)
+        _, along = torch.func.jvp(window, (s,), (torch.ones_like(s),))
+        for slope in (along, torch.func.jacrev(window)(s), ramp_slope(frequency, n, s, smoothness)):
+            torch.testing.assert_close(slope, want, rtol=1e-4, atol=0.0)
 
 
 @pytest.mark.parametrize("impl", IMPLS)

@@ -12,6 +12,9 @@ from spectralkernels.checks import as_integer, as_number, check_tensor, kind
 from spectralkernels.errors import DtypeError, RangeError, ShapeError
 from spectralkernels.masks.geometry import Device, Grid, check_grid, frequencies
 
+AT_AN_END = 2.0**-20
+"""Share of N within which a frequency is at an end of the ramp: four times what float32 rounds."""
+
 
 def soft_window(
     n: Grid, strides: Tensor | Sequence[float], smoothness: float = 4.0, *, device: Device = "cpu"
@@ -19,7 +22,10 @@ def soft_window(
     """The separable low-pass window of learnable strides: one inside, a ramp of width R, zero outside.
 
     m(u, v) = ramp(|u|, N_h, S_h) ramp(v, N_w, S_w),   ramp(f, N, S) = clamp((R + N / (2 S) - f) / R, 0, 1)
-    d ramp / dS = -N / (2 R S^2) where 0 < ramp < 1, else 0
+    d ramp / dS = -N / (2 R S^2) where 0 < ramp < 1, else 0, and so at both ends, f = N / (2 S) and R beyond
+
+    A frequency within `AT_AN_END` N of an end is at it, so that strides at a bound, which put frequencies there, have
+    one slope, and not either of two by rounding.
 
     n: each axis longer than R. smoothness: R > 0, in frequency indices.
     strides: (S_h, S_w), floats with 1 <= S < N, or Real [2] with a gradient. Before use S is moved into
@@ -70,21 +76,26 @@ def held_stride(n: int, stride: float, smoothness: float) -> float:
 
 def ramp(frequency: Tensor, n: int, stride: Tensor, smoothness: float) -> Tensor:
     """One axis of the soft window at frequencies |f|, for a stride that may lie outside (see `soft_window`)."""
-    raw, _ = _raw(frequency, n, stride, smoothness)
-    # torch.clamp would pass a gradient at exactly 0 and 1, where the ramp has ended.
-    return torch.where((raw > 0.0) & (raw < 1.0), raw, raw.detach().clamp(0.0, 1.0))
+    beyond, _ = _beyond(frequency, n, stride, smoothness)
+    cut = beyond.detach().clamp(0.0, smoothness)
+    return torch.where(_sloped(beyond, n, smoothness), beyond, cut) / smoothness
 
 
 def ramp_slope(frequency: Tensor, n: int, stride: Tensor, smoothness: float) -> Tensor:
     """d ramp / dS, differentiable in turn."""
-    raw, held = _raw(frequency, n, stride, smoothness)
-    return torch.where((raw > 0.0) & (raw < 1.0), -n / (2.0 * smoothness * held.square()), torch.zeros_like(held))
+    beyond, held = _beyond(frequency, n, stride, smoothness)
+    slope = -n / (2.0 * smoothness * held.square())
+    return torch.where(_sloped(beyond, n, smoothness), slope, torch.zeros_like(held))
 
 
-def _raw(frequency: Tensor, n: int, stride: Tensor, smoothness: float) -> tuple[Tensor, Tensor]:
-    """(the ramp before it is cut to [0, 1], the stride held in its range), with the gradient of the given stride."""
+def _sloped(beyond: Tensor, n: int, smoothness: float) -> Tensor:
+    """Whether frequencies are in the ramp, and at neither end of it."""
+    return (beyond > AT_AN_END * n) & (beyond < smoothness - AT_AN_END * n)
+
+
+def _beyond(frequency: Tensor, n: int, stride: Tensor, smoothness: float) -> tuple[Tensor, Tensor]:
+    """(R + N / (2 S) - f, S held in its range), with the gradient of the given stride."""
     least = n / (n - smoothness)
-    with torch.no_grad():
-        move = stride.clamp(least, max(n / 2.0, least)) - stride
-    held = stride + move
-    return (smoothness + n / (2.0 * held) - frequency.to(stride.dtype)) / smoothness, held
+    given = stride.detach()
+    held = given.clamp(least, max(n / 2.0, least)) + (stride - given)  # a sum that rounds nothing
+    return smoothness + n / (2.0 * held) - frequency.to(stride.dtype), held

@@ -31,7 +31,7 @@ from spectralkernels.errors import DtypeError, RangeError, ShapeError
 from spectralkernels.inputs import feature_map
 from spectralkernels.layouts import as_given, batched
 from spectralkernels.masks import soft_window_side
-from spectralkernels.masks.window import held_stride, ramp
+from spectralkernels.masks.window import AT_AN_END, held_stride, ramp
 from spectralkernels.resampling import check_target, factors, resample, windowed_matrix
 from spectralkernels.resampling.fused import DEFAULT, best_resampling, fused_resample, not_resampled
 from spectralkernels.spectra import half
@@ -222,7 +222,8 @@ def _reference(
         for i, k in enumerate(kept):
             shift = int(compat) if (axis == 1 or k < 0) else 0
             window = (smoothness + n / (2 * stride) - (abs(k) - shift)) / smoothness
-            if not 0.0 < float(window.detach()) < 1.0:
+            end = AT_AN_END * n / smoothness
+            if not end < float(window.detach()) < 1.0 - end:
                 window = window.detach().clamp(0.0, 1.0)
             twice = 2.0 if axis == 1 and 0 < 2 * k < n else 1.0
             weights.append(window * twice * (0.0 if m < n and 2 * abs(k) == m else 1.0))

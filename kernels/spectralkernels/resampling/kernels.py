@@ -17,6 +17,9 @@ import triton.language as tl
 
 from spectralkernels.convolution.fused_depthwise.kernels import _plane
 from spectralkernels.convolution.fused_depthwise.operands import loaded, rounded
+from spectralkernels.masks import window
+
+AT_AN_END = tl.constexpr(window.AT_AN_END)
 
 
 @triton.jit
@@ -24,10 +27,10 @@ def _ramp(frequency, stride, smoothness, N: tl.constexpr):
     """(m, dm / dS) of one axis at |k|, for a stride that may lie outside; S is held in [N / (N - R), N / 2]."""
     least = N / (N - smoothness)
     held = tl.minimum(tl.maximum(stride, least), tl.maximum(N / 2.0, least))
-    raw = (smoothness + N / (2.0 * held) - frequency) / smoothness
-    inside = (raw > 0.0) & (raw < 1.0)
-    slope = tl.where(inside, -N / (2.0 * smoothness * held * held), 0.0)
-    return tl.minimum(tl.maximum(raw, 0.0), 1.0), slope
+    beyond = smoothness + N / (2.0 * held) - frequency
+    sloped = (beyond > N * AT_AN_END) & (beyond < smoothness - N * AT_AN_END)
+    slope = tl.where(sloped, -N / (2.0 * smoothness * held * held), 0.0)
+    return tl.minimum(tl.maximum(beyond / smoothness, 0.0), 1.0), slope
 
 
 @triton.jit
