@@ -6,6 +6,7 @@ that are taken one by one; `is_grads_batched` gives the gradients of each; and t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -24,9 +25,9 @@ from spectralkernels.dispatch import why_not
 from spectralkernels.ops import load_operations
 
 WAITING = {
-    ("threshold_spectrum", "coo"): "dynamic shape",
-    ("threshold_spectrum", "csr"): "dynamic shape",
-    ("threshold_spectrum", "index"): "dynamic shape",
+    ("threshold_spectrum", "coo"): "has no place for maps that keep more than others, as format 'coo' does",
+    ("threshold_spectrum", "csr"): "has no place for maps that keep more than others, as format 'csr' does",
+    ("threshold_spectrum", "index"): "has no place for maps that keep more than others, as format 'index' does",
     ("energy_selection2d", "bisection"): r"\.item\(\)",
 }
 """Whose answer waits for a number that each sample has for itself, and what torch says of that under vmap."""
@@ -141,6 +142,31 @@ def test_samples_that_keep_different_numbers_need_a_stated_room(seed: int):
     for refused in (block, torch.func.grad(lambda x: block(x).sum()), lambda x: jvp(block, (x,), (x,))[1]):
         with pytest.raises(sk.Unsupported, match=r"torch\.func\.vmap has no place .*; pass capacity, such as 0\.5"):
             vmap(refused)(maps)
+
+
+@pytest.mark.filterwarnings("error:There is a performance drop")
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_batch_of_thresholds(relative: bool, seed: int):
+    """vmap over beta, alone or with the maps, gives what each of them gives; each of them is checked."""
+    maps, weight, betas = torch.randn(3, 2, 2, 9, 8), torch.randn(3, 2, 3, 3), torch.tensor([0.0, 0.7, math.inf])
+    spectra = torch.fft.rfft2(maps, norm="ortho")
+
+    def block(x: Tensor, beta: Tensor, impl: str) -> Tensor:
+        return sk.spec_block(x, weight, beta, relative=relative, capacity=1.0, impl=impl).to_dense()
+
+    def threshold(y_hat: Tensor, beta: Tensor, impl: str) -> Tensor:
+        return sk.threshold_spectrum(y_hat, beta, relative=relative, n=8, impl=impl).to_dense()
+
+    for call, given in ((block, maps), (threshold, spectra)):
+        for impl in ("auto", "dense", "bitmap"):
+            asked = partial(call, impl=impl)
+            for dims in ((0, 0), (None, 0)):
+                together = vmap(asked, dims)(given if dims[0] == 0 else given[0], betas)
+                apart = [asked(given[i * (dims[0] == 0)], beta) for i, beta in enumerate(betas)]
+                assert (together - torch.stack(apart)).abs().max() <= 1e-5
+            for wrong in (-1.0, math.nan):
+                with pytest.raises(sk.RangeError, match="each beta of a vmap must be >= 0"):
+                    vmap(asked, (None, 0))(given[0], torch.tensor([0.5, wrong]))
 
 
 def test_a_hessian_of_batched_gradients(seed: int):

@@ -164,11 +164,20 @@ def check_compression(compression: float) -> None:
 
 
 def checked_beta(beta: Any) -> float | Tensor:
-    """A threshold as a float; RangeError on what is none. A traced tensor stays one, checked as the graph runs."""
+    """A threshold as a float; RangeError on what is none. A traced tensor stays one, checked as the graph runs.
+
+    So does one that stands for the samples of a vmap: in float64, each of them checked.
+    """
     if is_dense(beta) and beta.numel() == 1 and not beta.is_complex() and beta.dtype != torch.bool:
+        if beta.device.type == "meta":
+            raise RangeError("beta must be a number >= 0, got a tensor on the meta device, which holds none")
         beta = beta.detach().reshape(())
         if torch.compiler.is_compiling():
             return beta
+        if is_batched(beta):
+            if not bool((_samples(beta) >= 0.0).all()):
+                raise RangeError("each beta of a vmap must be >= 0; 0 keeps every coefficient that is not zero")
+            return beta.double()
     try:
         value = as_number("beta", beta)
     except DtypeError as error:
@@ -179,6 +188,27 @@ def checked_beta(beta: Any) -> float | Tensor:
     elif not value >= 0.0:
         raise RangeError(_no_beta(value))
     return value if isinstance(value, float) else float(value)  # a traced number stays one
+
+
+def is_batched(value: object) -> bool:
+    """Whether it stands for the samples of a `torch.func.vmap`, at any depth of transforms; not known while tracing."""
+    if torch.compiler.is_compiling():
+        return False
+    while isinstance(value, Tensor) and _functorch.is_functorch_wrapped_tensor(value):
+        if _functorch.is_batchedtensor(value):
+            return True
+        value = _functorch.get_unwrapped(value)
+    return False
+
+
+def _samples(tensor: Tensor) -> Tensor:
+    """The numbers that a tensor within transforms of torch.func stands for."""
+    while _functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = _functorch.get_unwrapped(tensor)
+    return tensor
+
+
+_functorch = torch._C._functorch
 
 
 def _no_beta(beta: Any) -> str:

@@ -21,6 +21,7 @@ from torch.autograd.forward_ad import unpack_dual
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from spectralkernels.autocast import DEVICES, as_written
+from spectralkernels.checks import is_batched
 from spectralkernels.launch import dense as made_dense
 
 NAMESPACE = "spectralkernels"
@@ -170,7 +171,7 @@ def flop_formulas() -> dict[Any, Callable[..., int]]:
 
 def on_host(number: float | Tensor) -> Tensor:
     """A number as operators take it, Float64 []: torch.compile has a graph for every number that Python gives them."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or is_batched(number):
         return in_float64(number, torch.device("cpu"))
     return torch.full((), float(number), dtype=torch.float64, device="cpu")
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from effort import opcheck
 from torch import Tensor
 
+from spectralkernels.errors import RangeError
 from spectralkernels.ops.spec_block import node, spec_block
 from spectralkernels.ops.threshold_spectrum import threshold_spectrum
 
@@ -42,3 +44,16 @@ def test_the_operator_passes_opcheck(seed: int):
     w_hat = torch.randn(4, 3, 10, 5, dtype=torch.complex64, requires_grad=True)
     arguments = (packed, *before.index, w_hat, *last, False, False, None, "bitmap")
     opcheck(node.spec_block.differentiable, arguments, symbols=True)
+
+
+def test_a_threshold_without_a_number_is_refused():
+    """What is on the meta device has none, in a graph as little as out of it."""
+    x, weight, beta = torch.randn(1, 2, 6, 5), torch.randn(3, 2, 3, 3), torch.empty((), device="meta")
+    y_hat = torch.fft.rfft2(x, norm="ortho")
+    for call in (
+        lambda beta: spec_block(x, weight, beta, capacity=1.0).to_dense(),
+        lambda beta: threshold_spectrum(y_hat, beta).values,
+    ):
+        for run in (call, torch.compile(call, backend="eager")):
+            with pytest.raises(RangeError, match="beta must be a number >= 0, got a tensor on the meta device"):
+                run(beta)

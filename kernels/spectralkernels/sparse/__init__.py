@@ -22,7 +22,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from spectralkernels.checks import check_tensor, kind
+from spectralkernels.checks import check_tensor, is_batched, kind
 from spectralkernels.errors import DtypeError, RangeError, Unsupported
 from spectralkernels.sparse import bitmap
 from spectralkernels.stages import staged
@@ -190,6 +190,11 @@ def pack(spectrum: Tensor, kept: Tensor, format: Format) -> SparseSpectrum:
     if format == "bitmap":
         values, words = bitmap.pack(spectrum.reshape(-1), kept.reshape(-1))
         return SparseSpectrum(shape, format, values, (words,))
+    if is_batched(kept):
+        raise Unsupported(
+            f"torch.func.vmap has no place for maps that keep more than others, as format {format!r} does; "
+            "use 'bitmap' or 'dense'"
+        )
     if format == "coo":
         coordinates = kept.nonzero().T
         return SparseSpectrum(shape, format, spectrum[tuple(coordinates)], (coordinates.contiguous(),))

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectralkernels.checks import checked_beta
+from spectralkernels.checks import checked_beta, is_batched
 from spectralkernels.declare import Decision, Implementation, Operation, Tolerance
 from spectralkernels.dispatch import dispatch
 from spectralkernels.errors import RangeError
@@ -98,10 +98,10 @@ def spec_block(
     return replace(output, n=length if known else None)
 
 
-def auto(values: Tensor, weight: Tensor, **_: Any) -> Decision:
+def auto(values: Tensor, weight: Tensor, beta: float | Tensor, **_: Any) -> Decision:
     """The Triton kernels on CUDA in single precision; elsewhere torch's bitmap, the same format."""
     single = weight.dtype in (torch.float32, torch.complex64)
-    if values.is_cuda and single and triton_unavailable("cuda") is None:
+    if not is_batched(beta) and values.is_cuda and single and triton_unavailable("cuda") is None:
         return Decision("triton", "single precision on CUDA: it saves the packed maps alone")
     return Decision("bitmap", "the same format as torch operations: it saves the packed maps alone")
 
@@ -136,7 +136,9 @@ def _packed_supports(weight: Tensor, shape: tuple[int, ...], **_: Any) -> str | 
     return None
 
 
-def _triton_supports(weight: Tensor, shape: tuple[int, ...], **others: Any) -> str | None:
+def _triton_supports(weight: Tensor, shape: tuple[int, ...], beta: float | Tensor, **others: Any) -> str | None:
+    if is_batched(beta):
+        return "the kernels take one threshold, got those of a vmap; use impl='bitmap' or impl='dense'"
     if weight.dtype not in (torch.float32, torch.complex64):
         return f"the kernels take float32 or complex64, got {weight.dtype}; use impl='bitmap'"
     if shape[2] * shape[3] >= LARGEST_MAP:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from spectralkernels.checks import is_batched
 from spectralkernels.errors import Unsupported
 from spectralkernels.launch import triton_unavailable
 from spectralkernels.sparse.bitmap import BLOCK, unpack_bits
@@ -50,7 +51,7 @@ def moved(
     blocks = values.shape[0] // BLOCK
     if _in_place(values, slots):
         return values, torch.arange(0, blocks * BLOCK, BLOCK, dtype=torch.int32, device=values.device)
-    if slots is None and not torch.compiler.is_compiling() and _batched(words):
+    if slots is None and is_batched(words):
         raise Unsupported(
             "torch.func.vmap has no place for maps that keep more than others; pass capacity, such as 0.5"
         )
@@ -76,12 +77,3 @@ def _in_place(values: Tensor, slots: int | None) -> bool:
 
 def _captured(tensor: Tensor) -> bool:
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
-
-
-def _batched(tensor: Tensor) -> bool:
-    """Whether it stands for the samples of a `torch.func.vmap`, at any depth of transforms."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        if torch._C._functorch.is_batchedtensor(tensor):
-            return True
-        tensor = torch._C._functorch.get_unwrapped(tensor)
-    return False

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectralkernels.checks import as_integer, check_tensor, checked_beta
+from spectralkernels.checks import as_integer, check_tensor, checked_beta, is_batched
 from spectralkernels.declare import Block, Case, Cost, Decision, Implementation, Operation, Tolerance
 from spectralkernels.dispatch import dispatch
 from spectralkernels.errors import DtypeError, RangeError, ShapeError
@@ -48,7 +48,7 @@ def threshold_spectrum(
 
     y_hat: Complex64 or Complex128 [..., U, V], the rfft2 of real maps, any strides.
     beta: >= 0, a number or a tensor of one, rounded to y_hat's precision; `relative` multiplies it by the root mean
-        square of each map [U, V].
+        square of each map [U, V]. `torch.func.vmap` may be over it.
     activation: "tanh", or None (also "none") to store Y itself.
     n: signal length of the last axis, 2 (V - 1) or 2 (V - 1) + 1; default 2 (V - 1), like torch.fft.irfft2. The result
         carries what was passed, so that a `spec_block` need not be told again.
@@ -81,7 +81,10 @@ def threshold_spectrum(
             f"({max(1, 2 * columns - 2)} or {2 * columns - 1}), got {n}; pass the last axis of the map"
         )
     beta = checked_beta(beta)
-    limit = _checked_later(beta) if isinstance(beta, Tensor) else _rounded(beta, y_hat.dtype)
+    if not isinstance(beta, Tensor):
+        limit: float | Tensor = _rounded(beta, y_hat.dtype)
+    else:
+        limit = beta if is_batched(beta) else _checked_later(beta)
     name = "none" if activation is None else activation
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise RangeError(f"unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
@@ -173,9 +176,11 @@ def observe(case: Case, output: SparseSpectrum) -> Mapping[str, float]:
     return {"kept_fraction": output.density, "stored_bytes": float(output.nbytes)}
 
 
-def auto(y_hat: Tensor, **_: Any) -> Decision:
+def auto(y_hat: Tensor, beta: float | Tensor, **_: Any) -> Decision:
     """The Triton kernel on CUDA for complex64; elsewhere torch's bitmap, the same format."""
-    runs = y_hat.is_cuda and y_hat.dtype == torch.complex64 and triton_unavailable("cuda") is None
+    runs = (
+        not is_batched(beta) and y_hat.is_cuda and y_hat.dtype == torch.complex64 and triton_unavailable("cuda") is None
+    )
     return Decision("triton" if runs else "bitmap", "a bit per coefficient is the smallest of the formats")
 
 
@@ -188,7 +193,9 @@ def _triton(y_hat: Tensor, beta: float, activation: str, relative: bool, n: int)
     return SparseSpectrum(tuple(y_hat.shape), "bitmap", values, (words,))
 
 
-def _triton_supports(y_hat: Tensor, **_: Any) -> str | None:
+def _triton_supports(y_hat: Tensor, beta: float | Tensor, **_: Any) -> str | None:
+    if is_batched(beta):
+        return "the kernel takes one threshold, got those of a vmap; use impl='bitmap' or impl='dense'"
     if y_hat.dtype != torch.complex64:
         return f"the kernel takes complex64, got {y_hat.dtype}; use impl='bitmap'"
     if math.prod(y_hat.shape[-2:]) >= LARGEST_MAP:
