@@ -52,7 +52,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="triton is not installed"))
     if EFFORT <= 1 and not any("::" in each for each in config.args):
         chosen = [item for cases in _by_test(ours).values() for item in (_one if EFFORT == 0 else _drawn)(cases)]
-        left, ours = [item for item in ours if item not in set(chosen)], [item for item in ours if item in set(chosen)]
+        left = set(ours).difference(chosen)
+        ours = [item for item in ours if item not in left]
         others += left
         config.stash[LEFT_OUT] = len(left), len(left) + len(ours)
     config.hook.pytest_deselected(items=others)
