@@ -29,7 +29,8 @@ def pytest_report_header() -> list[str]:
     other = "TRITON_INTERPRET=0" if interpreted() else "TRITON_INTERPRET=1"
     mine = f"kernels under Triton's interpreter: {'only these' if interpreted() else 'another run'} ({other} pytest)"
     part = f"SPECTRAL_DRAW={DRAW} drew the cases of large matrices; SPECTRAL_EFFORT=8 runs all"
-    return [mine, part] if EFFORT <= 1 else [mine]
+    device = [] if torch.cuda.is_available() else ["tests marked cuda: on another machine; torch finds no CUDA device"]
+    return [mine, *device, part] if EFFORT <= 1 else [mine, *device]
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
@@ -40,13 +41,14 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With TRITON_INTERPRET=1 the run is of the tests marked `interpreter`, otherwise of all others.
+    """With TRITON_INTERPRET=1 the run is of the tests marked `interpreter`, otherwise of all others that run here.
 
     Of those it takes a part that EFFORT decides, where no single test is named.
     """
-    ours, others = [], []
+    ours, others, here = [], [], torch.cuda.is_available()
     for item in items:
-        (ours if (item.get_closest_marker("interpreter") is not None) == interpreted() else others).append(item)
+        mine = (item.get_closest_marker("interpreter") is not None) == interpreted()
+        (ours if mine and (here or item.get_closest_marker("cuda") is None) else others).append(item)
     if interpreted() and not HAS_TRITON:
         for item in ours:
             item.add_marker(pytest.mark.skip(reason="triton is not installed"))

@@ -15,6 +15,7 @@ from spectralkernels.declare import Block, Case, Implementation, Operation, with
 from spectralkernels.dispatch import why_not
 from spectralkernels.launch import interpreted, triton_unavailable
 from spectralkernels.ops import load_operations
+from spectralkernels.tf32 import tf32_unavailable
 
 Point = tuple[Operation, Case, Block, Implementation]
 
@@ -50,15 +51,20 @@ def serves(point: Point) -> bool:
 
 
 def chosen(operation: Operation) -> list[Point]:
-    """The points of this run. Triton's interpreter is slow: where the effort is not full, cases are drawn so that every
-    kernel runs one of each dtype that it serves, and some kernel each case."""
-    every = points(operation)
-    if EFFORT > 1 or not interpreted():
-        return every
-    kernels = [point for point in every if point[3].engine == "triton" and serves(point)]
-    return covering(
-        kernels, lambda point: [("case", point[1].id, point[1].dtype), (point[3].name, point[1].dtype)], DRAW
-    )
+    """The points of this run: the ones that are served, and one of each implementation that this machine lacks
+    something for, to say what. TF32 is for a CUDA device, as in `test_gpu_capture`.
+
+    Triton's interpreter is slow: where the effort is not full, cases are drawn so that every kernel runs one of each
+    dtype that it serves, and some kernel each case.
+    """
+    mine = [point for point in points(operation) if (point[3].engine == "triton") == interpreted()]
+    served = [point for point in mine if serves(point)]
+    if EFFORT <= 1 and interpreted():
+        return covering(
+            served, lambda point: [("case", point[1].id, point[1].dtype), (point[3].name, point[1].dtype)], DRAW
+        )
+    lacking = {point[3].name: point for point in mine if point[3].available("cpu") is not None}
+    return served + [point for point in lacking.values() if point[3].available is not tf32_unavailable]
 
 
 POINTS = [

@@ -23,6 +23,7 @@ import spectralkernels as sk
 from spectralkernels.declare import Case, Implementation, Operation, with_seed
 from spectralkernels.dispatch import why_not
 from spectralkernels.ops import load_operations
+from spectralkernels.tf32 import tf32_unavailable
 
 WAITING = {
     ("threshold_spectrum", "coo"): "has no place for maps that keep more than others, as format 'coo' does",
@@ -39,6 +40,7 @@ SUBJECTS = [
     for operation in load_operations().values()
     for subject in operation.subjects
     if operation.gradients and subject.engine != "triton" and not subject.compiled
+    if subject.available is not tf32_unavailable  # a CUDA device's
     if subject.name != "fft_conv_pytorch"  # a package of others
 ]
 

@@ -283,7 +283,6 @@ def test_cuda_calibration_fills_a_sample_within_bounds(
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("launch", ["eager", "graph"])
 @pytest.mark.parametrize("cache", ["warm", "cold"])
 def test_a_real_device_is_timed(cache: str, launch: str) -> None:

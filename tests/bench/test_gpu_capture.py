@@ -18,10 +18,7 @@ from spectralkernels.declare import Case, Implementation, Operation, Pass, with_
 from spectralkernels.errors import Unsupported
 from spectralkernels.ops import load_operations
 
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.cuda
 
 
 def subjects() -> list[Any]:

@@ -234,7 +234,6 @@ def test_t34_gpu_peaks_are_over_what_was_held_before(name: str, monkeypatch: pyt
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_gpu_metrics_on_a_real_device() -> None:
     def hungry(x: Tensor, w: Tensor) -> Tensor:
         scratch = torch.ones(1 << 26, device=x.device)  # 256 MiB
