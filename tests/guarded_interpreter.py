@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,13 +38,18 @@ CANARY, UNWRITTEN, MARGIN = 77, -77, 8192
 
 def repair_interpreter() -> None:
     """A comparison of scalars is a mask: the interpreter calls it by the dtype of what was compared, and triton 3.9
-    refuses `block_of_bool & that` as the mask of a load. And a third of the time goes to what is done already: a launch
-    exchanges the language for the interpreter's, and every function that its kernel calls does so again."""
+    refuses `block_of_bool & that` as the mask of a load.
+
+    And most of the time goes to nothing: every function that a kernel calls exchanges the language for the
+    interpreter's, which the launch has done; whether a sum of integers overflows is computed, and asserted by
+    `device_assert` where `debug` is set, which it is not; a table of dtypes is built for every look-up.
+    """
     import numpy as np
     import triton.language as tl
     from triton.runtime import interpreter
 
     splat, exchange = interpreter.InterpreterBuilder.create_splat, interpreter._patch_lang
+    builder, numpy_dtype, dtypes = interpreter.interpreter_builder, interpreter._get_np_dtype, dict[str, Any]()
 
     def create_splat(self: Any, shape: Any, value: Any) -> Any:
         mask = value.data.dtype == np.bool_
@@ -57,7 +63,16 @@ def repair_interpreter() -> None:
         left = any(tl.core.is_builtin(language.program_id) for language in languages(function))
         return exchange(function) if left else interpreter._LangPatchScope()
 
+    def numpy_dtype_once(dtype: Any) -> Any:
+        """By the name of its elements, which tells pointers apart."""
+        name = dtype.scalar.name
+        if name not in dtypes:
+            dtypes[name] = numpy_dtype(dtype)
+        return dtypes[name]
+
     interpreter.InterpreterBuilder.create_splat = create_splat
+    interpreter._get_np_dtype = numpy_dtype_once
+    builder.options = replace(builder.options, sanitize_overflow=builder.options.debug)
     interpreter._patch_lang = exchange_once
 
 
