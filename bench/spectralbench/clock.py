@@ -65,6 +65,14 @@ def clock_for(device: str, cache: str | None = None, launch: str = "eager") -> C
     return CpuClock()
 
 
+def cpu_seconds_clock(device: str, cache: str | None = None, launch: str = "eager") -> Clock:
+    """The clock of CPU seconds. Raises: RangeError on any device but a CPU."""
+    clock_for("cpu", cache, launch)
+    if device != "cpu":
+        raise RangeError(f"CPU seconds say nothing of work on {device}")
+    return CpuSecondsClock()
+
+
 class CpuClock:
     """Wall clock of the host, for synchronous work.
 
@@ -80,10 +88,10 @@ class CpuClock:
 
     def time(self, run: Work, number: int) -> float:
         calls = itertools.repeat(None, number)
-        start = time.perf_counter_ns()
+        start = self._nanoseconds()
         for _ in calls:
             run()
-        return (time.perf_counter_ns() - start) * 1e-9 / number
+        return (self._nanoseconds() - start) * 1e-9 / number
 
     def calibrate(self, run: Work) -> int:
         number = 1
@@ -96,10 +104,23 @@ class CpuClock:
             number = min(max(grown, number + 1), 10 * number)
 
     def now(self) -> float:
-        return time.perf_counter()
+        return self._nanoseconds() * 1e-9
 
     def exposed(self, run: Work) -> bool:
         return False
+
+    def _nanoseconds(self) -> int:
+        return time.perf_counter_ns()
+
+
+class CpuSecondsClock(CpuClock):
+    """CPU seconds of all threads of the process: what others take of a busy host's processors is in no sample.
+
+    For one thread: several would wait for each other in loops that count.
+    """
+
+    def _nanoseconds(self) -> int:
+        return time.process_time_ns()
 
 
 class CudaClock:

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -28,6 +28,8 @@ PATIENCE = 300.0
 """Seconds that a process may take to start, and for one case."""
 LAPS = 2
 """How often a pair goes through its cases: its start takes longer than they do, and a busy second hits one lap."""
+MOST_LAPS = 8
+"""The same where there is time for it in every pair."""
 USAGE = 2
 """How a side ends that was asked for what its state does not have."""
 FIRST = 5
@@ -43,7 +45,8 @@ class RaceRequest:
     """What every process measures; the fields are those of `sweep.Request`.
 
     time_budget: seconds of all processes together. own_harness: whether a state is measured by the harness of its own
-    commit, which then measures the whole sweep in one process, and the other side after it.
+    commit, which then measures the whole sweep in one process, and the other side after it. cpu_time: whether one
+    thread measures its CPU seconds, which a busy host moves less than the time of a wall clock.
     """
 
     operations: tuple[str, ...] = ()
@@ -53,6 +56,7 @@ class RaceRequest:
     launch: str = "eager"
     time_budget: float | None = None
     own_harness: bool = False
+    cpu_time: bool = False
 
 
 class Side:
@@ -61,7 +65,7 @@ class Side:
     def __init__(self, tree: Path, what: RaceRequest, stored: Path) -> None:
         self.tree, self.stored = tree, stored
         told = {name: getattr(what, name) for name in ("operations", "profile", "implementations", "overrides")}
-        told |= {"launch": what.launch, "stored": str(stored)}
+        told |= {"launch": what.launch, "stored": str(stored), "cpu_time": what.cpu_time}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "spectralbench.turns", json.dumps(told)],
             env=_paths(tree, Path(__file__).parents[1]),
@@ -125,13 +129,15 @@ def race(
 ) -> dict[str, list[list[Record]]]:
     """Measure A and B in `pairs` pairs of processes, or as many as the time budget of `what` allows, two at least.
 
-    Each pair goes through its cases `LAPS` times. The first finds out what there is time for: where a fifth of the time
-    is over since its start, the laps that are left, or in the first lap the cases, are left out of every pair.
+    Each pair goes through its cases `LAPS` times, and up to `MOST_LAPS` where all pairs have time for that. The first
+    finds out: where a fifth of the time is over since its start, the laps that are left, or in the first lap the cases,
+    are left out of every pair.
     Returns: by side, the records of each process.
     Raises: CompareError where a side does not start or does not live, or they have no case in common.
     """
     found: dict[str, list[list[Record]]] = {"A": [], "B": []}
-    began, budget, laps = now(), what.time_budget, LAPS
+    began, budget = now(), what.time_budget
+    laps = LAPS if budget is None else MOST_LAPS
     labels: list[str] | None = None
     for pair in range(pairs):
         opened = now()
@@ -147,7 +153,12 @@ def race(
                     raise CompareError("the two states have no case in common")
             ready = now()
             for lap, (at, label) in itertools.product(range(laps), enumerate(labels)):
-                if pair == 0 and (lap or at) and budget is not None and now() - ready > budget / FIRST:
+                measured = now() - ready
+                if pair == 0 and lap >= LAPS and not at and budget is not None:
+                    if pairs * (now() - opened + measured / lap) > budget:
+                        laps = lap
+                        break
+                if pair == 0 and (lap or at) and budget is not None and measured > budget / FIRST:
                     if not lap:
                         say(f"{at} of {len(labels)} cases fit into {budget:g} s: narrow them, or give --time-budget")
                     laps, labels = max(lap, 1), labels if lap else labels[:at]
@@ -214,6 +225,8 @@ def main(arguments: Sequence[str]) -> None:
     """One side: see the module's words."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever an implementation prints is talk
+    import torch
+
     from spectralbench import sweep
     from spectralbench.clock import usual_cache
     from spectralbench.record import record_line
@@ -221,12 +234,16 @@ def main(arguments: Sequence[str]) -> None:
     from spectralkernels.errors import RangeError
 
     told = json.loads(arguments[0])
-    stored, launch = Path(told.pop("stored")), told.pop("launch")
-    device = sweep.choose_device(None)
+    stored, launch, cpu_time = Path(told.pop("stored")), told.pop("launch"), told.pop("cpu_time")
+    device, sources = sweep.choose_device(None), sweep.SOURCES
+    if cpu_time:
+        device, sources = "cpu", replace(sources, clock="spectralbench.clock:cpu_seconds_clock")
+        torch.set_num_threads(1)
     try:
         request = sweep.Request(
-            **told, metrics=METRICS, device=device, states=(State(launch, usual_cache(device)),), processes=1
-        )
+            **told, metrics=METRICS, device=device, states=(State(launch, usual_cache(device)),), processes=1,
+            sources=sources,
+        )  # fmt: skip
         items = {item.label: item for item in sweep.plan(request)}
     except RangeError as error:
         print(error, file=sys.stderr)

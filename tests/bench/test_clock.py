@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import time
 from typing import Any
 
@@ -12,7 +13,7 @@ from fake_cuda import FakeCuda, FakeFlush
 from toy_operation import case, implementation, measure, product, toy
 
 from spectralbench import calls
-from spectralbench.clock import CpuClock, CudaClock, FakeClock, capture, clock_for
+from spectralbench.clock import CpuClock, CudaClock, FakeClock, capture, clock_for, cpu_seconds_clock
 from spectralbench.outcome import Measured, Skipped
 from spectralkernels.errors import RangeError, Unsupported
 
@@ -298,3 +299,23 @@ def test_a_real_device_is_timed(cache: str, launch: str) -> None:
     # 32 MiB cross memory; no device moves 50 TB/s, and none needs a millisecond.
     assert 2 * x.nbytes / 50e12 < seconds < 1e-3
     assert not clock.exposed(run)
+
+
+def test_cpu_seconds_leave_out_waiting_and_count_every_thread() -> None:
+    clock = clock_for("cpu"), cpu_seconds_clock("cpu")
+
+    def work() -> None:
+        end = time.process_time() + 0.02
+        while time.process_time() < end:
+            pass
+
+    def elsewhere() -> None:
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+
+    wall, cpu = (one.time(lambda: time.sleep(0.05), 2) for one in clock)
+    assert cpu < 0.025 < 0.05 <= wall
+    assert clock[1].time(elsewhere, 2) >= 0.02
+    with pytest.raises(RangeError, match="CPU seconds say nothing of work on cuda"):
+        cpu_seconds_clock("cuda")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from command_line import Cli
+from command_line import Cli, one_line
 from planted_clone import ROOT
 from synthetic_records import record
 
@@ -81,6 +81,12 @@ def test_more_pairs_than_there_were_are_asked_for(seed: int) -> None:
 def test_identical_kernels_are_rarely_called_different(seed: int) -> None:
     wrong = sum(verdict(*sides(seed + at, 1.0, 0.03, 4), "theirs").word in ("FASTER", "SLOWER") for at in range(200))
     assert wrong <= 8, f"{wrong} of 200; one in a hundred is what the interval allows, less what the margin takes"
+
+
+def test_what_differs_by_more_than_the_margin_is_hardly_ever_called_the_same(seed: int) -> None:
+    """The interval holds the truth in 99 of 100 comparisons; SAME is wrong where the truth lies beyond one end."""
+    wrong = sum(verdict(*sides(seed + at, 1.031, 0.01, 6), "theirs").word == "SAME" for at in range(200))
+    assert wrong <= 7, f"{wrong} of 200; one in two hundred is what the interval allows"
 
 
 def test_a_control_that_some_process_lacks_is_not_used(seed: int) -> None:
@@ -171,6 +177,14 @@ def test_laps_that_the_time_is_too_short_for_are_left_out_too(stand: type[Stand]
     assert said[-1] == "3/3: 2 cases, 1 times, in 6.0 s"
 
 
+@pytest.mark.parametrize(("budget", "laps"), [(100.0, 2), (200.0, 5), (1000.0, 8)])
+def test_there_are_as_many_laps_as_all_pairs_have_time_for(stand: type[Stand], budget: float, laps: int) -> None:
+    """A start takes two seconds and a lap four: eight pairs of five laps take 176 s, and of six 208 s."""
+    found, said = run(stand, 8, budget)
+    assert {len(records) for side in "AB" for records in found[side]} == {2 * laps}
+    assert len(said) == len(found["A"]) == 8
+
+
 def test_what_is_compared_are_the_fast_samples_which_a_busy_host_leaves_alone(seed: int) -> None:
     """Half of the samples take two to twenty times as long; the median of a process says nothing then."""
     draw = random.Random(seed)
@@ -211,7 +225,7 @@ def test_a_run_of_many_unchanged_series_seldom_calls_one_of_them_different(seed:
 
 @pytest.mark.slow
 def test_a_process_of_a_real_tree_measures_what_it_is_told_to_and_its_end_is_said(tmp_path: Path) -> None:
-    what = RaceRequest(("threshold_spectrum",), "smoke", ("dense",))
+    what = RaceRequest(("threshold_spectrum",), "smoke", ("dense",), cpu_time=True)
     with Side(ROOT, what, tmp_path / "one.jsonl") as side:
         first, *_ = side.cases()
         side.measure(first)
@@ -265,6 +279,10 @@ def test_record_files_are_compared_as_they_are(cli: Cli, tmp_path: Path) -> None
     assert code == 1 and (found[0]["series"][1], found[0]["word"]) == ("ours", "SLOWER")
     code, out, _ = cli("compare", "a.jsonl", "a.jsonl", "--control", "theirs")
     assert code == 0 and out.splitlines()[0] == "a.jsonl against a.jsonl: 2 SAME"
+    code, _, err = cli("compare", "a.jsonl", "b.jsonl", "--cpu-time")
+    assert code == 2 and "record files are read as they are" in one_line(err)
+    code, _, err = cli("compare", "HEAD", "--cpu-time", "--own-harness")
+    assert code == 2 and "is how this harness measures" in one_line(err)
 
 
 def test_what_cannot_be_compared_is_said(cli: Cli, tmp_path: Path) -> None:

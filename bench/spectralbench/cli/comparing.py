@@ -34,6 +34,9 @@ def compare(
     own_harness: Annotated[
         bool, typer.Option("--own-harness", help="Measure each commit by its own harness, not by this one.")
     ] = False,
+    cpu_time: Annotated[
+        bool, typer.Option("--cpu-time", help="Of one thread, its CPU seconds: for a busy machine.")
+    ] = False,
     as_json: terminal.Json = False,
 ) -> None:
     """Measure two states in turns, in pairs of fresh processes: is each kernel faster, the same, slower, or unclear?"""
@@ -41,8 +44,14 @@ def compare(
     from spectralbench import turns
     from spectralbench.cli.sweeping import assignments
 
+    stored = Path(a).is_file() and Path(b).is_file()
+    if cpu_time and (own_harness or stored):
+        why = (
+            "is how this harness measures" if own_harness else "is for measuring, and record files are read as they are"
+        )
+        raise terminal.fail(f"--cpu-time {why}; leave one of them out", 2)
     try:
-        if Path(a).is_file() and Path(b).is_file():
+        if stored:
             sides = {"A": comparing.processes_of([Path(a)]), "B": comparing.processes_of([Path(b)])}
             controls = terminal.split(control) or ()
         else:
@@ -50,7 +59,7 @@ def compare(
             chosen = terminal.split(impl)
             what = turns.RaceRequest(
                 tuple(operations or ()), profile, chosen and (*chosen, *controls), assignments(overrides), launch,
-                time_budget, own_harness,
+                time_budget, own_harness, cpu_time,
             )  # fmt: skip
             repository = Path.cwd()
             with tempfile.TemporaryDirectory(prefix="compare-") as folder:
@@ -68,15 +77,15 @@ def compare(
         for ratio in found:
             terminal.out(json.dumps(dataclasses.asdict(ratio)))
     else:
-        terminal.out("\n".join(lines(a, b, found)))
+        terminal.out("\n".join(lines(a, b, found, "CPU seconds of one thread" if cpu_time else "")))
     raise typer.Exit(comparing.exit_code(found))
 
 
-def lines(a: str, b: str, found: Sequence[Compared]) -> list[str]:
-    """The answer in the first line, then a line per series."""
+def lines(a: str, b: str, found: Sequence[Compared], of: str = "") -> list[str]:
+    """The answer in the first line, then a line per series. of: what was compared, if not the time of a wall clock."""
     counts = {word: sum(ratio.word == word for ratio in found) for word in dict.fromkeys(r.word for r in found)}
     said = ", ".join(f"{count} {word}" for word, count in counts.items()) or "nothing to compare"
-    return [f"{b} against {a}: {said}", *(_line(ratio) for ratio in found)]
+    return [f"{b} against {a}{of and ', '}{of}: {said}", *(_line(ratio) for ratio in found)]
 
 
 def _line(ratio: Compared) -> str:
