@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,6 +119,21 @@ def test_what_an_import_prints_is_talk(site: Path, capsys: pytest.CaptureFixture
     install(site, {"tiny_loud.py": f"print('hello')\n{BLUR.replace('NAME', 'loud')}"}, {"a": "tiny_loud"})
     assert list(loaded().operations) == ["loud"]
     assert capsys.readouterr() == ("", "hello\n")
+
+
+@pytest.mark.slow
+def test_what_it_writes_to_the_descriptor_of_stdout_stays_out_of_the_data(site: Path, tmp_path: Path) -> None:
+    """As a library in C does, and a child process."""
+    noise = "import os\nos.write(1, b'from a library\\n')\nos.system('echo from a child')\n"
+    install(site, {"tiny_loud.py": noise + BLUR.replace("NAME", "loud")}, {"a": "tiny_loud"})
+    path = os.pathsep.join([str(site), *(entry for entry in sys.path if entry)])
+    done = subprocess.run(
+        [sys.executable, "-m", "spectralbench", "list", "loud", "--json"],
+        env={**os.environ, "PYTHONPATH": path}, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "loud" in [json.loads(line).get("name") for line in done.stdout.splitlines()]
+    assert "from a library" in done.stderr and "from a child" in done.stderr
 
 
 def test_the_digest_is_of_all_sources_and_imports_none(site: Path) -> None:

@@ -67,5 +67,6 @@ app.command("machine")(machine.machine)
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    terminal.keep_data_apart()
     terminal.survive_any_encoding()
     app()

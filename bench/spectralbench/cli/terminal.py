@@ -6,6 +6,7 @@ import codecs
 import difflib
 import importlib.util
 import io
+import os
 import pkgutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -52,6 +53,21 @@ def survive_any_encoding() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="spell")
+
+
+def keep_data_apart() -> None:
+    """Data gets a descriptor of its own; what a library or a child writes to that of stdout is talk, on stderr."""
+    if not isinstance(sys.stdout, io.TextIOWrapper):
+        return  # closed, or somebody's own
+    try:
+        place, errors = sys.stdout.fileno(), sys.stderr.fileno()
+        own = os.dup(place)
+    except (OSError, ValueError, AttributeError):
+        return  # one of the two is no file: there is nothing to keep apart
+    sys.stdout.flush()
+    os.dup2(errors, place)
+    encoding, lines = sys.stdout.encoding, sys.stdout.line_buffering
+    sys.stdout = os.fdopen(own, "w", 1 if lines else -1, encoding=encoding, errors=sys.stdout.errors)
 
 
 def operation_names() -> list[str]:
