@@ -199,6 +199,7 @@ def test_a_whole_study_on_one_screen_and_in_one_file(tmp_path: Path) -> None:
     assert seen.tables > 8 and seen.sortable > 40
     assert seen.fetched and all(source.startswith("data:image/png;base64,") for source in seen.fetched)
     assert "http" not in page and "prefers-color-scheme: dark" in page
+    assert ">K&nbsp;=&nbsp;3<br>" in page, "what is short stays on its line"
 
 
 def test_what_is_stored_is_shown_as_text(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def _lines(blocks: Sequence[Block]) -> Iterator[str]:
 def _table(table: Table) -> Iterator[str]:
     yield '<div class="scroll"><table><thead><tr>'
     for index, column in enumerate(table.columns):
-        yield f"<th data-sort{_numeric(index, table)}>{_text(column)}</th>"
+        yield f"<th data-sort{_numeric(index, table)}>{_whole(column)}</th>"
     yield "</tr></thead><tbody>"
     for row in table.rows:
         yield "<tr>" + "".join(_cell(text_of(one), _numeric(index, table)) for index, one in enumerate(row)) + "</tr>"
@@ -96,7 +96,16 @@ def _numeric(index: int, table: Table) -> str:
 def _cell(one: Cell, numeric: str) -> str:
     classes = " ".join(name for name in ("n" if numeric else "", one.kind) if name)
     key = f' data-key="{one.key!r}"' if one.key is not None else ""
-    return f"<td{f' class={chr(34)}{classes}{chr(34)}' if classes else ''}{key}>{_text(one.text)}</td>"
+    return f"<td{f' class={chr(34)}{classes}{chr(34)}' if classes else ''}{key}>{_whole(one.text)}</td>"
+
+
+SHORT = 9
+
+
+def _whole(text: str) -> str:
+    """The text of a cell, whose lines are not broken where they are short, such as `K = 1` on a narrow screen."""
+    shown = ((line, _text(line)) for line in text.split("\n"))
+    return "<br>".join(said.replace(" ", "&nbsp;") if len(line) <= SHORT else said for line, said in shown)
 
 
 def _text(text: str) -> str:
