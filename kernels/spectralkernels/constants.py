@@ -108,6 +108,10 @@ class Plans(Generic[_Made]):
                 self._kept.pop(oldest, None)
         return plan
 
+    def forget(self) -> None:
+        """Forget all of them."""
+        self._kept.clear()
+
 
 def kept_bytes() -> int:
     """Bytes of all constants that are remembered."""

@@ -123,6 +123,8 @@ class Implementation:
     available: given "cpu" or "cuda", the reason why this machine cannot run it, or None.
     prepare: work done once per weight or mask, outside the clock; maps inputs to the inputs that `call` takes.
     supports: given the same keywords as `call` (after `prepare`), the reason why it cannot serve them, or None.
+    plan: given the same keywords as `call`, a function of the tensors among them, in their order, that computes every
+        call of the same sizes, strides, dtypes and devices, where no gradient is wanted; None: `call` serves.
     gradients: the inputs that it can differentiate, see `fitting`; None means all of the operation's.
     tolerance: of its accuracy class, where that is coarser than the operation's (None: the operation's).
     reference: the float64 answer of a rival that computes neither the operation nor its ideal (None: see
@@ -142,6 +144,7 @@ class Implementation:
     available: Callable[[str], str | None] = anywhere
     supports: Callable[..., str | None] = everything
     prepare: Callable[..., dict[str, Any]] | None = None
+    plan: Callable[..., Callable[..., Any]] | None = None
     gradients: tuple[str, ...] | None = None
     tolerance: Tolerance | None = None
     reference: Callable[..., Any] | None = None

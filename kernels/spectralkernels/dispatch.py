@@ -58,7 +58,12 @@ class Explained(Exception):
 
 
 def dispatch(operation: Operation, impl: str, device: str, inputs: dict[str, Any]) -> Any:
-    """Run `operation` on `inputs` with the implementation `impl`, or the one that `auto` decides for.
+    """Run `operation` on `inputs` with the implementation that `resolved` finds."""
+    return resolved(operation, impl, device, inputs).call(**inputs)
+
+
+def resolved(operation: Operation, impl: str, device: str, inputs: dict[str, Any]) -> Implementation:
+    """The implementation `impl` of `operation`, or the one that `auto` decides for on these inputs.
 
     A named implementation never falls back: it runs, or Unsupported says why. RangeError on an unknown name.
     """
@@ -76,7 +81,7 @@ def dispatch(operation: Operation, impl: str, device: str, inputs: dict[str, Any
         raise Explained(Explanation(operation.name, str(impl), decision.name, decision.because, reason, others))
     if reason is not None:
         raise Unsupported(f"{operation.name} with impl={decision.name!r}: {reason}")
-    return implementation.call(**inputs)
+    return implementation
 
 
 def why_not(implementation: Implementation, device: str, inputs: dict[str, Any]) -> str | None:

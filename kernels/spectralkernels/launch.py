@@ -150,9 +150,13 @@ _planned: list[Callable[[], None]] = []
 
 
 def forget_plans() -> None:
-    """Forget the plans of all launches, for a test that changes what they are made of."""
+    """Forget the plans of all launches and calls, for a test that changes what they are made of."""
     for forget in _planned:
         forget()
+
+
+forgotten_with_plans = _planned.append
+"""Take a function that forgets what was made of plans; `forget_plans` calls it."""
 
 
 def planned_launch(make: Callable[_Arguments, _Plan]) -> Callable[_Arguments, _Plan]:

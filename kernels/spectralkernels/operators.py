@@ -226,28 +226,42 @@ def _nobody_looks(tensors: list[Tensor]) -> bool:
     Then torch's dispatcher has nothing to add to a call but its time, 15 us and more.
     """
     return (
-        not torch.compiler.is_compiling()
+        nothing_traces()
+        and nothing_watches()
         and len(tensors) > 0
-        and all(type(tensor) in _PLAIN and _as_in_memory(tensor) for tensor in tensors)
+        and all(type(tensor) in PLAIN and not tensor.is_meta and as_in_memory(tensor) for tensor in tensors)
+    )
+
+
+def nothing_traces() -> bool:
+    """Whether tensors are what they seem: no mode, transform, compiler or tracer stands behind them."""
+    return (
+        not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._len_torch_function_stack() == 0
         and not torch._C._are_functorch_transforms_active()
+        and not torch._C._is_tracing()
+    )
+
+
+def nothing_watches() -> bool:
+    """Whether nothing sees a call of plain tensors from within: a function mode, autocast, a profiler, a tangent."""
+    return (
+        torch._C._len_torch_function_stack() == 0
         and not torch._C._is_any_autocast_enabled()
         and not torch._C._autograd._profiler_enabled()
-        and not torch.jit.is_tracing()
         and forward_ad._current_level < 0
     )
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def _as_in_memory(tensor: Tensor) -> bool:
-    """Whether a tensor's numbers are there and final; else the dispatcher makes them so, or takes a rule without them.
+def as_in_memory(tensor: Tensor) -> bool:
+    """Whether a tensor's numbers are there as they count; else the dispatcher makes them so.
 
     `z.conj().imag` is only marked as negative, and zeros that torch makes for itself have no memory.
     """
-    return not (tensor.is_meta or tensor.is_neg() or tensor.is_conj() or tensor._is_zerotensor())
+    return not (tensor.is_neg() or tensor.is_conj() or tensor._is_zerotensor())
 
 
 def _as_written(form: Callable[..., Any], device: str) -> Callable[..., Any]:

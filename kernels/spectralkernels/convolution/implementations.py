@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 
 from spectralkernels.autocast import cast
-from spectralkernels.checks import is_dense
-from spectralkernels.constants import Plans, traced
 from spectralkernels.convolution import (
     baselines,
     dft_native,
@@ -34,8 +32,9 @@ from spectralkernels.convolution.geometry import (
     fits_matrices,
     frozen_band,
 )
+from spectralkernels.convolution.prepared import PREPARED, prepared, signature
 from spectralkernels.declare import Implementation, Operation, Role, Tolerance, all_of
-from spectralkernels.dispatch import dispatch
+from spectralkernels.dispatch import resolved
 from spectralkernels.launch import triton_unavailable
 from spectralkernels.layouts import as_given, batched
 from spectralkernels.spectra import Band
@@ -53,49 +52,31 @@ def call(
     padding: Padding | None,
     groups: int | None,
     grid: GridChoice | None,
-    stride: int,
     impl: str,
 ) -> Tensor:
-    """Check the arguments of a public call, work out its geometry and run it."""
+    """Check the arguments of a public call, work out its geometry and run it; once per signature, see `prepared`."""
+    options = (compression, padding, groups, grid)
+    key = signature(operation.name, impl, x, weight, bias, options)
+    if key is not None and (known := PREPARED.get(key)) is not None:
+        return known(x, weight, bias)
     given, x = x, batched(x, f"[batch, channel, {spatial}]")
     device = x.device.type
     x, weight, bias = cast(x, device), cast(weight, device), cast(bias, device)
     if isinstance(weight, WeightSpectrum):
         groups = checked_groups(groups, weight)
         band = frozen_band(weight, tuple(x.shape[2:]), compression=compression, padding=padding, grid=grid)
-        check_spectrum_arguments(x, weight, bias, band, groups, stride)
+        check_spectrum_arguments(x, weight, bias, band, groups, 1)
     else:
-        band, groups = _checked(x, weight, bias, spatial, stride, (compression, padding, groups, grid))
+        groups = checked_groups(groups, weight)
+        check_arguments(x, weight, bias, groups, 1, spatial)
+        geometry = filled({"compression": compression, "padding": padding, "grid": grid})
+        band = conv_band(tuple(x.shape[2:]), tuple(weight.shape[2:]), **geometry)
     inputs = {"x": x, "weight": weight, "bias": bias, "band": band, "groups": groups}
-    return as_given(dispatch(operation, impl, device, inputs), given, x, weight)
-
-
-_Options = tuple[float | None, Padding | None, int | None, GridChoice | None]
-_CHECKED: Plans[tuple[Band, int]] = Plans()
-_PLAIN = (type(None), int, float, str)
-
-
-def _checked(
-    x: Tensor, weight: Tensor, bias: Tensor | None, spatial: str, stride: int, options: _Options
-) -> tuple[Band, int]:
-    """The band and the groups of a call whose arguments fit: asked once for tensors of these shapes, else raised."""
-    tensors = (x, weight) if bias is None else (x, weight, bias)
-    given = (stride, *options)
-    numbers = all(type(option) in _PLAIN for option in given)
-    if not numbers or not all(is_dense(each) for each in tensors) or traced(*tensors):
-        return _check(x, weight, bias, spatial, stride, options)
-    key = (spatial, *map(type, given), given, *((each.shape, each.dtype, each.device) for each in tensors))
-    return _CHECKED.get(key) or _CHECKED.keep(key, _check(x, weight, bias, spatial, stride, options))
-
-
-def _check(
-    x: Tensor, weight: Tensor, bias: Tensor | None, spatial: str, stride: int, options: _Options
-) -> tuple[Band, int]:
-    compression, padding, groups, grid = options
-    groups = checked_groups(groups, weight)
-    check_arguments(x, weight, bias, groups, stride, spatial)
-    geometry = filled({"compression": compression, "padding": padding, "grid": grid})
-    return conv_band(tuple(x.shape[2:]), tuple(weight.shape[2:]), **geometry), groups
+    implementation = resolved(operation, impl, device, inputs)
+    y = as_given(implementation.call(**inputs), given, x, weight)
+    if key is not None:
+        PREPARED.keep(key, prepared(implementation, given, inputs))
+    return y
 
 
 def _tensor_weight(supports: Callable[..., str | None] | None = None) -> Callable[..., str | None]:

@@ -72,7 +72,6 @@ def band_limited_conv1d(
         padding=padding,
         groups=groups,
         grid=grid,
-        stride=1,
         impl=impl,
     )
 

@@ -83,7 +83,6 @@ def band_limited_conv2d(
         padding=padding,
         groups=groups,
         grid=grid,
-        stride=1,
         impl=impl,
     )
 

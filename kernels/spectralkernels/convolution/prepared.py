@@ -1,0 +1,137 @@
+"""A convolution that was called before: a key, a look-up and the body.
+
+What a call is checked for, its geometry and who computes it follow from its signature: sizes, strides, dtypes, devices,
+options, which gradients are wanted, the dtype of an autocast region, and whether `dft_native` is built. The second call
+of a signature asks for none of that again. Where no gradient is wanted and nobody looks on (see `operators`), it passes
+the operators by, too: the implementation has planned a body for the signature.
+
+What traces, counts or transforms calls, and arguments that are no plain tensors, numbers or words, have no signature:
+such a call goes the whole way each time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectralkernels.autocast import cast
+from spectralkernels.constants import Plans
+from spectralkernels.convolution.dft_native import build
+from spectralkernels.convolution.geometry import WeightSpectrum
+from spectralkernels.declare import Implementation
+from spectralkernels.launch import forgotten_with_plans
+from spectralkernels.layouts import as_given, is_channels_last
+from spectralkernels.operators import PLAIN, as_in_memory, nothing_traces, nothing_watches
+from spectralkernels.target import named_capability
+from spectralkernels.tuning import watched
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a signature decides.
+
+    implementation: who computes it. options: its inputs that are no tensors. autocast: whether tensors are cast first.
+    one: whether x is one sample. formed: whether the answer is brought into the form of the call.
+    body: given x, weight and bias, what computes it where nobody looks; None where a gradient is wanted or none is
+        planned.
+    """
+
+    implementation: Implementation
+    options: dict[str, Any]
+    autocast: bool
+    one: bool
+    formed: bool
+    body: Any
+
+    def __call__(self, x: Tensor, weight: Tensor | WeightSpectrum, bias: Tensor | None) -> Tensor:
+        given = x
+        if self.one:
+            x = x.unsqueeze(0)
+        if self.autocast:
+            device = x.device.type
+            x, weight, bias = cast(x, device), cast(weight, device), cast(bias, device)
+        if self.body is not None and nothing_watches() and not watched() and _in_memory(x, weight, bias):
+            y: Tensor = self.body(x, weight, bias)
+        else:
+            y = self.implementation.call(x=x, weight=weight, bias=bias, **self.options)
+        return as_given(y, given, x, weight) if self.formed else y
+
+
+PREPARED: Plans[Prepared] = Plans()
+forgotten_with_plans(PREPARED.forget)
+
+
+def signature(
+    operation: str,
+    impl: str,
+    x: Tensor,
+    weight: Tensor | WeightSpectrum,
+    bias: Tensor | None,
+    options: tuple[Any, ...],
+) -> tuple[Any, ...] | None:
+    """The key of a call, or None for one that must go the whole way.
+
+    1, 1.0 and True are one key of a dictionary, so that types come with the options.
+    """
+    if not nothing_traces() or type(impl) is not str or named_capability.get() is not None:
+        return None
+    of_x, of_bias = _facts(x), None if bias is None else _facts(bias)
+    of_weight = _facts_of_spectrum(weight) if type(weight) is WeightSpectrum else _facts(weight)
+    if of_x is None or of_weight is None or (of_bias is None and bias is not None):
+        return None
+    for option in options:
+        if type(option) not in _PLAIN_OPTIONS and not _are_integers(option):
+            return None
+    types = tuple(map(type, options))
+    autocast = torch._C._is_any_autocast_enabled() and _autocast(x.device.type)
+    facts = (of_x, of_weight, of_bias, options, types)
+    return (operation, impl, facts, torch.is_grad_enabled(), autocast, build.READY)
+
+
+def _facts(tensor: Any) -> tuple[Any, ...] | None:
+    plain = type(tensor) in PLAIN and tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_meta)
+    if not plain:
+        return None
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad
+
+
+def _facts_of_spectrum(weight: WeightSpectrum) -> tuple[Any, ...] | None:
+    facts = _facts(weight.modes)
+    if facts is None or weight.mode_list is not None:
+        return None
+    return (*facts, weight.band, weight.out_channels, weight.in_channels_per_group, weight.groups)
+
+
+_PLAIN_OPTIONS = (type(None), float, int, str)
+
+
+def _are_integers(option: Any) -> bool:
+    return type(option) is tuple and all(type(each) is int for each in option)
+
+
+def _autocast(device: str) -> tuple[bool, torch.dtype]:
+    return torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+
+
+def prepared(implementation: Implementation, given: Tensor, inputs: dict[str, Any]) -> Prepared:
+    """What is kept of a call that went the whole way. given: its x. inputs: of the implementation."""
+    x, autocast = inputs["x"], torch._C._is_any_autocast_enabled()
+    tensors = [each for each in (x, inputs["weight"], inputs["bias"]) if isinstance(each, Tensor)]
+    wanted = torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
+    one = given.dim() < x.dim()
+    return Prepared(
+        implementation,
+        {"band": inputs["band"], "groups": inputs["groups"]},
+        autocast,
+        one,
+        one or any(is_channels_last(each) for each in tensors[:2]),
+        implementation.plan(**inputs) if implementation.plan and not (wanted or autocast) else None,
+    )
+
+
+def _in_memory(x: Tensor, weight: Tensor | WeightSpectrum, bias: Tensor | None) -> bool:
+    weight = weight if isinstance(weight, Tensor) else weight.modes
+    return as_in_memory(x) and as_in_memory(weight) and (bias is None or as_in_memory(bias))
