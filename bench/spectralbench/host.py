@@ -30,7 +30,7 @@ from torch.overrides import TorchFunctionMode
 import spectralkernels as sk
 from spectralkernels import dispatch
 from spectralkernels.declare import Implementation
-from spectralkernels.launch import Launch
+from spectralkernels.launch import Launch, forget_plans
 from spectralkernels.operators import Operator
 
 TRIES, SAMPLES = 50, 20
@@ -51,6 +51,7 @@ def without_launches() -> Iterator[None]:
         yield
     finally:
         Launch._launch, dispatch.why_not = launch, why_not  # type: ignore[method-assign]
+        forget_plans()  # of calls that only serve inside
 
 
 class Recorded(TorchFunctionMode):

@@ -36,7 +36,7 @@ _Made = TypeVar("_Made")
 
 @dataclass(slots=True)
 class _Entry:
-    value: Any
+    value: Any  # None once it is forgotten
     size: int
     used: int
 
@@ -58,15 +58,38 @@ def constant(make: Callable[_Arguments, _Made]) -> Callable[_Arguments, _Made]:
             return make(*args, **kwargs)
         key = (make, args, *kwargs.items())
         entry = _entries.get(key)
-        if entry is None:
+        value: _Made | None = None if entry is None else entry.value
+        if entry is None or value is None:
             value = _outside_every_mode(lambda: make(*args, **kwargs), _stream((*args, *kwargs.values())))
             entry = _entries[key] = _Entry(value, _bytes(value), next(_clock))
             _forget()
         entry.used = next(_clock)
-        found: _Made = entry.value
-        return found
+        return value
 
     return remembered
+
+
+class Kept(Generic[_Made]):
+    """A constant that is asked for often: called, it is found without its arguments for as long as it is remembered.
+
+    remembered: what `constant` made of a function. arguments: hashable, of that function.
+    """
+
+    __slots__ = ("_arguments", "_entry", "_remembered")
+
+    def __init__(self, remembered: Callable[..., _Made], *arguments: Any) -> None:
+        self._remembered, self._arguments = remembered, arguments
+        self._entry: _Entry | None = None
+
+    def __call__(self) -> _Made:
+        entry = self._entry
+        value: _Made | None = None if entry is None else entry.value
+        if entry is None or value is None:
+            value = self._remembered(*self._arguments)
+            self._entry = _entries.get((self._remembered.__wrapped__, self._arguments))  # type: ignore[attr-defined]
+            return value
+        entry.used = next(_clock)
+        return value
 
 
 def planned(make: Callable[_Arguments, _Made]) -> Callable[_Arguments, _Made]:
@@ -94,10 +117,8 @@ class Plans(Generic[_Made]):
 
     def __init__(self) -> None:
         self._kept: dict[Any, _Made] = {}
-
-    def get(self, key: Any) -> _Made | None:
+        self.get = self._kept.get
         """The plan of a key, or None."""
-        return self._kept.get(key)
 
     def keep(self, key: Any, plan: _Made) -> _Made:
         """The plan, which `get` finds from now on."""
@@ -120,7 +141,8 @@ def kept_bytes() -> int:
 
 def forget() -> None:
     """Forget all constants."""
-    _entries.clear()
+    for key in list(_entries):
+        _drop(key)
 
 
 def traced(*tensors: Tensor) -> bool:
@@ -146,8 +168,14 @@ def _forget() -> None:
     for key, entry in by_age[:-ALWAYS_KEPT]:
         if spare <= 0:
             return
-        _entries.pop(key, None)
+        _drop(key)
         spare -= entry.size
+
+
+def _drop(key: Any) -> None:
+    entry = _entries.pop(key, None)
+    if entry is not None:
+        entry.value = None
 
 
 def _outside_every_mode(make: Callable[[], _Made], stream: torch.cuda.Stream | None) -> _Made:

@@ -35,6 +35,8 @@ FEW_PIXELS = 16
 # MKL multiplies so few terms fastest 8 rows at a time: on 2 CPU cores [192, 9] x [9, 4096], the right side transposed
 # as planes are, takes 299 us as one product, 244 us as a batch of 4, 154 us as one of 12, 151 of 24, 192 of 48.
 FEW_TERM_ROWS = 8
+FEW_PLANES = 64
+"""Up to so many columns one product is faster: [192, 9] x [9, 64] takes 6 us, in batches 17."""
 LARGEST_MATRIX_BYTES = 32 << 20
 """Of one DFT matrix. A call keeps two for x and two for y, all that `constants.MOST_BYTES` holds; the longest series
 have 2,900 samples uncompressed and 4,100 at c = 0.5, where an FFT takes a tenth of the arithmetic and no matrix."""
@@ -68,26 +70,25 @@ class SteppedDFT:
     columns: [height, 2 V, width] and columns_vp: [height, 2 V, width], as in TruncatedDFT.
     blocks: per block its number of columns, and its rows_hp [columns, 2 U, 2 height] with the transpose of its rows_ph
         [columns, 2 height, 2 U], or None where it has no rows.
+    modes: F. band: the matrices of the only block, None where there are several.
     """
 
     columns: Tensor
     columns_vp: Tensor
     blocks: tuple[tuple[int, tuple[Tensor, Tensor] | None], ...]
-
-    @property
-    def modes(self) -> int:
-        """F."""
-        return sum(width * rows[0].shape[1] // 2 for width, rows in self.blocks if rows is not None)
+    modes: int
+    band: tuple[Tensor, Tensor] | None
 
     def analyse(self, planes: Tensor) -> Tensor:
         """Pixels to modes: Real [planes, height, width] -> [F, 2, planes]."""
         count = planes.shape[0]
         by_column = self._over_width(planes)
+        if (rows := self.band) is not None:
+            return torch.bmm(rows[0], by_column).view(self.modes, 2, count)
         modes = planes.new_empty(self.modes, 2, count)
         for columns, where, rows in self._pieces(self.modes):
             if rows is not None:
-                rows_hp, _ = rows
-                torch.bmm(rows_hp, by_column[columns], out=modes[where].view(*rows_hp.shape[:2], count))
+                torch.bmm(rows[0], by_column[columns], out=modes[where].view(*rows[0].shape[:2], count))
         return modes
 
     def stream(self, planes: Tensor, most: int) -> Iterator[tuple[slice, Tensor]]:
@@ -102,13 +103,12 @@ class SteppedDFT:
         for columns, where, rows in self._pieces(most):
             if rows is None:
                 continue
-            rows_hp, _ = rows
             modes = where.stop - where.start
             if len(piece) != modes:
                 if buffer.numel() < modes * 2 * count:
                     buffer = planes.new_empty(modes * 2 * count)
                 piece = buffer[: modes * 2 * count].view(modes, 2, count)
-            torch.bmm(rows_hp, by_column[columns], out=piece.view(*rows_hp.shape[:2], count))
+            torch.bmm(rows[0], by_column[columns], out=piece.view(*rows[0].shape[:2], count))
             yield where, piece
 
     def composed_analyse(self, planes: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ class SteppedDFT:
 
     def composed_synthesise(self, modes: Tensor) -> Tensor:
         """`synthesise` in operations that torch can differentiate any number of times."""
-        count, (height, doubled, _) = modes.shape[2], self.columns.shape
+        count, height = modes.shape[2], self.columns.shape[0]
         partial = torch.cat(
             [
                 modes.new_zeros(columns.stop - columns.start, 2 * height, count)
@@ -133,12 +133,14 @@ class SteppedDFT:
                 for columns, where, rows in self._pieces(self.modes)
             ]
         )
-        by_height = partial.view(doubled, height, count).permute(1, 2, 0)
-        return torch.bmm(by_height, self.columns_vp).permute(1, 0, 2)
+        return self._over_columns(partial, count)
 
     def synthesise(self, modes: Tensor) -> Tensor:
         """The transpose: [F, 2, planes] -> Real [planes, height, width], a view of [height, planes, width]."""
-        return self.gather(lambda where: modes[where], modes.shape[2], self.modes)
+        count = modes.shape[2]
+        if (rows := self.band) is not None:
+            return self._over_columns(torch.bmm(rows[1], modes.view(*rows[0].shape[:2], count)), count)
+        return self.gather(lambda where: modes[where], count, self.modes)
 
     def gather(self, part: Callable[[slice], Tensor], count: int, most: int) -> Tensor:
         """`synthesise` of modes that `part` makes piece by piece: where they lie -> [modes, 2, count]."""
@@ -148,11 +150,14 @@ class SteppedDFT:
             if rows is None:
                 partial[columns].zero_()
             else:
-                _, rows_ph = rows
-                modes = part(where).reshape(rows_ph.shape[0], rows_ph.shape[2], count)
-                torch.bmm(rows_ph, modes, out=partial[columns])
-        # [h, planes, (v, part)], no copy
-        by_height = partial.view(doubled, height, count).permute(1, 2, 0)
+                modes = part(where).reshape(rows[1].shape[0], rows[1].shape[2], count)
+                torch.bmm(rows[1], modes, out=partial[columns])
+        return self._over_columns(partial, count)
+
+    def _over_columns(self, partial: Tensor, count: int) -> Tensor:
+        """The transpose of the DFT along the half axis, of [v, (part, h), planes]."""
+        height, doubled, _ = self.columns.shape
+        by_height = partial.view(doubled, height, count).permute(1, 2, 0)  # [h, planes, (v, part)], no copy
         return torch.bmm(by_height, self.columns_vp).permute(1, 0, 2)
 
     def _over_width(self, planes: Tensor) -> Tensor:
@@ -182,7 +187,7 @@ class ListedDFT:
     """Real planes <-> any modes, [F, 2, planes], by one dense matrix: for few modes that no staircase holds tightly,
     for few pixels, and for series.
 
-    matrix: Real [(f, part), (h, w)], 8 F height width bytes in float32. height: of the planes.
+    matrix: Real [(f, part), (h, w)], 8 F height width bytes in float32. height: of the planes. modes: F.
     """
 
     matrix: Tensor
@@ -190,7 +195,6 @@ class ListedDFT:
 
     @property
     def modes(self) -> int:
-        """F."""
         return self.matrix.shape[0] // 2
 
     def analyse(self, planes: Tensor) -> Tensor:
@@ -199,29 +203,30 @@ class ListedDFT:
 
     def stream(self, planes: Tensor, most: int) -> Iterator[tuple[slice, Tensor]]:
         """As in SteppedDFT, but all pieces are of one size: the last begins within the one before."""
-        size = _even_share(self.modes, self.modes, most)
-        size = min(size + -size % (FEW_TERM_ROWS // 2), self.modes)  # rows in whole batches
-        batches, done = self._batches(2 * size)
+        all_modes, count = self.modes, planes.shape[0]
+        size = _even_share(all_modes, all_modes, most)
+        size = min(size + -size % (FEW_TERM_ROWS // 2), all_modes)  # rows in whole batches
+        batches, done = self._batches(2 * size) if count > FEW_PLANES else (0, 0)
         pixels = planes.flatten(1).t()
-        count, copies = planes.shape[0], pixels.expand(batches, -1, -1)
         modes = planes.new_empty(size, 2, count)
         piece = modes.view(2 * size, count)
-        in_batches = piece[:done].view(batches, FEW_TERM_ROWS, count)
-        for start in range(0, self.modes, size):
-            start = min(start, self.modes - size)
-            rows = self.matrix[2 * start : 2 * (start + size)]
-            if batches:
+        for start in range(0, all_modes, size):
+            start = min(start, all_modes - size)
+            rows = self.matrix if size == all_modes else self.matrix[2 * start : 2 * (start + size)]
+            if not batches:
+                torch.mm(rows, pixels, out=piece)
+            else:
+                copies, in_batches = pixels.expand(batches, -1, -1), piece[:done].view(batches, FEW_TERM_ROWS, count)
                 torch.bmm(rows[:done].view(batches, FEW_TERM_ROWS, -1), copies, out=in_batches)
-            if done < 2 * size:
-                torch.mm(rows[done:], pixels, out=piece[done:])
+                if done < 2 * size:
+                    torch.mm(rows[done:], pixels, out=piece[done:])
             yield slice(start, start + size), modes
 
     def synthesise(self, modes: Tensor) -> Tensor:
         """The transpose: [F, 2, planes] -> Real [planes, height, width]."""
         return (modes.flatten(0, 1).t() @ self.matrix).unflatten(1, (self.height, -1))
 
-    # Either is one product, which torch can differentiate any number of times.
-    composed_analyse, composed_synthesise = analyse, synthesise
+    composed_analyse, composed_synthesise = analyse, synthesise  # one product: torch can differentiate it
 
     def gather(self, part: Callable[[slice], Tensor], count: int, most: int) -> Tensor:
         """As in SteppedDFT."""
@@ -259,10 +264,8 @@ def _cos_sin(frequencies: Sequence[int], positions: Sequence[int], n: int) -> tu
 
 
 def _positions(starts: Sequence[int], lengths: Sequence[int], spacing: Sequence[int] | None) -> list[range]:
-    steps = spacing or [1 for _ in starts]
-    return [
-        range(start, start + step * length, step) for start, length, step in zip(starts, lengths, steps, strict=True)
-    ]
+    sides = zip(starts, lengths, spacing or [1 for _ in starts], strict=True)
+    return [range(start, start + step * length, step) for start, length, step in sides]
 
 
 def truncated_dft(
@@ -300,9 +303,7 @@ def truncated_dft(
     real = torch.stack([cos, sin], dim=1)  # [u, part, h]: re z = cos re t + sin im t
     imag = torch.stack([-sin, cos], dim=1)  #              im z = cos im t - sin re t
     rows = torch.stack([real, imag], dim=1)  # [u, part of z, part of t, h]
-    size = 2 * rows.shape[0]
-    rows_ph = rows.reshape(size, -1)
-    rows_hp = rows.transpose(2, 3).reshape(size, -1)
+    rows_ph, rows_hp = rows.flatten(0, 1).flatten(1), rows.transpose(2, 3).flatten(0, 1).flatten(1)
     return TruncatedDFT(rounded(part_major), rounded(mode_major), rounded(rows_hp), rounded(rows_ph))
 
 
@@ -370,7 +371,9 @@ def stepped_dft(
         return rows_hp.expand(width, -1, -1), rows_ph.t().expand(width, -1, -1)
 
     of_width, of_width_vp = (each.expand(lengths[0], -1, -1) for each in (any_box.columns, any_box.columns_vp))
-    return SteppedDFT(of_width, of_width_vp, tuple((width, rows(width, k)) for width, k in steps))
+    blocks = tuple((width, rows(width, k)) for width, k in steps)
+    modes = sum(width * of_rows[0].shape[1] // 2 for width, of_rows in blocks if of_rows is not None)
+    return SteppedDFT(of_width, of_width_vp, blocks, modes, blocks[0][1] if len(blocks) == 1 else None)
 
 
 @constant
@@ -386,8 +389,7 @@ def listed_dft(
 ) -> ListedDFT:
     """The transform of the modes `cells`, (row, column) of the half spectrum; else the arguments of `truncated_dft`."""
     positions = _positions(starts, lengths, spacing)
-    cos_h, sin_h = _cos_sin([u for u, _ in cells], positions[0], n[0])
-    cos_w, sin_w = _cos_sin([v for _, v in cells], positions[1], n[1])
+    (cos_h, sin_h), (cos_w, sin_w) = (_cos_sin([c[i] for c in cells], positions[i], n[i]) for i in (0, 1))
     real = cos_h.unsqueeze(2) * cos_w.unsqueeze(1) - sin_h.unsqueeze(2) * sin_w.unsqueeze(1)  # [F, height, width]
     imag = -(sin_h.unsqueeze(2) * cos_w.unsqueeze(1) + cos_h.unsqueeze(2) * sin_w.unsqueeze(1))
     matrix = torch.stack([real, imag], dim=1).flatten(2)

@@ -7,6 +7,7 @@ with its checks, and its plan, which a geometry makes once. Triton itself is imp
 from __future__ import annotations
 
 import importlib.util
+import operator
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -106,10 +107,9 @@ class Launch:
         """
         if 0 in self.grid:
             return
-        for programs, most in zip(self.grid, LARGEST_GRID, strict=False):
-            if programs > most:
-                name = self.kernel.fn.__name__
-                raise Unsupported(f"{name} needs a grid of {self.grid}, a launch holds {LARGEST_GRID}; split the batch")
+        if any(map(operator.gt, self.grid, LARGEST_GRID)):
+            name = self.kernel.fn.__name__
+            raise Unsupported(f"{name} needs a grid of {self.grid}, a launch holds {LARGEST_GRID}; split the batch")
         for name in self.arguments if self.operands is None else self.operands:
             tensor = self.arguments[name]
             if not isinstance(tensor, Tensor):

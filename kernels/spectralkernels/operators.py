@@ -229,7 +229,7 @@ def _nobody_looks(tensors: list[Tensor]) -> bool:
         nothing_traces()
         and nothing_watches()
         and len(tensors) > 0
-        and all(type(tensor) in PLAIN and not tensor.is_meta and as_in_memory(tensor) for tensor in tensors)
+        and all(type(tensor) in PLAIN and not tensor.is_meta and _as_in_memory(tensor) for tensor in tensors)
     )
 
 
@@ -256,7 +256,7 @@ def nothing_watches() -> bool:
 PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def as_in_memory(tensor: Tensor) -> bool:
+def _as_in_memory(tensor: Tensor) -> bool:
     """Whether a tensor's numbers are there as they count; else the dispatcher makes them so.
 
     `z.conj().imag` is only marked as negative, and zeros that torch makes for itself have no memory.

@@ -12,7 +12,7 @@ float32, 0.54 of x at c = 0.5 on 32x32) and the weight, whose transform it redoe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,8 +22,10 @@ from spectralkernels.autocast import as_written
 from spectralkernels.convolution import composed, flops
 from spectralkernels.convolution.geometry import WeightSpectrum, compute_dtype
 from spectralkernels.convolution.linear_maps import (
+    Transform,
     analyse,
     band_transform,
+    kept_transform,
     product,
     product_transposed,
     synthesise,
@@ -35,6 +37,7 @@ from spectralkernels.convolution.linear_maps import (
 )
 from spectralkernels.operators import by_chain, operator
 from spectralkernels.spectra import Band
+from spectralkernels.stages import unseen
 
 
 def dft_gemm(x: Tensor, weight: Tensor | WeightSpectrum, bias: Tensor | None, band: Band, groups: int) -> Tensor:
@@ -44,6 +47,31 @@ def dft_gemm(x: Tensor, weight: Tensor | WeightSpectrum, bias: Tensor | None, ba
     starts = [-before for before, _ in band.pad]
     y, _ = _conv(x, weight, bias, starts, groups, band.n, band.kept, band.out)
     return y
+
+
+def plan(
+    x: Tensor, weight: Tensor | WeightSpectrum, bias: Tensor | None, band: Band, groups: int
+) -> Callable[[Tensor, Any, Tensor | None], Tensor]:
+    """What computes `dft_gemm` of these sizes, dtypes and devices where no gradient is wanted."""
+    origin, out = _origin(band.n), band.out
+    of_x = kept_transform(x, origin, band.size, band.n, band.kept)
+    of_y = kept_transform(x, origin, out, band.n, band.kept, inverse=True)
+    if isinstance(weight, WeightSpectrum):
+        outputs = weight.out_channels
+        steps = unseen(analyse, product, synthesise)
+
+        def with_modes(x: Tensor, weight: WeightSpectrum, bias: Tensor | None) -> Tensor:
+            return _applied(x, weight.modes, bias, of_x(), of_y(), outputs, groups, out, steps)
+
+        return with_modes
+    starts = [-before for before, _ in band.pad]
+    of_weight = kept_transform(x, starts, band.kernel, band.n, band.kept)
+    steps = unseen(analyse, weight_product, synthesise)
+
+    def with_weight(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return _convolved(x, weight, bias, of_x(), of_weight(), of_y(), groups, out, steps)[0]
+
+    return with_weight
 
 
 def freeze_weight(weight: Tensor, band: Band, groups: int) -> WeightSpectrum:
@@ -69,9 +97,26 @@ def _conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, starts: Ints, groups: int, n: Ints, kept: Ints, out: Ints
 ) -> tuple[Tensor, Tensor]:
     """(y, Z): the convolution, and the kept spectrum of x that backward reuses."""
-    z = analyse(x, band_transform(x, _origin(n), x.shape[2:], n, kept))
-    y = weight_product(z, weight, band_transform(x, starts, weight.shape[2:], n, kept), x.shape[0], groups)
-    return _inverse(y, out, n, kept, bias).to(x.dtype), z
+    transforms = transforms_of(x, x.shape[2:], starts, weight.shape[2:], n, kept, out)
+    return _convolved(x, weight, bias, *transforms, groups, out)
+
+
+def _convolved(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    of_x: Transform,
+    of_weight: Transform,
+    of_y: Transform,
+    groups: int,
+    out: Ints,
+    steps: tuple[Callable[..., Tensor], ...] = (analyse, weight_product, synthesise),
+) -> tuple[Tensor, Tensor]:
+    transform, multiply, inverse = steps
+    z = transform(x, of_x)
+    y = multiply(z, weight, of_weight, x.shape[0], groups)
+    y = inverse(y, of_y, out, bias)
+    return y if y.dtype == x.dtype else y.to(x.dtype), z
 
 
 @_conv.register_fake
@@ -156,8 +201,25 @@ def _apply(
     x: Tensor, w: Tensor, bias: Tensor | None, out_channels: int, groups: int, n: Ints, kept: Ints, out: Ints
 ) -> Tensor:
     """The convolution with the modes of a frozen weight."""
-    z = analyse(x, band_transform(x, _origin(n), x.shape[2:], n, kept))
-    return _inverse(product(z, w, out_channels, x.shape[0], groups), out, n, kept, bias).to(x.dtype)
+    of_x, _, of_y = transforms_of_maps(x, x.shape[2:], n, kept, out)
+    return _applied(x, w, bias, of_x, of_y, out_channels, groups, out)
+
+
+def _applied(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    of_x: Transform,
+    of_y: Transform,
+    out_channels: int,
+    groups: int,
+    out: Ints,
+    steps: tuple[Callable[..., Tensor], ...] = (analyse, product, synthesise),
+) -> Tensor:
+    transform, multiply, inverse = steps
+    y = multiply(transform(x, of_x), w, out_channels, x.shape[0], groups)
+    y = inverse(y, of_y, out, bias)
+    return y if y.dtype == x.dtype else y.to(x.dtype)
 
 
 @_apply.register_fake
@@ -232,11 +294,6 @@ _apply_backward.register_flops(
 
 
 # --- the transforms -------------------------------------------------------------------------------------------------
-
-
-def _inverse(modes: Tensor, out: Ints, n: Ints, kept: Ints, bias: Tensor | None) -> Tensor:
-    """y = E modes + b."""
-    return synthesise(modes, band_transform(modes, _origin(n), out, n, kept, inverse=True), out, bias)
 
 
 def _gradient_modes(dy: Tensor, n: Ints, kept: Ints) -> Tensor:

@@ -298,4 +298,7 @@ def _grid_sizes(
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """Spectra of half-precision maps are computed in float32."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+    return torch.float32 if dtype in HALVES else dtype
+
+
+HALVES = (torch.float16, torch.bfloat16)

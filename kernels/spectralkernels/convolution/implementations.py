@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from spectralkernels.autocast import cast
+from spectralkernels.checks import checked_steps
 from spectralkernels.convolution import (
     baselines,
+    dft_gemm,
     dft_native,
     dft_triton,
     direct,
@@ -19,10 +21,7 @@ from spectralkernels.convolution import (
     implicit_gemm,
 )
 from spectralkernels.convolution.cases import sum_error
-from spectralkernels.convolution.dft_gemm import dft_gemm, prepare_frozen
 from spectralkernels.convolution.geometry import (
-    GridChoice,
-    Padding,
     WeightSpectrum,
     check_arguments,
     check_spectrum_arguments,
@@ -43,22 +42,28 @@ from spectralkernels.tf32 import tf32_unavailable
 
 def call(
     operation: Operation,
+    strided: Callable[..., Tensor],
     x: Tensor,
     weight: Tensor | WeightSpectrum,
     bias: Tensor | None,
-    *,
     spatial: str,
-    compression: float | None,
-    padding: Padding | None,
-    groups: int | None,
-    grid: GridChoice | None,
+    options: tuple[Any, ...],
     impl: str,
 ) -> Tensor:
-    """Check the arguments of a public call, work out its geometry and run it; once per signature, see `prepared`."""
-    options = (compression, padding, groups, grid)
+    """Check the arguments of a public call, work out its geometry and run it; once per signature, see `prepared`.
+
+    strided: the function that takes calls with a stride or a dilation above 1. spatial: the axes in words, "length".
+    options: compression, padding, groups, grid, stride and dilation.
+    """
     key = signature(operation.name, impl, x, weight, bias, options)
     if key is not None and (known := PREPARED.get(key)) is not None:
         return known(x, weight, bias)
+    compression, padding, groups, grid, stride, dilation = options
+    axes = len(spatial.split(", "))
+    steps = (checked_steps("stride", stride, axes), checked_steps("dilation", dilation, axes))
+    if steps != ((1,) * axes,) * 2:
+        geometry = filled({"compression": compression, "padding": padding, "groups": groups, "grid": grid})
+        return strided(x, weight, bias, stride=stride, dilation=dilation, **geometry, impl=impl)
     given, x = x, batched(x, f"[batch, channel, {spatial}]")
     device = x.device.type
     x, weight, bias = cast(x, device), cast(weight, device), cast(bias, device)
@@ -74,7 +79,7 @@ def call(
     inputs = {"x": x, "weight": weight, "bias": bias, "band": band, "groups": groups}
     implementation = resolved(operation, impl, device, inputs)
     y = as_given(implementation.call(**inputs), given, x, weight)
-    if key is not None:
+    if key is not None and not x.is_meta:
         PREPARED.keep(key, prepared(implementation, given, inputs))
     return y
 
@@ -213,6 +218,7 @@ _IMPLICIT_GEMM = (
         engine="triton",
         available=triton_unavailable,
         supports=all_of(_tensor_weight(direct.direct_supports), implicit_gemm.supports),
+        plan=implicit_gemm.plan,
         tolerance=implicit_gemm.TOLERANCE,
     ),
 )
@@ -236,17 +242,19 @@ def implementations(axes: int) -> tuple[Implementation, ...]:
         Implementation(
             "dft_gemm",
             "kernel",
-            dft_gemm,
+            dft_gemm.dft_gemm,
             "truncated DFT as matrix products",
             supports=_tensor_weight(fits_matrices),
+            plan=dft_gemm.plan,
         ),
         Implementation(
             "dft_gemm_frozen",
             "kernel",
-            dft_gemm,
+            dft_gemm.dft_gemm,
             "the same with the weight transformed once, outside the clock",
             supports=all_of(_needs_spectrum, fits_matrices),
-            prepare=prepare_frozen,
+            prepare=dft_gemm.prepare_frozen,
+            plan=dft_gemm.plan,
             frozen=True,
             gradients=("x", "bias"),
         ),
@@ -296,7 +304,7 @@ def implementations(axes: int) -> tuple[Implementation, ...]:
             baselines.torch_fft_frozen,
             f"{_PAPER}, with the weight transformed once, outside the clock",
             supports=_needs_spectrum,
-            prepare=prepare_frozen,
+            prepare=dft_gemm.prepare_frozen,
             frozen=True,
             gradients=("x", "bias"),
         ),

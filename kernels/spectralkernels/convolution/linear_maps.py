@@ -8,11 +8,13 @@ while they are in cache, and the gradient of the weight is made the same way.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from spectralkernels.convolution.geometry import compute_dtype
+from spectralkernels.constants import Kept
+from spectralkernels.convolution.geometry import HALVES, compute_dtype
 from spectralkernels.convolution.modal import correlate, multiply, multiply_transposed
 from spectralkernels.dft import ListedDFT, SteppedDFT, stepped_dft
 from spectralkernels.stages import staged
@@ -36,12 +38,13 @@ def analyse(maps: Tensor, transform: Transform) -> Tensor:
 @staged("inverse")
 def synthesise(modes: Tensor, transform: Transform, lengths: Sequence[int], bias: Tensor | None = None) -> Tensor:
     """Modes [F, 2, A, B] -> maps [A, B, *lengths] + bias [B], contiguous."""
-    a, b = modes.shape[2:]
-    maps = transform.synthesise(modes.view(modes.shape[0], 2, a * b)).view(a, b, *lengths)
+    count, _, a, b = modes.shape
+    maps = transform.synthesise(modes.view(count, 2, a * b)).view(a, b, *lengths)
     if bias is None:
         return maps.contiguous()
     # The sum brings the planes into order on its way, so that it costs no pass of its own.
-    return torch.add(maps, bias.to(maps.dtype).view(-1, *(1 for _ in lengths)), out=maps.new_empty(maps.shape))
+    bias = (bias if bias.dtype == maps.dtype else bias.to(maps.dtype)).view(-1, *(1,) * len(lengths))
+    return torch.add(maps, bias, out=maps.new_empty(maps.shape))
 
 
 @staged("multiply")
@@ -49,7 +52,7 @@ def product(z: Tensor, w: Tensor, out_channels: int, batch: int, groups: int) ->
     """Z [F, 2, B * C] conj(W [F, 2, O * C / groups]) -> [F, 2, B, O]."""
     y = z.new_empty(len(z), 2, batch, out_channels)
     channels = w.shape[2] // out_channels * groups
-    multiply(z.view(len(z), 2, batch, channels), [(slice(len(w)), w)], groups, y)
+    multiply(z.view(len(z), 2, batch, channels), [(slice(0, len(w)), w)], groups, y)
     return y
 
 
@@ -57,10 +60,10 @@ def product(z: Tensor, w: Tensor, out_channels: int, batch: int, groups: int) ->
 def weight_product(z: Tensor, weight: Tensor, transform: Transform, batch: int, groups: int) -> Tensor:
     """Z [F, 2, B * C] conj(D weight [O, C / groups, *kernel]) -> [F, 2, B, O]."""
     out_channels, channels = weight.shape[:2]
-    z = z.view(len(z), 2, batch, channels * groups)
-    y = z.new_empty(len(z), 2, batch, out_channels)
-    planes = _planes(weight)
-    multiply(z, transform.stream(planes, _piece(transform, z, len(planes))), groups, y)
+    modes, planes = transform.modes, _planes(weight)
+    y = z.new_empty(modes, 2, batch, out_channels)
+    pieces = transform.stream(planes, _piece(transform, z, out_channels * channels))
+    multiply(z.view(modes, 2, batch, channels * groups), pieces, groups, y)
     return y
 
 
@@ -68,7 +71,7 @@ def weight_product(z: Tensor, weight: Tensor, transform: Transform, batch: int, 
 def product_transposed(g: Tensor, w: Tensor, groups: int) -> Tensor:
     """dZ = G [F, 2, B, O] W [F, 2, O * C / groups]: [F, 2, B, C]."""
     dz = g.new_empty(*g.shape[:3], w.shape[2] // g.shape[3] * groups)
-    multiply_transposed(g, [(slice(len(w)), w)], groups, dz)
+    multiply_transposed(g, [(slice(0, len(w)), w)], groups, dz)
     return dz
 
 
@@ -102,8 +105,10 @@ def weight_gradient(g: Tensor, z: Tensor, like: Tensor, transform: Transform, gr
 
 def _planes(maps: Tensor) -> Tensor:
     """[A, B, *size] -> [A * B, height, width]; a series has height 1."""
-    height = maps.shape[2] if maps.dim() == 4 else 1
-    return maps.to(compute_dtype(maps.dtype)).reshape(maps.shape[0] * maps.shape[1], height, maps.shape[-1])
+    shape = maps.shape
+    height = shape[2] if len(shape) == 4 else 1
+    planes = maps.float() if maps.dtype in HALVES else maps
+    return planes.reshape(shape[0] * shape[1], height, shape[-1])
 
 
 def _piece(transform: Transform, modes: Tensor, planes: int) -> int:
@@ -144,16 +149,21 @@ def band_transform(
     like: Tensor, starts: Ints, lengths: Ints, n: Ints, kept: Ints, inverse: bool = False, steps: Ints | None = None
 ) -> Transform:
     """One of them; steps: a stride or a dilation."""
-    return stepped_dft(
-        tuple(n),
-        ((kept[-1], kept[0]),),
-        tuple(starts),
-        tuple(lengths),
-        inverse,
-        compute_dtype(like.dtype),
-        like.device,
-        spacing_of(steps),
-    )
+    return stepped_dft(*_arguments(like, starts, lengths, n, kept, inverse, steps))
+
+
+def kept_transform(
+    like: Tensor, starts: Ints, lengths: Ints, n: Ints, kept: Ints, inverse: bool = False
+) -> Kept[Transform]:
+    """The same for a plan, which holds no tensor."""
+    return Kept(stepped_dft, *_arguments(like, starts, lengths, n, kept, inverse, None))
+
+
+def _arguments(
+    like: Tensor, starts: Ints, lengths: Ints, n: Ints, kept: Ints, inverse: bool, steps: Ints | None
+) -> tuple[Any, ...]:
+    dtype, spacing = compute_dtype(like.dtype), spacing_of(steps)
+    return tuple(n), ((kept[-1], kept[0]),), tuple(starts), tuple(lengths), inverse, dtype, like.device, spacing
 
 
 def spacing_of(steps: Ints | None) -> tuple[int, ...] | None:

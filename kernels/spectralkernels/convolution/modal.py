@@ -22,14 +22,16 @@ Pieces = Iterable[tuple[slice, Tensor]]
 
 def multiply(z: Tensor, pieces: Pieces, groups: int, out: Tensor) -> None:
     """y = sum_c z conj(w): [2 B, C] x [C, 2 O] per mode."""
-    _, _, batch, channels = z.shape
+    modes, _, batch, channels = z.shape
     out_channels = out.shape[3]
     if channels == groups:
-        z, out = z.unsqueeze(-1), out.unflatten(-1, (groups, -1))
+        by_channel = (modes, 2, batch, groups, out_channels // groups)
+        both = (*z.unsqueeze(-1).unbind(1), *out.view(by_channel).unbind(1))
         for where, piece in pieces:
-            w = _per_channel(piece, groups)
-            torch.mul(z[where, 0], w[:, 0], out=out[where, 0]).addcmul_(z[where, 1], w[:, 1])
-            torch.mul(z[where, 1], w[:, 0], out=out[where, 1]).addcmul_(z[where, 0], w[:, 1], value=-1)
+            w_re, w_im = _per_channel(piece, groups).unbind(1)
+            z_re, z_im, re, im = both if where.stop - where.start == modes else (part[where] for part in both)
+            torch.mul(z_re, w_re, out=re).addcmul_(z_im, w_im)
+            torch.mul(z_im, w_re, out=im).addcmul_(z_re, w_im, value=-1)
         return
     rows = _rows(z, groups)
     sums = [out_g.unbind(1) for out_g in _split(out, groups, 3)]
@@ -113,4 +115,5 @@ def _embedded(g: Tensor) -> Tensor:
 
 def _per_channel(w: Tensor, groups: int) -> Tensor:
     """Depthwise weight [F, 2, O] -> [F, 2, 1, channel, multiplier], to broadcast over the batch."""
-    return w.unflatten(-1, (groups, -1)).unsqueeze(2)
+    modes, _, planes = w.shape
+    return w.view(modes, 2, 1, groups, planes // groups)

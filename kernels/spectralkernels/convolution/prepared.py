@@ -24,7 +24,7 @@ from spectralkernels.convolution.geometry import WeightSpectrum
 from spectralkernels.declare import Implementation
 from spectralkernels.launch import forgotten_with_plans
 from spectralkernels.layouts import as_given, is_channels_last
-from spectralkernels.operators import PLAIN, as_in_memory, nothing_traces, nothing_watches
+from spectralkernels.operators import PLAIN, nothing_traces, nothing_watches
 from spectralkernels.target import named_capability
 from spectralkernels.tuning import watched
 
@@ -80,20 +80,17 @@ def signature(
         return None
     of_x, of_bias = _facts(x), None if bias is None else _facts(bias)
     of_weight = _facts_of_spectrum(weight) if type(weight) is WeightSpectrum else _facts(weight)
-    if of_x is None or of_weight is None or (of_bias is None and bias is not None):
-        return None
-    for option in options:
-        if type(option) not in _PLAIN_OPTIONS and not _are_integers(option):
-            return None
     types = tuple(map(type, options))
+    plain = _NUMBERS_OR_WORDS.issuperset(types) or all(map(_is_plain, options))
+    if not plain or of_x is None or of_weight is None or (of_bias is None and bias is not None):
+        return None
     autocast = torch._C._is_any_autocast_enabled() and _autocast(x.device.type)
     facts = (of_x, of_weight, of_bias, options, types)
     return (operation, impl, facts, torch.is_grad_enabled(), autocast, build.READY)
 
 
 def _facts(tensor: Any) -> tuple[Any, ...] | None:
-    plain = type(tensor) in PLAIN and tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_meta)
-    if not plain:
+    if type(tensor) not in PLAIN or tensor.layout is not torch.strided or tensor.is_nested:
         return None
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad
 
@@ -105,11 +102,12 @@ def _facts_of_spectrum(weight: WeightSpectrum) -> tuple[Any, ...] | None:
     return (*facts, weight.band, weight.out_channels, weight.in_channels_per_group, weight.groups)
 
 
-_PLAIN_OPTIONS = (type(None), float, int, str)
+_NUMBERS_OR_WORDS = frozenset((type(None), float, int, str))
 
 
-def _are_integers(option: Any) -> bool:
-    return type(option) is tuple and all(type(each) is int for each in option)
+def _is_plain(option: Any) -> bool:
+    whole = type(option) is tuple and all(type(each) is int for each in option)
+    return whole or type(option) in _NUMBERS_OR_WORDS
 
 
 def _autocast(device: str) -> tuple[bool, torch.dtype]:
@@ -133,5 +131,7 @@ def prepared(implementation: Implementation, given: Tensor, inputs: dict[str, An
 
 
 def _in_memory(x: Tensor, weight: Tensor | WeightSpectrum, bias: Tensor | None) -> bool:
+    """Whether the numbers of these real tensors are there as they count, see `operators._as_in_memory`."""
     weight = weight if isinstance(weight, Tensor) else weight.modes
-    return as_in_memory(x) and as_in_memory(weight) and (bias is None or as_in_memory(bias))
+    marked = x.is_neg() or weight.is_neg() or x._is_zerotensor() or weight._is_zerotensor()
+    return not (marked or (bias is not None and (bias.is_neg() or bias._is_zerotensor())))

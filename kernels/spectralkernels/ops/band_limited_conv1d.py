@@ -11,11 +11,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from spectralkernels.checks import checked_steps
 from spectralkernels.convolution.baselines import ideal, reference
 from spectralkernels.convolution.cases import case_cost, case_inputs, observed
 from spectralkernels.convolution.choice import auto
-from spectralkernels.convolution.geometry import GridChoice, Padding, WeightSpectrum, conv_band, filled
+from spectralkernels.convolution.geometry import GridChoice, Padding, WeightSpectrum, conv_band
 from spectralkernels.convolution.implementations import TOLERANCE, call, checked, implementations, rivals
 from spectralkernels.declare import Block, Case, Operation, Scalar
 from spectralkernels.ops.strided_conv1d import strided_conv1d
@@ -52,28 +51,8 @@ def band_limited_conv1d(
     Returns: Real [batch, out_channel, out_length], dtype of x. Differentiable in x, weight and bias.
     Raises: ShapeError, DtypeError, RangeError on arguments that do not fit; Unsupported if `impl` cannot run here.
     """
-    if (checked_steps("stride", stride, 1), checked_steps("dilation", dilation, 1)) != ((1,), (1,)):
-        return strided_conv1d(
-            x,
-            weight,
-            bias,
-            stride=stride,
-            dilation=dilation,
-            **filled({"compression": compression, "padding": padding, "groups": groups, "grid": grid}),
-            impl=impl,
-        )
-    return call(
-        OPERATION,
-        x,
-        weight,
-        bias,
-        spatial="length",
-        compression=compression,
-        padding=padding,
-        groups=groups,
-        grid=grid,
-        impl=impl,
-    )
+    options = (compression, padding, groups, grid, stride, dilation)
+    return call(OPERATION, strided_conv1d, x, weight, bias, "length", options, impl)
 
 
 # --- declaration ----------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from spectralkernels.checks import as_integer, as_integers, checked_steps
+from spectralkernels.checks import as_integer, as_integers
 from spectralkernels.convolution.baselines import ideal, reference
 from spectralkernels.convolution.cases import case_cost, case_inputs, observed
 from spectralkernels.convolution.choice import auto
@@ -23,7 +23,6 @@ from spectralkernels.convolution.geometry import (
     WeightSpectrum,
     check_frozen_weight,
     conv_band,
-    filled,
 )
 from spectralkernels.convolution.implementations import TOLERANCE, call, checked, implementations, rivals
 from spectralkernels.declare import Block, Case, Operation, Scalar
@@ -63,28 +62,8 @@ def band_limited_conv2d(
         Differentiable in x, weight and bias.
     Raises: ShapeError, DtypeError, RangeError on arguments that do not fit; Unsupported if `impl` cannot run here.
     """
-    if (checked_steps("stride", stride, 2), checked_steps("dilation", dilation, 2)) != ((1, 1), (1, 1)):
-        return strided_conv2d(
-            x,
-            weight,
-            bias,
-            stride=stride,
-            dilation=dilation,
-            **filled({"compression": compression, "padding": padding, "groups": groups, "grid": grid}),
-            impl=impl,
-        )
-    return call(
-        OPERATION,
-        x,
-        weight,
-        bias,
-        spatial="height, width",
-        compression=compression,
-        padding=padding,
-        groups=groups,
-        grid=grid,
-        impl=impl,
-    )
+    options = (compression, padding, groups, grid, stride, dilation)
+    return call(OPERATION, strided_conv2d, x, weight, bias, "height, width", options, impl)
 
 
 def weight_spectrum(

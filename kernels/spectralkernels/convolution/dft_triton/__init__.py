@@ -20,7 +20,7 @@ from torch import Tensor
 
 from spectralkernels.checks import REAL_DTYPES
 from spectralkernels.convolution.dft_gemm import prepare_frozen
-from spectralkernels.convolution.dft_triton.layout import box_layout
+from spectralkernels.convolution.dft_triton.layout import box_layout, layout_of
 from spectralkernels.convolution.dft_triton.operators import apply, convolve
 from spectralkernels.convolution.dft_triton.precision import PRECISIONS
 from spectralkernels.convolution.geometry import WeightSpectrum
@@ -69,7 +69,38 @@ def dft_triton(
     return y
 
 
-def _check_choices(precision: str, activation: str, saved_map: str, saved_weight: str) -> None:
+def plan(
+    x: Tensor,
+    weight: Tensor | WeightSpectrum,
+    bias: Tensor | None,
+    band: Band,
+    groups: int,
+    *,
+    precision: str = DEFAULT,
+    activation: Activation = "none",
+    **saved: str,
+) -> Callable[[Tensor, Any, Tensor | None], Tensor]:
+    """What computes `dft_triton` of these sizes, dtypes and devices where no gradient is wanted."""
+    from spectralkernels.convolution.dft_triton import chain
+
+    _check_choices(precision, activation, **saved)
+    frozen = isinstance(weight, WeightSpectrum)
+    outputs = weight.out_channels if isinstance(weight, WeightSpectrum) else weight.shape[0]
+    starts = () if frozen else tuple(-before for before, _ in band.pad)
+    geometry = chain.Geometry(layout_of(box_layout(band.n, band.kept)), starts, groups, precision)
+    relu, kernel = activation == "relu", None if frozen else band.kernel
+    run = chain.planned_forward(
+        tuple(x.shape), outputs, geometry, band.out, relu, x.dtype, x.device, kernel=kernel, biased=bias is not None
+    )
+
+    def forward(x: Tensor, weight: Tensor | WeightSpectrum, bias: Tensor | None) -> Tensor:
+        operand = weight.modes if isinstance(weight, WeightSpectrum) else weight
+        return run(x.contiguous(), operand.contiguous(), None if bias is None else bias.contiguous())
+
+    return forward
+
+
+def _check_choices(precision: str, activation: str, saved_map: str = "class", saved_weight: str = "taps") -> None:
     if precision not in PRECISIONS:
         raise RangeError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     for name, value, known in (
@@ -103,8 +134,6 @@ def _dtype_reason(x: Tensor) -> str | None:
 
 # --- the named implementations --------------------------------------------------------------------------------------
 
-Call = Callable[..., Tensor]
-
 
 def name_of(precision: str, base: str = "dft_triton") -> str:
     """`dft_triton` in the default class, else `dft_triton_bf16`."""
@@ -112,30 +141,30 @@ def name_of(precision: str, base: str = "dft_triton") -> str:
 
 
 def _trained(precision: str) -> Implementation:
-    call: Call = dft_triton if precision == DEFAULT else partial(dft_triton, precision=precision)
     return Implementation(
         name_of(precision),
         "kernel",
-        call,
+        partial(dft_triton, precision=precision),
         f"truncated DFT, product and inverse as three Triton kernels, operands in {precision}",
         engine="triton",
         available=triton_unavailable,
         supports=supports,
+        plan=partial(plan, precision=precision),
         tolerance=PRECISIONS[precision].tolerance,
     )
 
 
 def _frozen(precision: str) -> Implementation:
-    call: Call = dft_triton if precision == DEFAULT else partial(dft_triton, precision=precision)
     return Implementation(
         name_of(precision, "dft_triton_frozen"),
         "kernel",
-        call,
+        partial(dft_triton, precision=precision),
         f"the same with the weight transformed once, outside the clock, operands in {precision}",
         engine="triton",
         available=triton_unavailable,
         supports=supports_frozen,
         prepare=prepare_frozen,
+        plan=partial(plan, precision=precision),
         frozen=True,
         gradients=("x", "bias"),
         tolerance=PRECISIONS[precision].tolerance,
@@ -154,6 +183,7 @@ IMPLEMENTATIONS = (
         engine="triton",
         available=triton_unavailable,
         supports=supports,
+        plan=plan,
         tolerance=Tolerance(
             {dtype: max(bound, 3e-3) for dtype, bound in _default.relative.items()},
             "the gradient of the weight sums products with numbers rounded to 8 bits, 1.0e-3 to 2.4e-3 seen; the "
@@ -168,6 +198,7 @@ IMPLEMENTATIONS = (
         engine="triton",
         available=triton_unavailable,
         supports=supports,
+        plan=plan,
         tolerance=_default,
     ),
     *map(_frozen, (DEFAULT, "tf32", "fp16", "bf16")),

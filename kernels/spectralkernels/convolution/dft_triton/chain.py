@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +15,8 @@ from spectralkernels.convolution.dft_triton.launches import products, transforms
 from spectralkernels.convolution.dft_triton.layout import Layout, cells_of
 from spectralkernels.convolution.dft_triton.matrices import Transform
 from spectralkernels.convolution.dft_triton.precision import PRECISIONS, Precision
+from spectralkernels.launch import Launch
+from spectralkernels.target import target_capability
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,55 @@ def forward(
     y = torch.empty((x.shape[0], out_channels, *out), dtype=x.dtype, device=x.device)
     _synthesise(space["y"], bias, y, geometry.map(out, inverse=True), relu, geometry)
     return y
+
+
+def planned_forward(
+    shape: tuple[int, ...],
+    out_channels: int,
+    geometry: Geometry,
+    out: tuple[int, ...],
+    relu: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    kernel: tuple[int, ...] | None,
+    biased: bool,
+) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """`forward` of contiguous maps of a shape, a dtype and a device, without what a backward pass needs.
+
+    kernel: sides of the weight that it is called with; None where it is called with the spectrum of a frozen one.
+    """
+    (batch, channels, *size), groups, numbers = shape, geometry.groups, geometry.numbers
+    counts = (batch * out_channels, batch * channels, *(() if kernel is None else (out_channels * channels // groups,)))
+    room, places = _places(geometry.layout, *counts)
+    of_y, of_z, *of_w = (where for where, _ in places)
+    capability, sizes = target_capability(device), _sizes(batch, channels, out_channels, geometry, kernel is None)
+
+    def analysis(transform: Transform, planes: int) -> Callable[[dict[str, Tensor | None]], Launch]:
+        return transforms.analysis(transform, transforms.Planes(planes), numbers, capability).on(device)
+
+    analyse = analysis(geometry.map(tuple(size)), counts[1])
+    analyse_weight = None if kernel is None else analysis(geometry.taps(kernel), counts[2])
+    contract = products.contraction("forward", sizes, "", 0, numbers, capability)
+    inverse = geometry.map(out, inverse=True)
+    synthesise = transforms.synthesis(inverse, counts[0], out_channels if biased else 1, relu, numbers, capability).on(
+        device
+    )
+    storage, answer = numbers.storage, (batch, out_channels, *out)
+
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        space = torch.empty((room,), dtype=storage, device=device)
+        z, modes, w = space[of_z], space[of_y], weight
+        analyse({"x_ptr": x, "gate_ptr": None, "z_ptr": z, "kept_ptr": None}).run()
+        if analyse_weight is not None:
+            w = space[of_w[0]]
+            analyse_weight({"x_ptr": weight, "gate_ptr": None, "z_ptr": w, "kept_ptr": None}).run()
+        contract.of(z, w, modes).run()
+        y = torch.empty(answer, dtype=dtype, device=device)
+        synthesise({"z_ptr": modes, "bias_ptr": bias, "y_ptr": y}).run()
+        return y
+
+    return forward
 
 
 def backward(

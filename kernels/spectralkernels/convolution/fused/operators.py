@@ -6,7 +6,7 @@ launch); where the weight has no gradient, no activation at all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -27,6 +27,10 @@ from spectralkernels.spectra import Band
 Ints = Sequence[int]
 
 
+Convolve = Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor | None], Launch]
+"""From x, weight, bias, y and modes to a launch, see `Form.convolve`."""
+
+
 class Form(Kept, Protocol):
     """One way to transform, for one geometry and accuracy class: of maps, or of series in one stage or in two.
 
@@ -39,6 +43,10 @@ class Form(Kept, Protocol):
     def sums_dy(self) -> bool: ...
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, modes: Tensor | None) -> Launch:
         """The launch that fills y [B, C, *out], and modes [B, C, kept_reals] with the kept spectrum of x, if any."""
+        ...
+
+    def planned(self, batch: int, channels: int, device: torch.device) -> Convolve:
+        """What makes the launches of `convolve` for maps of these sizes."""
         ...
 
     def map_gradient(self, dy: Tensor, weight: Tensor, dx: Tensor) -> Launch:
@@ -77,6 +85,22 @@ def fused(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, accuracy: 
     starts = [-before for before, _ in band.pad]
     y, _ = convolve(x, weight, bias, starts, band.n, band.kept, band.out, accuracy, keep)
     return y
+
+
+def plan(
+    x: Tensor, band: Band, *, accuracy: str = "tf32x3", **rest: object
+) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """What computes `fused` of these sizes, dtypes and devices where no gradient is wanted."""
+    form = form_of((band.size, band.out, band.kernel), [-before for before, _ in band.pad], band.n, band.kept, accuracy)
+    shape, dtype, device = (*x.shape[:2], *band.out), x.dtype, x.device
+    launch = form.planned(x.shape[0], x.shape[1], device)
+
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        y = torch.empty(shape, dtype=dtype, device=device)
+        launch(x.contiguous(), weight.contiguous(), None if bias is None else bias.contiguous(), y, None).run()
+        return y
+
+    return forward
 
 
 @operator("fused", dense=True)

@@ -160,6 +160,7 @@ def in_every_class(
     supports: Callable[..., str | None],
     source: str,
     classes: Mapping[str, Precision] = PRECISIONS,
+    plan: Callable[..., Callable[..., Any]] | None = None,
 ) -> tuple[Implementation, ...]:
     """An implementation per class, `fused_depthwise_bf16`; the default class, tf32x3, goes by the plain name."""
     return tuple(
@@ -171,6 +172,7 @@ def in_every_class(
             engine="triton",
             available=triton_unavailable,
             supports=partial(supports, accuracy=accuracy),
+            plan=None if plan is None else partial(plan, accuracy=accuracy),
             tolerance=chosen.tolerance,
         )
         for accuracy, chosen in classes.items()

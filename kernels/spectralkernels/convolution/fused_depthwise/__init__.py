@@ -17,7 +17,7 @@ from torch import Tensor
 
 from spectralkernels.constants import planned
 from spectralkernels.convolution.depthwise import not_depthwise
-from spectralkernels.convolution.fused.operators import fused
+from spectralkernels.convolution.fused.operators import fused, plan
 from spectralkernels.convolution.fused.precision import PRECISIONS, Precision, in_every_class
 from spectralkernels.convolution.fused_depthwise.matrices import Geometry, tiles
 from spectralkernels.convolution.geometry import WeightSpectrum
@@ -128,5 +128,9 @@ def geometry_of(band: Band) -> Geometry:
 
 
 IMPLEMENTATIONS = in_every_class(
-    "fused_depthwise", fused_depthwise, supports, "depthwise truncated DFT, product and inverse in one Triton launch"
+    "fused_depthwise",
+    fused_depthwise,
+    supports,
+    "depthwise truncated DFT, product and inverse in one Triton launch",
+    plan=plan,
 )

@@ -9,13 +9,14 @@ import torch
 import triton
 from torch import Tensor
 
-from spectralkernels.constants import planned
+from spectralkernels.constants import Kept, planned
 from spectralkernels.convolution.fused.kept import Sums
+from spectralkernels.convolution.fused.operators import Convolve
 from spectralkernels.convolution.fused.precision import PRECISIONS, Precision
 from spectralkernels.convolution.fused.precision import precision as precision_of
 from spectralkernels.convolution.fused.share import Share, images_per_program
 from spectralkernels.convolution.fused_depthwise.kernels import convolve_kernel, weight_gradient_kernel
-from spectralkernels.convolution.fused_depthwise.matrices import Geometry, Pair, kept_sums, operators, tiles
+from spectralkernels.convolution.fused_depthwise.matrices import Geometry, Operators, Pair, kept_sums, operators, tiles
 from spectralkernels.launch import Launch, LaunchPlan, NamedLaunch, planned_launch, triton_dtype
 from spectralkernels.target import TensorCore, kind_of, target_capability
 from spectralkernels.tuning import Site, rounded
@@ -35,6 +36,11 @@ class MapForm:
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, modes: Tensor | None) -> Launch:
         return convolve_launch(x, weight, bias, y, modes, self.geometry, self.precision)
+
+    def planned(self, batch: int, channels: int, device: torch.device) -> Convolve:
+        made = Kept(operators, self.geometry, self.precision, device)
+        plan = _convolution_plan(batch, channels, self.geometry, self.precision, target_capability(device))
+        return lambda x, weight, bias, y, modes: _convolution(plan, x, weight, bias, y, modes, _forth(made()))
 
     def map_gradient(self, dy: Tensor, weight: Tensor, dx: Tensor) -> Launch:
         return map_gradient_launch(dy, weight, dx, self.geometry, self.precision)
@@ -74,9 +80,12 @@ def convolve_launch(
     x: Real [batch, channel, *size], y: Real [batch, channel, *out], weight: Real [channel, 1, *taps], bias:
     Real [channel] or None, modes: Real [batch, channel, 2 F] or None; all contiguous.
     """
-    made = operators(geometry, precision, x.device)
-    transforms = (made.analyse_map, made.analyse_taps, made.synthesise_output)
+    transforms = _forth(operators(geometry, precision, x.device))
     return _convolve(x, weight, bias, y, modes, geometry, transforms, precision)
+
+
+def _forth(made: Operators) -> tuple[Pair, Pair, Pair]:
+    return made.analyse_map, made.analyse_taps, made.synthesise_output
 
 
 def map_gradient_launch(dy: Tensor, weight: Tensor, dx: Tensor, geometry: Geometry, precision: Precision) -> Launch:
@@ -162,13 +171,34 @@ def _convolve(
     precision: Precision,
 ) -> Launch:
     plan = _convolution_plan(x.shape[0], x.shape[1], geometry, precision, target_capability(x.device))
-    tensors = {"x_ptr": x, "weight_ptr": weight, "bias_ptr": bias, "y_ptr": y, "modes_ptr": modes}
-    matrices = {
-        **_pointers("in", transforms[0]),
-        **_pointers("weight", transforms[1]),
-        **_pointers("out", transforms[2]),
-    }
-    return plan.of({**tensors, **matrices})
+    return _convolution(plan, x, weight, bias, y, modes, transforms)
+
+
+def _convolution(
+    plan: LaunchPlan,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    modes: Tensor | None,
+    transforms: tuple[Pair, Pair, Pair],
+) -> Launch:
+    arriving, of_weight, leaving = transforms
+    return plan.of(
+        {
+            "x_ptr": x,
+            "weight_ptr": weight,
+            "bias_ptr": bias,
+            "y_ptr": y,
+            "modes_ptr": modes,
+            "columns_in_ptr": arriving.columns,
+            "rows_in_ptr": arriving.rows,
+            "columns_weight_ptr": of_weight.columns,
+            "rows_weight_ptr": of_weight.rows,
+            "columns_out_ptr": leaving.columns,
+            "rows_out_ptr": leaving.rows,
+        }
+    )
 
 
 @planned_launch

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from spectralkernels.constants import planned
 from spectralkernels.convolution.depthwise import not_depthwise
-from spectralkernels.convolution.fused.operators import fused
+from spectralkernels.convolution.fused.operators import fused, plan
 from spectralkernels.convolution.fused.precision import UNSCALED, Precision, declared, in_every_class, precision
 from spectralkernels.convolution.fused_series.geometry import LARGEST_DENSE, Digits, Form, Geometry, form
 from spectralkernels.convolution.geometry import WeightSpectrum
@@ -116,4 +116,5 @@ IMPLEMENTATIONS = in_every_class(
     supports,
     "depthwise truncated DFT of series, product and inverse in one Triton launch",
     UNSCALED,
+    plan,
 )

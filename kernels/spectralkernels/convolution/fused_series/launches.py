@@ -10,6 +10,7 @@ from torch import Tensor
 
 from spectralkernels.constants import planned
 from spectralkernels.convolution.fused.kept import Sums
+from spectralkernels.convolution.fused.operators import Convolve
 from spectralkernels.convolution.fused.precision import PRECISIONS, Precision
 from spectralkernels.convolution.fused.precision import precision as precision_of
 from spectralkernels.convolution.fused_series.dense import launches as dense
@@ -34,6 +35,11 @@ class SeriesForm:
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, modes: Tensor | None) -> Launch:
         return convolve_launch(x, weight, bias, y, modes, self.geometry, self.form, self.precision)
+
+    def planned(self, batch: int, channels: int, device: torch.device) -> Convolve:
+        if isinstance(self.form, Whole):
+            return dense.planned(batch, channels, self.geometry, self.form, self.precision, device)
+        return two_level.planned(batch, channels, self.geometry, self.form, self.precision, device)
 
     def map_gradient(self, dy: Tensor, weight: Tensor, dx: Tensor) -> Launch:
         return convolve_launch(dy, weight, None, dx, None, self.geometry, self.form, self.precision, reflected=True)

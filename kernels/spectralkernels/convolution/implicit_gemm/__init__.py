@@ -12,7 +12,7 @@ It has no band limit.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -43,6 +43,24 @@ def implicit_gemm(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, gr
     """
     y: Tensor = _conv(x, weight, bias, [before for before, _ in band.pad], band.out)
     return y
+
+
+def plan(
+    x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int
+) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """What computes `implicit_gemm` of these sizes, dtypes and devices where no gradient is wanted."""
+    from spectralkernels.convolution.implicit_gemm.launches import planned
+
+    shape, dtype, device = (*x.shape[:2], *band.out), x.dtype, x.device
+    sides = Sides(band.size, band.out, band.kernel, tuple(before for before, _ in band.pad))
+    launch = planned(sides, x.shape[0], x.shape[1], dtype)
+
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        y = torch.empty(shape, dtype=dtype, device=device)
+        launch(x.contiguous(), weight.contiguous(), None if bias is None else bias.contiguous(), y).run()
+        return y
+
+    return forward
 
 
 def supports(x: Tensor, weight: Tensor | WeightSpectrum, bias: Tensor | None, band: Band, groups: int) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,8 +21,15 @@ def convolve_launch(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, p
     all contiguous. pad may be below 0.
     """
     sides = Sides(tuple(x.shape[2:]), tuple(y.shape[2:]), tuple(weight.shape[2:]), pad)
-    plan = _convolution_plan(sides, x.shape[0], x.shape[1], x.dtype)
-    return plan.of({"x_ptr": x, "weight_ptr": weight, "bias_ptr": bias, "y_ptr": y})
+    return planned(sides, x.shape[0], x.shape[1], x.dtype)(x, weight, bias, y)
+
+
+def planned(
+    sides: Sides, batch: int, channels: int, dtype: torch.dtype
+) -> Callable[[Tensor, Tensor, Tensor | None, Tensor], Launch]:
+    """What makes the launches of `convolve_launch` for maps of these sizes."""
+    plan = _convolution_plan(sides, batch, channels, dtype)
+    return lambda x, weight, bias, y: plan.of({"x_ptr": x, "weight_ptr": weight, "bias_ptr": bias, "y_ptr": y})
 
 
 @planned_launch

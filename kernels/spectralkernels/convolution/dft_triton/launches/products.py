@@ -75,6 +75,12 @@ class ProductPlan:
     launch: LaunchPlan
     exchanged: bool = False
 
+    def of(self, a: Tensor, b: Tensor, out: Tensor, mask: Mask | None = None) -> Launch:
+        """The launch with these spectra."""
+        left, right = (b, a) if self.exchanged else (a, b)
+        values, where = (None, None) if mask is None else (mask.values, mask.cells)
+        return self.launch.of({"a_ptr": left, "b_ptr": right, "out_ptr": out, "mask_ptr": values, "cell_ptr": where})
+
 
 def contract_launch(
     a: Tensor,
@@ -94,21 +100,19 @@ def contract_launch(
     """
     weighted: Weighted = "" if mask is None else "per sample" if mask.per_sample else "shared"
     cells = 0 if mask is None else mask.sample
-    plan = _contraction(product, sizes, weighted, cells, precision, target_capability(a.device), core)
-    left, right = (b, a) if plan.exchanged else (a, b)
-    values, where = (None, None) if mask is None else (mask.values, mask.cells)
-    return plan.launch.of({"a_ptr": left, "b_ptr": right, "out_ptr": out, "mask_ptr": values, "cell_ptr": where})
+    plan = contraction(product, sizes, weighted, cells, precision, target_capability(a.device), core)
+    return plan.of(a, b, out, mask)
 
 
 @planned_launch
-def _contraction(
+def contraction(
     product: Product,
     sizes: Sizes,
     weighted: Weighted,
     cells: int,
     precision: Precision,
     capability: int,
-    core: TensorCore | None,
+    core: TensorCore | None = None,
 ) -> ProductPlan:
     """cells: from one sample's mask to the next."""
     if sizes.channels == 1:

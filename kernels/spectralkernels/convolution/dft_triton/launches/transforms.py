@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
+from spectralkernels.constants import Kept
 from spectralkernels.convolution.dft_triton.kernels import quadrants
 from spectralkernels.convolution.dft_triton.kernels import transforms as kernels
 from spectralkernels.convolution.dft_triton.matrices import (
@@ -87,14 +89,25 @@ class TransformPlan:
 
     def of(self, tensors: dict[str, Tensor | None], device: torch.device) -> Launch:
         """The launch with these tensors and the matrices."""
+        make, arguments = self._matrices(device)
+        return self._with(tensors, make(*arguments))
+
+    def on(self, device: torch.device) -> Callable[[dict[str, Tensor | None]], Launch]:
+        """The same for a plan, which holds no matrix."""
+        make, arguments = self._matrices(device)
+        kept = Kept(make, *arguments)
+        return lambda tensors: self._with(tensors, kept())
+
+    def _matrices(self, device: torch.device) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         how = (self.pixels_first, self.dtype, self.tf32, device)
         if len(self.blocks) == 2:
-            tensors["matrix_ptr"] = dense_matrix(self.transform, self.blocks[0], self.blocks[1], *how)
-        else:
-            h, w, u, v = self.blocks
-            matrices = quadrant_matrices if self.quadrants else separable_matrices
-            tensors["columns_ptr"], tensors["rows_ptr"] = matrices(self.transform, (h, w, u, v), *how)
-        return self.launch.of(tensors)
+            return dense_matrix, (self.transform, *self.blocks, *how)
+        return quadrant_matrices if self.quadrants else separable_matrices, (self.transform, self.blocks, *how)
+
+    def _with(self, tensors: dict[str, Tensor | None], made: Any) -> Launch:
+        if len(self.blocks) == 2:
+            return self.launch.of({**tensors, "matrix_ptr": made})
+        return self.launch.of({**tensors, "columns_ptr": made[0], "rows_ptr": made[1]})
 
 
 def analyse_launch(
@@ -112,13 +125,13 @@ def analyse_launch(
     gate: a tensor of the layout of x, or None; x counts only where gate > 0. kept: a spectrum of another dtype that is
     filled like z, or None. core: by default that of the device of x.
     """
-    plan = _analysis(transform, planes, precision, target_capability(x.device), core)
+    plan = analysis(transform, planes, precision, target_capability(x.device), core)
     return plan.of({"x_ptr": x, "gate_ptr": gate, "z_ptr": z, "kept_ptr": kept}, x.device)
 
 
 @planned_launch
-def _analysis(
-    transform: Transform, planes: Planes, precision: Precision, capability: int, core: TensorCore | None
+def analysis(
+    transform: Transform, planes: Planes, precision: Precision, capability: int, core: TensorCore | None = None
 ) -> TransformPlan:
     shared, bucket = {**planes.arguments(), **numbers(precision)}, _bucket(transform, planes.count, precision)
     if transform.dense:
@@ -163,19 +176,19 @@ def synthesise_launch(
     bias: Real [channels], added to the planes of channel plane % channels, or None.
     """
     channels = 1 if bias is None else bias.shape[0]
-    plan = _synthesis(transform, planes, channels, relu, precision, target_capability(z.device), core)
+    plan = synthesis(transform, planes, channels, relu, precision, target_capability(z.device), core)
     return plan.of({"z_ptr": z, "bias_ptr": bias, "y_ptr": y}, z.device)
 
 
 @planned_launch
-def _synthesis(
+def synthesis(
     transform: Transform,
     planes: int,
     channels: int,
     relu: bool,
     precision: Precision,
     capability: int,
-    core: TensorCore | None,
+    core: TensorCore | None = None,
 ) -> TransformPlan:
     shared = {"planes": planes, "channels": channels, "RELU": relu, **numbers(precision)}
     bucket = _bucket(transform, planes, precision)

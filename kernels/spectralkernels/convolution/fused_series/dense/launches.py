@@ -8,9 +8,11 @@ import torch
 import triton
 from torch import Tensor
 
+from spectralkernels.constants import Kept
+from spectralkernels.convolution.fused.operators import Convolve
 from spectralkernels.convolution.fused.precision import Precision
 from spectralkernels.convolution.fused_series.dense.kernels import convolve_kernel, weight_gradient_kernel
-from spectralkernels.convolution.fused_series.dense.matrices import matrices
+from spectralkernels.convolution.fused_series.dense.matrices import Matrices, matrices
 from spectralkernels.convolution.fused_series.geometry import Geometry, Whole
 from spectralkernels.launch import Launch, LaunchPlan, planned_launch, triton_dtype
 
@@ -36,16 +38,45 @@ def convolve_launch(
     reflected: x and y are dy and dx: series and output are exchanged and the kernel's spectrum is not conjugated.
     """
     made = matrices(geometry, tile, precision, x.device)
-    batch, channels = x.shape[:2]
-    plan = _convolution_plan(batch, channels, geometry, tile, precision, reflected)
-    tensors = {"x_ptr": x, "weight_ptr": weight, "bias_ptr": bias, "y_ptr": y, "modes_ptr": modes}
-    matrix = {
-        "product_ptr": torch.empty((batch * channels, 2 * tile.frequencies), dtype=precision.operand, device=x.device),
-        "analyse_ptr": made.analyse_out if reflected else made.analyse_in,
-        "analyse_taps_ptr": made.analyse_taps,
-        "synthesise_ptr": made.synthesise_in if reflected else made.synthesise_out,
-    }
-    return plan.of({**tensors, **matrix})
+    plan = _convolution_plan(x.shape[0], x.shape[1], geometry, tile, precision, reflected)
+    return _convolution(plan, x, weight, bias, y, modes, made, tile, precision, reflected)
+
+
+def planned(
+    batch: int, channels: int, geometry: Geometry, tile: Whole, precision: Precision, device: torch.device
+) -> Convolve:
+    """What makes the launches of `convolve_launch` for series of these sizes."""
+    kept = Kept(matrices, geometry, tile, precision, device)
+    plan = _convolution_plan(batch, channels, geometry, tile, precision, False)
+    return lambda x, weight, bias, y, modes: _convolution(plan, x, weight, bias, y, modes, kept(), tile, precision)
+
+
+def _convolution(
+    plan: LaunchPlan,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    modes: Tensor | None,
+    made: Matrices,
+    tile: Whole,
+    precision: Precision,
+    reflected: bool = False,
+) -> Launch:
+    shape = (x.shape[0] * x.shape[1], 2 * tile.frequencies)
+    return plan.of(
+        {
+            "x_ptr": x,
+            "weight_ptr": weight,
+            "bias_ptr": bias,
+            "y_ptr": y,
+            "modes_ptr": modes,
+            "product_ptr": torch.empty(shape, dtype=precision.operand, device=x.device),
+            "analyse_ptr": made.analyse_out if reflected else made.analyse_in,
+            "analyse_taps_ptr": made.analyse_taps,
+            "synthesise_ptr": made.synthesise_in if reflected else made.synthesise_out,
+        }
+    )
 
 
 @planned_launch

@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 import triton
 from torch import Tensor
 
+from spectralkernels.constants import Kept
+from spectralkernels.convolution.fused.operators import Convolve
 from spectralkernels.convolution.fused.precision import Precision
 from spectralkernels.convolution.fused.share import Share, images_per_program
 from spectralkernels.convolution.fused_series.geometry import Digits, Geometry, wide
 from spectralkernels.convolution.fused_series.two_level.kernels import convolve_kernel, weight_gradient_kernel
-from spectralkernels.convolution.fused_series.two_level.matrices import matrices
+from spectralkernels.convolution.fused_series.two_level.matrices import Matrices, matrices
 from spectralkernels.launch import Launch, LaunchPlan, planned_launch, triton_dtype
 from spectralkernels.target import target_capability
 from spectralkernels.tuning import Site, rounded
@@ -37,21 +40,47 @@ def convolve_launch(
     Real [channel] or None, modes: Real [batch, channel, 4, lows, highs] or None; all contiguous.
     reflected: x and y are dy and dx: series and output are exchanged and the kernel's spectrum is not conjugated.
     """
-    made = matrices(geometry, split, precision, x.device)
-    capability = target_capability(x.device)
+    made, capability = matrices(geometry, split, precision, x.device), target_capability(x.device)
     plan = _convolution_plan(x.shape[0], x.shape[1], geometry, split, precision, reflected, capability)
-    tensors = {"x_ptr": x, "weight_ptr": weight, "bias_ptr": bias, "y_ptr": y, "modes_ptr": modes}
-    matrix = {
-        "low_in_ptr": made.low_out if reflected else made.low_in,
-        "high_in_ptr": made.high,
-        "low_taps_ptr": made.low_taps,
-        "high_taps_ptr": made.high_taps,
-        "twiddle_taps_ptr": made.twiddle_taps,
-        "low_out_ptr": made.low_in_back if reflected else made.low_out_back,
-        "high_out_ptr": made.high_back,
-        "twiddle_ptr": made.twiddle,
-    }
-    return plan.of({**tensors, **matrix})
+    return _convolution(plan, x, weight, bias, y, modes, made, reflected)
+
+
+def planned(
+    batch: int, channels: int, geometry: Geometry, split: Digits, precision: Precision, device: torch.device
+) -> Convolve:
+    """What makes the launches of `convolve_launch` for series of these sizes."""
+    kept = Kept(matrices, geometry, split, precision, device)
+    plan = _convolution_plan(batch, channels, geometry, split, precision, False, target_capability(device))
+    return lambda x, weight, bias, y, modes: _convolution(plan, x, weight, bias, y, modes, kept())
+
+
+def _convolution(
+    plan: LaunchPlan,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    modes: Tensor | None,
+    made: Matrices,
+    reflected: bool = False,
+) -> Launch:
+    return plan.of(
+        {
+            "x_ptr": x,
+            "weight_ptr": weight,
+            "bias_ptr": bias,
+            "y_ptr": y,
+            "modes_ptr": modes,
+            "low_in_ptr": made.low_out if reflected else made.low_in,
+            "high_in_ptr": made.high,
+            "low_taps_ptr": made.low_taps,
+            "high_taps_ptr": made.high_taps,
+            "twiddle_taps_ptr": made.twiddle_taps,
+            "low_out_ptr": made.low_in_back if reflected else made.low_out_back,
+            "high_out_ptr": made.high_back,
+            "twiddle_ptr": made.twiddle,
+        }
+    )
 
 
 @planned_launch
