@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from spectralbench import names, rivals
 from spectralbench.contest import cases, times
@@ -22,6 +23,8 @@ from spectralbench.settings import VIEWS, Setting, ours, settings
 
 OPERATIONS = ("band_limited_conv2d", "band_limited_conv1d")
 FAMILY = "conv"
+LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5)
+"""Errors that have a line."""
 
 
 def draw(history: History, machine: str) -> Iterator[Page | NotDrawn]:
@@ -67,7 +70,9 @@ def _page(setting: Setting, machine: str, suffix: str) -> Page | None:
     ax.imshow(heights, cmap=colors, norm=norm, aspect="auto", origin="lower")
     for (row, column), text in texts.items():
         ink = "white" if abs(heights[row, column]) > 0.6 * reach else "black"
-        ax.text(column, row, text, ha="center", va="center", color=ink, fontsize="small")
+        # Above the lines of equal error, which a rim of the cell's own colour interrupts.
+        rim = [withStroke(linewidth=4, foreground=colors(norm(heights[row, column])))]
+        ax.text(column, row, text, ha="center", va="center", color=ink, fontsize="small", zorder=4, path_effects=rim)
     _contours(ax, errors)
     ax.set_xticks(range(len(rates)), [names.number(rate) for rate in rates])
     ax.set_yticks(range(len(sizes)), [names.number(size) for size in sizes])
@@ -75,7 +80,8 @@ def _page(setting: Setting, machine: str, suffix: str) -> Page | None:
     ax.set_ylabel("kernel size K (cells)")
     ax.grid(visible=False)
     bar = figure.colorbar(ScalarMappable(norm, colors), ax=ax, pad=0.02)
-    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda height, _: f"{2.0**height:.3g}x"))
+    bar.ax.yaxis.set_major_locator(MaxNLocator(8, integer=True))
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda of, _: f"{2**of:.0f}x" if of >= 0 else f"1/{2**-of:.0f}x"))
     bar.set_label(f"our fastest over {rivals.WORDS[FAMILY]}")
     figure.suptitle(f"Speed-up over the library convolution, and the error it costs\n{machine} · {setting.name}",
                     fontsize="medium")  # fmt: skip
@@ -92,9 +98,16 @@ def _contours(ax: Axes, errors: np.ndarray) -> None:
     if whole.sum() < 2 or errors.shape[1] < 2:
         return
     rows = np.flatnonzero(whole)
-    lines = ax.contour(range(errors.shape[1]), rows, errors[rows], levels=[0.1, 0.2, 0.3, 0.4, 0.5], colors="#666666",
-                       linewidths=1, linestyles="dashed")  # fmt: skip
-    ax.clabel(lines, fmt=lambda level: f"{100 * level:.0f} %", fontsize="x-small")
+    columns = range(errors.shape[1])
+    ax.contour(columns, rows, errors[rows], levels=LEVELS, colors="#666666", linewidths=1, linestyles="dashed")
+    # Where two rows meet there is no number.
+    middle = len(rows) // 2
+    here = np.maximum.accumulate(errors[rows[middle - 1 : middle + 1]].mean(axis=0))
+    paper = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6}
+    for level in LEVELS:
+        if here[0] < level < here[-1]:
+            ax.text(np.interp(level, here, columns), rows[middle - 1 : middle + 1].mean(), f"{100 * level:.0f} %",
+                    ha="center", va="center", fontsize="x-small", color="#444444", bbox=paper)  # fmt: skip
 
 
 FIGURE = Plot(draw, "history")
