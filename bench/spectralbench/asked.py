@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,9 @@ def narrowed(request: Request, candidates: Sequence[Operation]) -> list[Operatio
     offered = dict.fromkeys(known.name for operation in candidates for known in operation.subjects)
     for name in request.implementations or ():
         if name not in offered:
-            raise RangeError(f"unknown implementation {name!r}; known: {', '.join(offered)}")
+            near = difflib.get_close_matches(name, offered, n=1)
+            meant = f", did you mean {near[0]!r}?" if near else ";"
+            raise RangeError(f"unknown implementation {name!r}{meant} known: {', '.join(offered)}")
     settable = dict.fromkeys(
         name for operation in candidates for name in overrides.parameters(operation, request.profile)
     )

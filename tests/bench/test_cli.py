@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from command_line import FACTS, Cli, one_line
 from test_cli_tables import measured
 
@@ -18,6 +19,7 @@ from spectralbench import __version__, choices, confirm, environment, peaks, swe
 from spectralbench.ceilings import Ceilings
 from spectralbench.cli import listing, main, sweeping, terminal
 from spectralbench.cli.machine import asv_machine, write_asv_machine
+from spectralbench.cli.terminal import check_operations
 from spectralbench.record import environment_line, read_tree, record_line
 
 
@@ -36,6 +38,23 @@ def test_ascii_streams_get_words(tmp_path: Path) -> None:
     assert (done.returncode, b"Traceback" in done.stderr) == (1, False)
 
 
+@pytest.mark.slow
+def test_a_stdout_that_is_closed_or_full_is_no_regression(tmp_path: Path) -> None:
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    for stream, code, said in (
+        (">&-", 0, ""),
+        ("2>&- >&-", 0, ""),
+        (">/dev/full", 2, "error: stdout is not all there"),
+    ):
+        done = subprocess.run(
+            ["bash", "-c", f'"$0" -m spectralbench --version {stream}', sys.executable],
+            env={**os.environ, "PYTHONPATH": path}, cwd=tmp_path, capture_output=True, text=True, timeout=120,
+            check=False,
+        )  # fmt: skip
+        assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+        assert said in one_line(done.stderr)
+
+
 def test_the_version_is_the_packages(cli: Cli) -> None:
     project = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text())["project"]
     assert cli("--version")[:2] == (0, f"spectralbench {project['version']}\n")
@@ -43,7 +62,7 @@ def test_the_version_is_the_packages(cli: Cli) -> None:
 
 
 @pytest.mark.slow
-def test_a_misspelt_operation_is_answered_without_torch(tmp_path: Path) -> None:
+def test_a_misspelt_operation_is_answered_without_torch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = os.pathsep.join(entry for entry in sys.path if entry)
     for verb in ("run", "list"):
         done = subprocess.run(
@@ -56,6 +75,9 @@ def test_a_misspelt_operation_is_answered_without_torch(tmp_path: Path) -> None:
         )
         assert done.returncode == 2
         assert "did you mean 'masked_multiply'? known: band_limited_conv1d" in one_line(done.stderr)
+    with pytest.raises(typer.Exit):
+        check_operations(["conv1d"])
+    assert "unknown operation 'conv1d', did you mean 'band_limited_conv1d'?" in capsys.readouterr().err
 
 
 # list and machine

@@ -69,4 +69,5 @@ def main() -> None:
     """Run the command line and exit with its code."""
     terminal.keep_data_apart()
     terminal.survive_any_encoding()
-    app()
+    with terminal.whole_data():
+        app()

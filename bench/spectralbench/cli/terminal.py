@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import difflib
+import errno
 import importlib.util
 import io
 import os
@@ -56,18 +57,42 @@ def survive_any_encoding() -> None:
 
 
 def keep_data_apart() -> None:
-    """Data gets a descriptor of its own; what a library or a child writes to that of stdout is talk, on stderr."""
+    """Data gets a descriptor of its own; what a library or a child writes to that of stdout is talk, on stderr.
+
+    A stream that is closed is one that nobody reads: the next file that is opened must not get its number.
+    """
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")
     if not isinstance(sys.stdout, io.TextIOWrapper):
-        return  # closed, or somebody's own
+        return  # somebody's own
     try:
         place, errors = sys.stdout.fileno(), sys.stderr.fileno()
-        own = os.dup(place)
-    except (OSError, ValueError, AttributeError):
+    except (OSError, AttributeError):
         return  # one of the two is no file: there is nothing to keep apart
     sys.stdout.flush()
+    own = os.dup(place)
     os.dup2(errors, place)
     encoding, lines = sys.stdout.encoding, sys.stdout.line_buffering
     sys.stdout = os.fdopen(own, "w", 1 if lines else -1, encoding=encoding, errors=sys.stdout.errors)
+
+
+@contextmanager
+def whole_data() -> Iterator[None]:
+    """A stdout that has no room ends with 2 and a sentence, whenever that shows; it is not written to again."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        say(f"error: stdout is not all there: {error.strerror}")
+        raise SystemExit(2) from None
 
 
 def operation_names() -> list[str]:
@@ -86,7 +111,8 @@ def check_operations(names: Sequence[str] | None) -> None:
         known += plugin_names()
     for name in names or ():
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
+            # `conv1d`, as tables shorten it, is a part of the name and not the nearest in letters.
+            near = [one for one in known if name and name in one] or difflib.get_close_matches(name, known, n=1)
             meant = f", did you mean {near[0]!r}?" if near else ";"
             raise fail(f"unknown operation {name!r}{meant} known: {', '.join(known)}", 2)
 
