@@ -117,8 +117,11 @@ def seed(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture(autouse=True)
 def _plans_of_changed_rules_are_forgotten(request: pytest.FixtureRequest) -> Iterator[None]:
+    changed = "monkeypatch" in request.fixturenames
+    if changed:
+        forget_plans()
     yield
-    if "monkeypatch" in request.fixturenames:
+    if changed:
         forget_plans()
 
 

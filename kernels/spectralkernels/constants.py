@@ -69,7 +69,7 @@ def constant(make: Callable[_Arguments, _Made]) -> Callable[_Arguments, _Made]:
     return remembered
 
 
-class Kept(Generic[_Made]):
+class Recalled(Generic[_Made]):
     """A constant that is asked for often: called, it is found without its arguments for as long as it is remembered.
 
     remembered: what `constant` made of a function. arguments: hashable, of that function.

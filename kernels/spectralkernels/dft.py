@@ -204,7 +204,7 @@ class ListedDFT:
     def stream(self, planes: Tensor, most: int) -> Iterator[tuple[slice, Tensor]]:
         """As in SteppedDFT, but all pieces are of one size: the last begins within the one before."""
         all_modes, count = self.modes, planes.shape[0]
-        size = _even_share(all_modes, all_modes, most)
+        size = all_modes if most >= all_modes else _even_share(all_modes, all_modes, most)
         size = min(size + -size % (FEW_TERM_ROWS // 2), all_modes)  # rows in whole batches
         batches, done = self._batches(2 * size) if count > FEW_PLANES else (0, 0)
         pixels = planes.flatten(1).t()

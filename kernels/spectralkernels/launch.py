@@ -74,7 +74,7 @@ LARGEST_GRID = (2**31 - 1, 65535, 65535)
 """Programs along each axis of a launch (CUDA C++ programming guide, 20.2)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen, it would take three times as long to make
 class Launch:
     """One launch, not yet made: compile it ahead of time from `kernel`, `arguments` and `options`, or `run` it.
 
@@ -98,7 +98,10 @@ class Launch:
     @property
     def device(self) -> torch.device:
         """Where the tensors are."""
-        return next(value for value in self.arguments.values() if isinstance(value, Tensor)).device
+        for value in self.arguments.values():
+            if isinstance(value, Tensor):
+                return value.device
+        raise ValueError("a launch needs a tensor")
 
     def run(self) -> None:
         """Launch on the device of the tensors, whichever device is current; a grid without programs does nothing.
@@ -110,12 +113,12 @@ class Launch:
         if any(map(operator.gt, self.grid, LARGEST_GRID)):
             name = self.kernel.fn.__name__
             raise Unsupported(f"{name} needs a grid of {self.grid}, a launch holds {LARGEST_GRID}; split the batch")
-        for name in self.arguments if self.operands is None else self.operands:
-            tensor = self.arguments[name]
-            if not isinstance(tensor, Tensor):
-                continue
-            assert name in self.strided or tensor.is_contiguous(), f"{name} is not contiguous; pass launch.dense of it"
-            assert not tensor.is_neg(), f"{name} is yet to be negated; pass launch.dense of it"
+        arguments, strided = self.arguments, self.strided
+        for name in arguments if self.operands is None else self.operands:
+            tensor = arguments[name]
+            if isinstance(tensor, Tensor):
+                assert tensor.is_contiguous() or name in strided, f"{name} is not contiguous; pass launch.dense of it"
+                assert not tensor.is_neg(), f"{name} is yet to be negated; pass launch.dense of it"
         device = self.device
         # Triton launches on the current device.
         if device.type == "cuda" and device.index != torch.cuda.current_device():
@@ -143,7 +146,7 @@ class LaunchPlan:
 
     def of(self, tensors: dict[str, Tensor | None]) -> Launch:
         """The launch with these tensors, by the names of the kernel's arguments; None where the kernel takes none."""
-        return Launch(self.kernel, self.grid, {**tensors, **self.numbers}, self.options, operands=tuple(tensors))
+        return Launch(self.kernel, self.grid, {**tensors, **self.numbers}, self.options, (), tuple(tensors))
 
 
 _planned: list[Callable[[], None]] = []

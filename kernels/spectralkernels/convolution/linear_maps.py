@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectralkernels.constants import Kept
+from spectralkernels.constants import Recalled
 from spectralkernels.convolution.geometry import HALVES, compute_dtype
 from spectralkernels.convolution.modal import correlate, multiply, multiply_transposed
 from spectralkernels.dft import ListedDFT, SteppedDFT, stepped_dft
@@ -52,7 +52,7 @@ def product(z: Tensor, w: Tensor, out_channels: int, batch: int, groups: int) ->
     """Z [F, 2, B * C] conj(W [F, 2, O * C / groups]) -> [F, 2, B, O]."""
     y = z.new_empty(len(z), 2, batch, out_channels)
     channels = w.shape[2] // out_channels * groups
-    multiply(z.view(len(z), 2, batch, channels), [(slice(0, len(w)), w)], groups, y)
+    multiply(z, channels, [(slice(0, len(w)), w)], groups, y)
     return y
 
 
@@ -63,7 +63,7 @@ def weight_product(z: Tensor, weight: Tensor, transform: Transform, batch: int, 
     modes, planes = transform.modes, _planes(weight)
     y = z.new_empty(modes, 2, batch, out_channels)
     pieces = transform.stream(planes, _piece(transform, z, out_channels * channels))
-    multiply(z.view(modes, 2, batch, channels * groups), pieces, groups, y)
+    multiply(z, channels * groups, pieces, groups, y)
     return y
 
 
@@ -154,9 +154,9 @@ def band_transform(
 
 def kept_transform(
     like: Tensor, starts: Ints, lengths: Ints, n: Ints, kept: Ints, inverse: bool = False
-) -> Kept[Transform]:
+) -> Recalled[Transform]:
     """The same for a plan, which holds no tensor."""
-    return Kept(stepped_dft, *_arguments(like, starts, lengths, n, kept, inverse, None))
+    return Recalled(stepped_dft, *_arguments(like, starts, lengths, n, kept, inverse, None))
 
 
 def _arguments(

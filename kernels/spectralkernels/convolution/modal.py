@@ -20,20 +20,19 @@ from torch import Tensor
 Pieces = Iterable[tuple[slice, Tensor]]
 
 
-def multiply(z: Tensor, pieces: Pieces, groups: int, out: Tensor) -> None:
-    """y = sum_c z conj(w): [2 B, C] x [C, 2 O] per mode."""
-    modes, _, batch, channels = z.shape
-    out_channels = out.shape[3]
+def multiply(z: Tensor, channels: int, pieces: Pieces, groups: int, out: Tensor) -> None:
+    """y = sum_c z conj(w): [2 B, C] x [C, 2 O] per mode; z: [F, 2, B * C]."""
+    modes, _, batch, out_channels = out.shape
     if channels == groups:
-        by_channel = (modes, 2, batch, groups, out_channels // groups)
-        both = (*z.unsqueeze(-1).unbind(1), *out.view(by_channel).unbind(1))
+        outputs = out.view(modes, 2, batch, groups, out_channels // groups)
+        both = (*z.view(modes, 2, batch, groups, 1).unbind(1), *outputs.unbind(1))
         for where, piece in pieces:
             w_re, w_im = _per_channel(piece, groups).unbind(1)
             z_re, z_im, re, im = both if where.stop - where.start == modes else (part[where] for part in both)
             torch.mul(z_re, w_re, out=re).addcmul_(z_im, w_im)
             torch.mul(z_im, w_re, out=im).addcmul_(z_re, w_im, value=-1)
         return
-    rows = _rows(z, groups)
+    rows = _rows(z.view(modes, 2, batch, channels), groups)
     sums = [out_g.unbind(1) for out_g in _split(out, groups, 3)]
     products = z.new_empty(0)
     for where, piece in pieces:

@@ -9,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from spectralkernels.constants import Kept, planned
+from spectralkernels.constants import Recalled, planned
 from spectralkernels.convolution.fused.kept import Sums
 from spectralkernels.convolution.fused.operators import Convolve
 from spectralkernels.convolution.fused.precision import PRECISIONS, Precision
@@ -38,7 +38,7 @@ class MapForm:
         return convolve_launch(x, weight, bias, y, modes, self.geometry, self.precision)
 
     def planned(self, batch: int, channels: int, device: torch.device) -> Convolve:
-        made = Kept(operators, self.geometry, self.precision, device)
+        made = Recalled(operators, self.geometry, self.precision, device)
         plan = _convolution_plan(batch, channels, self.geometry, self.precision, target_capability(device))
         return lambda x, weight, bias, y, modes: _convolution(plan, x, weight, bias, y, modes, _forth(made()))
 

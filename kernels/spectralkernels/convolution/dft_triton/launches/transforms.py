@@ -10,7 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
-from spectralkernels.constants import Kept
+from spectralkernels.constants import Recalled
 from spectralkernels.convolution.dft_triton.kernels import quadrants
 from spectralkernels.convolution.dft_triton.kernels import transforms as kernels
 from spectralkernels.convolution.dft_triton.matrices import (
@@ -95,7 +95,7 @@ class TransformPlan:
     def on(self, device: torch.device) -> Callable[[dict[str, Tensor | None]], Launch]:
         """The same for a plan, which holds no matrix."""
         make, arguments = self._matrices(device)
-        kept = Kept(make, *arguments)
+        kept = Recalled(make, *arguments)
         return lambda tensors: self._with(tensors, kept())
 
     def _matrices(self, device: torch.device) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -106,8 +106,10 @@ class TransformPlan:
 
     def _with(self, tensors: dict[str, Tensor | None], made: Any) -> Launch:
         if len(self.blocks) == 2:
-            return self.launch.of({**tensors, "matrix_ptr": made})
-        return self.launch.of({**tensors, "columns_ptr": made[0], "rows_ptr": made[1]})
+            tensors["matrix_ptr"] = made
+        else:
+            tensors["columns_ptr"], tensors["rows_ptr"] = made
+        return self.launch.of(tensors)
 
 
 def analyse_launch(

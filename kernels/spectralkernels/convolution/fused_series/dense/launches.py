@@ -8,7 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
-from spectralkernels.constants import Kept
+from spectralkernels.constants import Recalled
 from spectralkernels.convolution.fused.operators import Convolve
 from spectralkernels.convolution.fused.precision import Precision
 from spectralkernels.convolution.fused_series.dense.kernels import convolve_kernel, weight_gradient_kernel
@@ -46,7 +46,7 @@ def planned(
     batch: int, channels: int, geometry: Geometry, tile: Whole, precision: Precision, device: torch.device
 ) -> Convolve:
     """What makes the launches of `convolve_launch` for series of these sizes."""
-    kept = Kept(matrices, geometry, tile, precision, device)
+    kept = Recalled(matrices, geometry, tile, precision, device)
     plan = _convolution_plan(batch, channels, geometry, tile, precision, False)
     return lambda x, weight, bias, y, modes: _convolution(plan, x, weight, bias, y, modes, kept(), tile, precision)
 

@@ -9,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from spectralkernels.constants import Kept
+from spectralkernels.constants import Recalled
 from spectralkernels.convolution.fused.operators import Convolve
 from spectralkernels.convolution.fused.precision import Precision
 from spectralkernels.convolution.fused.share import Share, images_per_program
@@ -49,7 +49,7 @@ def planned(
     batch: int, channels: int, geometry: Geometry, split: Digits, precision: Precision, device: torch.device
 ) -> Convolve:
     """What makes the launches of `convolve_launch` for series of these sizes."""
-    kept = Kept(matrices, geometry, split, precision, device)
+    kept = Recalled(matrices, geometry, split, precision, device)
     plan = _convolution_plan(batch, channels, geometry, split, precision, False, target_capability(device))
     return lambda x, weight, bias, y, modes: _convolution(plan, x, weight, bias, y, modes, kept())
 
