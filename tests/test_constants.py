@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import spectralkernels as sk
 from spectralkernels import constants
-from spectralkernels.constants import MOST_PLANS, Plans, constant, planned
+from spectralkernels.constants import MOST_PLANS, Plans, Recalled, constant, planned
 
 
 @pytest.fixture(autouse=True)
@@ -124,6 +124,21 @@ def test_the_memory_is_bounded_in_bytes_and_forgets_the_oldest(monkeypatch: pyte
     large = [ramp(10**5, float(start))[0] for start in range(3)]
     assert [ramp(10**5, float(start))[0] is made for start, made in enumerate(large)] == [True] * 3
     assert constants.kept_bytes() == 3 * 800_000
+
+
+def test_a_constant_that_is_recalled_counts_as_used_and_is_made_again_once_forgotten(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(constants, "MOST_BYTES", 40 * 800)
+    monkeypatch.setattr(constants, "ALWAYS_KEPT", 3)
+    recalled = Recalled(ramp, 100)
+    first = recalled()
+    for start in range(1, 100):
+        ramp(100, float(start))
+        assert recalled() is first is ramp(100)
+    for start in range(1, 100):
+        ramp(100, float(start))
+    again = recalled()
+    assert again is not first and again is recalled() is ramp(100)
+    torch.testing.assert_close(again, first)
 
 
 @pytest.mark.slow

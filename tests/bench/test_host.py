@@ -76,7 +76,20 @@ def test_launches_are_left_out_and_come_back() -> None:
         assert sk.band_limited_conv2d(x, w, compression=0.5, impl="dft_triton").shape == x.shape
         with pytest.raises(Unsupported, match="float64"):
             sk.band_limited_conv2d(x.double(), w.double(), compression=0.5, impl="dft_triton")
+    with pytest.raises(Unsupported, match="CUDA device"):
+        sk.band_limited_conv2d(x, w, compression=0.5, impl="dft_triton")
     assert (Launch._launch, dispatch.why_not) == (launch, why_not)
+
+
+def test_operations_are_those_of_the_call_that_nobody_looks_at() -> None:
+    pytest.importorskip("triton")
+    x, w, made = torch.randn(1, 1, 8, 8), torch.randn(1, 1, 3, 3), {}
+    with host.without_launches(), torch.no_grad():
+        for unseen in (False, False, True):
+            with Recorded(unseen) as recorded:
+                sk.band_limited_conv2d(x, w, compression=0.5, impl="dft_triton")
+            made[unseen] = (recorded.operators, len(recorded.operations))
+    assert made[False][0] == 1 and made[True] == (0, 7), "two contiguous operands, a workspace, its three parts, y"
 
 
 def test_steps_count_calls_and_changes_of_file() -> None:
