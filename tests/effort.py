@@ -45,7 +45,13 @@ def covering(cases: Sequence[Anything], values: Callable[[Anything], Iterable[Ha
 
 def one_of(values: Sequence[Anything]) -> Sequence[Anything]:
     """One of them, drawn; all in `make full`. For architectures, for each of which one compiles the same kernels."""
-    return values if EFFORT > 1 else [values[DRAW % len(values)]]
+    return some_of(values, 1)
+
+
+def some_of(values: Sequence[Anything], count: int) -> Sequence[Anything]:
+    """So many of them, drawn, in their order; all in `make full`. For cases that share no value."""
+    places = sorted(random.Random(DRAW).sample(range(len(values)), min(count, len(values))))
+    return values if EFFORT > 1 else [values[place] for place in places]
 
 
 SUM_DIGITS = 1e-6

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from effort import covering, gradcheck, gradgradcheck
+from effort import EFFORT, covering, gradcheck, gradgradcheck, some_of
 from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError
 
@@ -49,6 +49,12 @@ def test_a_matrix_with_holes_is_covered(seed: int):
     cases = [("lonely", 1), *(("common", size) for size in range(1, 6))]
     for draw in range(20):
         assert ("lonely", 1) in covering(cases, values, seed + draw)
+
+
+@pytest.mark.parametrize("count", [1, 4, 9, 12])
+def test_some_are_so_many_in_their_order(count: int):
+    part = list(some_of(range(9), count))
+    assert part == sorted(set(part)) and len(part) == (9 if EFFORT > 1 else min(count, 9))
 
 
 class Cubed(torch.autograd.Function):

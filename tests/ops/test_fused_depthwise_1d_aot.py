@@ -108,7 +108,7 @@ EXPECTED = {
     ("dw", 1024, 31, "tight", "bf16"): {90: Expected(208, 32, "HGMMA", 2000)},
 }
 ROWS = [
-    pytest.param(key, capability, wanted, id="-".join(map(str, (*key, f"sm_{capability}"))))
+    pytest.param(*key, capability, wanted, id="-".join(map(str, (*key, f"sm_{capability}"))))
     for key, rows in EXPECTED.items()
     for capability, wanted in rows.items()
 ]
@@ -154,10 +154,9 @@ def loop_body(code: MachineCode) -> int:
     return max(spans)
 
 
-@pytest.mark.drawn("key", "capability")
-@pytest.mark.parametrize(("key", "capability", "wanted"), ROWS)
-def test_machine_code(key: tuple[str, int, int, str, str], capability: int, wanted: Expected):
-    kind, length, taps, grid, name = key
+@pytest.mark.drawn("kind", "length", "grid", "name", "capability")
+@pytest.mark.parametrize(("kind", "length", "taps", "grid", "name", "capability", "wanted"), ROWS)
+def test_machine_code(kind: str, length: int, taps: int, grid: str, name: str, capability: int, wanted: Expected):
     geometry = layer(length, taps, grid)
     code = compiled(planned(kind, geometry, name), capability)
     # A kernel that needs more tensor memory than there is compiles to nothing.

@@ -143,7 +143,7 @@ EXPECTED = {
     },
 }
 ROWS = [
-    pytest.param(key, capability, wanted, id="-".join(map(str, (*key, f"sm_{capability}"))))
+    pytest.param(*key, capability, wanted, id="-".join(map(str, (*key, f"sm_{capability}"))))
     for key, rows in EXPECTED.items()
     for capability, wanted in rows.items()
 ]
@@ -191,10 +191,9 @@ def loop_body(code: MachineCode) -> int:
     return max(spans)
 
 
-@pytest.mark.drawn("key", "capability")
-@pytest.mark.parametrize(("key", "capability", "wanted"), ROWS)
-def test_machine_code(key: tuple[str, int, int, str], capability: int, wanted: Expected):
-    kind, side, taps, name = key
+@pytest.mark.drawn("kind", "side", "name", "capability")
+@pytest.mark.parametrize(("kind", "side", "taps", "name", "capability", "wanted"), ROWS)
+def test_machine_code(kind: str, side: int, taps: int, name: str, capability: int, wanted: Expected):
     code = compiled(kind, side, taps, name, capability)
     assert code.registers <= wanted.registers
     assert code.stack + code.local <= wanted.spilled
