@@ -19,7 +19,7 @@ from asv_spectral import operations
 from fake_cuda import FakeCuda
 from planted_clone import ROOT
 
-from spectralbench import ceilings, measure, sweep
+from spectralbench import ceilings, measure, sweep, timing
 from spectralbench.clock import usual_cache
 from spectralbench.environment import capture
 from spectralbench.metrics import load_metrics
@@ -34,7 +34,7 @@ Numbers = dict[tuple[str, str], dict[str, float]]
 @pytest.fixture(scope="module")
 def by_command_line(tmp_path_factory: pytest.TempPathFactory) -> Numbers:
     """What `spectralbench run` stores, from its worker process: medians by implementation and case."""
-    request = sweep.Request((OPERATION,), profile="asv", sources=Sources(clock="fake_clock:clock_for"))
+    request = sweep.Request((OPERATION,), profile="asv", sources=Sources(clock="fake_clock:clock_of_a_worker"))
     done = sweep.run(request, tmp_path_factory.mktemp("results"), capture(ROOT))
     assert done.records
     return {
@@ -52,6 +52,7 @@ def by_asv(tmp_path_factory: pytest.TempPathFactory) -> Numbers:
     numbers: Numbers = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "clock_for", fake_clock.clock_for)
+        patch.setattr(timing, "INSPECTIONS", fake_clock.LOOKS)
         patch.chdir(tmp_path_factory.mktemp("asv"))
         for case, _ in load_operation(OPERATION).cases("asv"):
             varying = [case[name] for name in suite.param_names[1:]]
