@@ -17,6 +17,7 @@ Compiled at first use, which takes ten seconds, and kept in torch's cache of ext
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,6 +41,18 @@ def dft_native(x: Tensor, weight: Tensor | WeightSpectrum, bias: Tensor | None, 
         return operators.apply(x, weight.modes, bias, *where)
     ones = (1,) * len(band.n)
     return strided_dft_native(x, weight, bias, band, groups, ones, ones)
+
+
+def plan(
+    x: Tensor, weight: Tensor | WeightSpectrum, bias: Tensor | None, band: Band, groups: int
+) -> Callable[[Tensor, Any, Tensor | None], Tensor]:
+    """What computes `dft_native` of these sizes, dtypes and devices where no gradient is wanted."""
+    if isinstance(weight, WeightSpectrum):
+        apply, of_frozen = operators.apply.compute, (weight.out_channels, groups, band.n, band.kept, band.out)
+        return lambda x, weight, bias: apply(x, weight.modes, bias, *of_frozen, None, (), None)
+    starts, ones = [-before for before, _ in band.pad], (1,) * len(band.n)
+    conv, of_weight = operators.conv.compute, (starts, groups, band.n, band.kept, band.out, ones, ones)
+    return lambda x, weight, bias: conv(x, weight, bias, *of_weight, False, None, ())[0]
 
 
 def strided_dft_native(
@@ -108,6 +121,7 @@ IMPLEMENTATIONS = (
         engine="native",
         available=build.unavailable,
         supports=all_of(needs_tensor, fits_matrices),
+        plan=plan,
     ),
     Implementation(
         "dft_native_frozen",
@@ -118,6 +132,7 @@ IMPLEMENTATIONS = (
         available=build.unavailable,
         supports=all_of(_needs_spectrum, fits_matrices),
         prepare=prepare_frozen,
+        plan=plan,
         frozen=True,
         gradients=("x", "bias"),
     ),
