@@ -196,10 +196,10 @@ def test_masks_and_choices_keep_the_guarantees(what: str, at_most: int) -> None:
     assert wide >= code.count("LDGSTS") - (6 if launch.arguments.get("WEIGHTED") == "k" else 0)
 
 
-@pytest.mark.parametrize("name", ["maps", "weight", "inverse"])
+@pytest.mark.parametrize("name", ["maps", "weight", "product", "inverse"])
 def test_a_launch_that_overlaps_waits_before_it_touches_memory(name: str) -> None:
     """Never by a rule; where a tile says so, from sm_90 on. 32 x 32 goes by quadrants, its kernel by one matrix."""
-    sites = ("analyse", "analyse_dense", "synthesise", "synthesise_dense")
+    sites = ("analyse", "analyse_dense", "contract", "synthesise", "synthesise_dense")
     with pinned({f"dft_triton.{site}": {"overlap": 2} for site in sites}):
         ahead = {capability: launches.__wrapped__("32x32-K3", "tf32", capability)[name] for capability in (80, 90)}
     assert launches("32x32-K3", "tf32", 90)[name].options.keys() == ahead[80].options.keys() == {"num_warps"}

@@ -16,12 +16,14 @@ from spectralkernels import masks
 from spectralkernels.convolution.dft_triton.layout import Layout, cells_of, layout_for, layout_of
 from spectralkernels.convolution.dft_triton.precision import PRECISIONS
 from spectralkernels.convolution.geometry import conv_band
+from spectralkernels.launch import Launch, triton_dtype
 from spectralkernels.modes import ModeList, every_mode
 from spectralkernels.ops.masked_conv2d import OPERATION
 from spectralkernels.ops.masked_conv2d.baselines import reference
 from spectralkernels.ops.masked_conv2d.dft_triton import dft_triton
 from spectralkernels.ops.masked_conv2d.profiles import KINDS, make_mask
 from spectralkernels.spectra import Band, half
+from spectralkernels.tuning import pinned
 
 __all__ = ["guarded"]
 
@@ -192,8 +194,26 @@ class TestInterpreted:
         y = torch.full((2, 1, 2, 8), float("nan"))
         mask = products.Mask(torch.tensor([[1.0, 0.0]]), torch.tensor([0, 1], dtype=torch.int32))
         sizes = products.Sizes(batch=2, channels=3, outputs=4, groups=1, modes=2)
-        products.contract_launch(z, w, y, "forward", sizes, mask, PRECISIONS["fp32"]).run()
+        products.contract(z, w, y, "forward", sizes, mask, PRECISIONS["fp32"])
         assert y[0].isfinite().all() and not y[1].any()
+
+    @pytest.mark.parametrize("shares", [2, 8])
+    def test_sums_that_programs_share(self, seed: int, guarded: None, shares: int) -> None:
+        """Of three steps, of which the first of eight shares take one each; and a total of too few is caught."""
+        from spectralkernels.convolution.dft_triton.launches import products
+
+        samples = bool(shares & 8) ^ bool(seed & 1)
+        band, inputs, n = problem((3, 2), (2, 1), (33, 34, 3, 1))
+        shape = (33, 1) if samples else ()
+        mask = masks.hermitian(torch.rand(*shape, n[0], n[1] // 2 + 1) + 0.5, n)
+        with pinned({products.CONTRACT.name: {"shares": shares, "k": 16}}):
+            check(inputs, mask, band, every_mode(n), 1)
+        total = products.kernels.total_kernel
+        parts, out = torch.randn(shares, 5), torch.full((5,), float("nan"))
+        for counted in (shares, shares - 1):
+            numbers = {"count": 5, "BLOCK": 8, "OPERAND": triton_dtype(out.dtype), "PRECISION": "ieee"}
+            Launch(total, (1,), {"shares_ptr": parts, "out_ptr": out, "SHARES": counted, **numbers}, {}).run()
+            assert (relative_error(out, parts.double().sum(0)) <= 1e-6) == (counted == shares)
 
     def test_empty_batch_and_empty_mask(self, seed: int, guarded: None) -> None:
         band, inputs, n = problem((5, 4), (3, 3), (0, 2, 3, 1))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -27,6 +27,7 @@ from spectralkernels.convolution.fused_series.geometry import Digits, Geometry, 
 from spectralkernels.launch import Launch, as_real_pairs, dense
 from spectralkernels.operators import NAMESPACE
 from spectralkernels.sparse import bitmap
+from spectralkernels.tuning import pinned
 
 triton = pytest.importorskip("triton")
 
@@ -138,6 +139,12 @@ def dft_triton(
     )
 
 
+def shared_sums() -> Iterator[Any]:
+    """As `dft_triton`, where two programs share a sum while these calls run."""
+    with pinned({"dft_triton.contract": {"shares": 2}}):
+        yield from dft_triton((3, 4), (4, 6), (1, 2), 1)
+
+
 def implicit_gemm() -> tuple[Any, ...]:
     x, w = reals(2, 3, 7, 6), reals(3, 1, 3, 2)
     return (
@@ -207,7 +214,7 @@ def resampling() -> tuple[Any, ...]:
     )
 
 
-FAMILIES: tuple[Callable[[], tuple[Any, ...]], ...] = (
+FAMILIES: tuple[Callable[[], Iterable[Any]], ...] = (
     fused_depthwise,
     lambda: fused_series(19, 20, 7, Whole),
     lambda: fused_series(270, 272, 20, Digits),
@@ -216,6 +223,7 @@ FAMILIES: tuple[Callable[[], tuple[Any, ...]], ...] = (
     lambda: dft_triton((17, 16), (18, 18), (1, 2), 1),
     lambda: dft_triton((17, 16), (18, 18), (1, 2), 1, "fp32"),
     lambda: dft_triton((3, 4), (4, 6), (1, 2), 4),
+    shared_sums,
     implicit_gemm,
     resampling,
     # Cells as they lie, and looked up.

@@ -18,7 +18,7 @@ TILES = {
     "dft_triton.synthesise": [{"h": 8}, {"u": 8}, {"v": 8}, {"stages": 4}],
     "dft_triton.analyse_dense": [{"m": 16}, {"n": 32}, {"k": 16}, {"m": 128, "warps": 8}],
     "dft_triton.synthesise_dense": [{"m": 32}, {"n": 16}, {"k": 64}],
-    "dft_triton.contract": [{"m": 32}, {"n": 64}, {"k": 16}, {"m": 64, "n": 16, "warps": 2}],
+    "dft_triton.contract": [{"m": 32}, {"n": 64}, {"k": 16}, {"m": 64, "n": 16, "warps": 2}, {"shares": 2}],
     "fused_depthwise.convolve": [{"images": 1}, {"images": 4}, {"warps": 4, "images": 2}],
     "fused_series.convolve": [{"images": 1}, {"images": 4}, {"warps": 4, "images": 2}],
 }

@@ -93,7 +93,7 @@ def forward(
     if weight is not None:
         _analyse(weight, None, w, geometry.taps(tuple(weight.shape[2:])), geometry)
     sizes = _sizes(x.shape[0], x.shape[1], out_channels, geometry, frozen)
-    products.contract_launch(z, w, space["y"], "forward", sizes, geometry.mask(mask), geometry.numbers).run()
+    products.contract(z, w, space["y"], "forward", sizes, geometry.mask(mask), geometry.numbers)
     y = torch.empty((x.shape[0], out_channels, *out), dtype=x.dtype, device=x.device)
     _synthesise(space["y"], bias, y, geometry.map(out, inverse=True), relu, geometry)
     return y
@@ -140,7 +140,7 @@ def planned_forward(
         if analyse_weight is not None:
             w = space[of_w[0]]
             analyse_weight({"x_ptr": weight, "gate_ptr": None, "z_ptr": w, "kept_ptr": None}).run()
-        contract.of(z, w, modes).run()
+        contract.run(z, w, modes)
         y = torch.empty(answer, dtype=dtype, device=device)
         synthesise({"z_ptr": modes, "bias_ptr": bias, "y_ptr": y}).run()
         return y
@@ -183,7 +183,7 @@ def backward(
             _analyse(weight, None, w, taps, geometry, order)
         later = weights if needs.mask else None
         now = None if needs.mask else weights
-        products.contract_launch(g, w, dz, "input_gradient", sizes, now, numbers).run()
+        products.contract(g, w, dz, "input_gradient", sizes, now, numbers)
         if later is not None and z is not None:
             dmask = torch.zeros(later.values.shape, dtype=torch.float32, device=dy.device)
             products.mask_gradient_launch(z, dz, later, dmask, sizes, numbers).run()
@@ -191,7 +191,7 @@ def backward(
             dx = torch.empty((batch, channels, *size), dtype=dy.dtype, device=dy.device)
             _synthesise(dz, None, dx, geometry.map(size), False, geometry)
     if needs.weight and z is not None:
-        products.contract_launch(g, z, space["w"], "weight_gradient", sizes, weights, numbers).run()
+        products.contract(g, z, space["w"], "weight_gradient", sizes, weights, numbers)
         dw = torch.empty_like(weight)
         _synthesise(space["w"], None, dw, taps, False, geometry)
     if needs.bias:
@@ -218,7 +218,7 @@ def frozen_backward(
     dx, db = dy.new_empty(0), dy.new_empty(0)
     if need_x:
         sizes = _sizes(batch, channels, out_channels, geometry, frozen=True)
-        products.contract_launch(g, w, space["dz"], "input_gradient", sizes, None, geometry.numbers).run()
+        products.contract(g, w, space["dz"], "input_gradient", sizes, None, geometry.numbers)
         dx = torch.empty((batch, channels, *size), dtype=dy.dtype, device=dy.device)
         _synthesise(space["dz"], None, dx, geometry.map(size), False, geometry)
     if need_bias:

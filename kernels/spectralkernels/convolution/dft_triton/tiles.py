@@ -29,13 +29,19 @@ FILL = 264
 
 @dataclass(frozen=True, slots=True)
 class ProductTile:
-    """A tile of one matrix product: m x n of the result, k deep; overlap: see `SeparableTile`."""
+    """A tile of one matrix product: m x n of the result, k deep; overlap: see `SeparableTile`.
+
+    shares: programs that share a tile of a product per mode, each a part of its depth; their sums are added by a second
+    launch, in one order. For small planes of many channels, whose tiles are fewer than multiprocessors can hold. No
+    rule takes it either.
+    """
 
     m: int
     n: int
     k: int
     warps: int
     overlap: int = 1
+    shares: int = 1
 
 
 @dataclass(frozen=True, slots=True)

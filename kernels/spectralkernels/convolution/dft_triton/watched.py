@@ -16,6 +16,7 @@ from spectralkernels.convolution.dft_triton.launches import products, transforms
 from spectralkernels.convolution.dft_triton.layout import Layout
 from spectralkernels.convolution.geometry import conv_band
 from spectralkernels.launch import NamedLaunch
+from spectralkernels.tuning import pinned
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +109,12 @@ def _product(
     per_sample: bool | None = None,
     frozen: bool = False,
     saved: torch.dtype | None = None,
+    shares: int = 1,
 ) -> NamedLaunch:
-    """One product: with a mask (per_sample None: without), a frozen weight, or a spectrum saved in another dtype."""
+    """One product: with a mask (per_sample None: without), a frozen weight, or a spectrum saved in another dtype.
+
+    shares: that of its tile.
+    """
 
     def call() -> None:
         geometry, per_group = layer.geometry(precision), layer.channels // layer.groups
@@ -121,7 +126,8 @@ def _product(
             layer.batch, per_group, layer.outputs // layer.groups, layer.groups, geometry.modes, frozen
         )
         mask = None if per_sample is None else geometry.mask(layer.mask(per_sample))
-        products.contract_launch(a, b, out, product, sizes, mask, geometry.numbers).run()
+        with pinned({} if shares == 1 else {products.CONTRACT.name: {"shares": shares}}):
+            products.contract(a, b, out, product, sizes, mask, geometry.numbers)
 
     return NamedLaunch(layer.name(precision, f"{product} {what}"), call)
 
@@ -140,6 +146,7 @@ def _mask_gradient(layer: _Layer, precision: str) -> NamedLaunch:
 
 _STAGE_1 = _Layer(128, 64, 64, (32, 32), 3)
 _STAGE_3 = _Layer(128, 256, 256, (8, 8), 3)
+_STAGE_4 = _Layer(128, 512, 512, (4, 4), 3)
 _LARGE = _Layer(32, 64, 64, (56, 56), 7)
 _SERIES = _Layer(64, 128, 256, (270,), 5)
 _DEPTHWISE = _Layer(8, 128, 128, (96, 96), 7, groups=128)
@@ -160,6 +167,8 @@ FINGERPRINTS = (
     _product(_STAGE_1, "tf32x3", "input_gradient", "frozen", frozen=True),
     _product(_STAGE_1, "tf32", "forward", "frozen", frozen=True),
     _product(_STAGE_1, "bf16", "forward", "frozen", frozen=True),
+    _product(_STAGE_4, "tf32x3", "forward"),
+    _product(_STAGE_4, "tf32x3", "forward", "2 shares", shares=2),
     _product(_DEPTHWISE, "tf32x3", "forward"),
     _product(_DEPTHWISE, "tf32x3", "input_gradient"),
     _product(_DEPTHWISE, "tf32x3", "weight_gradient"),

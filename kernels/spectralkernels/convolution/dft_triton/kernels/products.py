@@ -18,6 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from spectralkernels.convolution.dft_triton.kernels.overlap import begin
 from spectralkernels.convolution.dft_triton.kernels.rounding import operand, stored
 from spectralkernels.convolution.splitting import pieces, products, transposed
 
@@ -77,6 +78,7 @@ def contract_kernel(
     out_group,
     out_m,
     out_n,
+    out_share,
     CONJUGATED: tl.constexpr,
     AS_IT_IS: tl.constexpr,
     WEIGHTED: tl.constexpr,
@@ -87,6 +89,8 @@ def contract_kernel(
     STAGES: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
+    SHARES: tl.constexpr = 1,
+    OVERLAP: tl.constexpr = False,
 ):
     """BLOCK_M x BLOCK_N of the complex product out[m, n] = sum_k a[m, k] b[n, k] of one mode and group.
 
@@ -94,7 +98,10 @@ def contract_kernel(
     they lie, planar, into three accumulators: no embedding of complex numbers is stored, and each of the four tiles
     serves two products. SPLIT: the class splits operands, so that a product is three or six (see `splitting`).
     Strides count elements; a mode is two parts long. AS_IT_IS: see `rounding.stored`.
+    SHARES: programs that share a sum, each a part of its depth; out is then Float32 [SHARES, ...], out_share numbers
+    each, for `total_kernel`. Else out_share is None.
     """
+    begin(OVERLAP)
     n_n = tl.cdiv(size_n, BLOCK_N)
     n_m = tl.cdiv(size_m, BLOCK_M)
     # Everything of one mode runs together and shares its spectra in the L2 cache.
@@ -103,6 +110,9 @@ def contract_kernel(
     pid = pid // n_n
     m = (pid % n_m) * BLOCK_M + tl.arange(0, BLOCK_M)
     pid = pid // n_m
+    if SHARES > 1:
+        share = pid % SHARES
+        pid = pid // SHARES
     group = pid % groups
     mode = (pid // groups).to(tl.int64)
 
@@ -115,11 +125,16 @@ def contract_kernel(
         weight = tl.load(mask_ptr + cell, mask=cell >= 0, other=0).to(tl.float32)
         # Not size_k itself, whose divisibility makes the loads wide.
         depth = tl.where(weight != 0, size_k, 0)
+    first = 0
+    if SHARES > 1:
+        steps = tl.cdiv(size_k, SHARES * BLOCK_K)
+        first = share * steps * BLOCK_K
+        depth = tl.minimum(depth, first + steps * BLOCK_K)
     re = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     im = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     # What is subtracted at the end: a tensor core only adds.
     minus = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for k_0 in tl.range(0, depth, BLOCK_K, num_stages=STAGES):
+    for k_0 in tl.range(first, depth, BLOCK_K, num_stages=STAGES):
         k = k_0 + tl.arange(0, BLOCK_K)
         a_offsets = m[:, None] * a_m + k[None, :] * a_k
         b_offsets = n[:, None] * b_n + k[None, :] * b_k
@@ -166,8 +181,37 @@ def contract_kernel(
     out_base = out_ptr + (mode * 2 * out_part + group * out_group)
     offsets = m[:, None] * out_m + n[None, :] * out_n
     here = (m < size_m)[:, None] & (n < size_n)[None, :]
-    tl.store(out_base + offsets, operand(re, OPERAND, PRECISION), mask=here)
-    tl.store(out_base + out_part + offsets, operand(im, OPERAND, PRECISION), mask=here)
+    if SHARES > 1:
+        out_base += share.to(tl.int64) * out_share
+        tl.store(out_base + offsets, re, mask=here)
+        tl.store(out_base + out_part + offsets, im, mask=here)
+    else:
+        tl.store(out_base + offsets, operand(re, OPERAND, PRECISION), mask=here)
+        tl.store(out_base + out_part + offsets, operand(im, OPERAND, PRECISION), mask=here)
+
+
+@triton.jit
+def total_kernel(
+    shares_ptr,
+    out_ptr,
+    count,
+    SHARES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """BLOCK numbers of the sum of SHARES tensors [count], which follow each other, in their order: no atomics.
+
+    Reads 4 SHARES bytes per number that it writes.
+    """
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    here = at < count
+    total = tl.load(shares_ptr + at, mask=here, other=0.0)
+    share = shares_ptr
+    for _ in tl.static_range(1, SHARES):
+        share += count
+        total += tl.load(share + at, mask=here, other=0.0)
+    tl.store(out_ptr + at, operand(total, OPERAND, PRECISION), mask=here)
 
 
 @triton.jit

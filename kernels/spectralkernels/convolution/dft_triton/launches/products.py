@@ -5,18 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 import triton
 from torch import Tensor
 
 from spectralkernels.convolution.dft_triton.kernels import products as kernels
-from spectralkernels.convolution.dft_triton.launches.transforms import STAGES, numbers
+from spectralkernels.convolution.dft_triton.launches.transforms import STAGES, numbers, overlapping
 from spectralkernels.convolution.dft_triton.precision import Precision
 from spectralkernels.convolution.dft_triton.tiles import product_tile
 from spectralkernels.launch import Launch, LaunchPlan, planned_launch
 from spectralkernels.target import TensorCore, kind_of, target_capability
 from spectralkernels.tuning import Site, rounded
 
-CONTRACT = Site("dft_triton.contract", {"m": (16, 128), "n": (16, 128), "k": (16, 64), "warps": (2, 8)})
+CONTRACT = Site(
+    "dft_triton.contract",
+    {"m": (16, 128), "n": (16, 128), "k": (16, 64), "warps": (2, 8), "overlap": (1, 2), "shares": (1, 8)},
+)
 Product = Literal["forward", "input_gradient", "weight_gradient"]
 STREAM = 1024
 """Planes per program of the kernels that stream: two 128-bit loads of float32 per thread of 4 warps."""
@@ -70,19 +74,31 @@ class _Operand:
 
 @dataclass(frozen=True, slots=True)
 class ProductPlan:
-    """A product's launch without its tensors; exchanged: whether the kernel's first operand is the second given."""
+    """A product's launches without their tensors.
+
+    exchanged: whether the kernel's first operand is the second given. shares, total: how many sums the first launch
+    leaves, and the launch that adds them, None where it leaves one.
+    """
 
     launch: LaunchPlan
     exchanged: bool = False
+    shares: int = 1
+    total: LaunchPlan | None = None
 
-    def of(self, a: Tensor, b: Tensor, out: Tensor, mask: Mask | None = None) -> Launch:
-        """The launch with these spectra."""
+    def run(self, a: Tensor, b: Tensor, out: Tensor, mask: Mask | None = None) -> None:
+        """Fill `out` from these spectra."""
         left, right = (b, a) if self.exchanged else (a, b)
         values, where = (None, None) if mask is None else (mask.values, mask.cells)
-        return self.launch.of({"a_ptr": left, "b_ptr": right, "out_ptr": out, "mask_ptr": values, "cell_ptr": where})
+        into = out
+        if self.total is not None:
+            into = torch.empty((self.shares, *out.shape), dtype=torch.float32, device=out.device)
+        operands = {"a_ptr": left, "b_ptr": right, "out_ptr": into, "mask_ptr": values, "cell_ptr": where}
+        self.launch.of(operands).run()
+        if self.total is not None:
+            self.total.of({"shares_ptr": into, "out_ptr": out}).run()
 
 
-def contract_launch(
+def contract(
     a: Tensor,
     b: Tensor,
     out: Tensor,
@@ -91,8 +107,8 @@ def contract_launch(
     mask: Mask | None,
     precision: Precision,
     core: TensorCore | None = None,
-) -> Launch:
-    """The launch of one per-mode product over spectra [modes, 2, ...]; m_f is the weight of a mask, 1 without one.
+) -> None:
+    """Fill `out` by one per-mode product over spectra [modes, 2, ...]; m_f is the weight of a mask, 1 without one.
 
     forward:          a = z [B, C],  b = w [O, C / g],                 out = y [B, O]       m sum_c z conj(w)
     input_gradient:   a = g [B, O],  b = w [g, C / g, O / g] (frozen: [O, C / g]),  out = dz [B, C]   m sum_o g w
@@ -100,8 +116,7 @@ def contract_launch(
     """
     weighted: Weighted = "" if mask is None else "per sample" if mask.per_sample else "shared"
     cells = 0 if mask is None else mask.sample
-    plan = contraction(product, sizes, weighted, cells, precision, target_capability(a.device), core)
-    return plan.of(a, b, out, mask)
+    contraction(product, sizes, weighted, cells, precision, target_capability(a.device), core).run(a, b, out, mask)
 
 
 @planned_launch
@@ -145,9 +160,12 @@ def contraction(
     products = {"m": rounded(m), "n": rounded(n), "k": rounded(k), "count": rounded(sizes.modes * groups)}
     tile = CONTRACT.choose({"product": product, **products, "class": precision.name}, rule, capability)
     contiguous, multiplied = left.k == right.k == 1, numbers(precision)
+    overlap, option = overlapping(tile, capability)
+    count = 2 * result[0] * sizes.modes
+    share = {"out_share": count, "SHARES": tile.shares} if tile.shares > 1 else {"out_share": None}
     launch = LaunchPlan(
         kernel=kernels.contract_kernel,
-        grid=(triton.cdiv(m, tile.m) * triton.cdiv(n, tile.n) * groups * sizes.modes,),
+        grid=(triton.cdiv(m, tile.m) * triton.cdiv(n, tile.n) * groups * sizes.modes * tile.shares,),
         numbers={
             **_weighting(weighted, cells, where),
             "size_m": m,
@@ -164,11 +182,22 @@ def contraction(
             "BLOCK_N": tile.n,
             "BLOCK_K": tile.k,
             "STAGES": STAGES,
+            **share,
             **multiplied,
+            **overlap,
         },
-        options={"num_warps": tile.warps},
+        options={"num_warps": tile.warps, **option},
     )
-    return ProductPlan(launch, exchanged)
+    if tile.shares == 1:
+        return ProductPlan(launch, exchanged)
+    block = _stream(count)
+    total = LaunchPlan(
+        kernel=kernels.total_kernel,
+        grid=(triton.cdiv(count, block),),
+        numbers={"count": count, "SHARES": tile.shares, "BLOCK": block, **multiplied},
+        options={"num_warps": _warps(block)},
+    )
+    return ProductPlan(launch, exchanged, tile.shares, total)
 
 
 def mask_gradient_launch(

@@ -140,7 +140,7 @@ def analysis(
         rule = dense_tile(transform.parts, planes.count, transform.pixels, precision)
         dense = ANALYSE_DENSE.choose(bucket, rule, capability)
         arguments = {"BLOCK_P": dense.n, "BLOCK_M": dense.m, "BLOCK_K": dense.k, "STAGES": STAGES}
-        overlap, option = _overlapping(dense, capability)
+        overlap, option = overlapping(dense, capability)
         launch = LaunchPlan(
             kernel=kernels.analyse_dense_kernel,
             grid=(triton.cdiv(transform.parts, dense.m) * triton.cdiv(planes.count, dense.n),),
@@ -150,7 +150,7 @@ def analysis(
         return TransformPlan(launch, transform, (dense.m, dense.k), False, *_matrix_type(precision))
     core = core or kind_of(capability)
     tile = ANALYSE.choose(bucket, separable_tile(transform, False, precision, core), capability)
-    halved, (overlap, option) = by_quadrants(precision, core), _overlapping(tile, capability)
+    halved, (overlap, option) = by_quadrants(precision, core), overlapping(tile, capability)
     rows = transform.half_u if halved else transform.modes_u
     blocks = triton.cdiv(rows, tile.u) * triton.cdiv(transform.modes_v, tile.v)
     launch = LaunchPlan(
@@ -199,7 +199,7 @@ def synthesis(
         rule = dense_tile(planes, transform.pixels, transform.parts, precision)
         dense = SYNTHESISE_DENSE.choose(bucket, rule, capability)
         arguments = {"BLOCK_P": dense.m, "BLOCK_L": dense.n, "BLOCK_K": dense.k, "STAGES": STAGES}
-        overlap, option = _overlapping(dense, capability)
+        overlap, option = overlapping(dense, capability)
         launch = LaunchPlan(
             kernel=kernels.synthesise_dense_kernel,
             grid=(triton.cdiv(transform.pixels, dense.n) * triton.cdiv(planes, dense.m),),
@@ -209,7 +209,7 @@ def synthesis(
         return TransformPlan(launch, transform, (dense.k, dense.n), True, *_matrix_type(precision))
     core = core or kind_of(capability)
     tile = SYNTHESISE.choose(bucket, separable_tile(transform, True, precision, core), capability)
-    halved, (overlap, option) = by_quadrants(precision, core), _overlapping(tile, capability)
+    halved, (overlap, option) = by_quadrants(precision, core), overlapping(tile, capability)
     height, width = transform.lengths
     blocks = triton.cdiv(height, tile.h) * triton.cdiv(width, tile.w)
     launch = LaunchPlan(
@@ -246,7 +246,7 @@ def _separable_arguments(transform: Transform, tile: SeparableTile) -> dict[str,
     }
 
 
-def _overlapping(tile: ProductTile | SeparableTile, capability: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def overlapping(tile: ProductTile | SeparableTile, capability: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """(argument, option) of a launch that begins before the one before it has ended, where that is possible."""
     if tile.overlap == 1 or capability < 90 or interpreted():
         return {}, {}
