@@ -221,7 +221,7 @@ FAMILIES: tuple[Callable[[], Iterable[Any]], ...] = (
     # One matrix, two matrices, by quadrants and whole, groups of one channel.
     lambda: dft_triton((3, 4), (4, 6), (1, 2), 2),
     lambda: dft_triton((17, 16), (18, 18), (1, 2), 1),
-    lambda: dft_triton((17, 16), (18, 18), (1, 2), 1, "fp32"),
+    lambda: dft_triton((17, 16), (18, 18), (1, 2), 1, "fp16"),
     lambda: dft_triton((3, 4), (4, 6), (1, 2), 4),
     shared_sums,
     implicit_gemm,

@@ -96,8 +96,6 @@ def separable_tile(transform: Transform, synthesis: bool, precision: Precision, 
     height, width = transform.lengths
     h, w, u, v = _block(height, 32, 8), _block(width, 64), _block(transform.modes_u, 64, 8), transform.modes_v
     family = _family(precision)
-    if family == "ffma":
-        return SeparableTile(8, w, min(u, 32), 8, 1)
     if height <= 32 and max(w, u) <= 32 and core != "mma":
         return SeparableTile(h, w, u, _block(v, 16, 8), 1)
     crowded = family == "split" and core == "tcgen05"
@@ -112,16 +110,23 @@ def separable_tile(transform: Transform, synthesis: bool, precision: Precision, 
 def by_quadrants(precision: Precision, core: TensorCore) -> bool:
     """Whether a separable transform takes the kernels of `quadrants`.
 
-    16-bit operands are transposed on their way to a tensor core, tf32 ones are not. On Blackwell those kernels would
-    leave its tensor cores for those of Ampere.
+    16-bit operands are transposed on their way to a tensor core, tf32 ones are not, and fp32 has no tensor core. On
+    Blackwell those kernels would leave its tensor cores for those of Ampere.
     """
-    return precision.dot in ("tf32", "tf32x3") and core != "tcgen05"
+    return precision.name == "fp32" or (precision.dot in ("tf32", "tf32x3") and core != "tcgen05")
 
 
 def _quadrant_tile(transform: Transform, synthesis: bool, precision: Precision) -> SeparableTile:
-    """u counts rows u >= 0. A warp has a plane, so that its registers hold all of a tile."""
+    """u counts rows u >= 0. A warp has a plane, so that its registers hold all of a tile.
+
+    fp32 holds its operands in registers, too: tiles of half the height leave room for two blocks on a multiprocessor.
+    """
     height, width = transform.lengths
     h, w, u, v = _block(height, 32), _block(width, 64), _block(transform.half_u, 32, 8), transform.modes_v
+    if _family(precision) == "ffma":
+        if height <= 32 and w <= 32 and u <= 16:
+            return SeparableTile(min(h, 16), w, u, _block(v, 16, 8), 1)
+        return SeparableTile(8, w, min(u, 16), 8, 1) if synthesis else SeparableTile(16, w, u, 8, 1)
     if height <= 32 and w <= 32 and u <= 16:
         return SeparableTile(h, w, u, _block(v, 16, 8), 1)
     short = not synthesis or _family(precision) == "split"

@@ -1,4 +1,4 @@
-"""The separable truncated DFT of maps in the tf32 classes, without a transpose on the way: a plane is a batch of one.
+"""The separable truncated DFT of float32 maps, without a transpose on the way: a plane is a batch of one.
 
 A transform of a real plane x [H, W] is, before its quadrants are combined into complex numbers, two real products:
 
@@ -22,6 +22,7 @@ import triton.language as tl
 
 from spectralkernels.convolution.dft_triton.kernels.overlap import begin
 from spectralkernels.convolution.dft_triton.kernels.transforms import _plane_offsets
+from spectralkernels.convolution.splitting import pieces, products
 
 
 @triton.jit
@@ -51,11 +52,8 @@ def _product(a, b, total, STEPS: tl.constexpr, PRECISION: tl.constexpr):
     STEPS: how many such products are summed. A tensor core cuts off what its sums do not hold.
     """
     if PRECISION == "tf32x3":
-        a_first, b_first = to_tf32(a), to_tf32(b)
         start = total if STEPS == 1 else tl.zeros(total.shape, tl.float32)
-        found = tl.dot(a - a_first, b_first, start, input_precision="tf32")
-        found = tl.dot(a_first, b - b_first, found, input_precision="tf32")
-        found = tl.dot(a_first, b_first, found, input_precision="tf32")
+        found = products(pieces(a, PRECISION), pieces(b, PRECISION), start, PRECISION)
         if STEPS > 1:
             found += total
         return found
