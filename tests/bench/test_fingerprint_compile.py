@@ -109,6 +109,9 @@ def test_planted_faults_exit_1_with_words(plant: Plant, cli: Cli, tmp_path: Path
     assert "written: results/fingerprints/scale.scale_kernel.json" in err and "not times" in err
     path = tmp_path / "results" / "fingerprints" / "scale.scale_kernel.json"
     before = path.read_text()
+    for names in ((), ("scale",), ("scale.scale_kernel",)):
+        code, out, err = cli("--stored", *names, "--arch", "90", "--json")
+        assert code == 0 and json.loads(out)["launch"] == "4096 cells" and "written" not in err
     assert 0 < json.loads(before)["launches"]["4096 cells"]["sm_90"]["compile_seconds"] < 60
 
     plant(comment="# a comment changes every line number and no instruction")
@@ -173,6 +176,12 @@ def test_bad_input(plant: Plant, cli: Cli, tmp_path: Path, monkeypatch: pytest.M
     assert code == 2 and "--arch takes numbers such as 80,90,100, got hopper" in err
     code, _, err = cli("--check", "--because", "of this")
     assert code == 2 and "--because is for storing" in err
+    code, _, err = cli("--stored", "--check")
+    assert code == 2 and "--stored compiles nothing; leave out --check" in err
+    code, _, err = cli("--stored", "scal")
+    assert code == 2 and "nothing is stored of a kernel 'scal'; known: none" in err
+    code, _, err = cli("--stored", "--arch", "42")
+    assert code == 2 and "nothing is stored for sm_42" in err
     folder = tmp_path / "results" / "fingerprints"
     folder.mkdir(parents=True)
     (folder / "torn.json").write_text("{")

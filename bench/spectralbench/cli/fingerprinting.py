@@ -35,17 +35,25 @@ def fingerprint(
         bool, typer.Option("--check", help="Compare with what is stored and store nothing; exit 1 if worse.")
     ] = False,
     because: Annotated[str | None, typer.Option(help="Reason, stored with whatever changed.")] = None,
+    as_stored: Annotated[
+        bool, typer.Option("--stored", help="Print what is stored, compile nothing: the figures of results/KERNELS.md.")
+    ] = False,
     results: terminal.Results = Path("results"),
     as_json: terminal.Json = False,
 ) -> None:
     """Compile the kernels for GPUs that need not be here, and store or check what came of it: no times."""
     if check and because is not None:
         raise terminal.fail("--because is for storing; leave it out with --check", 2)
+    if as_stored and (check or because is not None):
+        raise terminal.fail("--stored compiles nothing; leave out --check and --because", 2)
     folder = results / "fingerprints"
     try:
         old = stored.load(folder)
     except ValueError as error:
         raise terminal.fail(str(error), 2) from None
+    if as_stored:
+        _print(_chosen(old.values(), kernels or (), _capabilities(arch)), as_json)
+        return
     with terminal.usage_errors():
         from spectralbench.fingerprint import collect
         from spectralkernels.errors import Unsupported
@@ -87,6 +95,23 @@ def _capabilities(arch: list[str] | None) -> tuple[int, ...]:
         return tuple(int(name.removeprefix("sm_")) for name in names)
     except ValueError:
         raise terminal.fail(f"--arch takes numbers such as 80,90,100, got {','.join(names)}", 2) from None
+
+
+def _chosen(old: Iterable[Fingerprint], kernels: Sequence[str], capabilities: Sequence[int]) -> list[Fingerprint]:
+    """Those of these kernels and architectures, of all where none is named; a name may stop short."""
+    found = list(old)
+    known = sorted({fingerprint.kernel for fingerprint in found})
+    for name in kernels:
+        if not any(f"{kernel}.".startswith(f"{name}.") for kernel in known):
+            raise terminal.fail(f"nothing is stored of a kernel {name!r}; known: {', '.join(known) or 'none'}", 2)
+    for capability in {*capabilities} - {fingerprint.capability for fingerprint in found}:
+        raise terminal.fail(f"nothing is stored for sm_{capability}; leave out --arch to see what is", 2)
+    return [
+        fingerprint
+        for fingerprint in found
+        if (not kernels or any(f"{fingerprint.kernel}.".startswith(f"{name}.") for name in kernels))
+        and (not capabilities or fingerprint.capability in capabilities)
+    ]
 
 
 def _of_kernels(found: Iterable[Fingerprint], kernels: set[str]) -> list[Fingerprint]:
