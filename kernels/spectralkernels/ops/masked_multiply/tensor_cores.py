@@ -1,7 +1,8 @@
 """The masked multiply on tensor cores, and the list of a mask's cells that it works through (imports Triton).
 
 A cell is a matrix product over channels, [batch, channel] x [channel, output], and cells are its batch. The operands
-of a product are split (see `splitting`), so that its class is that of float32.
+of a product are split (see `splitting`), so that its class is that of float32; of an infinite one the rest is NaN, and
+so are the sums that it is in.
 
 A first launch lists the cells, those kept in front, those dropped behind. A program that looked up its own would spend
 more on that than on 32 channels. The list is made anew by each call: a mask is a tensor that may change before any.
