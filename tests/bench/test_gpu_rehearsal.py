@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from effort import one_of
 from synthetic_records import environment
 
 from spectralbench import sweep
@@ -145,11 +146,11 @@ def test_eight_minutes_judge_every_promise_in_both_graph_states_by_three_process
     device = Device("GPU-1")
     assert rent(device, tmp_path / "out", 480.0)
     assert device.seconds < 480.0
-    assert len(TARGETS) == len(replicates(tmp_path / "out"))
-    assert min(replicates(tmp_path / "out").values()) >= 3, replicates(tmp_path / "out")
+    judged = replicates(tmp_path / "out")
+    assert len(TARGETS) == len(judged) and min(judged.values()) >= 3, judged
 
 
-@pytest.mark.parametrize("quits", [60.0, 205.0])
+@pytest.mark.parametrize("quits", one_of([60.0, 205.0]))
 def test_a_machine_that_goes_at_any_second_costs_one_case_and_the_next_goes_on(
     quits: float, rent: Any, tmp_path: Path
 ) -> None:
