@@ -102,6 +102,7 @@ def test_products_of_spectra_keep_their_precision(impl: str, seed: int):
         assert torch.equal(sk.masked_multiply(**inputs, impl=impl), want)
 
 
+@pytest.mark.slow
 def test_a_compiled_convolution_casts_too(seed: int):
     x, weight, bias = drawn("band_limited_conv2d").values()
 

@@ -89,12 +89,14 @@ def by_pytest(tmp_path_factory: pytest.TempPathFactory) -> Numbers:
     }
 
 
+@pytest.mark.slow
 def test_the_three_front_ends_know_the_same_cases(
     by_command_line: Numbers, by_asv: Numbers, by_pytest: Numbers
 ) -> None:
     assert by_command_line.keys() == by_asv.keys() == by_pytest.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "metric", ["device_time", "rounding_error", "approximation_error", "stored_bytes", "kept_fraction"]
 )

@@ -26,6 +26,7 @@ print("right")
 """
 
 
+@pytest.mark.slow
 def test_every_program_reads_its_blocks_around_the_buffer(seed: int) -> None:
     done = python_interpreting("-c", PROGRAM.format(seed=seed))
     assert done.stdout == "right\n", done.stderr[-2000:]

@@ -9,6 +9,7 @@ import pytest
 from spectralbench.gpu import native_tests
 
 
+@pytest.mark.slow
 def test_native_tests_keep_a_result_each_and_run_once(tmp_path: Path) -> None:
     tests = tmp_path / "tests"
     tests.mkdir()

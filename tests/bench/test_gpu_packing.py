@@ -64,6 +64,7 @@ def test_an_archive_does_not_write_outside_its_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "escaped").exists()
 
 
+@pytest.mark.slow
 def test_what_is_compiled_ahead_is_what_a_launch_would_look_for(tmp_path: Path) -> None:
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "spectralbench.gpu.precompile", "--out", str(tmp_path / "kernels.tgz")]

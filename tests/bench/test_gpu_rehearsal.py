@@ -150,6 +150,7 @@ def test_eight_minutes_judge_every_promise_in_both_graph_states_by_three_process
     assert len(TARGETS) == len(judged) and min(judged.values()) >= 3, judged
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quits", one_of([60.0, 205.0]))
 def test_a_machine_that_goes_at_any_second_costs_one_case_and_the_next_goes_on(
     quits: float, rent: Any, tmp_path: Path

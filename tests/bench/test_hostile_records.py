@@ -187,7 +187,7 @@ def test_mutated_files_crash_hang_and_escape_nothing(tmp_path: Path, seed: int) 
     pytest.importorskip("seaborn", reason="figures are an optional extra")
     synthetic.write(tmp_path, "a", synthetic.environment(), [synthetic.record({"device_time": 1.0})])
     read_everything(tmp_path, figures=True, auto=True)  # whatever is imported, and cached on disk, is now
-    for draw in draws(1250 if EFFORT > 1 else 200):
+    for draw in draws(1250 if EFFORT > 1 else 200 if EFFORT else 40):
         rng = random.Random(f"{seed} {draw}")
         results = tmp_path / "deep" / "down" / "results"
         done = mutated(results, rng)

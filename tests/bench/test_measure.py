@@ -253,6 +253,7 @@ def test_the_bytes_of_an_allocation_are_read_from_its_message() -> None:
     assert failure(ValueError("no")).kind == "error"
 
 
+@pytest.mark.slow
 def test_a_lost_device_is_a_crash_of_the_culprit_and_the_rest_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     lost: list[int] = []
 

@@ -213,6 +213,7 @@ def test_a_launch_that_overlaps_waits_before_it_touches_memory(name: str) -> Non
     assert "griddepcontrol" not in behind.split("launch_dependents", 1)[1]
 
 
+@pytest.mark.slow
 def test_too_much_tensor_memory_would_be_seen() -> None:
     """What `check` guards against: the tiles of Hopper, compiled for Blackwell, store nothing."""
     launch = launches("32x32-K3", "tf32x3", 90)["product"]

@@ -177,6 +177,7 @@ def test_machine_code(kind: str, length: int, taps: int, grid: str, name: str, c
         assert code.count("LDGSTS") == code.count("LDGSTS", "128")
 
 
+@pytest.mark.slow
 def test_split_halves_spare_registers():
     """What spills in three terms of tf32 does not in three of bf16."""
     code = compiled(planned("forward", layer(4096, 31, "4160"), "bf16x3"), 90)
@@ -185,6 +186,7 @@ def test_split_halves_spare_registers():
     assert code.stack + code.local == 0
 
 
+@pytest.mark.slow
 def test_float32_has_no_tensor_core():
     code = compiled(planned("forward", layer(1024, 31, "1088"), "fp32"), 90)
     assert not any(code.count(opcode) for opcode in ("HMMA", "HGMMA", "UTCHMMA"))
@@ -208,6 +210,7 @@ def test_arithmetic_is_that_of_the_design():
     assert code.count("HMMA") * code.num_warps * 2 * 16 * 8 * 16 == form.flops + kernel_transform
 
 
+@pytest.mark.slow
 def test_a_dense_circle_of_any_size_keeps_its_registers():
     geometry = layer(1024, 31, "tight")
     code = compiled(planned("forward", geometry, "bf16x6", whole(geometry, PRECISIONS["bf16x6"])), 90)

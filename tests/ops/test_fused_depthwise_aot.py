@@ -214,6 +214,7 @@ def test_machine_code(kind: str, side: int, taps: int, name: str, capability: in
         assert code.count("LDGSTS") == code.count("LDGSTS", "128")
 
 
+@pytest.mark.slow
 def test_terms_cost_as_many_products():
     single, triple, six = (compiled("forward", 32, 31, name, 90) for name in ("tf32", "tf32x3", "bf16x6"))
     assert triple.count("HMMA") * triple.num_warps == 3 * single.count("HMMA") * single.num_warps
