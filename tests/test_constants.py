@@ -74,6 +74,7 @@ def test_a_first_call_in_a_mode_harms_no_later_one(name: str, impl: str, mode: s
     check_as_if_first(CALLS[name], impl)
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize(("name", "impl"), RUNS)
 def test_a_first_call_in_an_export_harms_no_later_one(name: str, impl: str, seed: int):
     x, w = inputs()
