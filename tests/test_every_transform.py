@@ -115,6 +115,7 @@ def test_it_is_differentiated_forward_and_batched(operation: Operation, subject:
 KERNELS = [point for point in SUBJECTS if point.values[1].role == "kernel" or point.id == "spec_block-bitmap"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error:There is a performance drop")
 @pytest.mark.parametrize(
     ("operation", "subject"), KERNELS if EFFORT > 1 else [p for p in KERNELS if p.id == "spec_block-bitmap"]

@@ -13,6 +13,7 @@ from spectralkernels import inputs
 from spectralkernels.errors import Unsupported
 
 
+@pytest.mark.slow
 def test_the_photographs_are_those_of_scikit_learn_bit_by_bit() -> None:
     datasets = pytest.importorskip("sklearn.datasets")
     expected = torch.cat([torch.tensor(image).permute(2, 0, 1) for image in datasets.load_sample_images().images])

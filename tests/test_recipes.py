@@ -70,6 +70,7 @@ def test_every_recipe_is_short() -> None:
         assert len(lines) < 15, block["path"]
 
 
+@pytest.mark.slow
 def test_one_of_each_is_added_and_deleted_in_its_own_file_alone(tmp_path: Path) -> None:
     pytest.importorskip("seaborn", reason="figures are an optional extra")
     pytest.importorskip("triton", reason="a recipe adds a Triton kernel")

@@ -18,6 +18,7 @@ from spectralbench.report.pictures import finding
 from spectralkernels.spectra import low_pass_mask
 
 
+@pytest.mark.slow
 def test_every_picture_is_drawn_with_its_finding(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learned_strides, "STEPS", 2)
     monkeypatch.setattr(kronecker_trade, "STEPS", 1)

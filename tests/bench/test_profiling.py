@@ -96,6 +96,7 @@ def test_t37_a_gpu_is_as_busy_as_nvml_says_where_it_was_asked_in_time(
     assert isinstance(busy.percent["gpu"], str) or torch.cuda.is_available()
 
 
+@pytest.mark.slow
 def test_how_busy_everything_was_is_a_table_and_what_is_missing_has_a_reason() -> None:
     found = profiled(load_operation("band_limited_conv2d"), ("torch_fft", "dft_gemm"))
     one, two = found.profiles
@@ -310,6 +311,7 @@ def test_the_command_prints_json_and_leaves_figures(runner: CliRunner, tmp_path:
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_the_stages_of_every_case_are_in_one_figure(
     runner: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

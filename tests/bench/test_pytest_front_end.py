@@ -46,6 +46,7 @@ def saved(clone: Clone) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_names_and_groups_are_readable(saved: dict[str, Any]) -> None:
     found = saved["test_operation[doubling-twin-forward-float32-size=64,scale=1.0]"]
     assert found["group"] == "doubling size=64 scale=1"
@@ -89,6 +90,7 @@ def test_machine_is_saved(saved: dict[str, Any]) -> None:
     assert saved["machine_info"]["spectral_machine"] == machine_name()
 
 
+@pytest.mark.slow
 def test_compare_fail_catches_a_slower_run_and_passes_an_equal_one(clone: Clone, saved: dict[str, Any]) -> None:
     compare = ("-k", RIGHT, "--benchmark-compare=*_base", "--benchmark-compare-fail=median:5%")
     assert run(clone, *compare).returncode == 0
@@ -97,6 +99,7 @@ def test_compare_fail_catches_a_slower_run_and_passes_an_equal_one(clone: Clone,
     assert "Performance has regressed" in slower.stdout + slower.stderr
 
 
+@pytest.mark.slow
 def test_compare_fail_refuses_another_machine(clone: Clone, saved: dict[str, Any]) -> None:
     compare = ("-k", RIGHT, "--benchmark-compare=*_base", "--benchmark-compare-fail=median:5%")
     done = run(clone, *compare, SPECTRALBENCH_MACHINE="cpu-other-64c")
@@ -104,6 +107,7 @@ def test_compare_fail_refuses_another_machine(clone: Clone, saved: dict[str, Any
     assert "needs a run saved on this machine (cpu-other-64c)" in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_failed_fails_with_the_reason_and_skipped_skips_with_it(clone: Clone) -> None:
     done = run(clone, "-k", "doubling_wrong", "--spectral-profile", "quick")
     assert done.returncode == 1
@@ -112,6 +116,7 @@ def test_failed_fails_with_the_reason_and_skipped_skips_with_it(clone: Clone) ->
     assert "1 failed, 1 passed, 1 skipped" in done.stdout
 
 
+@pytest.mark.slow
 def test_implementations_can_be_chosen(clone: Clone) -> None:
     done = run(clone, "--spectral-impl", "twin", "-k", "doubling", "--collect-only", "-q")
     assert done.returncode == 0, done.stdout
