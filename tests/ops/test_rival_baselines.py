@@ -191,6 +191,24 @@ def test_where_the_way_round_pays():
     assert not pays(12, 31, device="meta")
 
 
+@pytest.mark.parametrize("short", [False, True])
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("shape", [(2, 6, 41), (2, 6, 9, 12)])
+def test_zeros_beforehand_change_no_sum(short: bool, groups: int, shape: tuple[int, ...], seed: int, monkeypatch):
+    """Whatever registers a machine has: by its pad, beforehand, and where there is a gradient."""
+    monkeypatch.setattr(direct, "SHORT_REGISTERS", short)
+    x, weight, bias = torch.randn(shape), torch.randn(6, 6 // groups, *(3, 11)[4 - len(shape) :]), torch.randn(6)
+    padding = (1, 5)[4 - len(shape) :]
+    assert direct.zeros_first_pay(x, weight) == short
+    want = direct.convolve(x.double(), weight.double(), bias.double(), padding, groups)
+    for given in (x, x.clone().requires_grad_()):
+        found = direct.convolve_in_best_layout(given, weight, bias, padding, groups)
+        assert found.is_contiguous() and relative(found, want) < 1e-6
+        assert direct.zeros_first_pay(given, weight) == (short and not given.requires_grad)
+    assert not direct.zeros_first_pay(x.double(), weight.double())
+    assert not direct.zeros_first_pay(x.to("meta"), weight)
+
+
 @pytest.mark.parametrize("name", ["converted", "bf16"])
 @pytest.mark.parametrize("groups", [1, 2, 6])
 def test_other_ways_of_the_library_are_right_in_their_class_and_keep_the_dtype(name: str, groups: int, seed: int):
