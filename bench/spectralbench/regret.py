@@ -53,12 +53,16 @@ GOAL, MEMORY_GOAL = 1.2, 4.0
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One shape: what auto takes, the least seconds of everyone, and the bytes that auto and torch_fft need."""
+    """One shape: what auto takes, the least seconds of everyone, and the bytes that auto and torch_fft need.
+
+    params: of the case, by name.
+    """
 
     operation: str
     case: str
     chosen: str
     seconds: Mapping[str, float]
+    params: Mapping[str, Any] = field(default_factory=dict)
     bytes: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -205,7 +209,8 @@ def measure(
                 run()
                 forget()
                 bytes_[name] = peak_growth(run)
-        return Row(case.operation, case.id, chosen, race(runs, rounds, chosen, clock, most), bytes_)
+        raced = race(runs, rounds, chosen, clock, most)
+        return Row(case.operation, case.id, chosen, raced, dict(case.params), bytes_)
 
 
 def _run(implementation: Implementation, inputs: dict[str, Any], training: bool) -> Callable[[], object]:

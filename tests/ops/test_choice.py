@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping
 
@@ -10,7 +11,7 @@ import torch
 from effort import draws
 
 from spectralkernels import weight_spectrum
-from spectralkernels.convolution import choice, estimates
+from spectralkernels.convolution import choice, estimates, ffts
 from spectralkernels.convolution.choice import auto, fastest, matrices_are_light
 from spectralkernels.convolution.dft_native import build
 from spectralkernels.convolution.estimates import Sizes, seconds, work
@@ -62,18 +63,42 @@ def test_work_is_counted_as_by_hand():
     ffts = work("torch_fft", sizes)
     assert ffts["number"] == ffts["second_axis"] == 31 * 63
     assert (ffts["mode"], ffts["gemm"], ffts["product"]) == (31 * 36, 36, 2 * 5 * 3 * 36)
-    assert ffts["fft_smooth"] == pytest.approx(31 * 63 * 5.9773, rel=1e-4)  # log2(9) + log2(7)
-    # 3 inputs as they are, 5 outputs as 16; 48 samples, 9 taps
-    assert work("direct", sizes)["few_channels"] == 2 * 2 * 3 * 16 * 48 * 9
-    assert work("dft_gemm", sizes)["map"] == 32 * (4 * 48 * 4 + 8 * 8 * 36)  # 6 and 10 planes as 16 each
-    assert work("dft_native", sizes)["map"] == (2 * 16 + 2 * 16) * (2 * 48 * 4 + 4 * 8 * 4 * 5)
+    # Rows of 7 numbers, of which odd counts are complex, then 4 columns of 9.
+    assert ffts["fft"] == pytest.approx(31 * 9 * 2.1 * 7 * math.log2(7))
+    assert ffts["second_fft"] == pytest.approx(31 * 4 * 2.1 * 9 * math.log2(9))
+    assert ffts["plan"] == 3 * (9 + 7)
+    lanes = estimates.LANES  # 8 or 16
+    # 3 inputs as they are, 5 outputs as a register; 48 samples, 9 taps
+    assert work("direct", sizes)["few_channels"] == 2 * 2 * 3 * lanes * 48 * 9
+    assert work("dft_gemm", sizes)["map"] == (lanes + 16) * (4 * 48 * 4 + 8 * 8 * 36)  # 6 and 10 planes
+    assert work("dft_native", sizes)["map"] == 4 * lanes * (2 * 48 * 4 + 4 * 8 * 4 * 5)
 
 
 @pytest.mark.parametrize(
-    ("n", "kind"), [(1, "smooth"), (16200, "smooth"), (34, "to_17"), (16388, "to_300"), (16411, "larger")]
+    ("n", "real", "row", "plan"),
+    [
+        (1, True, ffts.ODD, 1),
+        (2048, True, 1024 * 10, 2048),
+        (2048, False, 2048 * 11, 2048),
+        (54, True, ffts.ODD * 27 * math.log2(27), 54),  # half of it is odd
+        (68, True, ffts.ROUGH_EVEN * 34 * math.log2(34), 68),
+        (47, True, ffts.ROUGH_ODD * 47 * math.log2(47), 47),
+        (106, True, ffts.CONVOLVED * 128 * 7, 106 + ffts.CONVOLVED_PLAN * 128),  # 53, on a circle for 105 lags
+        (16411, True, ffts.CONVOLVED * 65536 * 16, 16411 + ffts.CONVOLVED_PLAN * 65536),
+    ],
 )
-def test_primes_of_n(n: int, kind: str):
-    assert estimates._primes(n) == kind
+def test_an_fft_is_counted_by_its_primes(n: int, real: bool, row: float, plan: float):
+    assert (ffts.row(n, real), ffts.plan(n, real)) == pytest.approx((row, plan))
+
+
+def test_a_filter_is_on_its_own_circle_or_on_one_for_every_lag(seed: int):
+    assert [ffts.largest_prime(n) for n in (1, 2, 16200, 34, 16388, 16411)] == [1, 2, 5, 17, 241, 16411]
+    assert [ffts.filter_circle(n, n) for n in (1024, 2002, 1031, 17784)] == [1024, 2002, 2100, 35840]
+    chance = random.Random(seed)
+    for _ in range(50):
+        n = chance.randint(1, 40000)
+        circle = ffts.filter_circle(n, chance.randint(1, n))
+        assert circle == n or (circle % 4 == 0 and ffts.row(circle) < ffts.row(n))
 
 
 @pytest.mark.parametrize("draw", draws(20))
@@ -184,4 +209,5 @@ def test_a_mask_counts_the_modes_that_it_lists():
     assert sizes.modes == len(disc) < sizes.band.modes and not sizes.cells
     cells = mode_list(torch.eye(n[0], n[1] // 2 + 1), n, form="cells")
     dense = mask_sizes(x, weight, band, cells, 1)
-    assert dense.cells and work("dft_gemm", dense)["map"] == 32 * 4 * 32 * 32 * len(cells)
+    planes = 2 * estimates.LANES  # 6 and 8 of them, in registers of 8 or 16
+    assert dense.cells and work("dft_gemm", dense)["map"] == planes * 4 * 32 * 32 * len(cells)

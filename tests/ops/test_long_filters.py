@@ -7,10 +7,11 @@ import torch
 
 import spectralkernels as sk
 from spectralkernels import constants
-from spectralkernels.convolution import baselines
-from spectralkernels.convolution.baselines import filters_by_fft, reference
+from spectralkernels.convolution import low_pass
+from spectralkernels.convolution.baselines import reference
 from spectralkernels.convolution.direct import convolve, convolve_in_best_layout
 from spectralkernels.convolution.geometry import conv_band
+from spectralkernels.convolution.low_pass import filtered_by_fft, filters_by_fft, low_pass_matrix
 
 # Smooth, rough even, prime, and a side of a map beside a short one.
 SIZES = [((192,),), ((770,),), ((1031,),), ((192, 5),), ((3, 773),), ((1, 1024),), ((193, 192),)]
@@ -35,13 +36,16 @@ def test_the_answer_is_that_of_the_reference(size: tuple[int, ...], padding: str
 
 @pytest.mark.parametrize("length", [192, 769])
 @pytest.mark.parametrize("kept", [1, 40])
-def test_a_filter_is_its_matrix(length: int, kept: int, seed: int):
-    y = torch.randn(3, length, 2, dtype=torch.float64)
+def test_a_filter_is_its_matrix(length: int, kept: int, seed: int, monkeypatch: pytest.MonkeyPatch):
+    """At once and a few planes at a time."""
+    y = torch.randn(3, 2, length, 2, dtype=torch.float64)
     for out in (1, length - 5, length):
-        matrix = baselines._low_pass_matrix(length, kept, out, torch.float64, torch.device("cpu"))
-        by_matrix = torch.einsum("on,bnc->boc", matrix, y)
-        found = baselines._filtered_by_fft(y, 1, length, kept, out)
-        torch.testing.assert_close(found, by_matrix, rtol=0.0, atol=1e-12)
+        matrix = low_pass_matrix(length, kept, out, torch.float64, torch.device("cpu"))
+        by_matrix = torch.einsum("on,bcnv->bcov", matrix, y)
+        for cached in (1, 10 * length, low_pass.CACHED):
+            monkeypatch.setattr(low_pass, "CACHED", cached)
+            found = filtered_by_fft(y, 2, length, kept, out)
+            torch.testing.assert_close(found, by_matrix, rtol=0.0, atol=1e-12)
 
 
 def test_gradients_are_those_of_the_matrices(seed: int):

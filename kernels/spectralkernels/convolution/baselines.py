@@ -22,8 +22,8 @@ from spectralkernels.autocast import as_written
 from spectralkernels.constants import constant
 from spectralkernels.convolution.direct import convolve_in_best_layout, direct, tf32_convolution
 from spectralkernels.convolution.geometry import WeightSpectrum, compute_dtype
-from spectralkernels.dft import LARGEST_MATRIX_BYTES
-from spectralkernels.spectra import Band, fft_size, full_frequencies, half, kept_1d, kept_2d, next_smooth
+from spectralkernels.convolution.low_pass import filtered_by_fft, filters_by_fft, low_pass_matrix
+from spectralkernels.spectra import Band, fft_size, full_frequencies, half, kept_1d, kept_2d
 from spectralkernels.stages import staged
 from spectralkernels.tf32 import tf32_allowed
 
@@ -108,20 +108,6 @@ def direct_lowpass(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, g
         return _lowpass(x, weight, bias, band, groups, convolve_in_best_layout, torch.matmul)
 
 
-LONG_SMOOTH_SIDE, LONG_SIDE = 192, 768
-"""From here on a CPU filters by FFTs: N without a prime factor above 7, and any N. One core of an AMD EPYC, rows of N
-samples, time of the matrix over that of the FFTs along the last axis: 1.8 at 128, 2.6 at 192, 6.5 at 512; with other N
-0.4 at 194, 1.0 at 386, 0.6 at 514, 1.7 at 770, 3.8 at 2050. Along another axis, 0.8, 1.1, 2.3; 0.4, 0.7, 0.5, 1.5, 0.9.
-"""
-
-
-def filters_by_fft(n: int, out: int, itemsize: int, device: str) -> bool:
-    """Whether `direct_lowpass` filters an axis by FFTs, not by a matrix [out, n]: where that is faster or too large."""
-    if device != "cpu":
-        return n * out * itemsize > LARGEST_MATRIX_BYTES
-    return n >= LONG_SIDE or (n >= LONG_SMOOTH_SIDE and next_smooth(n) == n)
-
-
 def _lowpass(
     x: Tensor,
     weight: Tensor,
@@ -132,65 +118,36 @@ def _lowpass(
     product: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
     dtype = x.dtype
-    x, weight = (each.to(compute_dtype(dtype)) for each in (x, weight))
-    circle = F.pad(
-        x, [zeros for n, size in zip(reversed(band.n), reversed(band.size), strict=True) for zeros in (0, n - size)]
-    )
-    for axis, (taps, (before, _)) in enumerate(zip(band.kernel, band.pad, strict=True), start=2):
-        # Position t of the wrapped plane is position t - before on the circle, for N + taps - 1 positions.
-        positions = torch.arange(-before, circle.shape[axis] + taps - 1 - before, device=x.device)
-        circle = circle.index_select(axis, positions.remainder(circle.shape[axis]))
+    circle, weight = (each.to(compute_dtype(dtype)) for each in (x, weight))
+    for axis, (n, taps, (before, _)) in enumerate(zip(band.n, band.kernel, band.pad, strict=True), start=2):
+        circle = _unrolled(circle, axis, n, -before, n + taps - 1)
     y = convolve(circle, weight, None, tuple(0 for _ in band.n), groups)
     for axis, (n, kept, out) in enumerate(zip(band.n, band.kept, band.out, strict=True), start=2):
         if kept == half(n):
             y = y.narrow(axis, 0, out)
         elif filters_by_fft(n, out, y.dtype.itemsize, y.device.type):
-            y = _filtered_by_fft(y, axis, n, kept, out)
+            y = filtered_by_fft(y, axis, n, kept, out)
         else:
-            low_pass = _low_pass_matrix(n, kept, out, y.dtype, y.device)
+            low_pass = low_pass_matrix(n, kept, out, y.dtype, y.device)
             y = torch.movedim(product(torch.movedim(y, axis, -1), low_pass.t()), -1, axis)
     if bias is not None:
         y = y + _broadcast(bias.to(y.dtype), tuple(range(2, x.dim())))
     return y.to(dtype).contiguous()
 
 
-@constant
-def _low_pass_matrix(n: int, kept: int, out: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Real [out, n]: the first rows of the circulant that keeps |u| < kept."""
-    impulse = _low_pass_impulse(n, kept)
-    lag = torch.arange(out).unsqueeze(1) - torch.arange(n).unsqueeze(0)
-    return impulse[lag.remainder(n)].to(dtype=dtype, device=device)
-
-
-def _low_pass_impulse(n: int, kept: int) -> Tensor:
-    """Float64 [n]: the response on the circle of the filter that keeps |u| < kept."""
-    spectrum = (torch.fft.fftfreq(n, 1.0 / n, dtype=torch.float64).abs() < kept).double()
-    return torch.fft.ifft(spectrum).real
-
-
-def _filtered_by_fft(y: Tensor, axis: int, n: int, kept: int, out: int) -> Tensor:
-    """The first samples of the low-pass along an axis of n, on that circle or, where its FFT is slow, on one that holds
-    the filter's every lag."""
-    if y.numel() == 0:  # an FFT library refuses
-        return y.narrow(axis, 0, out)
-    if next_smooth(n) == n:
-        low = torch.fft.rfft(y, dim=axis).narrow(axis, 0, kept)
-        return torch.fft.irfft(low, n, dim=axis).narrow(axis, 0, out)
-    response = _low_pass_response(n, kept, out, y.dtype, y.device)
-    circle = next_smooth(n + out - 1)
-    spectrum = torch.fft.rfft(y, circle, dim=axis) * response.view(-1, *(1 for _ in y.shape[axis + 1 :]))
-    return torch.fft.irfft(spectrum, circle, dim=axis).narrow(axis, 0, out)
-
-
-@constant
-def _low_pass_response(n: int, kept: int, out: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Complex [M // 2 + 1]: the spectrum, on the smallest 7-smooth circle M >= n + out - 1, of the filter that keeps
-    |u| < kept of n, at the lags from an input of n samples to an output of `out`."""
-    impulse = _low_pass_impulse(n, kept)
-    lags = torch.arange(1 - n, out)
-    filter_ = torch.zeros(next_smooth(n + out - 1), dtype=torch.float64)
-    filter_[lags.remainder(len(filter_))] = impulse[lags.remainder(n)]
-    return torch.fft.rfft(filter_).to(dtype=dtype.to_complex(), device=device)
+def _unrolled(x: Tensor, axis: int, n: int, start: int, count: int) -> Tensor:
+    """`count` positions from `start` on of the circle of n where x begins at 0 and zeros fill the rest: one copy."""
+    size = x.shape[axis]
+    shape = list(x.shape)
+    shape[axis] = n - size
+    parts, at = (x, x.new_zeros(shape)), start % n
+    pieces = []
+    while count > 0:
+        part, offset, left = (parts[0], at, size - at) if at < size else (parts[1], at - size, n - at)
+        left = min(left, count)
+        pieces.append(part.narrow(axis, offset, left))
+        at, count = (at + left) % n, count - left
+    return torch.cat(pieces, axis)
 
 
 # --- torch.fft ------------------------------------------------------------------------------------------------------

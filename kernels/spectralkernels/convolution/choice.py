@@ -58,6 +58,11 @@ def auto(x: Tensor, weight: Tensor | WeightSpectrum, bias: Tensor | None, band: 
 
 @lru_cache(maxsize=4096)
 def _estimated(sizes: Sizes, plain: bool, built: bool, training: bool) -> Decision:
+    return fastest(candidates(sizes, plain, built), sizes, training)
+
+
+def candidates(sizes: Sizes, plain: bool, built: bool) -> tuple[str, ...]:
+    """Who may be taken on a CPU. plain: float32, not in channels_last. built: whether the compiled library is there."""
     band = sizes.band
     names = ["torch_fft"]
     fits = too_large(band.n, band.kept, (band.size, band.kernel, band.out), sizes.itemsize) is None
@@ -67,7 +72,7 @@ def _estimated(sizes: Sizes, plain: bool, built: bool, training: bool) -> Decisi
         names.append("direct_lowpass")
     else:
         names += ["direct", "torch_fft_fast", *(("direct_converted",) if plain and len(band.n) == 2 else ())]
-    return fastest(tuple(names), sizes, training)
+    return tuple(names)
 
 
 def _traced(x: Tensor, weight: Tensor, band: Band, groups: int, refusal: str | None) -> Decision:

@@ -11,16 +11,21 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from spectralkernels.convolution.baselines import fast_band, filters_by_fft
+import torch
+
+from spectralkernels.convolution import ffts
+from spectralkernels.convolution.baselines import fast_band
 from spectralkernels.convolution.cost import folded_flops
 from spectralkernels.convolution.dft_native.operators import LARGEST_LANE_WEIGHTS
 from spectralkernels.convolution.direct import SLOW_WIDTH
 from spectralkernels.convolution.fitted import FORWARD, FORWARD_AND_BACKWARD
 from spectralkernels.convolution.linear_maps import PIECE_BYTES
-from spectralkernels.spectra import Band, half, next_smooth
+from spectralkernels.convolution.low_pass import filters_by_fft
+from spectralkernels.spectra import Band, half
 
-LANES = 16
-"""Channels that a library convolution, a product of few columns and `dft_native` round up to: those of AVX-512."""
+LANES = 16 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 8
+"""Channels that a library convolution, a product of few columns and `dft_native` round up to: those of AVX-512, or of
+a register half as long."""
 LARGE = 4 << 20
 """Numbers of a spectrum that an allocator maps anew in every call: they cost more each."""
 
@@ -77,11 +82,16 @@ def seconds(name: str, sizes: Sizes, training: bool = False) -> float:
 
     KeyError if it is not estimated.
     """
-    taken = (FORWARD_AND_BACKWARD if training else FORWARD)[_TAKEN_FROM.get(name, name)]
+    taken = (FORWARD_AND_BACKWARD if training else FORWARD)[taken_from(name)]
     total = 0.0
     for unit, count in work(name, sizes).items():
         total += taken[unit] * count
     return total * sizes.itemsize / 4
+
+
+def taken_from(name: str) -> str:
+    """The implementation whose seconds per unit of work are those of `name`, too."""
+    return _TAKEN_FROM.get(name, name)
 
 
 def work(name: str, sizes: Sizes) -> Work:
@@ -93,31 +103,26 @@ def work(name: str, sizes: Sizes) -> Work:
 
 
 def _torch_fft(sizes: Sizes) -> Work:
-    """FFTs of x, weight and y by the primes of N, the numbers they pass over, and a complex product per mode."""
+    """FFTs of x, weight and y with their plans, the numbers they pass over, and a complex product per mode."""
     band, planes = sizes.band, sum(sizes.planes)
-    circle = math.prod(band.n)
-    found = {"call": 1.0, "number": planes * circle, "mode": planes * sizes.modes}
-    for n in band.n:
-        unit = f"fft_{_primes(n)}"
-        found[unit] = found.get(unit, 0.0) + planes * circle * math.log2(n)
+    circle, last = math.prod(band.n), band.n[-1]
+    found = {
+        "call": 1.0,
+        "number": planes * circle,
+        "mode": planes * sizes.modes,
+        "fft": planes * (circle // last) * ffts.row(last),
+        "plan": 3.0 * ffts.plan(last),
+        "large": planes * circle if planes * circle > LARGE else 0.0,
+    }
     if len(band.n) == 2:
+        found["second_fft"] = planes * half(last) * ffts.row(band.n[0], real=False)
+        found["plan"] += 3.0 * ffts.plan(band.n[0], real=False)
         found["second_axis"] = planes * circle
     if sizes.inputs > 1:
         found["gemm"] = sizes.modes * sizes.groups
         found["product"] = sizes.products * sizes.modes
         found["large_mode"] = sum([n * sizes.modes for n in sizes.planes if n * sizes.modes > LARGE])
     return found
-
-
-def _primes(n: int) -> str:
-    """How hard the largest prime factor of N is for an FFT library."""
-    rest, prime, largest = n, 2, 1
-    while prime * prime <= rest:
-        while rest % prime == 0:
-            rest, largest = rest // prime, prime
-        prime += 1
-    largest = max(largest, rest)
-    return "smooth" if largest <= 7 else "to_17" if largest <= 17 else "to_300" if largest <= 300 else "larger"
 
 
 def _torch_fft_fast(sizes: Sizes) -> Work:
@@ -228,7 +233,8 @@ def _convolved(sizes: Sizes, out: tuple[int, ...]) -> Work:
 def _direct_lowpass(sizes: Sizes) -> Work:
     """The convolution of wrapped maps on the whole circle, then a filter per axis: a product or two FFTs."""
     band, of_x, of_y = sizes.band, sizes.planes[0], sizes.planes[2]
-    found = {**_convolved(sizes, band.n), "filter": 0.0, "filter_fft": 0.0}
+    units = ("filter", "filter_fft", "filter_number", "plan")
+    found = {**_convolved(sizes, band.n), **dict.fromkeys(units, 0.0)}
     found["wrapped"] = of_x * math.prod([n + taps for n, taps in zip(band.n, band.kernel, strict=True)])
     found["unfiltered"] = of_y * math.prod(band.n)
     left = list(band.n)
@@ -238,8 +244,10 @@ def _direct_lowpass(sizes: Sizes) -> Work:
         if kept == half(n):
             continue
         if filters_by_fft(n, out, sizes.itemsize, "cpu"):
-            circle = n if next_smooth(n) == n else next_smooth(n + out - 1)
-            found["filter_fft"] += rows * circle * math.log2(circle)
+            circle = ffts.filter_circle(n, out)
+            found["filter_fft"] += 2.0 * rows * ffts.row(circle)
+            found["filter_number"] += rows * circle
+            found["plan"] += 2.0 * ffts.plan(circle)
         else:
             found["filter"] += 2.0 * rows * n * out
     return found
