@@ -118,6 +118,8 @@ def test_the_least_estimate_is_taken_and_both_are_said(draw: int, seed: int):
         ((8, 64, 32, 32), (64, 64, 15, 15), 1, 0.0, "dft_gemm", "dft_native"),
         ((8, 64, 32, 32), (64, 64, 3, 3), 1, 0.5, "dft_gemm", "dft_native"),
         ((2, 128, 56, 56), (128, 1, 7, 7), 128, 0.0, "direct", "direct"),
+        ((2, 128, 56, 56), (128, 1, 3, 3), 128, 0.0, "direct", "direct"),
+        ((2, 384, 14, 14), (384, 1, 5, 5), 384, 0.0, "direct", "direct"),
         ((2, 128, 56, 56), (128, 1, 31, 31), 128, 0.5, "dft_gemm", "dft_native"),
         ((4, 16, 270), (32, 16, 5), 1, 0.0, "direct", "direct"),
         ((16, 128, 270), (256, 128, 63), 1, 0.0, "dft_gemm", "dft_native"),

@@ -218,13 +218,14 @@ def _convolved(sizes: Sizes, out: tuple[int, ...]) -> Work:
     else:
         unit, channels = "grouped", sizes.groups * rounded * _up(outputs)
     if taps == 1:
-        unit, channels = "pointwise", sizes.groups * inputs * outputs
+        unit, channels = "pointwise", sizes.groups * inputs * _up(outputs)
     elif sizes.groups > 1 and band.kernel[-1] >= SLOW_WIDTH:
         unit = f"wide_{unit}" if band.kernel[0] == 1 or len(band.n) == 1 else f"wide_{unit}_map"
     return {
         "call": 1.0,
         unit: 2 * sizes.batch * channels * samples * taps,
         "number": of_x * math.prod(band.size) + of_y * samples,
+        "pointwise_number": of_x * samples if taps == 1 else 0,
         "tap": of_weight * taps,
         "group": sizes.batch * sizes.groups if taps == 1 and sizes.groups > 1 else 0,
     }
