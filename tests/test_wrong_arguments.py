@@ -63,16 +63,27 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     ),
     "threshold_spectrum": (
         sk.threshold_spectrum,
-        {"y_hat": X_HAT, "beta": 0.1, "activation": "tanh", "n": 5, "impl": "auto"},
+        {"y_hat": X_HAT, "beta": 0.1, "activation": "tanh", "relative": False, "n": 5, "impl": "auto"},
     ),
     "sparse_multiply": (sk.sparse_multiply, {"sparse": SPARSE, "w_hat": W_HAT, "impl": "auto"}),
     "spec_block": (
         sk.spec_block,
-        {"x": X, "weight": W, "beta": 0.1, "activation": "tanh", "n": 7, "capacity": 0.5, "impl": "auto"},
+        {
+            **{"x": X, "weight": W, "beta": 0.1, "activation": "tanh", "relative": False},
+            **{"n": 7, "capacity": 0.5, "impl": "auto"},
+        },
     ),
     "spectral_pool2d": (
         sk.spectral_pool2d,
-        {"x": X, "size": (3, 2), "even": "average", "share": 0.5, "impl": "auto"},
+        {
+            "x": X,
+            "size": (3, 2),
+            "even": "average",
+            "share": 0.5,
+            "legacy_scale": False,
+            "compat": True,
+            "impl": "auto",
+        },
     ),
     "energy_selection2d": (
         sk.energy_selection2d,
@@ -110,7 +121,10 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "frequency_dropout2d": (sk.frequency_dropout2d, {"x": X, "share": 0.5, "impl": "auto"}),
     "diff_stride2d": (
         sk.diff_stride2d,
-        {"x": X, "strides": torch.tensor([1.5, 2.0]), "smoothness": 2.0, "size": (4, 3), "impl": "auto"},
+        {
+            **{"x": X, "strides": torch.tensor([1.5, 2.0]), "smoothness": 2.0, "size": (4, 3)},
+            **{"cropping": True, "legacy_scale": False, "compat": False, "impl": "auto"},
+        },
     ),
     "ph_conv2d": (
         sk.ph_conv2d,
@@ -152,16 +166,22 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     ),
     "nn.SpecBlock": (
         layer(sk.nn.SpecBlock, 4, 6, 3),
-        {"input": X, "beta": 0.1, "activation": "tanh", "n": 7, "capacity": 0.5, "impl": "auto"},
+        {"input": X, "beta": 0.1, "activation": "tanh", "relative": True, "n": 7, "capacity": 0.5, "impl": "auto"},
     ),
     "nn.SpectralPool2d": (
         layer(sk.nn.SpectralPool2d),
-        {"input": X, "stride": 1.5, "even": "average", "dropout": 0.5},
+        {"input": X, "stride": 1.5, "even": "average", "dropout": 0.5, "legacy_scale": True, "compat": False},
     ),
     "nn.FrequencyDropout2d": (layer(sk.nn.FrequencyDropout2d), {"input": X, "lowest": 0.3}),
-    "nn.DiffStride2d": (layer(sk.nn.DiffStride2d), {"input": X, "strides": (1.5, 2.0), "smoothness": 2.0}),
+    "nn.DiffStride2d": (
+        layer(sk.nn.DiffStride2d),
+        {"input": X, "strides": (1.5, 2.0), "smoothness": 2.0, "cropping": True, "legacy_scale": True},
+    ),
     "nn.BitReLU": (layer(sk.nn.BitReLU), {"input": X}),
-    "nn.convert": (sk.nn.convert, {"model": network(), "compression": 0.5, "where": "*"}),
+    "nn.convert": (
+        sk.nn.convert,
+        {"model": network(), "compression": 0.5, "where": "*", "copy": True, "pointwise": False, "relu_bits": False},
+    ),
     "nn.set_compression": (sk.nn.set_compression, {"model": LIMITED, "compression": 0.5, "where": "*"}),
     "nn.freeze_from_energy": (
         sk.nn.freeze_from_energy,
@@ -207,7 +227,19 @@ WRONG: tuple[Any, ...] = (
         float("inf"),
         -1.5,
     ),
-    *(0, -7, True, 1j, np.float32("nan"), np.array([1.0, 2.0]), torch.ones(2, 3), torch.ones(()), X.int(), X.half()),
+    *(
+        0,
+        -7,
+        10**30,
+        True,
+        1j,
+        np.float32("nan"),
+        np.array([1.0, 2.0]),
+        torch.ones(2, 3),
+        torch.ones(()),
+        X.int(),
+        X.half(),
+    ),
     *(
         X.to_sparse(),
         X_HAT.to_sparse(),
@@ -287,6 +319,9 @@ def test_nothing_but_our_own_errors_comes_out(name: str):
         ("masked_multiply", {"mask": [1]}, "mask must be a tensor, got list"),
         ("spec_block", {"beta": "a"}, "beta must be a number >= 0, got 'a'; 0 keeps every coefficient"),
         ("masks.soft_window_side", {"stride": 0}, "stride at least 1 and smoothness at least 0, got 8, 0 and 2.0"),
+        ("threshold_spectrum", {"relative": "no"}, "relative must be True or False, got 'no'"),
+        ("diff_stride2d", {"cropping": np.array([1, 2])}, "cropping must be True or False, got ndarray"),
+        ("band_limited_conv2d", {"padding": 2**40}, "padding must be below 2147483648 zeros per side"),
         ("implementations", {"device": "mps"}, "device must be 'cpu' or 'cuda', got 'mps'"),
     ],
 )

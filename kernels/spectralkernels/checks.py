@@ -11,6 +11,8 @@ from torch import Tensor
 
 from spectralkernels.errors import DtypeError, RangeError, ShapeError
 
+LARGEST_SIDE = 2**31
+"""Of a plane and of what is laid around it; of longer ones no FFT size is found in time, nor memory."""
 REAL_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -49,7 +51,7 @@ def kind(value: object) -> str:
 def as_number(name: str, value: Any) -> float:
     """A number of Python, of numpy or of a tensor without dimensions; DtypeError on anything else."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return value
+        return value if isinstance(value, float) else _in_64_bits(name, value)
     scalar = _is_scalar(value) and not value.is_complex() and value.dtype != torch.bool
     if scalar or (isinstance(value, Real) and not isinstance(value, bool)):
         return float(value)
@@ -59,11 +61,27 @@ def as_number(name: str, value: Any) -> float:
 def as_integer(name: str, value: Any) -> int:
     """An integer of Python, of numpy or of a tensor without dimensions; DtypeError on anything else."""
     if isinstance(value, int) and not isinstance(value, bool):
-        return value
+        return _in_64_bits(name, value)
     whole = _is_scalar(value) and value.dtype in _INTEGERS
     if whole or (isinstance(value, Integral) and not isinstance(value, bool)):
         return int(value)
     raise DtypeError(f"{name} must be an integer, got {kind(value)}")
+
+
+def as_flag(name: str, value: Any) -> bool:
+    """True or False, 1 or 0, of Python or of numpy; DtypeError on anything else."""
+    if isinstance(value, bool):
+        return value
+    plain = value.item() if not isinstance(value, Tensor) and getattr(value, "shape", None) == () else value
+    if isinstance(plain, int) and plain in (0, 1):
+        return bool(plain)
+    raise DtypeError(f"{name} must be True or False, got {kind(value)}")
+
+
+def _in_64_bits(name: str, value: int) -> int:
+    if not -(2**63) <= value < 2**63:
+        raise RangeError(f"{name} must fit in 64 bits, got {kind(value)}")
+    return value
 
 
 def _is_scalar(value: Any) -> bool:
@@ -94,6 +112,8 @@ def checked_steps(name: str, steps: Any, axes: int) -> tuple[int, ...]:
     if len(found) != axes or min(found) < 1:
         each = " or two, (vertical, horizontal)" if axes == 2 else ""
         raise RangeError(f"{name} must be one whole number >= 1{each}, got {steps}")
+    if max(found) >= LARGEST_SIDE:
+        raise RangeError(f"{name} must be below {LARGEST_SIDE}, got {steps}")
     return found
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from spectralkernels.checks import (
+    LARGEST_SIDE,
     REAL_DTYPES,
     as_integer,
     as_integers,
@@ -265,6 +266,8 @@ def _per_axis_padding(padding: Padding, kernel: tuple[int, ...]) -> tuple[tuple[
     sides = tuple(as_integer("padding", side) for side in padding)
     if len(sides) != len(kernel) or min(sides) < 0:
         raise RangeError(f"padding must be one number >= 0, or one for each of {len(kernel)} axes, got {padding}")
+    if max(sides) >= LARGEST_SIDE:
+        raise RangeError(f"padding must be below {LARGEST_SIDE} zeros per side, got {padding}")
     return tuple((side, side) for side in sides)
 
 
@@ -272,7 +275,8 @@ def check_grid_choice(grid: GridChoice) -> None:
     """Raise on what is neither a policy nor FFT sizes; whether they suffice follows from the maps."""
     if not isinstance(grid, str):
         for n in grid if isinstance(grid, (tuple, list)) else (grid,):
-            as_integer("grid", n)
+            if as_integer("grid", n) >= LARGEST_SIDE:
+                raise RangeError(f"grid must be below {LARGEST_SIDE}, got {n}")
     elif grid not in GRIDS:
         raise RangeError(f"grid must be one of {', '.join(GRIDS)} or an FFT size, got {grid!r}")
 

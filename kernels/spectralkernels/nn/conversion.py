@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from spectralkernels.checks import check_module
+from spectralkernels.checks import as_flag, check_module
 from spectralkernels.convolution.geometry import GridChoice
 from spectralkernels.errors import DtypeError, RangeError
 from spectralkernels.nn.convolution import (
@@ -96,6 +96,8 @@ def convert(
         one; DtypeError on a model or a `where` of no such kind. Nothing is converted then.
     """
     check_module(model)
+    copy, pointwise = as_flag("copy", copy), as_flag("pointwise", pointwise)
+    relu_bits = as_flag("relu_bits", relu_bits)
     for twin in TWINS.values():
         check_call(twin, compression, grid, impl)
     names = _names(model)

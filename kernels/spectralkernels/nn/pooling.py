@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectralkernels.checks import as_number, check_tensor
+from spectralkernels.checks import as_flag, as_number, check_tensor
 from spectralkernels.errors import RangeError
 from spectralkernels.ops.diff_stride2d import diff_stride2d
 from spectralkernels.ops.frequency_dropout2d import frequency_dropout2d
@@ -42,7 +42,7 @@ class SpectralPool2d(nn.Module):
         check_rule(even)
         _check_lowest(0.0 if dropout is None else dropout)
         self.stride, self.size, self.even, self.dropout = stride, size, even, dropout
-        self.legacy_scale, self.compat = legacy_scale, compat
+        self.legacy_scale, self.compat = as_flag("legacy_scale", legacy_scale), as_flag("compat", compat)
 
     def forward(self, input: Tensor) -> Tensor:
         check_tensor("input", input)
@@ -99,7 +99,8 @@ class DiffStride2d(nn.Module):
         if not as_number("smoothness", smoothness) > 0.0:
             raise RangeError(f"smoothness must be above 0, got {smoothness}")
         self.strides = nn.Parameter(torch.tensor(both, dtype=torch.float32))
-        self.smoothness, self.cropping, self.legacy_scale, self.compat = smoothness, cropping, legacy_scale, compat
+        self.smoothness, self.cropping = smoothness, as_flag("cropping", cropping)
+        self.legacy_scale, self.compat = as_flag("legacy_scale", legacy_scale), as_flag("compat", compat)
 
     def forward(self, input: Tensor) -> Tensor:
         options: dict[str, Any] = {"cropping": self.cropping, "legacy_scale": self.legacy_scale, "compat": self.compat}

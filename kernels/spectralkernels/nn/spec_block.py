@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectralkernels.checks import checked_beta
+from spectralkernels.checks import as_flag, checked_beta
 from spectralkernels.errors import RangeError
 from spectralkernels.ops.spec_block import ACTIVATIONS, spec_block
 from spectralkernels.ops.spec_block.arguments import reserved_slots
@@ -44,7 +44,7 @@ class SpecBlock(nn.Module):
         if activation is not None and (not isinstance(activation, str) or activation not in ACTIVATIONS):
             raise RangeError(f"unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
         reserved_slots(capacity, 0)
-        self.beta, self.activation, self.relative = checked_beta(beta), activation, relative
+        self.beta, self.activation, self.relative = checked_beta(beta), activation, as_flag("relative", relative)
         self.n, self.capacity, self.impl = n, capacity, impl
         high, wide = kernel_size if isinstance(kernel_size, tuple) else (kernel_size, kernel_size)
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, high, wide, device=device, dtype=dtype))

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from spectralkernels.autocast import as_written
-from spectralkernels.checks import REAL_DTYPES, as_integers, as_number, check_dtype, check_tensor
+from spectralkernels.checks import REAL_DTYPES, as_flag, as_integers, as_number, check_dtype, check_tensor
 from spectralkernels.convolution.fused.precision import UNSCALED, in_every_class
 from spectralkernels.convolution.geometry import compute_dtype
 from spectralkernels.declare import Block, Case, Cost, Decision, Implementation, Operation, Pass, Scalar, Tolerance
@@ -79,6 +79,7 @@ def diff_stride2d(
         )
     if strides.device != x.device:
         raise DtypeError(f"strides must be on the device of x ({x.device}), got {strides.device}; move one of them")
+    cropping, compat = as_flag("cropping", cropping), as_flag("compat", compat)
     if compat and (plane[0] % 2 or plane[1] % 2):
         raise RangeError(f"compat needs even sides, got {plane}: at odd ones the authors' code misplaces the mean")
     if size is not None and (compat or not cropping):
@@ -89,7 +90,7 @@ def diff_stride2d(
         target = diff_stride_size(plane, strides, smoothness) if cropping else plane
     check_target(plane, target)
     inputs: dict[str, Any] = {"x": x, "strides": strides, "size": target, "smoothness": smoothness}
-    scale = math.prod(plane) / math.prod(target) if legacy_scale else 1.0
+    scale = math.prod(plane) / math.prod(target) if as_flag("legacy_scale", legacy_scale) else 1.0
     y = dispatch(OPERATION, impl, x.device.type, {**inputs, "scale": scale, "compat": compat})
     return as_given(y, given, x)
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectralkernels.checks import checked_beta, is_batched
+from spectralkernels.checks import as_flag, checked_beta, is_batched
 from spectralkernels.declare import Decision, Implementation, Operation, Tolerance
 from spectralkernels.dispatch import dispatch
 from spectralkernels.errors import RangeError
@@ -91,7 +91,7 @@ def spec_block(
         "n": length,
         "beta": beta,
         "activation": name,
-        "relative": bool(relative),
+        "relative": as_flag("relative", relative),
         "capacity": capacity,
     }
     output: SparseSpectrum = dispatch(OPERATION, impl, values.device.type, inputs)

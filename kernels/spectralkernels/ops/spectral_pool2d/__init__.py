@@ -17,7 +17,7 @@ import math
 
 from torch import Tensor
 
-from spectralkernels.checks import REAL_DTYPES, as_integers, check_dtype
+from spectralkernels.checks import REAL_DTYPES, as_flag, as_integers, check_dtype
 from spectralkernels.convolution.fused.precision import UNSCALED, in_every_class
 from spectralkernels.declare import Decision, Implementation, Operation, Tolerance
 from spectralkernels.dispatch import dispatch
@@ -68,6 +68,7 @@ def spectral_pool2d(
     plane = (x.shape[2], x.shape[3])
     if (size is None) == (stride is None):
         raise RangeError(f"spectral_pool2d takes either size or stride, got size={size}, stride={stride}")
+    legacy_scale, compat = as_flag("legacy_scale", legacy_scale), as_flag("compat", compat)
     target = as_integers("size", size, (2,)) if stride is None else pooled_size(plane, stride, compat=compat)
     check_target(plane, target)
     check_share(share, x.device)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectralkernels.checks import as_integer, check_tensor, checked_beta, is_batched
+from spectralkernels.checks import as_flag, as_integer, check_tensor, checked_beta, is_batched
 from spectralkernels.declare import Block, Case, Cost, Decision, Implementation, Operation, Tolerance
 from spectralkernels.dispatch import dispatch
 from spectralkernels.errors import DtypeError, RangeError, ShapeError
@@ -92,7 +92,7 @@ def threshold_spectrum(
         "y_hat": y_hat,
         "beta": limit,
         "activation": name,
-        "relative": bool(relative),
+        "relative": as_flag("relative", relative),
         "n": n,
     }
     output: SparseSpectrum = dispatch(OPERATION, impl, y_hat.device.type, inputs)
