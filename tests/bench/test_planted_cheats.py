@@ -26,6 +26,7 @@ from toy_operation import (
     toy,
 )
 
+from spectralbench import timing
 from spectralbench.outcome import Measured
 from spectralbench.switches import positions
 from spectralkernels.declare import Case, Pass, Tolerance
@@ -174,8 +175,9 @@ def test_an_input_corrupted_late_while_the_culprit_reads_a_private_copy(at: int)
     caught(cheat, "it writes to its input x")
 
 
-def test_wrong_in_one_call_of_ten(seed: int) -> None:
+def test_wrong_in_one_call_of_ten(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each draw is missed with a probability of 0.9 to the power of 45: 0.9 %, two of five hardly ever."""
+    monkeypatch.setattr(timing, "INSPECTED_SHARE", 1e9)  # on a busy machine a quarter of the time is fewer looks
     missed = 0
     for draw in range(5):
         chance = random.Random(seed + draw)

@@ -96,11 +96,11 @@ def test_bad_keywords(x: Tensor, keywords: dict[str, Any], error: type[Exception
 
 def test_what_cannot_be_served_says_why():
     triton, bitmap = (OPERATION.implementation(name).supports for name in ("triton", "bitmap"))
-    assert triton(weight=W.double(), shape=(2, 3, 6, 4)) == (
+    assert triton(weight=W.double(), shape=(2, 3, 6, 4), beta=0.5) == (
         "the kernels take float32 or complex64, got torch.float64; use impl='bitmap'"
     )
-    reason = triton(weight=W, shape=(1, 1, 2**15, 2**15))
+    reason = triton(weight=W, shape=(1, 1, 2**15, 2**15), beta=0.5)
     assert reason is not None and "fewer than 2^30 coefficients, got [32768, 32768]; use impl='bitmap'" in reason
     for supports in (triton, bitmap):
-        reason = supports(weight=W, shape=(2**20, 3, 2**5, 2**5))
+        reason = supports(weight=W, shape=(2**20, 3, 2**5, 2**5), beta=0.5)
         assert reason == "packed maps take at most 2147482624 coefficients, got 4294967296; split the batch"
