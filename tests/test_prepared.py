@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import threading
 import weakref
@@ -155,6 +156,11 @@ def frozen(outputs: int, per_group: int, groups: int, **options: Any) -> Any:
     return sk.weight_spectrum(torch.ones(outputs, per_group, 3, 3), (6, 6), groups=groups, **given)
 
 
+def learned_modes() -> Any:
+    spectrum = frozen(2, 1, 2)
+    return dataclasses.replace(spectrum, modes=learned(spectrum.modes))
+
+
 LAST = X.to(memory_format=torch.channels_last)
 PAIRS: dict[str, tuple[tuple[int, ...], Callable[[], Tensor], Callable[[], Tensor]]] = {
     "implementation": ((1,), conv, lambda: conv(impl="none such")),
@@ -185,6 +191,11 @@ PAIRS: dict[str, tuple[tuple[int, ...], Callable[[], Tensor], Callable[[], Tenso
         (3,),
         lambda: within(torch.no_grad(), lambda: conv(learned(X))),
         lambda: conv(learned(X)),
+    ),
+    "gradient of a frozen weight": (
+        (2, 1, 4),
+        lambda: conv(w=frozen(2, 1, 2), compression=None, groups=None, impl="dft_gemm_frozen"),
+        lambda: conv(w=learned_modes(), compression=None, groups=None, impl="dft_gemm_frozen"),
     ),
     "autocast": ((4,), conv, lambda: within(torch.autocast("cpu", torch.bfloat16), conv)),
 }  # fmt: skip
@@ -256,6 +267,9 @@ SLOW: dict[str, Callable[[], Any]] = {
     "a compiler": lambda: within(mock.patch.object(torch.compiler, "_is_compiling_flag", True), conv),
     "a subclass": lambda: conv(X.as_subclass(Subclass)),
     "meta tensors": lambda: conv(X.to("meta"), W.to("meta"), B.to("meta")),
+    "meta tensors and autocast": lambda: within(
+        torch.autocast("cpu", torch.bfloat16), lambda: conv(X.to("meta"), W.to("meta"), B.to("meta"))
+    ),
     "a question": lambda: sk.explain(sk.band_limited_conv2d, X, W, B, groups=2, compression=0.5, impl="dft_gemm"),
     "options in a list": lambda: conv(padding=[1, 1]),
     "a number of numpy": lambda: conv(compression=np.float64(0.5)),

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectralkernels.autocast import cast
+from spectralkernels.autocast import DEVICES, cast
 from spectralkernels.constants import Plans
 from spectralkernels.convolution.dft_native import build
 from spectralkernels.convolution.geometry import WeightSpectrum
@@ -110,14 +110,16 @@ def _is_plain(option: Any) -> bool:
     return whole or type(option) in _NUMBERS_OR_WORDS
 
 
-def _autocast(device: str) -> tuple[bool, torch.dtype]:
-    return torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+def _autocast(device: str) -> tuple[bool, torch.dtype] | None:
+    """Of a device that `cast` knows: torch refuses to say of others, such as meta."""
+    return (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) if device in DEVICES else None
 
 
 def prepared(implementation: Implementation, given: Tensor, inputs: dict[str, Any]) -> Prepared:
     """What is kept of a call that went the whole way. given: its x. inputs: of the implementation."""
-    x, autocast = inputs["x"], torch._C._is_any_autocast_enabled()
-    tensors = [each for each in (x, inputs["weight"], inputs["bias"]) if isinstance(each, Tensor)]
+    x, weight, autocast = inputs["x"], inputs["weight"], torch._C._is_any_autocast_enabled()
+    numbers = weight.modes if isinstance(weight, WeightSpectrum) else weight
+    tensors = [each for each in (x, numbers, inputs["bias"]) if each is not None]
     wanted = torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
     one = given.dim() < x.dim()
     return Prepared(
