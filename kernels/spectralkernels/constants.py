@@ -13,7 +13,7 @@ import dataclasses
 import itertools
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, wraps
 from typing import Any, Generic, ParamSpec, TypeVar
@@ -153,6 +153,15 @@ def traced(*tensors: Tensor) -> bool:
         if each.is_meta or (type(each) is not Tensor and isinstance(each, FakeTensor)):
             return True
     return False
+
+
+def out_of_inference() -> AbstractContextManager[object]:
+    """Inside, what is made to be kept may be saved for a later derivative, if the caller is in inference mode or not.
+
+    Gradients are recorded inside if they were before, or the caller was in inference mode.
+    """
+    inside = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
+    return torch.inference_mode(False) if inside else nullcontext()
 
 
 def _tracing() -> bool:

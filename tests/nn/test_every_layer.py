@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import spectralkernels as sk
@@ -105,6 +106,25 @@ def test_gradients(name: str, seed: int):
         return answer
 
     assert torch.autograd.gradcheck(call, (x, *layer.parameters()), fast_mode=True, atol=1e-4)
+
+
+@each
+def test_what_a_layer_keeps_belongs_to_no_mode(name: str, seed: int):
+    layer, x = LAYERS[name]().eval().requires_grad_(False), maps(name)
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        layer(fake.from_tensor(x))
+    with torch.inference_mode():
+        want = layer(x).clone()
+    weights = {name: torch.stack([value, value]) for name, value in layer.named_parameters()}
+    if weights:  # an ensemble
+        with torch.no_grad():
+            both = torch.vmap(lambda values: torch.func.functional_call(layer, values, (x,)))(weights)
+        torch.testing.assert_close(both, torch.stack([want, want]))
+    x.requires_grad_()
+    y = layer(x)
+    torch.testing.assert_close(y.detach(), want)
+    y.sum().backward()
+    assert type(y) is Tensor and type(x.grad) is Tensor
 
 
 class Reads(TorchDispatchMode):

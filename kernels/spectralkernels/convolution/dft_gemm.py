@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from spectralkernels.autocast import as_written
+from spectralkernels.constants import out_of_inference
 from spectralkernels.convolution import composed, flops
 from spectralkernels.convolution.geometry import WeightSpectrum, compute_dtype
 from spectralkernels.convolution.linear_maps import (
@@ -77,7 +78,7 @@ def plan(
 def freeze_weight(weight: Tensor, band: Band, groups: int) -> WeightSpectrum:
     """Transform a weight [O, C / groups, *kernel] for repeated use with frozen values."""
     starts = [-before for before, _ in band.pad]
-    with torch.no_grad(), as_written(weight.device.type):
+    with out_of_inference(), torch.no_grad(), as_written(weight.device.type):
         modes = analyse(weight, band_transform(weight, starts, weight.shape[2:], band.n, band.kept))
     return WeightSpectrum(modes, band, weight.shape[0], weight.shape[1], groups)
 

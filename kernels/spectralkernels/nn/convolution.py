@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from spectralkernels.checks import check_compression, check_tensor, kind
+from spectralkernels.constants import out_of_inference, traced
 from spectralkernels.convolution.geometry import GridChoice, Padding, WeightSpectrum, check_grid_choice
 from spectralkernels.dispatch import Explanation
 from spectralkernels.errors import DtypeError, RangeError
@@ -67,7 +68,7 @@ class _Spectral(_ConvNd):
             return weight
         # Threads may share a layer: nobody reads what another has just put there.
         self._kept = kept = kept_or_made(self._kept, weight, geometry, make)
-        return weight if kept[2] is None else kept[2]
+        return weight if kept.spectrum is None else kept.spectrum
 
     def train(self, mode: bool = True) -> Self:
         """As in torch.nn.Module; forgets the spectrum of the weight."""
@@ -221,12 +222,13 @@ class MaskedConv2d(_Spectral, nn.Conv2d):
     def _mask_on(self, n: tuple[int, int], device: torch.device) -> tuple[Tensor, ModeList | None]:
         """The mask on a grid, and its modes: listed once for each grid, mask and device, and never while tracing."""
         given, source = self.mask, self.rule if self.mask is None else self.mask
-        if torch.compiler.is_compiling():
+        if traced():
             return (self._call_rule(n).to(device) if given is None else given), None
         key: Hashable = (n, device, None if given is None else (given.data_ptr(), given._version))
         listed = self._listed
         if listed is None or listed[0] is not source or listed[1] != key:
-            mask = hermitian(self._call_rule(n).to(device) if given is None else given, n)
+            with out_of_inference():
+                mask = hermitian(self._call_rule(n).to(device) if given is None else given, n)
             self._listed = listed = (source, key, mask, mode_list(mask, n))
         return listed[2:]
 

@@ -2,8 +2,10 @@
 
 The transform of a weight costs as much as its share of the product at small batches, and a frozen weight has the same
 one for every batch. A layer may keep it while it is in eval() and no gradient of the weight is wanted. What is kept is
-dropped as soon as the weight is another tensor, lies elsewhere, or was written in place: torch counts those writes.
-Where a weight lay another may come to lie, as unwritten as it was: a parametrised weight is a new tensor at every look.
+dropped as soon as the weight is another tensor, lies elsewhere, or was written in place: torch counts those writes. A
+weight that is trained is transformed again after a step of any optimiser.
+Where a weight lay another may come to lie, as unwritten as it was: a parametrised weight is a new tensor at every look,
+and `half()`, then `float()` give a parameter new memory each, the latter perhaps where it was.
 
 It does not count what is written behind its back, through `weight.data`, numpy or a raw pointer: then call `train()`
 or `eval()` on the layer or the model, either of which forgets the spectrum.
@@ -13,22 +15,50 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Hashable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from spectralkernels.autocast import DEVICES
+from spectralkernels.constants import traced
 from spectralkernels.convolution.geometry import WeightSpectrum
 from spectralkernels.dispatch import Explanation
 from spectralkernels.ops import load_operation
 
-Kept = tuple["weakref.ref[Tensor]", Hashable, WeightSpectrum | None]
-"""The weight, its state and geometry when a spectrum was made, and that; None where the call has no use for one."""
+_steps = 0
+"""Of all optimisers. torch counts no writes of a fused one."""
+
+
+def _count(*step: object) -> None:
+    global _steps
+    _steps += 1
+
+
+register_optimizer_step_post_hook(_count)
+
+
+class Kept(NamedTuple):
+    """A weight, its state and geometry when a spectrum was made, and that; None where the call has no use for one.
+
+    memory: of the weight, held weakly: as long as it is, no other memory takes its name.
+    steps: of all optimisers until then; None where the weight is not trained.
+    """
+
+    weight: weakref.ref[Tensor]
+    state: Hashable
+    spectrum: WeightSpectrum | None
+    memory: StorageWeakRef
+    steps: int | None
 
 
 def may_keep(weight: Tensor, x: Tensor, training: bool) -> bool:
     """Whether a spectrum of this weight may be used in place of it for this call."""
-    if training or torch.compiler.is_compiling() or weight.is_inference():  # an inference tensor counts no writes
+    if training or traced(x, weight) or weight.is_inference():  # an inference tensor counts no writes
+        return False
+    if torch._C._are_functorch_transforms_active():  # a weight may be several, or have a tangent, and no memory
         return False
     if torch.is_grad_enabled() and weight.requires_grad:
         return False
@@ -46,7 +76,11 @@ def kept_or_made(
     kept: Kept | None, weight: Tensor, geometry: Hashable, make: Callable[[], WeightSpectrum | None]
 ) -> Kept:
     """`kept` if it still holds for this weight and geometry, else what `make` returns, with what it was made from."""
-    key = (weight.data_ptr(), weight._version, weight.dtype, weight.device, geometry)
-    if kept is not None and kept[0]() is weight and kept[1] == key:
-        return kept
-    return weakref.ref(weight), key, make()
+    memory = weight.untyped_storage()
+    place = (memory._cdata, weight.data_ptr(), weight.stride())
+    state = (place, weight._version, weight.dtype, weight.device, geometry)
+    trained = weight.requires_grad or (weight.is_leaf and weight.grad is not None)
+    steps = _steps if trained else None
+    if kept is None or kept.weight() is not weight or kept.state != state or kept.steps not in (steps, _steps):
+        return Kept(weakref.ref(weight), state, make(), StorageWeakRef(memory), steps)
+    return kept if kept.steps == steps else kept._replace(steps=steps)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from spectralkernels.autocast import as_written
-from spectralkernels.constants import constant
+from spectralkernels.constants import constant, out_of_inference
 from spectralkernels.convolution import composed, flops
 from spectralkernels.convolution.geometry import WeightSpectrum, compute_dtype, dilation_of
 from spectralkernels.convolution.linear_maps import (
@@ -62,7 +62,7 @@ def dft_gemm(
 def freeze_weight(weight: Tensor, band: Band, modes: ModeList, groups: int) -> WeightSpectrum:
     """Transform a weight [O, C / groups, K_h, K_w] at the listed modes for repeated use with frozen values."""
     taps = _taps(band, weight.shape[2:])
-    with torch.no_grad(), as_written(weight.device.type):
+    with out_of_inference(), torch.no_grad(), as_written(weight.device.type):
         w = analyse(weight, _transform(weight, modes, taps, weight.shape[2:]))
     return WeightSpectrum(w, band, weight.shape[0], weight.shape[1], groups, modes)
 
