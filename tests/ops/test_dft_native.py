@@ -309,7 +309,7 @@ def test_a_frozen_spectrum_may_be_changed_in_place_with_or_without_a_version(see
 
 
 @needs_compiler
-def test_no_samples_make_no_samples(seed: int):
+def test_no_samples_make_no_samples_and_freed_memory_none(seed: int):
     for groups in (1, 16):
         x, weight = torch.randn(0, 16, 5, 5, requires_grad=True), torch.randn(16, 16 // groups, 3, 3)
         weight.requires_grad_()
@@ -317,6 +317,10 @@ def test_no_samples_make_no_samples(seed: int):
         dx, dw = torch.autograd.grad(y.sum(), (x, weight))
         assert y.shape == dx.shape == (0, 16, 5, 5)
         assert not dw.any()
+    x = torch.randn(1, 16, 5, 5)
+    x.untyped_storage().resize_(0)  # as sharded modules free theirs
+    with pytest.raises(RuntimeError, match="whose memory was freed"):
+        sk.band_limited_conv2d(x, weight.detach(), groups=16, impl="dft_native")
 
 
 # --- the compiler ---------------------------------------------------------------------------------------------------

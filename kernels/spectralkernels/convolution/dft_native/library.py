@@ -185,11 +185,18 @@ def _call(name: str, like: Tensor, *arguments: ctypes.Structure | Tensor | None)
     converted = [
         ctypes.byref(argument)
         if isinstance(argument, ctypes.Structure)
-        else ctypes.c_void_p(None if argument is None else argument.data_ptr())
+        else ctypes.c_void_p(None if argument is None else _address(argument))
         for argument in arguments
     ]
     if function(*converted) != 0:
         raise MemoryError("dft_native found no memory for the planes that a thread holds")
+
+
+def _address(tensor: Tensor) -> int:
+    address = tensor.data_ptr()
+    if address == 0 and tensor.numel() > 0:
+        raise RuntimeError("dft_native was given a tensor whose memory was freed, or that never had any")
+    return address
 
 
 def _modes(kept: Kept) -> _Modes:
