@@ -127,6 +127,17 @@ def test_what_a_layer_keeps_belongs_to_no_mode(name: str, seed: int):
     assert type(y) is Tensor and type(x.grad) is Tensor
 
 
+@each
+def test_torch_may_swap_the_parameters_of_a_layer_in_use(name: str, monkeypatch: pytest.MonkeyPatch, seed: int):
+    monkeypatch.setattr(torch.__future__, "_swap_module_params_on_conversion", True)
+    layer, other, x = LAYERS[name]().eval(), LAYERS[name]().eval(), maps(name)
+    with torch.no_grad():
+        layer(x)
+        layer.load_state_dict(other.state_dict())
+        torch.testing.assert_close(layer(x), other(x))
+        torch.testing.assert_close(layer.double()(x.double()), other.double()(x.double()))
+
+
 class Reads(TorchDispatchMode):
     """Counts what waits for the device to give the host a number."""
 

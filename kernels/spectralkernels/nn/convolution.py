@@ -75,6 +75,15 @@ class _Spectral(_ConvNd):
         self._kept = None
         return super().train(mode)
 
+    # torch swaps no tensor that somebody refers to weakly, see torch.__future__.set_swap_module_params_on_conversion.
+    def _apply(self, *conversion: Any, **options: Any) -> Self:
+        self._kept = None
+        return super()._apply(*conversion, **options)
+
+    def _load_from_state_dict(self, *state: Any, **options: Any) -> None:
+        self._kept = None
+        super()._load_from_state_dict(*state, **options)
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("_kept", "_listed")}
 
