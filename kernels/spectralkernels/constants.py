@@ -28,7 +28,7 @@ ALWAYS_KEPT = 8
 """The newest constants, whatever their size: as many as one call needs."""
 
 MOST_PLANS = 4096
-"""Of one function that makes plans: a few hundred bytes each."""
+"""Of one function that makes plans: a few hundred bytes each, those of whole calls 3 kB."""
 
 _Arguments = ParamSpec("_Arguments")
 _Made = TypeVar("_Made")
