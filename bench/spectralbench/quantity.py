@@ -32,6 +32,11 @@ def amount(value: float, unit: str) -> str:
     return f"{number} {symbol}".rstrip()
 
 
+def in_percent(share: float) -> str:
+    """A share of 1 in two digits, or in whole percent: `29 %`, `0.85 %`, `112 %`."""
+    return f"{100 * share:.2g} %" if abs(share) < 0.995 else f"{100 * share:.0f} %"
+
+
 def microseconds(seconds: float) -> str:
     """A time where the others beside it are of one order, in plain text: `49.3 us`."""
     return f"{seconds * 1e6:.4g} us"

@@ -12,7 +12,7 @@ import synthetic_records as synthetic
 from test_alert_code import Project
 
 from spectralbench import chosen, contest, history, peaks, report, rivals, simulate
-from spectralbench.quantity import amount, ratio_words, scale, spread
+from spectralbench.quantity import amount, in_percent, ratio_words, scale, spread
 from spectralbench.report import pictures
 from spectralkernels.ops import load_operations
 
@@ -278,6 +278,7 @@ def test_amounts_for_people(value: float, unit: str, text: str) -> None:
 
 
 def test_words_for_ratios() -> None:
+    assert [in_percent(share) for share in (0.0085, 0.29, 0.996, 1.12)] == ["0.85 %", "29 %", "100 %", "112 %"]
     assert ratio_words(1.22, "second") == "1.22x slower" and ratio_words(0.5, "second") == "2.00x faster"
     assert ratio_words(2, "byte") == "2.00x more" and ratio_words(1.001, "second") == "the same"
     assert ratio_words(None, "byte") == "up from zero" and ratio_words(0.0, "byte") == "down to zero, less"

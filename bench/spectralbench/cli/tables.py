@@ -13,7 +13,7 @@ from rich.table import Table
 
 from spectralbench import metrics, names, rates
 from spectralbench.outcome import Measurement
-from spectralbench.quantity import amount, ratio_words, scale
+from spectralbench.quantity import amount, in_percent, ratio_words, scale
 from spectralbench.record import Record
 
 if TYPE_CHECKING:  # it imports torch
@@ -92,7 +92,7 @@ def case_tables(operation: str, found: Sequence[OutcomeRow]) -> Iterator[Table]:
                 _short_time(row),
                 _short_ratio(row, best),
                 _cell(row.metric(["saved_bytes"])),
-                "-" if error is None else f"{100 * statistics.median(error.samples):.2g} %",
+                "-" if error is None else in_percent(statistics.median(error.samples)),
             )
             table.add_row(*cells, style="bold" if row.role == "kernel" else None)
         yield table
@@ -199,7 +199,7 @@ def _floor(row: OutcomeRow, ceilings: Ceilings) -> str:
     if time is None or time.median <= 0 or not record.cost or record.dtype not in rates.RATED:
         return "-"
     reached = rates.share(record.cost, record.pass_, time.median, ceilings.bytes_per_second, ceilings.flops_per_second)
-    return f"{100 * reached:.2g} %"
+    return in_percent(reached)
 
 
 def _cell(found: Measurement | None) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from spectralbench import names, rivals
 from spectralbench.contest import CaseRows, Contender, Versus, times
-from spectralbench.quantity import amount
+from spectralbench.quantity import amount, in_percent
 from spectralbench.report.page import Cell, Table
 from spectralbench.settings import LETTERS, Setting, ours
 
@@ -99,7 +99,7 @@ def percent(value: float | None) -> str:
     """`27 %`, `0.4 %`; rounding alone reads as 0."""
     if value is None:
         return ""
-    return "0 %" if value < 1e-5 else f"{100 * value:.2g} %" if value < 0.995 else f"{100 * value:.0f} %"
+    return "0 %" if value < 1e-5 else in_percent(value)
 
 
 def prices(found: Sequence[Setting]) -> list[tuple[Setting, Table]]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from spectralbench import names, rates, rivals
 from spectralbench.contest import CaseRows, Contender, fastest
 from spectralbench.peaks import Peak
-from spectralbench.quantity import amount, scale
+from spectralbench.quantity import amount, in_percent, scale
 from spectralbench.record import Scalar
 from spectralbench.report.costs import percent, saved, share
 from spectralbench.report.page import Block, Cell, Heading, Table, Text
@@ -109,7 +109,7 @@ def _rate(row: Contender, peak: Peak | None) -> str:
     if peak is None or row.subject.dtype not in rates.RATED:
         return text
     floor = rates.share(cost, row.subject.pass_, time.value, peak.bytes_per_second, peak.flops_per_second)
-    return f"{text}\nproduct {100 * computed / peak.flops_per_second:.2g} %\nfloor {100 * floor:.2g} %"
+    return f"{text}\nproduct {in_percent(computed / peak.flops_per_second)}\nfloor {in_percent(floor)}"
 
 
 def _order(case: CaseRows) -> tuple[tuple[int, float, str], ...]:
