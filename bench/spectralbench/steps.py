@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # it imports numpy and scipy, which no command line waits for
 
 OPERATION = "model_step"
 NATIVE, FULL, SPECNET = "native", "torch_fft_full", "specnet"
+PASSES = {"eval": "forward", "train": "both"}
+"""The pass that is a step in a mode; the forward pass of a training alone is none."""
 PHC = "phc"
 """Not an implementation: native layers of a network whose kernels are Kronecker products."""
 BETA = "beta "
@@ -61,6 +63,7 @@ def _rate(layers: str, case: Mapping[str, Any]) -> str:
 def rows(records: Iterable[Record]) -> list[StepRow]:
     """A row for each kind of layers and rate, native first, then as they come."""
     steps = [record for record in records if record.operation == OPERATION and record.status != "skipped"]
+    steps = [record for record in steps if PASSES.get(record.case["mode"]) == record.pass_]
     keys = list(dict.fromkeys((_layers(record), rate(record)) for record in steps))
     order = list(dict.fromkeys([NATIVE, *(layers for layers, _ in keys)]))
     keys.sort(key=lambda key: order.index(key[0]))
@@ -75,6 +78,8 @@ def networks(series: Iterable[Series]) -> dict[str, list[StepRow]]:
         if subject.operation != OPERATION or not {"network", "batch", "input", "mode", "compression", "beta", "n"} <= {
             *params
         }:
+            continue
+        if PASSES.get(str(params["mode"])) != subject.pass_:
             continue
         layers = PHC if params["n"] != 1 else subject.implementation
         values = found.setdefault(f"{params['network']}, {params['batch']}x{params['input']}", {})

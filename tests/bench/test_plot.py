@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -334,6 +335,7 @@ def test_stored_steps_of_a_network_are_drawn_against_compression_0_and_native(tm
 
     records = [step("native", 4.0), step("band_limited", 8.0), step("band_limited", 2.0, compression=0.5),
                step("specnet", 12.0, beta=0.5), step("specnet", 6.0, beta=1.0)]  # fmt: skip
+    records.append(replace(step("band_limited", 1.0, compression=0.5), pass_="forward"))  # of a training, and no step
     synthetic.write(tmp_path, "a", synthetic.environment(), records)
     gallery = draw_all(tmp_path, tmp_path / "out", only=("model_steps",))
     (path,) = gallery
