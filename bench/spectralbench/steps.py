@@ -63,7 +63,7 @@ def _rate(layers: str, case: Mapping[str, Any]) -> str:
 def rows(records: Iterable[Record]) -> list[StepRow]:
     """A row for each kind of layers and rate, native first, then as they come."""
     steps = [record for record in records if record.operation == OPERATION and record.status != "skipped"]
-    steps = [record for record in steps if PASSES.get(record.case["mode"]) == record.pass_]
+    steps = [record for record in steps if PASSES.get(str(record.case["mode"])) == record.pass_]
     keys = list(dict.fromkeys((_layers(record), rate(record)) for record in steps))
     order = list(dict.fromkeys([NATIVE, *(layers for layers, _ in keys)]))
     keys.sort(key=lambda key: order.index(key[0]))

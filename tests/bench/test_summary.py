@@ -11,6 +11,7 @@ import synthetic_records as synthetic
 from spectralbench import history
 from spectralbench.history import summary
 from spectralbench.history.summary import summaries
+from spectralbench.journal import file_stem
 from spectralbench.record import read_tree
 
 
@@ -133,6 +134,18 @@ def test_a_point_of_several_files_has_the_processes_of_all(tmp_path: Path) -> No
     (point,) = series.points
     assert point.processes == (("a#0", 1.0), ("a#1", 3.0), ("b#0", 2.0), ("b#1", 8.0), ("b#2", 9.0))
     assert (point.value, point.n) == (3.0, 15)
+
+
+def test_a_process_stays_one_where_its_run_goes_on_in_the_next_file(tmp_path: Path) -> None:
+    facts = {**synthetic.environment(), "started_at": "2026-11-28T22:23:45+00:00"}
+    later = {**facts, "started_at": "2026-11-28T23:00:00+00:00"}
+    stem = file_stem(facts, "2026-11-28")
+    for kernel, number, environment in (("triton", "", facts), ("einsum", "-2", facts), ("einsum", "-3", later)):
+        records = [synthetic.record({"device_time": [1.0]}, implementation=kernel, replicate=2)]
+        synthetic.write(tmp_path, f"{stem}{number}", environment, records)
+    found = {one.key.subject.implementation: one.newest.processes for one in history.load(tmp_path).series}
+    (ours,), (same, other) = found["triton"], found["einsum"]
+    assert ours[0] in (same[0], other[0]) and same[0] != other[0]
 
 
 def test_a_summary_counts_what_the_file_holds(tmp_path: Path, seed: int) -> None:

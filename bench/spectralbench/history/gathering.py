@@ -14,6 +14,7 @@ from spectralbench.history.ancestry import Order, Place, order
 from spectralbench.history.series import Absence, History, Key, Point, Series, Subject
 from spectralbench.history.summary import Part, Summary, Told, level, median
 from spectralbench.identity import Conditions, Facts, Identity
+from spectralbench.journal import file_stem
 from spectralbench.metrics import moving
 from spectralbench.record import Damage, Scalar
 
@@ -86,6 +87,12 @@ class _File:
     damage: Sequence[Damage]
 
 
+def _run_of(stem: str, environment: Mapping[str, Any]) -> str:
+    """What the files of one run share: one that grows large goes on in the next, with the same beginning."""
+    base, started = file_stem(environment, stem[: len("2026-11-28")]), environment.get("started_at")
+    return f"{base} {started}" if started and stem.startswith(base) else stem
+
+
 class Builder:
     """Takes files and results one by one; `history` orders and settles them."""
 
@@ -119,7 +126,7 @@ class Builder:
         self._files.append(shared)
         segments: dict[str, tuple[_Code, Facts]] = {}
         for told in file.subjects:
-            self._add(told, shared, f"{stem}#", segments)
+            self._add(told, shared, f"{_run_of(stem, environment)}#", segments)
 
     def _add(self, told: Told, file: _File, prefix: str, segments: dict[str, tuple[_Code, Facts]]) -> None:
         operation, version, implementation, case, dtype, pass_, size, cache, launch, seed = told.identity
