@@ -126,7 +126,7 @@ def test_reserved_room(seed: int):
         assert torch.equal(z.to_dense(), exact.to_dense()) and z.nnz == kept
         assert z.values.shape[0] <= max(capacity * numel + 1025, 1024 * len(z.index[1]))
         torch.testing.assert_close(torch.autograd.grad(z.to_dense(), (x, weight), pull), want)
-    for capacity in (1e-9, 0.5 * kept / numel, (kept - 1) / numel):
+    for capacity in (1e-9, 0.5 * kept / numel, (kept - 1.5) / numel):  # rounded up: one too few
         z = spec_block(x, weight, 1.0, capacity=capacity)
         assert torch.equal(z.kept(), exact.kept())
         dense = z.to_dense()
