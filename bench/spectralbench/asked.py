@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from spectralbench import names, overrides, shapes
+from spectralbench.text import meant
 from spectralkernels.declare import PROFILES, Case, Operation, Pass
 from spectralkernels.errors import RangeError
 
@@ -27,9 +27,7 @@ def narrowed(request: Request, candidates: Sequence[Operation]) -> list[Operatio
     offered = dict.fromkeys(known.name for operation in candidates for known in operation.subjects)
     for name in request.implementations or ():
         if name not in offered:
-            near = difflib.get_close_matches(name, offered, n=1)
-            meant = f", did you mean {near[0]!r}?" if near else ";"
-            raise RangeError(f"unknown implementation {name!r}{meant} known: {', '.join(offered)}")
+            raise RangeError(f"unknown implementation {name!r}{meant(name, offered)}")
     settable = dict.fromkeys(
         name for operation in candidates for name in overrides.parameters(operation, request.profile)
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +13,7 @@ from spectralbench.networks.models import built, check, sides
 from spectralbench.quantity import amount
 from spectralbench.steps import FULL, NATIVE, OPERATION, PHC, RATED, SPECNET
 from spectralbench.sweep import Item, Request
+from spectralbench.text import meant
 from spectralbench.worker import State
 from spectralbench.workloads import load_operations
 from spectralkernels.errors import RangeError
@@ -51,9 +51,7 @@ def asked(network: str, layers: Sequence[str], batch: int | None, shape: str | N
     known = (*(subject.name for subject in load_operations()[OPERATION].subjects), PHC)
     for name in layers:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            meant = f", did you mean {near[0]!r}?" if near else ";"
-            raise RangeError(f"unknown layers {name!r}{meant} known: {', '.join(known)}")
+            raise RangeError(f"unknown layers {name!r}{meant(name, known)}")
     own = None if ":" in network else load_network(network).input
     if shape is None:
         if own is None:

@@ -13,7 +13,6 @@ left out. The cases are an operation's like any other: same identity, same recor
 from __future__ import annotations
 
 import csv
-import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import TypeVar, get_args
 
 from spectralbench import names, overrides
 from spectralbench.fields import is_count
+from spectralbench.text import meant
 from spectralkernels.declare import PROFILES, Case, Operation, Pass, Scalar
 from spectralkernels.errors import RangeError, SpectralKernelsError
 from spectralkernels.inputs import KINDS
@@ -77,7 +77,7 @@ def _check_columns(
         if name in columns[:index]:
             raise RangeError(f"{where} has the column {name!r} twice")
         if name not in declared and name not in BESIDE:
-            raise RangeError(f"{where}: {operation.name} has no parameter {name!r}{_meant(name, (*declared, *BESIDE))}")
+            raise RangeError(f"{where}: {operation.name} has no parameter {name!r}{meant(name, (*declared, *BESIDE))}")
     missing = [name for name in declared if name not in columns and name not in names.USUAL]
     if missing:
         raise RangeError(f"{where} lacks the column {missing[0]!r}; {operation.name} has {', '.join(declared)}")
@@ -133,10 +133,4 @@ def _one_of(where: str, column: str, text: str, known: Iterable[Word]) -> Word:
     for word in known:
         if word == text:
             return word
-    raise RangeError(f"{where}, column {column!r}: unknown {text!r}{_meant(text, dict.fromkeys(known))}")
-
-
-def _meant(text: str, known: Iterable[str]) -> str:
-    listed = list(known)
-    near = difflib.get_close_matches(text, listed, n=1)
-    return f"{f', did you mean {near[0]!r}?' if near else ';'} known: {', '.join(listed)}"
+    raise RangeError(f"{where}, column {column!r}: unknown {text!r}{meant(text, dict.fromkeys(known))}")

@@ -1,7 +1,8 @@
-"""Text of a stored file, escaped for where it goes: a terminal, or cells and code of Markdown (standard library)."""
+"""Text for people: what a stored file says, escaped for where it goes, and the ends of errors (standard library)."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 
@@ -10,6 +11,13 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() or letter == "\n" else _written_out(letter) for letter in text)
+
+
+def meant(name: str, known: Iterable[str], likely: Sequence[str] = ()) -> str:
+    """How an error about an unknown name ends: the first of the likely ones, else the nearest in letters; all known."""
+    listed = list(known)
+    near = likely or difflib.get_close_matches(name, listed, n=1)
+    return f"{f', did you mean {near[0]!r}?' if near else ';'} known: {', '.join(listed)}"
 
 
 def cell(text: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import difflib
 import errno
 import importlib.util
 import io
@@ -18,7 +17,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from spectralbench.text import printable
+from spectralbench.text import meant, printable
 
 PIPE_WIDTH = 200
 """Columns of a table that goes to a file or a pipe, where there is no window to fit."""
@@ -112,9 +111,8 @@ def check_operations(names: Sequence[str] | None) -> None:
     for name in names or ():
         if name not in known:
             # `conv1d`, as tables shorten it, is a part of the name and not the nearest in letters.
-            near = [one for one in known if name and name in one] or difflib.get_close_matches(name, known, n=1)
-            meant = f", did you mean {near[0]!r}?" if near else ";"
-            raise fail(f"unknown operation {name!r}{meant} known: {', '.join(known)}", 2)
+            parts = [one for one in known if name and name in one]
+            raise fail(f"unknown operation {name!r}{meant(name, known, parts)}", 2)
 
 
 def plugin_names() -> list[str]:

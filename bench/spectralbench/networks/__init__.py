@@ -6,12 +6,12 @@ another kind. Parameters are named as torchvision names them where it has the ne
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 from functools import cache
 
 from spectralbench.networks.network import Network
+from spectralbench.text import meant
 from spectralkernels.errors import RangeError
 
 
@@ -29,9 +29,7 @@ def load_network(name: str) -> Network:
     """The network of that name; RangeError with the nearest name and the known ones."""
     known = load_networks()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        meant = f", did you mean {near[0]!r}?" if near else ";"
         raise RangeError(
-            f"unknown network {name!r}{meant} known: {', '.join(known)}; a model of your own is package.module:function"
+            f"unknown network {name!r}{meant(name, known)}; a model of your own is package.module:function"
         )
     return known[name]
