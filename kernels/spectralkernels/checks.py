@@ -112,9 +112,14 @@ def checked_steps(name: str, steps: Any, axes: int) -> tuple[int, ...]:
     if len(found) != axes or min(found) < 1:
         each = " or two, (vertical, horizontal)" if axes == 2 else ""
         raise RangeError(f"{name} must be one whole number >= 1{each}, got {steps}")
-    if max(found) >= LARGEST_SIDE:
-        raise RangeError(f"{name} must be below {LARGEST_SIDE}, got {steps}")
+    check_sizes(name, found, steps)
     return found
+
+
+def check_sizes(name: str, sizes: Sequence[int], given: object, of: str = "") -> None:
+    """RangeError where one of them is beyond `LARGEST_SIDE`; given, of: the argument as it was, what is counted."""
+    if max(sizes) >= LARGEST_SIDE:
+        raise RangeError(f"{name} must be below {LARGEST_SIDE}{of}, got {given}")
 
 
 def _count(counts: tuple[int, ...]) -> str:

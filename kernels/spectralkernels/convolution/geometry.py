@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from spectralkernels.checks import (
-    LARGEST_SIDE,
     REAL_DTYPES,
     as_integer,
     as_integers,
@@ -22,6 +21,7 @@ from spectralkernels.checks import (
     check_dtype,
     check_groups,
     check_like,
+    check_sizes,
     check_tensor,
 )
 from spectralkernels.constants import planned
@@ -266,8 +266,7 @@ def _per_axis_padding(padding: Padding, kernel: tuple[int, ...]) -> tuple[tuple[
     sides = tuple(as_integer("padding", side) for side in padding)
     if len(sides) != len(kernel) or min(sides) < 0:
         raise RangeError(f"padding must be one number >= 0, or one for each of {len(kernel)} axes, got {padding}")
-    if max(sides) >= LARGEST_SIDE:
-        raise RangeError(f"padding must be below {LARGEST_SIDE} zeros per side, got {padding}")
+    check_sizes("padding", sides, padding, " zeros per side")
     return tuple((side, side) for side in sides)
 
 
@@ -275,8 +274,7 @@ def check_grid_choice(grid: GridChoice) -> None:
     """Raise on what is neither a policy nor FFT sizes; whether they suffice follows from the maps."""
     if not isinstance(grid, str):
         for n in grid if isinstance(grid, (tuple, list)) else (grid,):
-            if as_integer("grid", n) >= LARGEST_SIDE:
-                raise RangeError(f"grid must be below {LARGEST_SIDE}, got {n}")
+            check_sizes("grid", (as_integer("grid", n),), n)
     elif grid not in GRIDS:
         raise RangeError(f"grid must be one of {', '.join(GRIDS)} or an FFT size, got {grid!r}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from spectralkernels.checks import LARGEST_SIDE, as_integers, check_choice, checked_steps
+from spectralkernels.checks import as_integers, check_choice, check_sizes, checked_steps
 from spectralkernels.convolution.geometry import reach
 from spectralkernels.errors import RangeError, ShapeError
 
@@ -36,6 +36,5 @@ def _pair(name: str, value: Any, least: int) -> tuple[int, ...]:
     pair = as_integers(name, value if isinstance(value, (tuple, list)) else (value, value), (2,))
     if min(pair) < least:
         raise RangeError(f"{name} must be at least {least}, got {value}")
-    if max(pair) >= LARGEST_SIDE:
-        raise RangeError(f"{name} must be below {LARGEST_SIDE}, got {value}")
+    check_sizes(name, pair, value)
     return pair
