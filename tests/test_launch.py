@@ -18,7 +18,7 @@ import spectralkernels as sk
 from spectralkernels import constants
 from spectralkernels.aot import noted_launches
 from spectralkernels.convolution.fused.precision import PRECISIONS
-from spectralkernels.convolution.fused_series.geometry import Geometry, chosen_form
+from spectralkernels.convolution.fused_series.geometry import SeriesGeometry, chosen_form
 from spectralkernels.errors import Unsupported
 from spectralkernels.launch import LARGEST_GRID, Launch, LaunchPlan, forget_plans, planned_launch
 from spectralkernels.tuning import noted_choices, pinned
@@ -85,7 +85,7 @@ def short_series() -> None:
     """The launches of one matrix, which no fingerprint watches."""
     from spectralkernels.convolution.fused_series.launches import convolve_launch, partial_sums, weight_gradient_launch
 
-    geometry, precision = Geometry(19, 19, 3, -1, 20, 7), PRECISIONS["tf32x3"]
+    geometry, precision = SeriesGeometry(19, 19, 3, -1, 20, 7), PRECISIONS["tf32x3"]
     form = chosen_form(geometry, precision)
     x, weight = torch.empty(2, 3, 19, device="meta"), torch.empty(3, 1, 3, device="meta")
     sums = torch.empty(partial_sums(2, 3, form), 3, 3, device="meta")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -140,6 +142,13 @@ def test_no_part_of_the_library_imports_in_a_circle():
 def test_modules_stay_readable():
     long = [f"{path.relative_to(ROOT)}: {n}" for path in SOURCES if (n := len(path.read_text().splitlines())) > 400]
     assert not long, "split it into a package of the same name"
+
+
+def test_a_class_has_a_name_of_its_own():
+    """Whoever looks for `Precision` finds one, and not the other one."""
+    names = Counter(name for path in SOURCES for name in re.findall(r"^class (\w+)", path.read_text(), re.MULTILINE))
+    assert len(names) > 200
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_no_drawer_for_odds_and_ends():

@@ -226,11 +226,11 @@ class TestInterpretedDepthwise:
     @staticmethod
     def problem(size: tuple[int, int], taps: tuple[int, int]) -> tuple[Any, Tensor, Tensor, Tensor, Tensor]:
         """geometry, x, weight, y and modes."""
-        from spectralkernels.convolution.fused_depthwise.matrices import Geometry
+        from spectralkernels.convolution.fused_depthwise.matrices import MapGeometry
         from spectralkernels.convolution.geometry import conv_band
 
         band = conv_band(size, taps, compression=0.5)
         starts = tuple(-before for before, _ in band.pad)
-        geometry = Geometry(band.size, band.out, band.kernel, starts, band.n, band.kept)
+        geometry = MapGeometry(band.size, band.out, band.kernel, starts, band.n, band.kept)
         x, y = torch.randn(5, 2, *size), torch.randn(5, 2, *band.out)
         return geometry, x, torch.randn(2, 1, *taps), y, torch.randn(5, 2, geometry.kept_reals)

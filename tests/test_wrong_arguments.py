@@ -200,7 +200,16 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         {"channels": 4, "height": 6, "width": 5, "value": 1.0, "background": 0.0},
     ),
 }
-ANSWERS = {"Conversion", "Decision", "LayerReport", "ModelReport", "Curve", "Label", "FrequencyResponse", "ModeList"}
+ANSWERS = {
+    "Conversion",
+    "LayerDecision",
+    "LayerReport",
+    "ModelReport",
+    "Curve",
+    "Label",
+    "FrequencyResponse",
+    "ModeList",
+}
 """What functions return, made by nobody else."""
 TORCHS = ("nn.SpectralConv2d(input)", "nn.BitReLU(input)", "nn.report(x)")
 """What is given to torch's own layers, whose errors are as good."""

@@ -44,7 +44,7 @@ def launches(layer: str, precision: str, capability: int) -> dict[str, NotedLaun
     batch, channels, outputs, size, kernel = LAYERS[layer]
     band = conv_band(size, kernel, compression=0.5)
     starts = tuple(-before for before, _ in band.pad)
-    geometry = chain.Geometry(Layout(band.n, band.kept), starts, 1, precision)
+    geometry = chain.ChainGeometry(Layout(band.n, band.kept), starts, 1, precision)
     with noted_launches(capability) as found:
         x, weight = empty(batch, channels, *size), empty(outputs, channels, *kernel)
         z = chain.spectrum(batch * channels, geometry, x.device)

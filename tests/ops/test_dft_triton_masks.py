@@ -193,7 +193,7 @@ class TestInterpreted:
         z[1], w[1] = float("nan"), float("nan")
         y = torch.full((2, 1, 2, 8), float("nan"))
         mask = products.Mask(torch.tensor([[1.0, 0.0]]), torch.tensor([0, 1], dtype=torch.int32))
-        sizes = products.Sizes(batch=2, channels=3, outputs=4, groups=1, modes=2)
+        sizes = products.ProductSizes(batch=2, channels=3, outputs=4, groups=1, modes=2)
         products.contract(z, w, y, "forward", sizes, mask, PRECISIONS["fp32"])
         assert y[0].isfinite().all() and not y[1].any()
 

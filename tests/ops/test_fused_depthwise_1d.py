@@ -28,7 +28,7 @@ from spectralkernels.convolution.fused_series import (
 from spectralkernels.convolution.fused_series.geometry import (
     Digits,
     Form,
-    Geometry,
+    SeriesGeometry,
     digits,
     form,
     whole,
@@ -40,7 +40,7 @@ from spectralkernels.ops.band_limited_conv2d import weight_spectrum
 from spectralkernels.spectra import Band
 
 
-def split_of(geometry: Geometry, name: str) -> Digits | None:
+def split_of(geometry: SeriesGeometry, name: str) -> Digits | None:
     return digits(geometry, precision(name))
 
 
@@ -145,7 +145,7 @@ def problem(draw: random.Random) -> tuple[Tensor, Tensor, Tensor, Band]:
     return torch.randn(batch, channels, length), torch.randn(channels, 1, taps), torch.randn(channels), band
 
 
-def forms(geometry: Geometry, draw: random.Random) -> list[Form]:
+def forms(geometry: SeriesGeometry, draw: random.Random) -> list[Form]:
     """Both transforms, the two-level one in one block of columns or several, and with another choice of digits."""
     found: list[Form] = []
     split, tile = split_of(geometry, "tf32x3"), whole(geometry, precision("tf32x3"))
@@ -161,7 +161,7 @@ def forms(geometry: Geometry, draw: random.Random) -> list[Form]:
 class TestInterpreted:
     @staticmethod
     def forward(
-        x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, shape: Form, changes: dict[str, Any]
+        x: Tensor, weight: Tensor, bias: Tensor | None, geometry: SeriesGeometry, shape: Form, changes: dict[str, Any]
     ) -> Tensor:
         from spectralkernels.convolution.fused_series.launches import convolve_launch
 

@@ -18,7 +18,7 @@ pytest.importorskip("triton")
 from spectralkernels.aot import MachineCode, compile_kernel
 from spectralkernels.convolution.fused.precision import PRECISIONS
 from spectralkernels.convolution.fused_series import geometry_of, launches
-from spectralkernels.convolution.fused_series.geometry import Digits, Form, Geometry, chosen_form, whole
+from spectralkernels.convolution.fused_series.geometry import Digits, Form, SeriesGeometry, chosen_form, whole
 from spectralkernels.convolution.geometry import conv_band
 
 pytestmark = judged_compiler
@@ -114,13 +114,13 @@ ROWS = [
 ]
 
 
-def layer(length: int, taps: int, grid: str) -> Geometry:
+def layer(length: int, taps: int, grid: str) -> SeriesGeometry:
     size = int(grid) if grid.isdigit() else grid
     return geometry_of(conv_band((length,), (taps,), compression=0.5, grid=size))
 
 
 def planned(
-    kind: str, geometry: Geometry, name: str, form: Form | None = None, batch: int = 8, channels: int = 768
+    kind: str, geometry: SeriesGeometry, name: str, form: Form | None = None, batch: int = 8, channels: int = 768
 ) -> launches.Launch:
     """The launch that this layer would get at c = 0.5; meta tensors have aligned addresses, as fresh ones do."""
     chosen, maps = PRECISIONS[name], MAPS.get(name, torch.float32)

@@ -16,7 +16,7 @@ from spectralkernels.convolution.baselines import reference
 from spectralkernels.convolution.fused.precision import PRECISIONS, UNSCALED, Precision, precision
 from spectralkernels.convolution.fused_series import geometry_of
 from spectralkernels.convolution.fused_series.dense import matrices as dense
-from spectralkernels.convolution.fused_series.geometry import Digits, Geometry, Whole, digits, form, whole
+from spectralkernels.convolution.fused_series.geometry import Digits, SeriesGeometry, Whole, digits, form, whole
 from spectralkernels.convolution.fused_series.two_level import matrices as two_level
 from spectralkernels.convolution.geometry import conv_band
 from spectralkernels.inputs import feature_map, he_kernel
@@ -25,7 +25,7 @@ from spectralkernels.tf32 import round_to_tf32
 CPU = torch.device("cpu")
 
 
-def split_of(geometry: Geometry, name: str) -> Digits | None:
+def split_of(geometry: SeriesGeometry, name: str) -> Digits | None:
     return digits(geometry, precision(name))
 
 
@@ -85,7 +85,7 @@ def stacked(numbers: Tensor, split: Digits) -> Tensor:
     return parts.flatten(-2, -1).flatten(-4, -2)
 
 
-def band_mask(geometry: Geometry, split: Digits) -> Tensor:
+def band_mask(geometry: SeriesGeometry, split: Digits) -> Tensor:
     """Bool [2, J, U], from the frequencies themselves."""
     j = torch.arange(split.j) + (0.5 if split.n1 % 2 else 0.0)
     q = torch.arange(split.u) + 0.5
@@ -94,7 +94,7 @@ def band_mask(geometry: Geometry, split: Digits) -> Tensor:
     return (frequency.abs() < geometry.kept) & (2 * frequency != -geometry.n)
 
 
-def emulated_in_digits(x: Tensor, weight: Tensor, geometry: Geometry, split: Digits, chosen: Precision) -> Tensor:
+def emulated_in_digits(x: Tensor, weight: Tensor, geometry: SeriesGeometry, split: Digits, chosen: Precision) -> Tensor:
     made = two_level.matrices(geometry, split, chosen, CPU)
 
     def analysed(rows: Tensor, low: Tensor, high: Tensor, twiddle: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ def emulated_in_digits(x: Tensor, weight: Tensor, geometry: Geometry, split: Dig
     return out[..., : geometry.out]
 
 
-def emulated_whole(x: Tensor, weight: Tensor, geometry: Geometry, tile: Whole, chosen: Precision) -> Tensor:
+def emulated_whole(x: Tensor, weight: Tensor, geometry: SeriesGeometry, tile: Whole, chosen: Precision) -> Tensor:
     made = dense.matrices(geometry, tile, chosen, CPU)
 
     def analysed(series: Tensor, matrix: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ pytest.importorskip("triton")
 from spectralkernels.aot import MachineCode, NotedLaunch, compile_kernel, noted_launches
 from spectralkernels.convolution.fused.precision import PRECISIONS
 from spectralkernels.convolution.fused_depthwise import launches, shared_memory
-from spectralkernels.convolution.fused_depthwise.matrices import Geometry
+from spectralkernels.convolution.fused_depthwise.matrices import MapGeometry
 from spectralkernels.convolution.geometry import conv_band
 
 pytestmark = judged_compiler
@@ -174,7 +174,7 @@ def planned(kind: str, side: int, taps: int, name: str, capability: int) -> Note
     return noted[0]
 
 
-def layer(side: int, taps: int) -> Geometry:
+def layer(side: int, taps: int) -> MapGeometry:
     return geometry_of(conv_band((side, side), (taps, taps), compression=0.5))
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from spectralkernels.convolution.baselines import reference
 from spectralkernels.convolution.fused.precision import PRECISIONS, precision
 from spectralkernels.convolution.fused_depthwise import fused_depthwise, supports
-from spectralkernels.convolution.fused_depthwise.matrices import Geometry, Operators, operators
+from spectralkernels.convolution.fused_depthwise.matrices import MapGeometry, Operators, operators
 from spectralkernels.convolution.geometry import conv_band
 from spectralkernels.launch import forget_plans
 from spectralkernels.spectra import Band
@@ -49,7 +49,9 @@ class TestInterpreted:
         return (x, weight, bias, band) if fits else cls.problem(draw)
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, changes: dict[str, Any]) -> Tensor:
+    def forward(
+        x: Tensor, weight: Tensor, bias: Tensor | None, geometry: MapGeometry, changes: dict[str, Any]
+    ) -> Tensor:
         from spectralkernels.convolution.fused_depthwise.launches import convolve_launch
 
         inputs = [in_poison(tensor) for tensor in (x, weight)]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spectralkernels.convolution.baselines import reference
 from spectralkernels.convolution.fused.precision import PRECISIONS, Precision, precision
-from spectralkernels.convolution.fused_depthwise.matrices import Geometry, Pair, operators, tiles
+from spectralkernels.convolution.fused_depthwise.matrices import MapGeometry, Pair, operators, tiles
 from spectralkernels.convolution.geometry import conv_band
 from spectralkernels.inputs import feature_map, he_kernel
 from spectralkernels.tf32 import round_to_tf32
@@ -72,7 +72,7 @@ def analysed(plane: Tensor, pair: Pair, chosen: Precision, u: int, v: int) -> tu
     return tuple(parts[..., part, :, turn, :] for turn in (0, 1) for part in (0, 1))
 
 
-def emulated(x: Tensor, weight: Tensor, geometry: Geometry, name: str) -> Tensor:
+def emulated(x: Tensor, weight: Tensor, geometry: MapGeometry, name: str) -> Tensor:
     chosen, tile = precision(name), tiles(geometry)
     made = operators(geometry, chosen, CPU)
     cc, sc, cs, ss = analysed(padded(x, tile.size), made.analyse_map, chosen, tile.u, tile.v)

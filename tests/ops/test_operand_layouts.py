@@ -23,7 +23,7 @@ from torch import Tensor
 import spectralkernels as sk
 from spectralkernels.convolution.dft_triton.layout import box_layout
 from spectralkernels.convolution.fused.precision import PRECISIONS
-from spectralkernels.convolution.fused_series.geometry import Digits, Geometry, Whole, chosen_form
+from spectralkernels.convolution.fused_series.geometry import Digits, SeriesGeometry, Whole, chosen_form
 from spectralkernels.launch import Launch, as_real_pairs, dense
 from spectralkernels.operators import NAMESPACE
 from spectralkernels.sparse import bitmap
@@ -107,7 +107,7 @@ def fused_depthwise() -> tuple[Any, ...]:
 
 
 def fused_series(length: int, n: int, kept: int, form: type) -> tuple[Any, ...]:
-    assert isinstance(chosen_form(Geometry(length, length, 3, -1, n, kept), PRECISIONS["tf32x3"]), form)
+    assert isinstance(chosen_form(SeriesGeometry(length, length, 3, -1, n, kept), PRECISIONS["tf32x3"]), form)
     facts = ([-1], [n], [kept], [length], "tf32x3")
     x, w, b = reals(2, 2, length), reals(2, 1, 3), reals(2)
     y, z = torch.ops.spectralkernels.fused_plain(x, w, b, *facts, True)

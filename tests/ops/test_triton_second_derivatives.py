@@ -163,7 +163,7 @@ def kept_forms(maps: bool) -> Iterator[Any]:
     """Forms of maps, and of series in one stage and in two."""
     from spectralkernels.convolution.fused.precision import PRECISIONS
     from spectralkernels.convolution.fused_depthwise.launches import map_form
-    from spectralkernels.convolution.fused_series.geometry import Geometry, digits, whole
+    from spectralkernels.convolution.fused_series.geometry import SeriesGeometry, digits, whole
     from spectralkernels.convolution.fused_series.launches import SeriesForm
 
     fp32 = PRECISIONS["fp32"]
@@ -173,7 +173,7 @@ def kept_forms(maps: bool) -> Iterator[Any]:
         return
     for n, kept in ((12, 7), (15, 5)):
         for found in (whole, digits):
-            geometry = Geometry(9, 9, 3, -1, n, kept)
+            geometry = SeriesGeometry(9, 9, 3, -1, n, kept)
             form = found(geometry, fp32)
             assert form is not None
             yield SeriesForm(geometry, form, fp32)

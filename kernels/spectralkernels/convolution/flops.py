@@ -24,19 +24,19 @@ Ints = Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
-class Transform:
+class TransformCost:
     """Modes F, and what the transform of one plane with sides costs."""
 
     modes: int
     of: Callable[[Ints], int]
 
 
-def by_matrix(modes: int) -> Transform:
+def by_matrix(modes: int) -> TransformCost:
     """One real matrix [2 F, pixels]."""
-    return Transform(modes, lambda side: 4 * modes * math.prod(side))
+    return TransformCost(modes, lambda side: 4 * modes * math.prod(side))
 
 
-def by_steps(n: Ints, steps: Steps) -> Transform:
+def by_steps(n: Ints, steps: Steps) -> TransformCost:
     """Columns, then the rows |u| < k of each; few pixels by one matrix, as in `dft.stepped_dft`."""
     columns = sum(width for width, _ in steps)
     modes = sum(width * full_count(n[0], k) for width, k in steps if k)
@@ -46,23 +46,25 @@ def by_steps(n: Ints, steps: Steps) -> Transform:
             return 4 * modes * math.prod(side)
         return 4 * math.prod(side) * columns + 8 * side[0] * modes
 
-    return Transform(modes, of)
+    return TransformCost(modes, of)
 
 
-def by_band(n: Ints, kept: Ints) -> Transform:
+def by_band(n: Ints, kept: Ints) -> TransformCost:
     """A staircase of one step; a series has one matrix."""
     return by_matrix(kept[0]) if len(n) == 1 else by_steps(n, ((kept[1], kept[0]),))
 
 
-def by_folds(n: Ints, kept: Ints) -> Transform:
+def by_folds(n: Ints, kept: Ints) -> TransformCost:
     """Even and odd halves of planes and frequencies apart: 2 H W k + 4 H k^2, see `dft_native`."""
     if len(n) == 1:
-        return Transform(kept[0], lambda side: 2 * side[0] * kept[0])
+        return TransformCost(kept[0], lambda side: 2 * side[0] * kept[0])
     rows = full_count(n[0], kept[0])
-    return Transform(kept[1] * rows, lambda side: 2 * math.prod(side) * kept[1] + 4 * side[0] * math.prod(kept))
+    return TransformCost(kept[1] * rows, lambda side: 2 * math.prod(side) * kept[1] + 4 * side[0] * math.prod(kept))
 
 
-def forward(x: Tensor, weight: Tensor | None, out_channels: int, out: Ints, groups: int, transform: Transform) -> int:
+def forward(
+    x: Tensor, weight: Tensor | None, out_channels: int, out: Ints, groups: int, transform: TransformCost
+) -> int:
     """A convolution; weight: [O, C / groups, *kernel], or None where it comes transformed."""
     batch, channels = x.shape[:2]
     of_weight = 0 if weight is None else weight.shape[0] * weight.shape[1] * transform.of(weight.shape[2:])
@@ -76,7 +78,7 @@ def backward(
     channels: int,
     size: Ints,
     groups: int,
-    transform: Transform,
+    transform: TransformCost,
     need_x: bool = True,
     need_weight: bool = False,
     *,

@@ -6,7 +6,7 @@ sk.nn.freeze_from_energy(model, batches, energy=0.9)
 print(sk.nn.report(model, x))                                     # what each layer saves, computes and takes here
 """
 
-from spectralkernels.nn.conversion import Conversion, Decision, convert
+from spectralkernels.nn.conversion import Conversion, LayerDecision, convert
 from spectralkernels.nn.convolution import BandLimitedConv1d, BandLimitedConv2d, MaskedConv2d
 from spectralkernels.nn.parametrised import PHConv2d, SpectralConv2d
 from spectralkernels.nn.pooling import DiffStride2d, FrequencyDropout2d, SpectralPool2d
@@ -20,9 +20,9 @@ __all__ = [
     "BandLimitedConv2d",
     "BitReLU",
     "Conversion",
-    "Decision",
     "DiffStride2d",
     "FrequencyDropout2d",
+    "LayerDecision",
     "LayerReport",
     "MaskedConv2d",
     "ModelReport",

@@ -35,7 +35,7 @@ Where = str | type[nn.Module] | tuple[type[nn.Module], ...] | Callable[[str, nn.
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class LayerDecision:
     """What was done with one convolution. name: of the module in the model. layer: its type before."""
 
     name: str
@@ -52,7 +52,7 @@ class Conversion:
     """
 
     model: nn.Module
-    decisions: tuple[Decision, ...]
+    decisions: tuple[LayerDecision, ...]
     relus: tuple[str, ...] = ()
 
     @property
@@ -121,7 +121,7 @@ def convert(
     decisions = []
     for name, module, reason in judged:
         decisions.append(
-            Decision(name, type(module).__name__, reason is None, reason or f"compression {compression:g}")
+            LayerDecision(name, type(module).__name__, reason is None, reason or f"compression {compression:g}")
         )
         if reason is None:
             layer = target.get_submodule(name)

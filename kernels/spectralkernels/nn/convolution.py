@@ -25,7 +25,7 @@ from spectralkernels.errors import DtypeError, RangeError
 from spectralkernels.explain import explain
 from spectralkernels.layouts import as_given, batched
 from spectralkernels.masks import ModeList, fft_grid, hermitian, mode_list
-from spectralkernels.nn.frozen import Kept, has_use, kept_or_made, may_keep
+from spectralkernels.nn.frozen import KeptSpectrum, has_use, kept_or_made, may_keep
 from spectralkernels.ops import load_operation
 from spectralkernels.ops.band_limited_conv1d import band_limited_conv1d
 from spectralkernels.ops.band_limited_conv2d import band_limited_conv2d, weight_spectrum
@@ -49,7 +49,7 @@ class _Spectral(_ConvNd):
 
     grid: GridChoice
     impl: str
-    _kept: Kept | None = None
+    _kept: KeptSpectrum | None = None
 
     def _padded(self, x: Tensor) -> tuple[Tensor, Padding]:
         """x, and the zeros that the operation adds: none where the values around x are not zeros."""

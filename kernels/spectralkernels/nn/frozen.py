@@ -40,7 +40,7 @@ def _count(*step: object) -> None:
 register_optimizer_step_post_hook(_count)
 
 
-class Kept(NamedTuple):
+class KeptSpectrum(NamedTuple):
     """A weight, its state and geometry when a spectrum was made, and that; None where the call has no use for one.
 
     memory: of the weight, held weakly: as long as it is, no other memory takes its name.
@@ -73,8 +73,8 @@ def has_use(call: Explanation) -> bool:
 
 
 def kept_or_made(
-    kept: Kept | None, weight: Tensor, geometry: Hashable, make: Callable[[], WeightSpectrum | None]
-) -> Kept:
+    kept: KeptSpectrum | None, weight: Tensor, geometry: Hashable, make: Callable[[], WeightSpectrum | None]
+) -> KeptSpectrum:
     """`kept` if it still holds for this weight and geometry, else what `make` returns, with what it was made from."""
     memory = weight.untyped_storage()
     place = (memory._cdata, weight.data_ptr(), weight.stride())
@@ -82,5 +82,5 @@ def kept_or_made(
     trained = weight.requires_grad or (weight.is_leaf and weight.grad is not None)
     steps = _steps if trained else None
     if kept is None or kept.weight() is not weight or kept.state != state or kept.steps not in (steps, _steps):
-        return Kept(weakref.ref(weight), state, make(), StorageWeakRef(memory), steps)
+        return KeptSpectrum(weakref.ref(weight), state, make(), StorageWeakRef(memory), steps)
     return kept if kept.steps == steps else kept._replace(steps=steps)

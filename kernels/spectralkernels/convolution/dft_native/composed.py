@@ -16,7 +16,7 @@ from spectralkernels.convolution import composed
 from spectralkernels.convolution.dft_native import library
 from spectralkernels.convolution.dft_native.ends import ends_of
 from spectralkernels.convolution.dft_native.folding import to_the_centre
-from spectralkernels.convolution.dft_native.library import Kept, Sizes
+from spectralkernels.convolution.dft_native.library import KeptModes, NativeSizes
 from spectralkernels.convolution.geometry import compute_dtype
 from spectralkernels.convolution.linear_maps import transforms_of, transforms_of_maps
 
@@ -26,8 +26,8 @@ Ints = Sequence[int]
 def gradients(ctx: Any, dy: Tensor | None, dz: Tensor | None) -> tuple[Tensor | None, ...]:
     """(dx, dw, db) as torch's own operations; dz is the gradient of the saved spectrum."""
     (x, z, weight, mask), (starts, groups, n, kept, size, stride, dilation) = ctx.saved_tensors, ctx.geometry
-    band, batch, kernel = Kept(tuple(n), tuple(kept)), ctx.batch, weight.shape[2:]
-    sizes = Sizes(batch, groups, weight.shape[1], weight.shape[0] // groups)
+    band, batch, kernel = KeptModes(tuple(n), tuple(kept)), ctx.batch, weight.shape[2:]
+    sizes = NativeSizes(batch, groups, weight.shape[1], weight.shape[0] // groups)
     about = ends_of(band, compute_dtype(weight.dtype), size, kernel, ctx.out, starts, stride, dilation).about
     transforms = transforms_of(weight, size, starts, kernel, n, kept, ctx.out, stride, dilation)
     if x is not None:
@@ -76,7 +76,7 @@ def over_planes(mask: Tensor | None) -> Tensor | None:
     return None if mask is None else mask.t()[:, None, :, None]
 
 
-def modes_of_spectrum(z: Tensor, band: Kept, sizes: Sizes, size: tuple[int, ...]) -> Tensor:
+def modes_of_spectrum(z: Tensor, band: KeptModes, sizes: NativeSizes, size: tuple[int, ...]) -> Tensor:
     """What `analyse` made of maps of `size` -> the modes of `dft`, [F, 2, batch * channels].
 
     A turn and a choice, so that it takes the gradient of the one to the gradient of the other as well.

@@ -20,7 +20,7 @@ import torch
 from spectralkernels.constants import planned
 from spectralkernels.convolution.dft_native import library
 from spectralkernels.convolution.dft_native.folding import Fold, fold
-from spectralkernels.convolution.dft_native.library import Kept
+from spectralkernels.convolution.dft_native.library import KeptModes
 from spectralkernels.convolution.linear_maps import spacing_of
 
 Ints = Sequence[int]
@@ -51,7 +51,7 @@ class Ends:
 
 
 def ends_of(
-    band: Kept, dtype: torch.dtype, size: Ints, kernel: Ints, out: Ints, starts: Ints, stride: Ints, dilation: Ints
+    band: KeptModes, dtype: torch.dtype, size: Ints, kernel: Ints, out: Ints, starts: Ints, stride: Ints, dilation: Ints
 ) -> Ends:
     """The ends of a convolution whose kernel begins at `starts`, about centres that agree."""
     sides = tuple(size), tuple(kernel), tuple(out), tuple(starts), tuple(stride), tuple(dilation)

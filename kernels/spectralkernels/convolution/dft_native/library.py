@@ -45,7 +45,7 @@ class _Frozen(ctypes.Structure):
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
+class NativeSizes:
     """batch: of the maps. inputs: channels per group that are analysed or reduced. outputs: those that are made."""
 
     batch: int
@@ -69,14 +69,14 @@ def panel() -> int:
     return int(library().dft_native_panel())
 
 
-def spectrum_numbers(modes: int, sizes: Sizes, dtype: torch.dtype) -> int:
+def spectrum_numbers(modes: int, sizes: NativeSizes, dtype: torch.dtype) -> int:
     """Numbers of the spectrum that `analyse` makes, with lanes that hold nothing."""
     blocks = -(-sizes.batch // sizes.block) * sizes.groups * -(-sizes.inputs // lanes(dtype))
     return blocks * modes * 2 * sizes.block * lanes(dtype)
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class KeptModes:
     """The modes of a band: the axes of its grid n, and |u| < kept on each.
 
     reach: of a staircase, the rows |u| < reach[v] that its column v has; the other modes of the band are holes, which
@@ -112,7 +112,7 @@ class Frozen:
     conjugate: bool
 
 
-def analyse(kept: Kept, side: Fold, sizes: Sizes, maps: Tensor, mask: Tensor | None = None) -> Tensor:
+def analyse(kept: KeptModes, side: Fold, sizes: NativeSizes, maps: Tensor, mask: Tensor | None = None) -> Tensor:
     """Maps [batch, groups * inputs, *size] -> their spectrum, opaque, zero in holes; times mask [batch or 1, F]."""
     numbers = spectrum_numbers(kept.count, sizes, maps.dtype)
     z = maps.new_zeros(numbers) if kept.reach else maps.new_empty(numbers)
@@ -121,10 +121,10 @@ def analyse(kept: Kept, side: Fold, sizes: Sizes, maps: Tensor, mask: Tensor | N
 
 
 def convolve(
-    kept: Kept,
+    kept: KeptModes,
     side: Fold,
     output: Fold,
-    sizes: Sizes,
+    sizes: NativeSizes,
     taps: Sequence[int],
     z: Tensor,
     weight: Tensor,
@@ -138,17 +138,17 @@ def convolve(
     _call("convolve", y, *arguments, z, weight, bias, y)
 
 
-def weight_gradient(kept: Kept, side: Fold, sizes: Sizes, g: Tensor, z: Tensor, dw: Tensor) -> None:
+def weight_gradient(kept: KeptModes, side: Fold, sizes: NativeSizes, g: Tensor, z: Tensor, dw: Tensor) -> None:
     """D^T (conj(G) Z) into dw."""
     _call("weight_gradient", dw, _modes(kept), _side(side), _sizes(sizes), g, z, dw)
 
 
 def convolve_lanes(
-    kept: Kept,
+    kept: KeptModes,
     input_: Fold,
     side: Fold,
     output: Fold,
-    sizes: Sizes,
+    sizes: NativeSizes,
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -163,9 +163,9 @@ def convolve_lanes(
 
 
 def convolve_lanes_backward(
-    kept: Kept,
+    kept: KeptModes,
     sides: Sequence[Fold],
-    sizes: Sizes,
+    sizes: NativeSizes,
     dy: Tensor,
     x: Tensor | None,
     weight: Tensor,
@@ -199,7 +199,7 @@ def _address(tensor: Tensor) -> int:
     return address
 
 
-def _modes(kept: Kept) -> _Modes:
+def _modes(kept: KeptModes) -> _Modes:
     series = len(kept.n) == 1
     reach = (_Long * len(kept.reach))(*kept.reach) if kept.reach else None
     return _Modes(len(kept.n), 1 if series else kept.kept[0], kept.rows, kept.kept[-1], reach)
@@ -223,5 +223,5 @@ def _side(side: Fold) -> _Side:
     return _Side(*side.lengths, *side.front, side.matrices.data_ptr())
 
 
-def _sizes(sizes: Sizes) -> _Sizes:
+def _sizes(sizes: NativeSizes) -> _Sizes:
     return _Sizes(sizes.batch, sizes.groups, sizes.inputs, sizes.outputs, sizes.block)

@@ -13,7 +13,7 @@ from spectralkernels.convolution import flops
 from spectralkernels.convolution.dft_native import composed, library
 from spectralkernels.convolution.dft_native.ends import ends_of
 from spectralkernels.convolution.dft_native.folding import Fold, fold, to_the_centre
-from spectralkernels.convolution.dft_native.library import Frozen, Kept, Sizes
+from spectralkernels.convolution.dft_native.library import Frozen, KeptModes, NativeSizes
 from spectralkernels.convolution.geometry import compute_dtype
 from spectralkernels.convolution.linear_maps import transforms_of
 from spectralkernels.operators import by_chain, operator
@@ -24,7 +24,7 @@ LARGEST_LANE_WEIGHTS = 4 << 20
 """Bytes of the spectra of one block of kernels up to which groups lie in lanes: a core's cache, about."""
 
 
-def groups_in_lanes(kept: Kept, sizes: Sizes, dtype: torch.dtype) -> bool:
+def groups_in_lanes(kept: KeptModes, sizes: NativeSizes, dtype: torch.dtype) -> bool:
     """Whether groups fill lanes better than the channels of one, and their kernels' spectra fit."""
     lanes = library.lanes(dtype)
     pairs = sizes.inputs * sizes.outputs
@@ -54,9 +54,13 @@ def conv(
 ) -> tuple[Tensor, Tensor]:
     """(y, Z): the convolution, and what `analyse` made of x if `keep` and no larger than x, else nothing.
 
-    mask: weights [B or 1, F], zero in the holes that reach makes, see `Kept`.
+    mask: weights [B or 1, F], zero in the holes that reach makes, see `KeptModes`.
     """
-    band, sizes, dtype = Kept(tuple(n), tuple(kept), tuple(reach)), sizes_of(x, weight, groups), compute_dtype(x.dtype)
+    band, sizes, dtype = (
+        KeptModes(tuple(n), tuple(kept), tuple(reach)),
+        sizes_of(x, weight, groups),
+        compute_dtype(x.dtype),
+    )
     y, z = x.new_empty(x.shape[0], weight.shape[0], *out, dtype=dtype), x.new_empty(0, dtype=dtype)
     if x.shape[0] == 0:
         return y.to(x.dtype), z
@@ -73,7 +77,7 @@ def conv(
 
 @conv.register_fake
 def _(*, x: Tensor, weight: Tensor, groups: int, n: Ints, kept: Ints, out: Ints, keep: bool) -> tuple[Tensor, Tensor]:
-    band, sizes, dtype = Kept(tuple(n), tuple(kept)), sizes_of(x, weight, groups), compute_dtype(x.dtype)
+    band, sizes, dtype = KeptModes(tuple(n), tuple(kept)), sizes_of(x, weight, groups), compute_dtype(x.dtype)
     numbers = 0
     if keep and x.shape[0] > 0 and not groups_in_lanes(band, sizes, dtype):
         numbers = library.spectrum_numbers(band.count, sizes, dtype)
@@ -100,7 +104,7 @@ def conv_backward(
     reach: Ints,
 ) -> tuple[Tensor, Tensor]:
     """(dx, dw); x is given where z is empty and dw wanted. A gradient that is not needed comes back empty."""
-    band, dtype = Kept(tuple(n), tuple(kept), tuple(reach)), compute_dtype(dy.dtype)
+    band, dtype = KeptModes(tuple(n), tuple(kept), tuple(reach)), compute_dtype(dy.dtype)
     sizes = sizes_of(dy, weight, groups)
     dx = dy.new_empty((dy.shape[0], groups * sizes.inputs, *size) if need_x else (0,), dtype=dtype)
     dw = weight.new_empty(weight.shape if need_weight else (0,), dtype=dtype)
@@ -115,7 +119,7 @@ def conv_backward(
         sides = (ends.y(), ends.x(), ends.weight(), to_x, to_weight)
         library.convolve_lanes_backward(band, sides, sizes, gradient, maps, kernel, *wanted, mask)
     else:
-        turned = Sizes(dy.shape[0], groups, sizes.outputs, sizes.inputs)
+        turned = NativeSizes(dy.shape[0], groups, sizes.outputs, sizes.inputs)
         g = library.analyse(band, ends.y(), turned, gradient, mask)
         if need_x:
             of_out, of_in, of_group = taps_of(weight, groups)
@@ -197,8 +201,8 @@ def apply(
 ) -> Tensor:
     """The convolution with the modes of a frozen weight, [F, 2, O * C / groups], which are at `places` of the band or
     are all of it; mask and reach as in `conv`."""
-    band, dtype = Kept(tuple(n), tuple(kept), tuple(reach)), compute_dtype(x.dtype)
-    sizes = Sizes(x.shape[0], groups, x.shape[1] // groups, out_channels // groups)
+    band, dtype = KeptModes(tuple(n), tuple(kept), tuple(reach)), compute_dtype(x.dtype)
+    sizes = NativeSizes(x.shape[0], groups, x.shape[1] // groups, out_channels // groups)
     y = x.new_empty(x.shape[0], out_channels, *out, dtype=dtype)
     if x.shape[0] == 0:
         return y.to(x.dtype)
@@ -231,8 +235,8 @@ def apply_backward(
     reach: Ints,
     places: Tensor | None,
 ) -> Tensor:
-    band, dtype = Kept(tuple(n), tuple(kept), tuple(reach)), compute_dtype(dy.dtype)
-    sizes = Sizes(dy.shape[0], groups, channels // groups, dy.shape[1] // groups)
+    band, dtype = KeptModes(tuple(n), tuple(kept), tuple(reach)), compute_dtype(dy.dtype)
+    sizes = NativeSizes(dy.shape[0], groups, channels // groups, dy.shape[1] // groups)
     dx = dy.new_empty(dy.shape[0], channels, *size, dtype=dtype)
     if dy.shape[0] == 0:
         return dx.to(dy.dtype)
@@ -243,7 +247,7 @@ def apply_backward(
         library.convolve_lanes_backward(band, sides, sizes, gradient, None, modes, dx, None, mask, frozen)
     else:
         frozen = frozen_of(modes, places, band, size, dy.shape[2:], conjugate=True)
-        turned = Sizes(dy.shape[0], groups, sizes.outputs, sizes.inputs)
+        turned = NativeSizes(dy.shape[0], groups, sizes.outputs, sizes.inputs)
         g, where = library.analyse(band, of_y, turned, gradient, mask), (1, sizes.inputs, sizes.inputs * sizes.outputs)
         library.convolve(band, of_y, to_x, turned, where, g, modes, None, dx, None, frozen)
     return dx.to(dy.dtype)
@@ -326,9 +330,9 @@ conv_backward.register_flops(
 # --- what the library is given --------------------------------------------------------------------------------------
 
 
-def sizes_of(x: Tensor, weight: Tensor, groups: int) -> Sizes:
+def sizes_of(x: Tensor, weight: Tensor, groups: int) -> NativeSizes:
     """Of a call with x, or with the gradient of its answer, which is as many samples."""
-    return Sizes(x.shape[0], groups, weight.shape[1], weight.shape[0] // groups)
+    return NativeSizes(x.shape[0], groups, weight.shape[1], weight.shape[0] // groups)
 
 
 def taps_of(weight: Tensor, groups: int) -> tuple[int, int, int]:
@@ -342,12 +346,12 @@ def plain(tensor: Tensor) -> Tensor:
     return tensor.to(compute_dtype(tensor.dtype)).contiguous()
 
 
-def fold_of(band: Kept, lengths: Ints, dtype: torch.dtype, **how: bool) -> Fold:
+def fold_of(band: KeptModes, lengths: Ints, dtype: torch.dtype, **how: bool) -> Fold:
     return fold(band.n, band.kept, tuple(lengths), (0,) * len(band.n), dtype, library.panel(), **how)
 
 
 def frozen_of(
-    modes: Tensor, places: Tensor | None, band: Kept, size: Ints, out: Ints, conjugate: bool = False
+    modes: Tensor, places: Tensor | None, band: KeptModes, size: Ints, out: Ints, conjugate: bool = False
 ) -> Frozen:
     """The turn of the modes [F, 2, O * C / groups] of `dft` to the centre of the kernel, which those of x and y say."""
     doubled = tuple(have - made for have, made in zip(size, out, strict=True))

@@ -87,7 +87,7 @@ def plan(
     frozen = isinstance(weight, WeightSpectrum)
     outputs = weight.out_channels if isinstance(weight, WeightSpectrum) else weight.shape[0]
     starts = () if frozen else tuple(-before for before, _ in band.pad)
-    geometry = chain.Geometry(layout_of(box_layout(band.n, band.kept)), starts, groups, precision)
+    geometry = chain.ChainGeometry(layout_of(box_layout(band.n, band.kept)), starts, groups, precision)
     relu, kernel = activation == "relu", None if frozen else band.kernel
     run = chain.planned_forward(
         tuple(x.shape), outputs, geometry, band.out, relu, x.dtype, x.device, kernel=kernel, biased=bias is not None

@@ -14,13 +14,13 @@ from spectralkernels.constants import planned
 from spectralkernels.convolution.dft_triton.launches import products, transforms
 from spectralkernels.convolution.dft_triton.layout import Layout, cells_of
 from spectralkernels.convolution.dft_triton.matrices import Transform
-from spectralkernels.convolution.dft_triton.precision import PRECISIONS, Precision
+from spectralkernels.convolution.dft_triton.precision import PRECISIONS, ChainPrecision
 from spectralkernels.launch import Launch
 from spectralkernels.target import target_capability
 
 
 @dataclass(frozen=True, slots=True)
-class Geometry:
+class ChainGeometry:
     """The modes, where the kernel's first tap lies, the groups and the accuracy class of a convolution."""
 
     layout: Layout
@@ -29,7 +29,7 @@ class Geometry:
     precision: str
 
     @property
-    def numbers(self) -> Precision:
+    def numbers(self) -> ChainPrecision:
         return PRECISIONS[self.precision]
 
     @property
@@ -69,7 +69,7 @@ def forward(
     bias: Tensor | None,
     mask: Tensor | None,
     out_channels: int,
-    geometry: Geometry,
+    geometry: ChainGeometry,
     out: tuple[int, ...],
     relu: bool = False,
     *,
@@ -81,7 +81,7 @@ def forward(
     """y [B, O, *out] from x and a weight, or (weight None) from the spectrum w of one.
 
     z, w: spectra [V, U, 2, planes] of x and of the weight that are to be filled; None leaves them in the workspace.
-    kept: a spectrum like z in another dtype, which is filled, too. frozen: see `products.Sizes`.
+    kept: a spectrum like z in another dtype, which is filled, too. frozen: see `products.ProductSizes`.
     """
     planes = {"y": x.shape[0] * out_channels}
     planes |= {"z": x.shape[0] * x.shape[1]} if z is None else {}
@@ -102,7 +102,7 @@ def forward(
 def planned_forward(
     shape: tuple[int, ...],
     out_channels: int,
-    geometry: Geometry,
+    geometry: ChainGeometry,
     out: tuple[int, ...],
     relu: bool,
     dtype: torch.dtype,
@@ -155,7 +155,7 @@ def backward(
     weight: Tensor,
     w: Tensor | None,
     mask: Tensor | None,
-    geometry: Geometry,
+    geometry: ChainGeometry,
     size: tuple[int, ...],
     needs: Needs,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -204,7 +204,7 @@ def frozen_backward(
     gate: Tensor | None,
     w: Tensor,
     channels: int,
-    geometry: Geometry,
+    geometry: ChainGeometry,
     size: tuple[int, ...],
     needs: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor]:
@@ -226,7 +226,7 @@ def frozen_backward(
     return dx, db
 
 
-def spectrum(planes: int, geometry: Geometry, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+def spectrum(planes: int, geometry: ChainGeometry, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """A spectrum [V, U, 2, planes] that is not yet filled, by default in the dtype of the class."""
     layout = geometry.layout
     shape = (layout.modes_v, layout.modes_u, 2, planes)
@@ -237,7 +237,7 @@ ALIGNED = 128
 """Numbers after which a spectrum may begin in a workspace: at least 256 bytes, as the allocator itself gives."""
 
 
-def _workspace(planes: dict[str, int], geometry: Geometry, device: torch.device) -> dict[str, Tensor]:
+def _workspace(planes: dict[str, int], geometry: ChainGeometry, device: torch.device) -> dict[str, Tensor]:
     """Named spectra of so many planes, not yet filled, in one allocation."""
     room, places = _places(geometry.layout, *planes.values())
     whole = torch.empty((room,), dtype=geometry.numbers.storage, device=device)
@@ -255,7 +255,7 @@ def _places(layout: Layout, *planes: int) -> tuple[int, tuple[tuple[slice, tuple
     return room, tuple(places)
 
 
-def _bias_gradient(dy: Tensor, gate: Tensor | None, g: Tensor, geometry: Geometry) -> Tensor:
+def _bias_gradient(dy: Tensor, gate: Tensor | None, g: Tensor, geometry: ChainGeometry) -> Tensor:
     if not geometry.layout.mean_first:
         gated = dy if gate is None else dy * (gate > 0)
         return gated.sum((0, *range(2, dy.dim())), dtype=torch.float32)
@@ -264,9 +264,11 @@ def _bias_gradient(dy: Tensor, gate: Tensor | None, g: Tensor, geometry: Geometr
     return sums * math.sqrt(math.prod(geometry.layout.n))
 
 
-def _sizes(batch: int, channels: int, out_channels: int, geometry: Geometry, frozen: bool) -> products.Sizes:
+def _sizes(
+    batch: int, channels: int, out_channels: int, geometry: ChainGeometry, frozen: bool
+) -> products.ProductSizes:
     groups = geometry.groups
-    return products.Sizes(batch, channels // groups, out_channels // groups, groups, geometry.modes, frozen)
+    return products.ProductSizes(batch, channels // groups, out_channels // groups, groups, geometry.modes, frozen)
 
 
 def _analyse(
@@ -274,7 +276,7 @@ def _analyse(
     gate: Tensor | None,
     z: Tensor,
     transform: Transform,
-    geometry: Geometry,
+    geometry: ChainGeometry,
     order: transforms.Planes | None = None,
     kept: Tensor | None = None,
 ) -> None:
@@ -284,7 +286,7 @@ def _analyse(
 
 
 def _synthesise(
-    modes: Tensor, bias: Tensor | None, y: Tensor, transform: Transform, relu: bool, geometry: Geometry
+    modes: Tensor, bias: Tensor | None, y: Tensor, transform: Transform, relu: bool, geometry: ChainGeometry
 ) -> None:
     planes = y.shape[0] * y.shape[1]
     transforms.synthesise_launch(modes, bias, y, transform, planes, relu, geometry.numbers).run()

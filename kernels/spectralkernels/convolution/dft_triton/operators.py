@@ -55,7 +55,7 @@ def convolve(
     """
     from spectralkernels.convolution.dft_triton import chain
 
-    geometry = chain.Geometry(layout_of(layout), tuple(starts), groups, precision)
+    geometry = chain.ChainGeometry(layout_of(layout), tuple(starts), groups, precision)
     planes, dtype = x.shape[0] * x.shape[1], saved_dtype(precision, saved_map)
     saved = chain.spectrum(planes, geometry, x.device, dtype)
     # A spectrum that is saved in another dtype is computed in the workspace.
@@ -117,7 +117,7 @@ def convolve_backward(
     """
     from spectralkernels.convolution.dft_triton import chain
 
-    geometry = chain.Geometry(layout_of(layout), tuple(starts), groups, precision)
+    geometry = chain.ChainGeometry(layout_of(layout), tuple(starts), groups, precision)
     needs = chain.Needs(*map(bool, need))
     kept = w if w.numel() else None
     found = chain.backward(dy, gate, z, weight, kept, mask, geometry, tuple(size), needs)
@@ -214,7 +214,7 @@ def apply(
     """The convolution with the spectrum [V, U, 2, O C / g] of a frozen weight: one launch less, and Z is not saved."""
     from spectralkernels.convolution.dft_triton import chain
 
-    geometry = chain.Geometry(layout_of(layout), (), groups, precision)
+    geometry = chain.ChainGeometry(layout_of(layout), (), groups, precision)
     where = (None, out_channels, geometry, tuple(out), relu)
     return chain.forward(x, None, bias, *where, w=w, frozen=True)
 
@@ -247,7 +247,7 @@ def apply_backward(
     """(dx, db); a gradient not needed comes back empty."""
     from spectralkernels.convolution.dft_triton import chain
 
-    geometry = chain.Geometry(layout_of(layout), (), groups, precision)
+    geometry = chain.ChainGeometry(layout_of(layout), (), groups, precision)
     needs = (need_x, need_bias)
     return chain.frozen_backward(dy, gate, w, channels, geometry, tuple(size), needs)
 
@@ -285,7 +285,7 @@ apply.register_autograd(_differentiate_frozen, setup_context=_remember_frozen)
 # --- what they cost -------------------------------------------------------------------------------------------------
 
 
-def _transform(layout: str) -> flops.Transform:
+def _transform(layout: str) -> flops.TransformCost:
     modes = layout_of(layout)
     if modes.cells or len(modes.n) == 1:
         return flops.by_matrix(modes.modes_v * modes.modes_u)

@@ -15,7 +15,7 @@ from spectralkernels.declare import Tolerance
 
 
 @dataclass(frozen=True, slots=True)
-class Precision:
+class ChainPrecision:
     """One accuracy class.
 
     storage: dtype of spectra and DFT matrices. dot: the `input_precision` of `tl.dot` on float32 operands.
@@ -40,12 +40,12 @@ _FLOAT32 = "sums of float32 products, growing like the root of their number time
 PRECISIONS = {
     precision.name: precision
     for precision in (
-        Precision("fp32", torch.float32, "ieee", 3e-6, _FLOAT32),
-        Precision("tf32x3", torch.float32, "tf32x3", 3e-6, f"three tf32 products keep 21 bits; {_FLOAT32}"),
-        Precision("tf32", torch.float32, "tf32", 2e-3, "five operands rounded to 11 bits"),
-        Precision("fp16", torch.float16, "ieee", 2e-3, "five operands rounded to 11 bits"),
-        Precision("bf16", torch.bfloat16, "ieee", 1.6e-2, "five operands rounded to 8 bits"),
-        Precision("bf16x3", torch.float32, "bf16x3", 3e-5, "three bf16 products keep 16 bits"),
-        Precision("bf16x6", torch.float32, "bf16x6", 3e-6, f"six bf16 products keep 24 bits; {_FLOAT32}"),
+        ChainPrecision("fp32", torch.float32, "ieee", 3e-6, _FLOAT32),
+        ChainPrecision("tf32x3", torch.float32, "tf32x3", 3e-6, f"three tf32 products keep 21 bits; {_FLOAT32}"),
+        ChainPrecision("tf32", torch.float32, "tf32", 2e-3, "five operands rounded to 11 bits"),
+        ChainPrecision("fp16", torch.float16, "ieee", 2e-3, "five operands rounded to 11 bits"),
+        ChainPrecision("bf16", torch.bfloat16, "ieee", 1.6e-2, "five operands rounded to 8 bits"),
+        ChainPrecision("bf16x3", torch.float32, "bf16x3", 3e-5, "three bf16 products keep 16 bits"),
+        ChainPrecision("bf16x6", torch.float32, "bf16x6", 3e-6, f"six bf16 products keep 24 bits; {_FLOAT32}"),
     )
 }

@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 
 from spectralkernels.convolution.dft_triton.matrices import Transform
-from spectralkernels.convolution.dft_triton.precision import Precision
+from spectralkernels.convolution.dft_triton.precision import ChainPrecision
 from spectralkernels.target import TensorCore
 
 PLANES = 8
@@ -61,7 +61,7 @@ class SeparableTile:
     overlap: int = 1
 
 
-def dense_tile(rows: int, columns: int, depth: int, precision: Precision) -> ProductTile:
+def dense_tile(rows: int, columns: int, depth: int, precision: ChainPrecision) -> ProductTile:
     """The tile of a dense transform: `rows` is the matrix's other side than `depth` where it is a, planes else."""
     if _family(precision) == "ffma":
         return ProductTile(_block(rows, 32), _block(columns, 32), _block(depth, 16), 4)
@@ -71,7 +71,7 @@ def dense_tile(rows: int, columns: int, depth: int, precision: Precision) -> Pro
     return ProductTile(m, n, _block(depth, 32), 4)
 
 
-def product_tile(m: int, n: int, k: int, batches: int, precision: Precision, core: TensorCore) -> ProductTile:
+def product_tile(m: int, n: int, k: int, batches: int, precision: ChainPrecision, core: TensorCore) -> ProductTile:
     """The tile of a complex product of m x n x k, `batches` times."""
     family = _family(precision)
     block_m, block_n, block_k = _block(m, 64), _block(n, 64), _block(k, 32)
@@ -89,7 +89,7 @@ def product_tile(m: int, n: int, k: int, batches: int, precision: Precision, cor
     return ProductTile(block_m, block_n, block_k, 4)
 
 
-def separable_tile(transform: Transform, synthesis: bool, precision: Precision, core: TensorCore) -> SeparableTile:
+def separable_tile(transform: Transform, synthesis: bool, precision: ChainPrecision, core: TensorCore) -> SeparableTile:
     """The tile of a separable transform, modes to pixels where `synthesis`."""
     if by_quadrants(precision, core):
         return _quadrant_tile(transform, synthesis, precision)
@@ -107,7 +107,7 @@ def separable_tile(transform: Transform, synthesis: bool, precision: Precision, 
     )
 
 
-def by_quadrants(precision: Precision, core: TensorCore) -> bool:
+def by_quadrants(precision: ChainPrecision, core: TensorCore) -> bool:
     """Whether a separable transform takes the kernels of `quadrants`.
 
     16-bit operands are transposed on their way to a tensor core, tf32 ones are not, and fp32 has no tensor core. On
@@ -116,7 +116,7 @@ def by_quadrants(precision: Precision, core: TensorCore) -> bool:
     return precision.name == "fp32" or (precision.dot in ("tf32", "tf32x3") and core != "tcgen05")
 
 
-def _quadrant_tile(transform: Transform, synthesis: bool, precision: Precision) -> SeparableTile:
+def _quadrant_tile(transform: Transform, synthesis: bool, precision: ChainPrecision) -> SeparableTile:
     """u counts rows u >= 0. A warp has a plane, so that its registers hold all of a tile.
 
     fp32 holds its operands in registers, too: tiles of half the height leave room for two blocks on a multiprocessor.
@@ -133,7 +133,7 @@ def _quadrant_tile(transform: Transform, synthesis: bool, precision: Precision) 
     return SeparableTile(min(h, 16) if short else h, w, u, 8, 1 if synthesis else 2)
 
 
-def _family(precision: Precision) -> Literal["plain", "split", "ffma"]:
+def _family(precision: ChainPrecision) -> Literal["plain", "split", "ffma"]:
     if precision.name == "fp32":
         return "ffma"
     return "split" if "x" in precision.name else "plain"

@@ -36,10 +36,10 @@ class _Layer:
         sizes = f"B{self.batch} C{self.channels} O{self.outputs}{groups} {size} K{self.kernel}"
         return f"{sizes} {precision} {what}".strip()
 
-    def geometry(self, precision: str) -> chain.Geometry:
+    def geometry(self, precision: str) -> chain.ChainGeometry:
         band = conv_band(self.size, (self.kernel,) * len(self.size), compression=0.5)
         starts = tuple(-before for before, _ in band.pad)
-        return chain.Geometry(Layout(band.n, band.kept), starts, self.groups, precision)
+        return chain.ChainGeometry(Layout(band.n, band.kept), starts, self.groups, precision)
 
     def maps(self, channels: int) -> Tensor:
         return _empty(self.batch, channels, *self.size)
@@ -47,7 +47,7 @@ class _Layer:
     def weight(self) -> Tensor:
         return _empty(self.outputs, self.channels // self.groups, *(self.kernel,) * len(self.size))
 
-    def spectrum(self, planes: int, geometry: chain.Geometry, dtype: torch.dtype | None = None) -> Tensor:
+    def spectrum(self, planes: int, geometry: chain.ChainGeometry, dtype: torch.dtype | None = None) -> Tensor:
         layout = geometry.layout
         return _empty(layout.modes_v, layout.modes_u, 2, planes, dtype=dtype or geometry.numbers.storage)
 
@@ -122,7 +122,7 @@ def _product(
         y = layer.spectrum(layer.batch * layer.outputs, geometry)
         w = layer.spectrum(layer.outputs * per_group, geometry, torch.float32 if frozen else None)
         a, b, out = {"forward": (z, w, y), "input_gradient": (y, w, z), "weight_gradient": (y, z, w)}[product]
-        sizes = products.Sizes(
+        sizes = products.ProductSizes(
             layer.batch, per_group, layer.outputs // layer.groups, layer.groups, geometry.modes, frozen
         )
         mask = None if per_sample is None else geometry.mask(layer.mask(per_sample))
@@ -137,7 +137,7 @@ def _mask_gradient(layer: _Layer, precision: str) -> NamedLaunch:
         geometry, values = layer.geometry(precision), layer.mask(per_sample=True)
         z = layer.spectrum(layer.batch * layer.channels, geometry)
         mask = geometry.mask(values)
-        sizes = products.Sizes(layer.batch, layer.channels, layer.outputs, 1, geometry.modes)
+        sizes = products.ProductSizes(layer.batch, layer.channels, layer.outputs, 1, geometry.modes)
         assert mask is not None
         products.mask_gradient_launch(z, z, mask, values, sizes, geometry.numbers).run()
 

@@ -17,7 +17,7 @@ Sums = Sequence[tuple[int, float]]
 """One part of a mode: where the reals lie among a plane's `kept_reals`, one or two, and their factors."""
 
 
-class Kept(Protocol):
+class KeptSums(Protocol):
     """What the kernels of a form keep."""
 
     def kept_sums(self) -> list[tuple[Sums, Sums]]:
@@ -34,14 +34,14 @@ def of_quadrants(
     return ((cc, scale), (ss, sign)), ((sc, turned * scale), (cs, -turned * sign))
 
 
-def modes_of(kept: Tensor, form: Kept, dtype: torch.dtype) -> Tensor:
+def modes_of(kept: Tensor, form: KeptSums, dtype: torch.dtype) -> Tensor:
     """Reals [B, C, kept_reals] as a kernel saves them -> Z [F, 2, B C], not scaled."""
     at, factor = _sums(form, kept.device)
     parts = (kept.to(dtype)[..., at] * factor.to(dtype)).sum(-1)  # [B, C, F, 2]
     return parts.permute(2, 3, 0, 1).flatten(2)
 
 
-def gradient_of_modes(gradient: Tensor, form: Kept, dtype: torch.dtype) -> Tensor:
+def gradient_of_modes(gradient: Tensor, form: KeptSums, dtype: torch.dtype) -> Tensor:
     """The gradient dZ [F, 2, B C] that `modes_of` turned into this gradient of its reals [B, C, kept_reals].
 
     With A the matrix of `modes_of`, the gradient is A^T dZ. The rows of A are orthogonal: A A^T is diagonal.
@@ -51,7 +51,7 @@ def gradient_of_modes(gradient: Tensor, form: Kept, dtype: torch.dtype) -> Tenso
 
 
 @constant
-def _sums(form: Kept, device: torch.device) -> tuple[Tensor, Tensor]:
+def _sums(form: KeptSums, device: torch.device) -> tuple[Tensor, Tensor]:
     """(Int64, Float64) [F, 2, 2]: the places of `kept_sums` and their factors, a single one with a 0 beside it."""
     both = [[(*part, (0, 0.0))[:2] for part in mode] for mode in form.kept_sums()]
     places = torch.tensor([[[place for place, _ in part] for part in mode] for mode in both])

@@ -17,7 +17,7 @@ from spectralkernels.convolution.composed import bias_gradient
 from spectralkernels.convolution.dft_gemm import _conv as by_gemm
 from spectralkernels.convolution.dft_triton import composed
 from spectralkernels.convolution.dft_triton.layout import Layout, box_layout, layout_of
-from spectralkernels.convolution.fused.kept import Kept, gradient_of_modes, modes_of
+from spectralkernels.convolution.fused.kept import KeptSums, gradient_of_modes, modes_of
 from spectralkernels.convolution.fused.precision import declared
 from spectralkernels.convolution.geometry import compute_dtype
 from spectralkernels.launch import Launch
@@ -31,7 +31,7 @@ Convolve = Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor | None], Laun
 """From x, weight, bias, y and modes to a launch, see `Form.convolve`."""
 
 
-class Form(Kept, Protocol):
+class Form(KeptSums, Protocol):
     """One way to transform, for one geometry and accuracy class: of maps, or of series in one stage or in two.
 
     kept_reals: reals that hold the kept spectrum of a plane. sums_dy: whether `weight_gradient` sums dy for the bias.

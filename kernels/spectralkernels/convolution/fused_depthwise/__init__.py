@@ -19,7 +19,7 @@ from spectralkernels.constants import planned
 from spectralkernels.convolution.depthwise import not_depthwise
 from spectralkernels.convolution.fused.operators import fused, plan
 from spectralkernels.convolution.fused.precision import PRECISIONS, Precision, in_every_class
-from spectralkernels.convolution.fused_depthwise.matrices import Geometry, tiles
+from spectralkernels.convolution.fused_depthwise.matrices import MapGeometry, tiles
 from spectralkernels.convolution.geometry import WeightSpectrum
 from spectralkernels.spectra import Band
 from spectralkernels.target import SHARED_LIMITS, TensorCore, target_capability, tensor_core
@@ -85,7 +85,7 @@ def _refusal(band: Band, accuracy: str, core: TensorCore, capability: int | None
     return None
 
 
-def _too_large(geometry: Geometry, chosen: Precision, core: TensorCore) -> str | None:
+def _too_large(geometry: MapGeometry, chosen: Precision, core: TensorCore) -> str | None:
     """Why operands of 64 rows do not fit the registers of a class, or None.
 
     In fp32 Triton 3.7 would also hand some products of 64 rows to sm_100's tensor cores, rounded to tf32.
@@ -107,7 +107,7 @@ def _too_large(geometry: Geometry, chosen: Precision, core: TensorCore) -> str |
     return None
 
 
-def shared_memory(geometry: Geometry, chosen: Precision) -> int:
+def shared_memory(geometry: MapGeometry, chosen: Precision) -> int:
     """Bytes of shared memory per program on a GPU whose tensor cores read registers: matrices, and planes in flight."""
     tile = tiles(geometry)
     matrices = 2 * tile.v * (tile.size[1] + tile.out[1]) + 2 * tile.u * (tile.size[0] + tile.out[0])
@@ -118,10 +118,10 @@ def shared_memory(geometry: Geometry, chosen: Precision) -> int:
     return chosen.pieces * chosen.piece_size * (matrices + plane) + arriving * in_flight
 
 
-def geometry_of(band: Band) -> Geometry:
+def geometry_of(band: Band) -> MapGeometry:
     """The geometry of a 2-D band."""
     starts = tuple(-before for before, _ in band.pad)
-    return Geometry(band.size, band.out, band.kernel, starts, band.n, band.kept)
+    return MapGeometry(band.size, band.out, band.kernel, starts, band.n, band.kept)
 
 
 # --- declaration ----------------------------------------------------------------------------------------------------

@@ -16,7 +16,14 @@ from spectralkernels.convolution.fused.precision import PRECISIONS, Precision
 from spectralkernels.convolution.fused.precision import precision as precision_of
 from spectralkernels.convolution.fused.share import Share, images_per_program
 from spectralkernels.convolution.fused_depthwise.kernels import convolve_kernel, weight_gradient_kernel
-from spectralkernels.convolution.fused_depthwise.matrices import Geometry, Operators, Pair, kept_sums, operators, tiles
+from spectralkernels.convolution.fused_depthwise.matrices import (
+    MapGeometry,
+    Operators,
+    Pair,
+    kept_sums,
+    operators,
+    tiles,
+)
 from spectralkernels.launch import Launch, LaunchPlan, NamedLaunch, planned_launch, triton_dtype
 from spectralkernels.target import TensorCore, kind_of, target_capability
 from spectralkernels.tuning import Site, rounded
@@ -26,7 +33,7 @@ from spectralkernels.tuning import Site, rounded
 class MapForm:
     """The transforms of maps, see `fused.operators.Form`."""
 
-    geometry: Geometry
+    geometry: MapGeometry
     precision: Precision
     sums_dy = True
 
@@ -63,7 +70,7 @@ Sides = tuple[int, ...]
 @planned
 def map_form(size: Sides, out: Sides, taps: Sides, starts: Sides, n: Sides, kept: Sides, accuracy: str) -> MapForm:
     """The form of a geometry and an accuracy class."""
-    return MapForm(Geometry(size, out, taps, starts, n, kept), precision_of(accuracy))
+    return MapForm(MapGeometry(size, out, taps, starts, n, kept), precision_of(accuracy))
 
 
 def convolve_launch(
@@ -72,7 +79,7 @@ def convolve_launch(
     bias: Tensor | None,
     y: Tensor,
     modes: Tensor | None,
-    geometry: Geometry,
+    geometry: MapGeometry,
     precision: Precision,
 ) -> Launch:
     """The launch that fills `y`, and `modes` with the kept spectrum of x.
@@ -88,7 +95,7 @@ def _forth(made: Operators) -> tuple[Pair, Pair, Pair]:
     return made.analyse_map, made.analyse_taps, made.synthesise_output
 
 
-def map_gradient_launch(dy: Tensor, weight: Tensor, dx: Tensor, geometry: Geometry, precision: Precision) -> Launch:
+def map_gradient_launch(dy: Tensor, weight: Tensor, dx: Tensor, geometry: MapGeometry, precision: Precision) -> Launch:
     """The launch that fills dx: the same kernel with transposed matrices and the kernel's spectrum not conjugated."""
     made = operators(geometry, precision, dy.device)
     transforms = (made.analyse_output, made.reflected, made.synthesise_map)
@@ -100,7 +107,7 @@ def weight_gradient_launch(
     x: Tensor | None,
     modes: Tensor | None,
     partial: Tensor,
-    geometry: Geometry,
+    geometry: MapGeometry,
     precision: Precision,
     bias: Tensor | None = None,
 ) -> Launch:
@@ -121,7 +128,9 @@ def weight_gradient_launch(
 
 
 @planned_launch
-def _weight_gradient_plan(batch: int, channels: int, sums: int, geometry: Geometry, precision: Precision) -> LaunchPlan:
+def _weight_gradient_plan(
+    batch: int, channels: int, sums: int, geometry: MapGeometry, precision: Precision
+) -> LaunchPlan:
     constants, warps = _constants(geometry, precision), gradient_warps(geometry, precision)
     blocks = v_blocks(geometry, precision)
     return LaunchPlan(
@@ -139,13 +148,13 @@ def _weight_gradient_plan(batch: int, channels: int, sums: int, geometry: Geomet
     )
 
 
-def partial_sums(batch: int, channels: int, geometry: Geometry, precision: Precision) -> int:
+def partial_sums(batch: int, channels: int, geometry: MapGeometry, precision: Precision) -> int:
     """How many partial sums per channel the kernel of `weight_gradient_launch` writes."""
     images = images_per_program(batch, channels, gradient_warps(geometry, precision), most=32)
     return -(-batch // images) * v_blocks(geometry, precision)
 
 
-def v_blocks(geometry: Geometry, precision: Precision) -> int:
+def v_blocks(geometry: MapGeometry, precision: Precision) -> int:
     """Into how many blocks of columns the gradient of the kernel splits a spectrum, to stay within the registers.
 
     The blocks are independent (the sum over w comes first), so a split costs reading the planes again, from the cache.
@@ -166,7 +175,7 @@ def _convolve(
     bias: Tensor | None,
     y: Tensor,
     modes: Tensor | None,
-    geometry: Geometry,
+    geometry: MapGeometry,
     transforms: tuple[Pair, Pair, Pair],
     precision: Precision,
 ) -> Launch:
@@ -203,7 +212,7 @@ def _convolution(
 
 @planned_launch
 def _convolution_plan(
-    batch: int, channels: int, geometry: Geometry, precision: Precision, capability: int
+    batch: int, channels: int, geometry: MapGeometry, precision: Precision, capability: int
 ) -> LaunchPlan:
     tile, constants = tiles(geometry), _constants(geometry, precision)
     bucket = {"tile": tile.largest, "u": tile.u, "v": tile.v, "class": precision.name}
@@ -229,7 +238,7 @@ def _convolution_plan(
     )
 
 
-def row_blocks(geometry: Geometry, precision: Precision, core: TensorCore) -> tuple[int, int]:
+def row_blocks(geometry: MapGeometry, precision: Precision, core: TensorCore) -> tuple[int, int]:
     """Into how many blocks of rows a plane is cut on its way in and on its way out.
 
     Split operands of 64 rows overflow the registers where a product reads them from there: on mma.sync, which also
@@ -253,7 +262,7 @@ def _pointers(name: str, pair: Pair) -> dict[str, Tensor]:
     return {f"columns_{name}_ptr": pair.columns, f"rows_{name}_ptr": pair.rows}
 
 
-def convolution_warps(geometry: Geometry, precision: Precision) -> int:
+def convolution_warps(geometry: MapGeometry, precision: Precision) -> int:
     """Warps per program.
 
     A plane of 32 x 32 is one warp's work: its products have 32 rows, half of what a warpgroup's instruction takes, and
@@ -266,13 +275,13 @@ def convolution_warps(geometry: Geometry, precision: Precision) -> int:
     return 4 if largest <= 64 else 8
 
 
-def gradient_warps(geometry: Geometry, precision: Precision) -> int:
+def gradient_warps(geometry: MapGeometry, precision: Precision) -> int:
     """Warps per program of the gradient of the kernel."""
     warps = convolution_warps(geometry, precision)
     return 8 if warps > 2 and precision.pieces > 1 else warps
 
 
-def _constants(geometry: Geometry, precision: Precision) -> dict[str, Any]:
+def _constants(geometry: MapGeometry, precision: Precision) -> dict[str, Any]:
     """Compile-time arguments that both kernels share."""
     tile = tiles(geometry)
     return {
@@ -299,7 +308,7 @@ def _constants(geometry: Geometry, precision: Precision) -> dict[str, Any]:
     }
 
 
-def _watched(kind: str, shape: tuple[int, int], geometry: Geometry, name: str, maps: torch.dtype) -> NamedLaunch:
+def _watched(kind: str, shape: tuple[int, int], geometry: MapGeometry, name: str, maps: torch.dtype) -> NamedLaunch:
     """A forward pass, or a gradient in x, in the kernel, or in it and the bias, on maps of shape (batch, channels)."""
 
     def call() -> None:
@@ -322,9 +331,9 @@ def _watched(kind: str, shape: tuple[int, int], geometry: Geometry, name: str, m
     return NamedLaunch(f"{kind} {name} B{shape[0]} C{shape[1]} {size} K{taps}", call)
 
 
-_SMALL = Geometry((32, 32), (32, 32), (31, 31), (-15, -15), (47, 47), (16, 16))
-_MEDIUM = Geometry((28, 28), (28, 28), (29, 29), (-14, -14), (42, 42), (15, 15))
-_LARGE = Geometry((56, 56), (56, 56), (31, 31), (-15, -15), (71, 71), (25, 25))
+_SMALL = MapGeometry((32, 32), (32, 32), (31, 31), (-15, -15), (47, 47), (16, 16))
+_MEDIUM = MapGeometry((28, 28), (28, 28), (29, 29), (-14, -14), (42, 42), (15, 15))
+_LARGE = MapGeometry((56, 56), (56, 56), (31, 31), (-15, -15), (71, 71), (25, 25))
 
 FINGERPRINTS = (
     _watched("forward", (8, 768), _SMALL, "bf16", torch.bfloat16),

@@ -25,7 +25,7 @@ from spectralkernels.spectra import full_frequencies, hermitian_weights, next_po
 
 
 @dataclass(frozen=True, slots=True)
-class Geometry:
+class MapGeometry:
     """A stride-1 correlation on a circle: sizes of map, output and kernel, its first tap, N and k per axis."""
 
     size: tuple[int, ...]
@@ -41,9 +41,9 @@ class Geometry:
         return (2 * self.kept[0] - 1) * 2 * self.kept[1]
 
     @property
-    def transposed(self) -> Geometry:
+    def transposed(self) -> MapGeometry:
         """The same with map and output exchanged: the geometry of the gradient in x."""
-        return Geometry(self.out, self.size, self.taps, self.starts, self.n, self.kept)
+        return MapGeometry(self.out, self.size, self.taps, self.starts, self.n, self.kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Tiles:
         return max(*self.size, *self.out, *self.taps, 2 * self.u, 2 * self.v)
 
 
-def tiles(geometry: Geometry) -> Tiles:
+def tiles(geometry: MapGeometry) -> Tiles:
     """The tiles of a geometry."""
 
     def plane(sides: tuple[int, ...]) -> tuple[int, int]:
@@ -100,7 +100,7 @@ class Operators:
 
 
 @constant
-def operators(geometry: Geometry, precision: Precision, device: torch.device) -> Operators:
+def operators(geometry: MapGeometry, precision: Precision, device: torch.device) -> Operators:
     """The matrices of a geometry on `device`, as an accuracy class multiplies them."""
     tile, (n_h, n_w), (kept_h, kept_w) = tiles(geometry), geometry.n, geometry.kept
     both, half = hermitian_weights(n_h, kept_h), hermitian_weights(n_w, kept_w)
@@ -141,7 +141,7 @@ def operators(geometry: Geometry, precision: Precision, device: torch.device) ->
     )
 
 
-def kept_sums(geometry: Geometry) -> list[tuple[Sums, Sums]]:
+def kept_sums(geometry: MapGeometry) -> list[tuple[Sums, Sums]]:
     """Which of the kept reals of a plane, [2 k - 1: cos, then sin of u >= 1; 2 columns per v], make up each mode."""
     (n_h, n_w), (rows, columns) = geometry.n, geometry.kept
     root = math.sqrt(n_h * n_w)

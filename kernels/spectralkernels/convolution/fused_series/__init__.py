@@ -38,7 +38,7 @@ from spectralkernels.constants import planned
 from spectralkernels.convolution.depthwise import not_depthwise
 from spectralkernels.convolution.fused.operators import fused, plan
 from spectralkernels.convolution.fused.precision import UNSCALED, Precision, declared, in_every_class, precision
-from spectralkernels.convolution.fused_series.geometry import LARGEST_DENSE, Digits, Form, Geometry, form
+from spectralkernels.convolution.fused_series.geometry import LARGEST_DENSE, Digits, Form, SeriesGeometry, form
 from spectralkernels.convolution.geometry import WeightSpectrum
 from spectralkernels.spectra import Band
 from spectralkernels.target import tensor_core
@@ -102,9 +102,9 @@ def tcgen05_refuses(found: Form, chosen: Precision) -> str | None:
     return None
 
 
-def geometry_of(band: Band) -> Geometry:
+def geometry_of(band: Band) -> SeriesGeometry:
     """The geometry of a 1-D band."""
-    return Geometry(band.size[0], band.out[0], band.kernel[0], -band.pad[0][0], band.n[0], band.kept[0])
+    return SeriesGeometry(band.size[0], band.out[0], band.kernel[0], -band.pad[0][0], band.n[0], band.kept[0])
 
 
 # --- declaration ----------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from spectralkernels.target import SHARED_LIMITS
 
 
 @dataclass(frozen=True, slots=True)
-class Geometry:
+class SeriesGeometry:
     """A stride-1 correlation on a circle: lengths of series, output and kernel, its first tap, N and k."""
 
     size: int
@@ -94,7 +94,7 @@ LARGEST_DENSE = 1024
 read again."""
 
 
-def whole(geometry: Geometry, precision: Precision) -> Whole | None:
+def whole(geometry: SeriesGeometry, precision: Precision) -> Whole | None:
     """The blocks of a dense transform, or None where its matrices are too large."""
     longest = max(geometry.size, geometry.out)
     if longest > LARGEST_DENSE:
@@ -107,7 +107,7 @@ def whole(geometry: Geometry, precision: Precision) -> Whole | None:
 Form = Digits | Whole
 
 
-def form(geometry: Geometry, precision: Precision) -> Form | None:
+def form(geometry: SeriesGeometry, precision: Precision) -> Form | None:
     """The cheaper of the two transforms that a program can hold, or None."""
     split, dense = digits(geometry, precision), whole(geometry, precision)
     if split is None or dense is None:
@@ -115,7 +115,7 @@ def form(geometry: Geometry, precision: Precision) -> Form | None:
     return dense if _dense_work(geometry, dense, precision) < _work(split, precision) else split
 
 
-def chosen_form(geometry: Geometry, precision: Precision) -> Form:
+def chosen_form(geometry: SeriesGeometry, precision: Precision) -> Form:
     """The same where `supports` has found one."""
     found = form(geometry, precision)
     assert found is not None
@@ -123,7 +123,7 @@ def chosen_form(geometry: Geometry, precision: Precision) -> Form:
 
 
 @lru_cache(maxsize=256)
-def digits(geometry: Geometry, precision: Precision) -> Digits | None:
+def digits(geometry: SeriesGeometry, precision: Precision) -> Digits | None:
     """The cheapest split of the circle that a program can hold, or None."""
     n = geometry.n
     splits = (_split(geometry, n1, n // n1, precision) for n1 in range(2, n // 2 + 1) if n % n1 == 0)
@@ -151,7 +151,7 @@ CACHE_BYTE = 64
 peak, over 5.5 TB/s."""
 
 
-def _split(geometry: Geometry, n1: int, n2: int, precision: Precision) -> Digits | None:
+def _split(geometry: SeriesGeometry, n1: int, n2: int, precision: Precision) -> Digits | None:
     lows = n1 // 2 + 1
     # An even N keeps N/2 once, as a positive frequency.
     highs = -(-min(geometry.kept, (geometry.n + 1) // 2) // n1)
@@ -207,7 +207,7 @@ SHARING = 64
 """Series that share a pass over dense matrices."""
 
 
-def _dense_work(geometry: Geometry, tile: Whole, precision: Precision) -> float:
+def _dense_work(geometry: SeriesGeometry, tile: Whole, precision: Precision) -> float:
     """What a series costs, in half-precision operations; the matrices come from the cache once per program."""
     lengths = tile.width(geometry.size) + tile.width(geometry.taps) + tile.width(geometry.out)
     reals = 2 * tile.frequencies * lengths

@@ -14,7 +14,7 @@ from spectralkernels.convolution.fused.operators import Convolve
 from spectralkernels.convolution.fused.precision import PRECISIONS, Precision
 from spectralkernels.convolution.fused.precision import precision as precision_of
 from spectralkernels.convolution.fused_series.dense import launches as dense
-from spectralkernels.convolution.fused_series.geometry import Form, Geometry, Whole, chosen_form
+from spectralkernels.convolution.fused_series.geometry import Form, SeriesGeometry, Whole, chosen_form
 from spectralkernels.convolution.fused_series.two_level import launches as two_level
 from spectralkernels.convolution.fused_series.two_level.matrices import kept_sums
 from spectralkernels.launch import Launch, NamedLaunch
@@ -24,7 +24,7 @@ from spectralkernels.launch import Launch, NamedLaunch
 class SeriesForm:
     """A transform of series in one stage or two, see `fused.operators.Form`."""
 
-    geometry: Geometry
+    geometry: SeriesGeometry
     form: Form
     precision: Precision
     sums_dy = False
@@ -63,7 +63,7 @@ class SeriesForm:
 @planned
 def series_form(size: int, out: int, taps: int, start: int, n: int, kept: int, accuracy: str) -> SeriesForm:
     """The form of a geometry and an accuracy class for which `supports` has found one."""
-    geometry, chosen = Geometry(size, out, taps, start, n, kept), precision_of(accuracy)
+    geometry, chosen = SeriesGeometry(size, out, taps, start, n, kept), precision_of(accuracy)
     return SeriesForm(geometry, chosen_form(geometry, chosen), chosen)
 
 
@@ -73,7 +73,7 @@ def convolve_launch(
     bias: Tensor | None,
     y: Tensor,
     modes: Tensor | None,
-    geometry: Geometry,
+    geometry: SeriesGeometry,
     form: Form,
     precision: Precision,
     reflected: bool = False,
@@ -94,7 +94,7 @@ def weight_gradient_launch(
     x: Tensor | None,
     modes: Tensor | None,
     partial: Tensor,
-    geometry: Geometry,
+    geometry: SeriesGeometry,
     form: Form,
     precision: Precision,
 ) -> Launch:
@@ -114,7 +114,7 @@ def partial_sums(batch: int, channels: int, form: Form) -> int:
     return two_level.partial_sums(batch, channels, form)
 
 
-def _watched(kind: str, geometry: Geometry, name: str, maps: torch.dtype) -> NamedLaunch:
+def _watched(kind: str, geometry: SeriesGeometry, name: str, maps: torch.dtype) -> NamedLaunch:
     """A forward pass, or a gradient with respect to x or weight, of 8 series in each of 768 channels."""
 
     def call() -> None:
@@ -136,10 +136,10 @@ def _watched(kind: str, geometry: Geometry, name: str, maps: torch.dtype) -> Nam
     return NamedLaunch(f"{kind} {name} B8 C768 L{geometry.size} K{geometry.taps} N{geometry.n}", call)
 
 
-_SHORT = Geometry(270, 270, 5, -2, 272, 68)
-_THOUSAND = Geometry(1024, 1024, 5, -2, 1029, 257)
-_ALIGNED = Geometry(1024, 1024, 31, -15, 1088, 272)
-_LONG = Geometry(4096, 4096, 31, -15, 4160, 1040)
+_SHORT = SeriesGeometry(270, 270, 5, -2, 272, 68)
+_THOUSAND = SeriesGeometry(1024, 1024, 5, -2, 1029, 257)
+_ALIGNED = SeriesGeometry(1024, 1024, 31, -15, 1088, 272)
+_LONG = SeriesGeometry(4096, 4096, 31, -15, 4160, 1040)
 
 FINGERPRINTS = (
     _watched("forward", _SHORT, "bf16", torch.bfloat16),

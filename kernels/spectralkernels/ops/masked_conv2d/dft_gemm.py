@@ -251,7 +251,7 @@ def _(*, dy: Tensor, weight: Tensor, groups: int, n: Ints, layout: Ints, listed:
     return found
 
 
-def _counted(n: Ints, layout: Ints, listed: bool) -> flops.Transform:
+def _counted(n: Ints, layout: Ints, listed: bool) -> flops.TransformCost:
     modes = _mode_list(tuple(n), tuple(layout), listed)
     return flops.by_matrix(len(modes)) if listed else flops.by_steps(n, modes.steps)
 

@@ -28,7 +28,7 @@ from spectralkernels.tuning import Site, rounded
 
 
 @dataclass(frozen=True, slots=True)
-class ProductTile:
+class CellsTile:
     """What a program owns: b maps x o outputs of f cells, c channels at a time; every warp has one cell."""
 
     b: int = 16
@@ -217,7 +217,7 @@ def product_launch(
     batch, channels, group_outputs, n_cells = x.shape[0], w.shape[1], w.shape[0] // groups, x.shape[2]
     sizes = {"batch": batch, "outputs": group_outputs, "channels": channels, "cells": n_cells}
     bucket = {**{name: rounded(size) for name, size in sizes.items()}, "class": precision}
-    tile = PRODUCT.choose(bucket, ProductTile(), target_capability(x.device))
+    tile = PRODUCT.choose(bucket, CellsTile(), target_capability(x.device))
     steps = channels + tile.c
     reach = max(tile.b * x.stride(0) + steps * x.stride(1), tile.o * w.stride(0) + steps * w.stride(1))
     reach = max(reach, 2 * tile.b * w.shape[0] * n_cells) + 2 * n_cells

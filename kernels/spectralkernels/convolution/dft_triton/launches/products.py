@@ -11,7 +11,7 @@ from torch import Tensor
 
 from spectralkernels.convolution.dft_triton.kernels import products as kernels
 from spectralkernels.convolution.dft_triton.launches.transforms import STAGES, numbers, overlapping
-from spectralkernels.convolution.dft_triton.precision import Precision
+from spectralkernels.convolution.dft_triton.precision import ChainPrecision
 from spectralkernels.convolution.dft_triton.tiles import product_tile
 from spectralkernels.launch import Launch, LaunchPlan, planned_launch
 from spectralkernels.target import TensorCore, kind_of, target_capability
@@ -27,7 +27,7 @@ STREAM = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
+class ProductSizes:
     """Of a product: samples, channels and outputs of a group, groups, modes.
 
     frozen: the spectrum of the weight was not made by this class, and has its planes as [O, C / g] for every product.
@@ -103,9 +103,9 @@ def contract(
     b: Tensor,
     out: Tensor,
     product: Product,
-    sizes: Sizes,
+    sizes: ProductSizes,
     mask: Mask | None,
-    precision: Precision,
+    precision: ChainPrecision,
     core: TensorCore | None = None,
 ) -> None:
     """Fill `out` by one per-mode product over spectra [modes, 2, ...]; m_f is the weight of a mask, 1 without one.
@@ -122,10 +122,10 @@ def contract(
 @planned_launch
 def contraction(
     product: Product,
-    sizes: Sizes,
+    sizes: ProductSizes,
     weighted: Weighted,
     cells: int,
-    precision: Precision,
+    precision: ChainPrecision,
     capability: int,
     core: TensorCore | None = None,
 ) -> ProductPlan:
@@ -201,7 +201,7 @@ def contraction(
 
 
 def mask_gradient_launch(
-    z: Tensor, dz: Tensor, mask: Mask, dmask: Tensor, sizes: Sizes, precision: Precision
+    z: Tensor, dz: Tensor, mask: Mask, dmask: Tensor, sizes: ProductSizes, precision: ChainPrecision
 ) -> Launch:
     """The launch that fills dmask, Float32 of the shape of the mask, at the listed modes, and weights dz in place.
 
@@ -243,7 +243,7 @@ class _Stream:
 
 
 def _single_channel_plan(
-    product: Product, sizes: Sizes, weighted: Weighted, cells: int, precision: Precision
+    product: Product, sizes: ProductSizes, weighted: Weighted, cells: int, precision: ChainPrecision
 ) -> LaunchPlan:
     """The plan where each group has one channel: no sum over channels, so no tensor core."""
     batch, groups, outputs = sizes.batch, sizes.groups, sizes.groups * sizes.outputs

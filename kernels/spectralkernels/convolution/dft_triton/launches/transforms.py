@@ -19,7 +19,7 @@ from spectralkernels.convolution.dft_triton.matrices import (
     quadrant_matrices,
     separable_matrices,
 )
-from spectralkernels.convolution.dft_triton.precision import Precision
+from spectralkernels.convolution.dft_triton.precision import ChainPrecision
 from spectralkernels.convolution.dft_triton.tiles import (
     PLANES,
     ProductTile,
@@ -118,7 +118,7 @@ def analyse_launch(
     z: Tensor,
     transform: Transform,
     planes: Planes,
-    precision: Precision,
+    precision: ChainPrecision,
     kept: Tensor | None = None,
     core: TensorCore | None = None,
 ) -> Launch:
@@ -133,7 +133,7 @@ def analyse_launch(
 
 @planned_launch
 def analysis(
-    transform: Transform, planes: Planes, precision: Precision, capability: int, core: TensorCore | None = None
+    transform: Transform, planes: Planes, precision: ChainPrecision, capability: int, core: TensorCore | None = None
 ) -> TransformPlan:
     shared, bucket = {**planes.arguments(), **numbers(precision)}, _bucket(transform, planes.count, precision)
     if transform.dense:
@@ -170,7 +170,7 @@ def synthesise_launch(
     transform: Transform,
     planes: int,
     relu: bool,
-    precision: Precision,
+    precision: ChainPrecision,
     core: TensorCore | None = None,
 ) -> Launch:
     """The launch that fills the contiguous planes y [planes, *lengths] from the spectrum z [V, U, 2, planes].
@@ -188,7 +188,7 @@ def synthesis(
     planes: int,
     channels: int,
     relu: bool,
-    precision: Precision,
+    precision: ChainPrecision,
     capability: int,
     core: TensorCore | None = None,
 ) -> TransformPlan:
@@ -225,7 +225,7 @@ def synthesis(
 # --- arguments ------------------------------------------------------------------------------------------------------
 
 
-def _bucket(transform: Transform, planes: int, precision: Precision) -> dict[str, Any]:
+def _bucket(transform: Transform, planes: int, precision: ChainPrecision) -> dict[str, Any]:
     lengths = "x".join(map(str, transform.lengths))
     return {"lengths": lengths, "parts": transform.parts, "planes": rounded(planes), "class": precision.name}
 
@@ -253,7 +253,7 @@ def overlapping(tile: ProductTile | SeparableTile, capability: int) -> tuple[dic
     return {"OVERLAP": True}, {"launch_pdl": True}
 
 
-def numbers(precision: Precision) -> dict[str, Any]:
+def numbers(precision: ChainPrecision) -> dict[str, Any]:
     """What a kernel multiplies in. The interpreter knows no bfloat16 arithmetic: there float32 stands for it."""
     operand, dot = precision.storage, precision.dot
     if interpreted() and "bf16" in precision.name:
@@ -261,7 +261,7 @@ def numbers(precision: Precision) -> dict[str, Any]:
     return {"OPERAND": triton_dtype(operand), "PRECISION": dot}
 
 
-def _matrix_type(precision: Precision) -> tuple[torch.dtype, bool]:
+def _matrix_type(precision: ChainPrecision) -> tuple[torch.dtype, bool]:
     """The dtype of the matrices of a class, and whether they are rounded to tf32."""
     dtype = precision.storage
     if interpreted() and dtype == torch.bfloat16:

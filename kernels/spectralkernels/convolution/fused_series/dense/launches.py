@@ -12,8 +12,8 @@ from spectralkernels.constants import Recalled
 from spectralkernels.convolution.fused.operators import Convolve
 from spectralkernels.convolution.fused.precision import Precision
 from spectralkernels.convolution.fused_series.dense.kernels import convolve_kernel, weight_gradient_kernel
-from spectralkernels.convolution.fused_series.dense.matrices import Matrices, matrices
-from spectralkernels.convolution.fused_series.geometry import Geometry, Whole
+from spectralkernels.convolution.fused_series.dense.matrices import DenseMatrices, matrices
+from spectralkernels.convolution.fused_series.geometry import SeriesGeometry, Whole
 from spectralkernels.launch import Launch, LaunchPlan, planned_launch, triton_dtype
 
 ENOUGH_PROGRAMS = 132
@@ -26,7 +26,7 @@ def convolve_launch(
     bias: Tensor | None,
     y: Tensor,
     modes: Tensor | None,
-    geometry: Geometry,
+    geometry: SeriesGeometry,
     tile: Whole,
     precision: Precision,
     reflected: bool = False,
@@ -43,7 +43,7 @@ def convolve_launch(
 
 
 def planned(
-    batch: int, channels: int, geometry: Geometry, tile: Whole, precision: Precision, device: torch.device
+    batch: int, channels: int, geometry: SeriesGeometry, tile: Whole, precision: Precision, device: torch.device
 ) -> Convolve:
     """What makes the launches of `convolve_launch` for series of these sizes."""
     kept = Recalled(matrices, geometry, tile, precision, device)
@@ -58,7 +58,7 @@ def _convolution(
     bias: Tensor | None,
     y: Tensor,
     modes: Tensor | None,
-    made: Matrices,
+    made: DenseMatrices,
     tile: Whole,
     precision: Precision,
     reflected: bool = False,
@@ -81,7 +81,7 @@ def _convolution(
 
 @planned_launch
 def _convolution_plan(
-    batch: int, channels: int, geometry: Geometry, tile: Whole, precision: Precision, reflected: bool
+    batch: int, channels: int, geometry: SeriesGeometry, tile: Whole, precision: Precision, reflected: bool
 ) -> LaunchPlan:
     size, out = (geometry.out, geometry.size) if reflected else (geometry.size, geometry.out)
     series = batch * channels
@@ -109,7 +109,7 @@ def weight_gradient_launch(
     x: Tensor | None,
     modes: Tensor | None,
     partial: Tensor,
-    geometry: Geometry,
+    geometry: SeriesGeometry,
     tile: Whole,
     precision: Precision,
 ) -> Launch:
@@ -130,7 +130,7 @@ def weight_gradient_launch(
 
 @planned_launch
 def _weight_gradient_plan(
-    batch: int, channels: int, sums: int, geometry: Geometry, tile: Whole, precision: Precision
+    batch: int, channels: int, sums: int, geometry: SeriesGeometry, tile: Whole, precision: Precision
 ) -> LaunchPlan:
     return LaunchPlan(
         kernel=weight_gradient_kernel,
@@ -175,7 +175,7 @@ def _images(batch: int, channels: int, tile: Whole) -> int:
     return images
 
 
-def _constants(geometry: Geometry, tile: Whole, precision: Precision) -> dict[str, Any]:
+def _constants(geometry: SeriesGeometry, tile: Whole, precision: Precision) -> dict[str, Any]:
     """Compile-time arguments that both kernels share."""
     return {
         "TAPS": geometry.taps,

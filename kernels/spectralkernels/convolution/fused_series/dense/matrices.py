@@ -17,12 +17,12 @@ from torch import Tensor
 
 from spectralkernels.constants import constant
 from spectralkernels.convolution.fused.precision import Precision
-from spectralkernels.convolution.fused_series.geometry import Geometry, Whole
+from spectralkernels.convolution.fused_series.geometry import SeriesGeometry, Whole
 from spectralkernels.spectra import hermitian_weights
 
 
 @dataclass(frozen=True, slots=True)
-class Matrices:
+class DenseMatrices:
     """analyse_*: [2 F, width]; synthesise_*: [width, 2 F]; all contiguous, synthesise_taps float32 in every class."""
 
     analyse_in: Tensor
@@ -34,7 +34,7 @@ class Matrices:
 
 
 @constant
-def matrices(geometry: Geometry, tile: Whole, precision: Precision, device: torch.device) -> Matrices:
+def matrices(geometry: SeriesGeometry, tile: Whole, precision: Precision, device: torch.device) -> DenseMatrices:
     """The matrices of a geometry on `device`, in the operand dtype of an accuracy class."""
     weights = hermitian_weights(geometry.n, geometry.kept).unsqueeze(1)
     ortho = 1.0 / math.sqrt(geometry.n)
@@ -57,7 +57,7 @@ def matrices(geometry: Geometry, tile: Whole, precision: Precision, device: torc
     analyse_in = rounded(analyse(0, size, tile.width(size), ortho))
     synthesise_in = back(0, size, tile.width(size), ortho)
     same = size == out
-    return Matrices(
+    return DenseMatrices(
         analyse_in=analyse_in,
         analyse_out=analyse_in if same else rounded(analyse(0, out, tile.width(out), ortho)),
         analyse_taps=rounded(analyse(geometry.start, taps, tile.width(taps), 1.0)),

@@ -13,9 +13,9 @@ from spectralkernels.constants import Recalled
 from spectralkernels.convolution.fused.operators import Convolve
 from spectralkernels.convolution.fused.precision import Precision
 from spectralkernels.convolution.fused.share import Share, images_per_program
-from spectralkernels.convolution.fused_series.geometry import Digits, Geometry, wide
+from spectralkernels.convolution.fused_series.geometry import Digits, SeriesGeometry, wide
 from spectralkernels.convolution.fused_series.two_level.kernels import convolve_kernel, weight_gradient_kernel
-from spectralkernels.convolution.fused_series.two_level.matrices import Matrices, matrices
+from spectralkernels.convolution.fused_series.two_level.matrices import TwoLevelMatrices, matrices
 from spectralkernels.launch import Launch, LaunchPlan, planned_launch, triton_dtype
 from spectralkernels.target import target_capability
 from spectralkernels.tuning import Site, rounded
@@ -29,7 +29,7 @@ def convolve_launch(
     bias: Tensor | None,
     y: Tensor,
     modes: Tensor | None,
-    geometry: Geometry,
+    geometry: SeriesGeometry,
     split: Digits,
     precision: Precision,
     reflected: bool = False,
@@ -46,7 +46,7 @@ def convolve_launch(
 
 
 def planned(
-    batch: int, channels: int, geometry: Geometry, split: Digits, precision: Precision, device: torch.device
+    batch: int, channels: int, geometry: SeriesGeometry, split: Digits, precision: Precision, device: torch.device
 ) -> Convolve:
     """What makes the launches of `convolve_launch` for series of these sizes."""
     kept = Recalled(matrices, geometry, split, precision, device)
@@ -61,7 +61,7 @@ def _convolution(
     bias: Tensor | None,
     y: Tensor,
     modes: Tensor | None,
-    made: Matrices,
+    made: TwoLevelMatrices,
     reflected: bool = False,
 ) -> Launch:
     return plan.of(
@@ -87,7 +87,7 @@ def _convolution(
 def _convolution_plan(
     batch: int,
     channels: int,
-    geometry: Geometry,
+    geometry: SeriesGeometry,
     split: Digits,
     precision: Precision,
     reflected: bool,
@@ -123,7 +123,7 @@ def weight_gradient_launch(
     x: Tensor | None,
     modes: Tensor | None,
     partial: Tensor,
-    geometry: Geometry,
+    geometry: SeriesGeometry,
     split: Digits,
     precision: Precision,
 ) -> Launch:
@@ -149,7 +149,7 @@ def weight_gradient_launch(
 
 @planned_launch
 def _weight_gradient_plan(
-    batch: int, channels: int, sums: int, geometry: Geometry, split: Digits, precision: Precision
+    batch: int, channels: int, sums: int, geometry: SeriesGeometry, split: Digits, precision: Precision
 ) -> LaunchPlan:
     return LaunchPlan(
         kernel=weight_gradient_kernel,
@@ -181,7 +181,7 @@ def _narrower(split: Digits, precision: Precision) -> Digits:
     return replace(split, block=block, chunks=-(-split.n2 // block))
 
 
-def _constants(geometry: Geometry, split: Digits, precision: Precision) -> dict[str, Any]:
+def _constants(geometry: SeriesGeometry, split: Digits, precision: Precision) -> dict[str, Any]:
     """Compile-time arguments that both kernels share."""
     return {
         "SIZE": geometry.size,

@@ -21,11 +21,11 @@ from torch import Tensor
 from spectralkernels.constants import constant
 from spectralkernels.convolution.fused.kept import Sums, of_quadrants
 from spectralkernels.convolution.fused.precision import Precision
-from spectralkernels.convolution.fused_series.geometry import Digits, Geometry
+from spectralkernels.convolution.fused_series.geometry import Digits, SeriesGeometry
 
 
 @dataclass(frozen=True, slots=True)
-class Matrices:
+class TwoLevelMatrices:
     """low_*: [2 J, rows], high_*: [2 U, width]; *_back: the transposes, with the weights of the way back.
 
     twiddle, twiddle_taps: Float32 [2, J, width]. All contiguous. *_taps_back are float32 in every class.
@@ -46,7 +46,7 @@ class Matrices:
 
 
 @constant
-def matrices(geometry: Geometry, split: Digits, precision: Precision, device: torch.device) -> Matrices:
+def matrices(geometry: SeriesGeometry, split: Digits, precision: Precision, device: torch.device) -> TwoLevelMatrices:
     """The matrices of a geometry on `device`, in the operand dtype of an accuracy class."""
     n1, n2 = split.n1, split.n2
     twice_j = 2 * torch.arange(split.lows) + n1 % 2
@@ -74,7 +74,7 @@ def matrices(geometry: Geometry, split: Digits, precision: Precision, device: to
         return parts.float().to(device)
 
     ortho_low, ortho_high = 1.0 / math.sqrt(n1), 1.0 / math.sqrt(n2)
-    return Matrices(
+    return TwoLevelMatrices(
         low_in=rounded(low(split.rows_in, ortho_low, False)),
         low_out=rounded(low(split.rows_out, ortho_low, False)),
         low_in_back=rounded(low(split.rows_in, ortho_low, True).t()),
@@ -90,7 +90,7 @@ def matrices(geometry: Geometry, split: Digits, precision: Precision, device: to
     )
 
 
-def kept_sums(geometry: Geometry, split: Digits) -> list[tuple[Sums, Sums]]:
+def kept_sums(geometry: SeriesGeometry, split: Digits) -> list[tuple[Sums, Sums]]:
     """Which of the kept reals of a series, four quadrants [lows, highs], make up each mode.
 
     Frequency f is j + N1 q, or the negative of j - N1 q, whose mode is the conjugate.
