@@ -61,6 +61,28 @@ class Stored(Generic[K]):
     damage: Sequence[Damage]
 
 
+@dataclass(slots=True)
+class Kept:
+    """All that a machine has stored at one code state, read once; who stores more there adds it.
+
+    records: in the order of their files. elsewhere: those of other conditions, each with what differs.
+    """
+
+    records: list[Record]
+    elsewhere: list[tuple[Record, str]]
+    damage: list[Damage]
+
+    def by(self, key_of: Callable[[Record], K]) -> Stored[K]:
+        """The newest of every key."""
+        found: dict[K, Record] = {}
+        for record in self.records:
+            key = key_of(record)
+            if key not in found or found[key].recorded_at <= record.recorded_at:
+                found[key] = record
+        elsewhere = {key: other for record, other in self.elsewhere if (key := key_of(record)) not in found}
+        return Stored(found, elsewhere, self.damage)
+
+
 def record_key(record: Record) -> RecordKey:
     """What makes two records of one code state, in one place, the same measurement."""
     return record.identity, record.replicate, record.profile
@@ -83,29 +105,30 @@ def key_on_its_card(record: Record) -> tuple[str, RecordKey]:
 
 
 def stored(folder: Path, environment: Mapping[str, Any], key_of: Callable[[Record], K]) -> Stored[K]:
-    """What this machine stored at the same commit and dirty state, told apart by `key_of`.
+    """What this machine stored at the same commit and dirty state, told apart by `key_of`; see `kept`."""
+    return kept(folder, environment).by(key_of)
+
+
+def kept(folder: Path, environment: Mapping[str, Any]) -> Kept:
+    """What this machine stored at the same commit and dirty state.
 
     folder: results/records/<machine>; it may be missing.
     """
-    found: dict[K, Record] = {}
-    elsewhere: dict[K, str] = {}
-    damage: list[Damage] = []
+    found = Kept([], [], [])
     wanted = Conditions.of(environment).known(MUST_MATCH)
     for path in sorted(folder.glob("*.jsonl")):
         if _is_of_another_state(path, environment):
             continue
         file = read_file(path)
-        damage.extend(file.damage)
+        found.damage.extend(file.damage)
         if file.environment is None or _state(file.environment) != _state(environment):
             continue
         other = changes(Conditions.of(file.environment).known(MUST_MATCH), wanted)
-        for record in file.records:
-            key = key_of(record)
-            if other:
-                elsewhere[key] = other
-            elif key not in found or found[key].recorded_at <= record.recorded_at:
-                found[key] = record
-    return Stored(found, {key: other for key, other in elsewhere.items() if key not in found}, damage)
+        if other:
+            found.elsewhere.extend((record, other) for record in file.records)
+        else:
+            found.records.extend(file.records)
+    return found
 
 
 class Journal:

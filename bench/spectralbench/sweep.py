@@ -19,9 +19,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from spectralbench import asked
+from spectralbench import asked, journal
 from spectralbench.identity import Identity
-from spectralbench.journal import Journal, RecordKey, record_key, stored
+from spectralbench.journal import Journal, Kept, RecordKey, record_key
 from spectralbench.outcome import FailureKind, Measured
 from spectralbench.record import Damage, Record, from_outcome
 from spectralbench.worker import Result, Setup, Sources, State, Task, Worker, resolve
@@ -254,36 +254,51 @@ def pending(
     return todo, reused
 
 
-def preview(request: Request, results: Path, environment: Mapping[str, Any]) -> Sweep:
-    """What `run` would do: `left` is what it would measure, `records` what is stored already."""
+def kept(results: Path, environment: Mapping[str, Any]) -> Kept:
+    """What the machine of `environment` has stored below `results` at its code state."""
+    return journal.kept(_folder(results, environment), environment)
+
+
+def preview(request: Request, results: Path, environment: Mapping[str, Any], known: Kept | None = None) -> Sweep:
+    """What `run` would do: `left` is what it would measure, `records` what is stored already.
+
+    known: what `kept` says, where it has been read before.
+    """
     items = plan(request)
-    known = stored(_folder(results, environment), environment, record_key)
-    todo, reused = pending(items, {} if request.remeasure else known.records, request)
+    have = (kept(results, environment) if known is None else known).by(record_key)
+    todo, reused = pending(items, {} if request.remeasure else have.records, request)
     elsewhere = Counter(
-        known.elsewhere[one]
+        have.elsewhere[one]
         for item in todo
         for state in item.states
         for name in item.implementations
-        if (one := item.key(name, state, request)) in known.elsewhere
+        if (one := item.key(name, state, request)) in have.elsewhere
     )
-    return Sweep(reused, len(reused), todo, list(known.damage), elsewhere)
+    return Sweep(reused, len(reused), todo, list(have.damage), elsewhere)
 
 
-def run(request: Request, results: Path, environment: Mapping[str, Any], progress: Progress | None = None) -> Sweep:
+def run(
+    request: Request,
+    results: Path,
+    environment: Mapping[str, Any],
+    progress: Progress | None = None,
+    known: Kept | None = None,
+) -> Sweep:
     """Measure what `request` asks for and the history lacks; store each case when it is done.
 
-    results: the folder that has `records/`. environment: see `surroundings`.
+    results: the folder that has `records/`. environment: see `surroundings`. known: what `kept` says, where it has
+    been read before; what is stored now is added to it.
     Ctrl-C and the time budget end the sweep early: `stopped` says which, `left` what was not measured.
     Raises: RangeError (see `plan`); JournalError where records cannot be written; WorkerBroken.
     """
-    sweep = preview(request, results, environment)
+    sweep = preview(request, results, environment, known)
     if not sweep.left:
         return sweep
     todo, sweep.left = sweep.left, []
     done: list[Item] = []
     began = time.monotonic()
-    with Journal.open(_folder(results, environment), environment) as journal:
-        sweep.path = journal.path
+    with Journal.open(_folder(results, environment), environment) as file:
+        sweep.path = file.path
         try:
             for replicate in sorted({item.replicate for item in todo}):
                 with Worker(setup_of(request)) as worker:
@@ -301,7 +316,9 @@ def run(request: Request, results: Path, environment: Mapping[str, Any], progres
                         if patience < request.timeout and any(one.failure == "timeout" for one in records):
                             sweep.stopped = "time budget"
                             break
-                        journal.append(records)
+                        file.append(records)
+                        if known is not None:
+                            known.records.extend(records)
                         sweep.records.extend(records)
                         done.append(item)
                         if progress:

@@ -18,6 +18,7 @@ from spectralbench.gpu.classes import CLASSES, PRODUCTS, accuracy_class, at_leas
 from spectralbench.gpu.plan import EAGER, GRAPHS, MEMORY_PROCESS, STAGES, Phase, select
 from spectralbench.gpu.sweeping import measure_phases
 from spectralbench.gpu.targets import TARGETS, Saved, SpeedUp, rank
+from spectralbench.journal import Kept
 from spectralbench.sweep import Request, Sweep
 from spectralbench.worker import Sources, State
 from spectralkernels.ops import load_operations
@@ -137,7 +138,7 @@ def test_no_phase_is_begun_without_time(seconds: float, tmp_path: Path) -> None:
     budget = StageBudget(seconds, now)
     asked: list[Request] = []
 
-    def run(request: Request, out: Path, environment: Any, progress: Any) -> Sweep:
+    def run(request: Request, out: Path, environment: Any, progress: Any, known: Kept) -> Sweep:
         assert request.time_budget is not None and request.time_budget >= 10.0
         assert request.time_budget <= budget.left("breadth") + 1e-9
         assert request.timeout <= request.time_budget
@@ -147,7 +148,7 @@ def test_no_phase_is_begun_without_time(seconds: float, tmp_path: Path) -> None:
 
     phases = STAGES["cuda"]["breadth"]
     notes = measure_phases(
-        "breadth", phases, REQUEST, budget, tmp_path, ENVIRONMENT, {}, run=run, say=lambda text: None
+        "breadth", phases, REQUEST, budget, tmp_path, ENVIRONMENT, {}, Kept([], [], []), run=run, say=lambda text: None
     )
     assert budget.elapsed() <= ENDS["breadth"] * seconds + 1e-9
     assert [request.states for request in asked] == [phase.states for phase in phases[: len(asked)]]

@@ -16,7 +16,7 @@ import pytest
 from effort import one_of
 from synthetic_records import environment
 
-from spectralbench import sweep
+from spectralbench import journal, sweep
 from spectralbench.ceilings import Roofs
 from spectralbench.gpu import packing, pipeline
 from spectralbench.gpu.budget import StageBudget
@@ -24,7 +24,7 @@ from spectralbench.gpu.compare import matches, time
 from spectralbench.gpu.judge import judge
 from spectralbench.gpu.plan import ALLOCATED, DRIVER, TIMED
 from spectralbench.gpu.targets import TARGETS
-from spectralbench.journal import Journal, key_on_its_card, stored
+from spectralbench.journal import Journal, Kept, key_on_its_card, stored
 from spectralbench.outcome import Measured, Measurement
 from spectralbench.record import read_tree
 from spectralbench.sweep import BUDGETS, Request, Sweep
@@ -58,10 +58,10 @@ class Device:
     def surroundings(self, device: str) -> dict[str, Any]:
         return {**environment(machine="nvidia-h200", commit=COMMIT), "gpu_uuid": self.card, "gpu": "NVIDIA H200"}
 
-    def run(self, request: Request, out: Path, facts: Mapping[str, Any], progress: Any) -> Sweep:
+    def run(self, request: Request, out: Path, facts: Mapping[str, Any], progress: Any, known: Kept) -> Sweep:
         began, done = self.seconds, 0
-        plan = sweep.preview(request, out, facts)
-        with Journal.open(out / "records" / "nvidia-h200", facts) as journal:
+        plan = sweep.preview(request, out, facts, known)
+        with Journal.open(out / "records" / "nvidia-h200", facts) as file:
             self.spend(COST["start"])
             for item in plan.left:
                 spent = self.seconds - began
@@ -73,7 +73,9 @@ class Device:
                 each = COST["gate"] + (len(item.states) * COST["capture"] if timed else COST["weighing"])
                 self.spend(COST["gate of a case"] + count * each + len(item.states) * sampling)
                 found = [{name: Result(self.outcome(item, name)) for name in item.implementations}] * len(item.states)
-                journal.append(sweep.records_of(item, found, request))
+                records = sweep.records_of(item, found, request)
+                file.append(records)
+                known.records.extend(records)
                 done += 1
         return plan
 
@@ -142,10 +144,17 @@ def replicates(out: Path) -> dict[str, int]:
     return counts
 
 
-def test_eight_minutes_judge_every_promise_in_both_graph_states_by_three_processes(rent: Any, tmp_path: Path) -> None:
+def test_eight_minutes_judge_every_promise_in_both_graph_states_by_three_processes(
+    rent: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[Path] = []
+    monkeypatch.setattr(
+        journal, "kept", lambda folder, facts, read=journal.kept: reads.append(folder) or read(folder, facts)
+    )
     device = Device("GPU-1")
     assert rent(device, tmp_path / "out", 480.0)
     assert device.seconds < 480.0
+    assert reads == [tmp_path / "out" / "records" / "nvidia-h200"], "what is stored is read once, and kept from then on"
     judged = replicates(tmp_path / "out")
     assert len(TARGETS) == len(judged) and min(judged.values()) >= 3, judged
 

@@ -70,7 +70,8 @@ def check_all(
     Raises: see `sweep.run`.
     """
     wanted = checks(request)
-    before = sweep.preview(wanted, out, environment)
+    known = sweep.kept(out, environment)
+    before = sweep.preview(wanted, out, environment, known)
     left = sum(len(item.implementations) for item in before.left)
     say(f"correctness: {left} of {left + before.reused} checks, {count} processes, {budget.left('correctness'):.0f} s")
     trouble: list[Exception] = []
@@ -82,7 +83,7 @@ def check_all(
             time_budget=max(0.0, budget.left("correctness")),
         )
         try:
-            sweep.run(share, out, environment, Failures(say))
+            sweep.run(share, out, environment, Failures(say), known)
         except Exception as error:
             trouble.append(error)
 
@@ -95,7 +96,7 @@ def check_all(
     if trouble:
         raise trouble[0]
     # A check that ran out of its own time is made again by the next run, and is a failure of this one.
-    return sweep.preview(replace(wanted, retry=()), out, environment)
+    return sweep.preview(replace(wanted, retry=()), out, environment, known)
 
 
 def excluded(records: Sequence[Record], operations: Mapping[str, Operation]) -> Excluded:

@@ -17,7 +17,7 @@ from spectralbench.gpu.budget import ENDS, StageBudget, hard_stop
 from spectralbench.gpu.plan import STAGES, Excluded
 from spectralbench.gpu.sweeping import measure_phases
 from spectralbench.gpu.talk import say
-from spectralbench.journal import file_stem, key_on_its_card, stored
+from spectralbench.journal import Kept, file_stem, key_on_its_card
 from spectralbench.worker import WorkerBroken, resolve
 from spectralkernels.errors import RangeError, Unsupported
 
@@ -52,6 +52,7 @@ class Stages:
     excluded: Excluded = field(default_factory=dict)
     checked: str = "not begun"
     roofs: Roofs | None = None
+    known: Kept = field(default_factory=lambda: Kept([], [], []))
 
     def all_stages(self) -> tuple[str, bool]:
         """Run what is left of every stage. Returns: the text of the summary, and whether a check or test failed.
@@ -67,6 +68,7 @@ class Stages:
         self.notes += [f"{name} is not installed: {loss}" for name, loss in OPTIONAL.items() if not _installed(name)]
         for note in self.notes:
             self.say(note)
+        self.known = sweep.kept(self.out, self.environment)
         failed = False
         try:
             for stage in ENDS:
@@ -77,8 +79,7 @@ class Stages:
 
     def summarise(self) -> str:
         """Write the summary of what is stored so far."""
-        folder = self.out / "records" / str(self.environment["machine"])
-        known = stored(folder, self.environment, key_on_its_card)
+        known = self.known.by(key_on_its_card)
         notes = [*self.notes, *(f"damaged record: {harm}" for harm in known.damage)]
         notes += [
             f"{count} records of this commit were measured in other conditions and are left out: {other}"
@@ -99,7 +100,8 @@ class Stages:
             self.notes.append(f"{name}: {error}")
             self.say(self.notes[-1])
             failed = True
-        self.summarise()
+        if name in others:
+            self.summarise()
         return failed
 
     def _request(self, profile: str) -> sweep.Request:
@@ -176,6 +178,7 @@ class Stages:
             self.out,
             self.environment,
             self.excluded,
+            self.known,
             after=self.summarise,
             say=self.say,
         )

@@ -12,6 +12,7 @@ from spectralbench import sweep
 from spectralbench.gpu.budget import StageBudget, hard_stop
 from spectralbench.gpu.plan import Excluded, Phase, select
 from spectralbench.gpu.talk import say
+from spectralbench.journal import Kept
 from spectralbench.record import Record
 
 LONGEST_CASE = 75.0
@@ -52,6 +53,7 @@ def measure_phases(
     out: Path,
     environment: Mapping[str, Any],
     excluded: Excluded,
+    known: Kept,
     *,
     after: Callable[[], object] = lambda: None,
     run: Callable[..., sweep.Sweep] = sweep.run,
@@ -59,7 +61,8 @@ def measure_phases(
 ) -> list[str]:
     """Run the phases in order while the stage has time; `after` is called after each.
 
-    What an earlier run stored is not measured again. Returns: what was left out, in words.
+    known: what `out` holds; it is not measured again, and what is stored now is added to it.
+    Returns: what was left out, in words.
     Raises: RangeError, JournalError, WorkerBroken (see `sweep.run`); KeyboardInterrupt.
     """
     left_out = []
@@ -75,7 +78,7 @@ def measure_phases(
             time_budget=seconds,
             select=partial(select, phase, excluded),
         )
-        waiting = sweep.preview(wanted, out, environment).left
+        waiting = sweep.preview(wanted, out, environment, known).left
         if not waiting:
             continue
         if seconds < SHORTEST_PHASE:
@@ -83,9 +86,9 @@ def measure_phases(
             continue
         say(f"{stage}: {phase.name}: {len(waiting)} cases, {seconds:.0f} s left")
         with hard_stop(seconds):
-            run(wanted, out, environment, Talk(say))
+            run(wanted, out, environment, Talk(say), known)
         after()
-        waiting = sweep.preview(wanted, out, environment).left
+        waiting = sweep.preview(wanted, out, environment, known).left
         if waiting:
             left_out.append(f"{stage}: {phase.name}: {len(waiting)} cases not reached")
     return left_out
