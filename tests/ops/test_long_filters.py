@@ -9,8 +9,8 @@ import spectralkernels as sk
 from spectralkernels import constants
 from spectralkernels.convolution import low_pass
 from spectralkernels.convolution.baselines import reference
-from spectralkernels.convolution.direct import convolve, convolve_in_best_layout
 from spectralkernels.convolution.geometry import conv_band
+from spectralkernels.convolution.library import convolve, convolve_in_best_layout
 from spectralkernels.convolution.low_pass import filtered_by_fft, filters_by_fft, low_pass_matrix
 
 # Smooth, rough even, prime, and a side of a map beside a short one.

@@ -12,7 +12,7 @@ from effort import draws
 from torch import Tensor
 
 import spectralkernels as sk
-from spectralkernels.convolution import baselines, direct
+from spectralkernels.convolution import baselines, direct, library
 from spectralkernels.convolution.geometry import conv_band
 from spectralkernels.ops.band_limited_conv1d import OPERATION as SERIES
 from spectralkernels.ops.band_limited_conv2d import OPERATION as MAPS
@@ -165,7 +165,7 @@ def test_direct_gives_the_answer_the_layout_and_the_gradients_of_conv2d(seed: in
             got = direct.direct(x, weight, bias, band, groups)
             for layout in (torch.contiguous_format, torch.channels_last):
                 assert got.is_contiguous(memory_format=layout) == plain.is_contiguous(memory_format=layout)
-        ways += direct.channels_last_pays(x, weight, groups)
+        ways += library.channels_last_pays(x, weight, groups)
         leaves = [tensor.detach().requires_grad_() for tensor in (x, weight)]
         exact = [tensor.double().detach().requires_grad_() for tensor in (x, weight)]
         got = direct.direct(*leaves, bias, band, groups)
@@ -184,7 +184,9 @@ def test_direct_gives_the_answer_the_layout_and_the_gradients_of_conv2d(seed: in
 def test_where_the_way_round_pays():
     def pays(groups: int, width: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> bool:
         x = torch.empty(1, 12, 8, 8, dtype=dtype, device=device)
-        return direct.channels_last_pays(x, torch.empty(12, 12 // groups, 1, width, dtype=dtype, device=device), groups)
+        return library.channels_last_pays(
+            x, torch.empty(12, 12 // groups, 1, width, dtype=dtype, device=device), groups
+        )
 
     assert pays(12, 10) and pays(3, 31)
     assert not any((pays(12, 9), pays(1, 31), pays(12, 31, torch.float64), pays(12, 31, torch.bfloat16)))
@@ -196,17 +198,106 @@ def test_where_the_way_round_pays():
 @pytest.mark.parametrize("shape", [(2, 6, 41), (2, 6, 9, 12)])
 def test_zeros_beforehand_change_no_sum(short: bool, groups: int, shape: tuple[int, ...], seed: int, monkeypatch):
     """Whatever registers a machine has: by its pad, beforehand, and where there is a gradient."""
-    monkeypatch.setattr(direct, "SHORT_REGISTERS", short)
+    monkeypatch.setattr(library, "SHORT_REGISTERS", short)
     x, weight, bias = torch.randn(shape), torch.randn(6, 6 // groups, *(3, 11)[4 - len(shape) :]), torch.randn(6)
     padding = (1, 5)[4 - len(shape) :]
-    assert direct.zeros_first_pay(x, weight) == short
-    want = direct.convolve(x.double(), weight.double(), bias.double(), padding, groups)
+    assert library.zeros_first_pay(x, weight) == short
+    want = library.convolve(x.double(), weight.double(), bias.double(), padding, groups)
     for given in (x, x.clone().requires_grad_()):
-        found = direct.convolve_in_best_layout(given, weight, bias, padding, groups)
+        found = library.convolve_in_best_layout(given, weight, bias, padding, groups)
         assert found.is_contiguous() and relative(found, want) < 1e-6
-        assert direct.zeros_first_pay(given, weight) == (short and not given.requires_grad)
-    assert not direct.zeros_first_pay(x.double(), weight.double())
-    assert not direct.zeros_first_pay(x.to("meta"), weight)
+        assert library.zeros_first_pay(given, weight) == (short and not given.requires_grad)
+    assert not library.zeros_first_pay(x.double(), weight.double())
+    assert not library.zeros_first_pay(x.to("meta"), weight)
+
+
+# Shapes of x and weight, padding and groups of calls whose gradients are convolutions.
+BY_CONVOLUTION = (
+    ((2, 3, 8, 23), (4, 3, 2, 17), (1, 8), 1),
+    ((3, 4, 9, 16), (4, 4, 3, 14), (0, 0), 1),
+    ((1, 2, 5, 11), (2, 2, 11, 5), (7, 4), 1),
+    ((2, 5, 7, 6), (5, 1, 4, 5), (2, 2), 5),
+    ((2, 6, 5, 13), (4, 3, 3, 12), (1, 6), 2),
+    ((2, 3, 31), (4, 3, 19), (9,), 1),
+    ((3, 4, 1), (4, 1, 4), (3,), 4),
+)
+
+
+@pytest.mark.parametrize(("size", "kernel", "padding", "groups"), BY_CONVOLUTION)
+def test_gradients_that_are_convolutions_are_those_of_the_library(size, kernel, padding, groups, seed, monkeypatch):
+    """First, second and forward derivatives and batches of cotangents, against float64 by the library's own way."""
+    monkeypatch.setattr(library, "SHORT_REGISTERS", True)
+    x, weight, bias = torch.randn(size), torch.randn(kernel), torch.randn(kernel[0])
+    leaves = [each.clone().requires_grad_() for each in (x, weight, bias)]
+    exact = [each.double().requires_grad_() for each in (x, weight, bias)]
+    assert library.gradients_pay(*leaves[:2], padding, groups)
+    assert not library.gradients_pay(*exact[:2], padding, groups) and not library.gradients_pay(
+        x, weight, padding, groups
+    )
+    found = library.convolve_in_best_layout(*leaves, padding, groups)
+    want = library.convolve(*exact, padding, groups)
+    assert found.is_contiguous() and relative(found, want) < 1e-6
+    cotangents = torch.randn(2, *want.shape)
+    firsts = []
+    for y, given in ((found, leaves), (want, exact)):
+        firsts.append(torch.autograd.grad(y, given, cotangents[0].to(y.dtype), create_graph=True))
+    for left, right in zip(*firsts, strict=True):
+        assert relative(left, right) < 4e-6
+    seconds = [
+        torch.autograd.grad([each.square().sum() for each in first[:2]], given[:2])
+        for first, given in zip(firsts, (leaves, exact), strict=True)
+    ]
+    for left, right in zip(*seconds, strict=True):
+        assert relative(left, right) < 2e-5
+    again = library.convolve_in_best_layout(*leaves, padding, groups)
+    with torch.autocast("cpu", torch.bfloat16):
+        for left, right in zip(torch.autograd.grad(again, leaves, cotangents[0]), firsts[1], strict=True):
+            assert left.dtype == torch.float32 and relative(left, right) < 4e-6
+    for wanted in ((0,), (1,)):  # a gradient of one alone, of two cotangents at once
+        batched = [
+            torch.autograd.grad(
+                library.convolve_in_best_layout(*given, padding, groups),
+                [given[index] for index in wanted],
+                cotangents.to(given[0].dtype),
+                is_grads_batched=True,
+            )
+            for given in (leaves, exact)
+        ]
+        assert relative(batched[0][0], batched[1][0]) < 4e-6
+    with torch.autograd.forward_ad.dual_level():
+        tangents = [torch.randn_like(each) for each in (x, weight)]
+        made = [
+            library.convolve_in_best_layout(
+                *(
+                    torch.autograd.forward_ad.make_dual(each, tangent.to(each.dtype))
+                    for each, tangent in zip(given[:2], tangents, strict=True)
+                ),
+                None,
+                padding,
+                groups,
+            )
+            for given in (leaves, exact)
+        ]
+        left, right = (torch.autograd.forward_ad.unpack_dual(each).tangent for each in made)
+        assert relative(left, right) < 4e-6
+
+
+def test_the_library_differentiates_what_it_is_fast_for(monkeypatch):
+    monkeypatch.setattr(library, "SHORT_REGISTERS", True)
+
+    def pays(kernel: tuple[int, ...], padding: tuple[int, ...], groups: int = 1, **options: object) -> bool:
+        x = torch.randn(1, kernel[1] * groups, *(20 for _ in padding), **options)
+        return library.gradients_pay(x, torch.randn(kernel, requires_grad=True, **options), padding, groups)
+
+    assert not pays((2, 2, 7, 7), (3, 3)) and pays((2, 2, 9, 9), (4, 4))
+    assert not pays((2, 2, 9, 8), (3, 0)) and pays((2, 2, 8, 9), (3, 0))
+    assert not pays((4, 1, 3, 3), (1, 1), 4) and pays((4, 1, 5, 5), (2, 2), 4)
+    assert not pays((4, 2, 7, 7), (3, 3), 2) and pays((4, 2, 7, 10), (3, 3), 2)
+    assert not pays((2, 2, 9), (4,)) and pays((2, 2, 17), (8,))
+    assert not pays((2, 2, 31, 31), (15, 15), dtype=torch.float64)
+    assert not pays((2, 2, 31, 31), (15, 15), device="meta")
+    monkeypatch.setattr(library, "SHORT_REGISTERS", False)
+    assert not pays((2, 2, 31, 31), (15, 15))
 
 
 @pytest.mark.parametrize("name", ["converted", "bf16"])

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from spectralkernels.autocast import as_written
 from spectralkernels.constants import constant
-from spectralkernels.convolution.direct import convolve_in_best_layout, direct, tf32_convolution
+from spectralkernels.convolution.direct import direct, tf32_convolution
 from spectralkernels.convolution.geometry import WeightSpectrum, compute_dtype
+from spectralkernels.convolution.library import convolve_in_best_layout
 from spectralkernels.convolution.low_pass import filtered_by_fft, filters_by_fft, low_pass_matrix
 from spectralkernels.spectra import Band, fft_size, full_frequencies, half, kept_1d, kept_2d
 from spectralkernels.stages import staged

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spectralkernels.layouts import in_channels_last, is_channels_last
+from spectralkernels.convolution.library import convolve, convolve_in_best_layout
+from spectralkernels.layouts import in_channels_last
 from spectralkernels.spectra import Band
 from spectralkernels.tf32 import tf32_allowed
 
@@ -25,41 +26,6 @@ def direct(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: i
     Only legal at compression 0. The answer has the layout that conv2d gives it.
     """
     return _direct(x, weight, bias, band, groups, convolve_in_best_layout)
-
-
-SLOW_WIDTH = 10
-"""Taps along the last axis from which oneDNN has no grouped kernel for [batch, channel, height, width] in memory and
-multiplies matrices instead. Seen on an AMD EPYC with AVX-512, one thread, both conversions counted: depthwise 7 to 58
-times slower than by way of channels_last, from 3 to 256 channels of 14x14 to 64x64; 3 times in groups of 16 channels.
-Below, and with any number of rows, that way takes up to twice as long."""
-
-
-def channels_last_pays(x: Tensor, weight: Tensor, groups: int) -> bool:
-    """Whether oneDNN is faster by way of channels_last, both conversions counted.
-
-    In float32 only: float64, and bfloat16 without AMX, are 4 to 6 times slower in channels_last.
-    """
-    if x.device.type != "cpu" or x.dtype != torch.float32 or groups == 1 or weight.shape[-1] < SLOW_WIDTH:
-        return False
-    # conv2d itself takes the fast way for such maps or kernels, and answers in their layout
-    return not (is_channels_last(x) or is_channels_last(weight))
-
-
-SHORT_REGISTERS = "AVX512" not in torch.backends.cpu.get_cpu_capability()
-MOST_ZEROS = 3
-"""Zeros before a row beyond which oneDNN for AVX2 multiplies matrices. Seen on an AMD EPYC without AVX-512, one thread,
-forward: with zeros laid around x beforehand K = 9 to 63 is 1.3 to 2.6 times faster for 1 to 256 channels and 4 to 20
-times in depthwise calls, where channels_last takes 1.3 to 1.9 times as long; in groups of several, by way of it, 1.0 to
-2.3 times. With a backward pass the gain is from 0.7 to 3."""
-
-
-def zeros_first_pay(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN is faster for rows that begin with zeros if x holds those beyond `MOST_ZEROS` already."""
-    if not SHORT_REGISTERS or x.device.type != "cpu" or x.dtype != torch.float32:
-        return False
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        return False
-    return not (is_channels_last(x) or is_channels_last(weight))
 
 
 def direct_converted(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> Tensor:
@@ -186,24 +152,3 @@ def tf32_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tu
     """`convolve` with TF32 allowed in cuDNN, in its backward pass too."""
     y: Tensor = _Tf32Convolution.apply(x, weight, bias, padding, groups)
     return y
-
-
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, ...], groups: int) -> Tensor:
-    """conv1d or conv2d, with the same zeros on both sides of an axis."""
-    convolution: Callable[..., Tensor] = F.conv1d if x.dim() == 3 else F.conv2d
-    return convolution(x, weight, bias, padding=padding, groups=groups)
-
-
-def convolve_in_best_layout(
-    x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, ...], groups: int
-) -> Tensor:
-    """`convolve` with zeros laid around x beforehand, or by way of channels_last, where oneDNN would be slow."""
-    zeros_first = zeros_first_pay(x, weight)
-    if zeros_first and (zeros := padding[-1]) > MOST_ZEROS:
-        x, padding = F.pad(x, (zeros, zeros)), (*padding[:-1], 0)
-    if not channels_last_pays(x, weight, groups) or (zeros_first and weight.shape[0] == groups == x.shape[1]):
-        return convolve(x, weight, bias, padding, groups)
-    if x.dim() == 3:
-        maps = convolve_in_best_layout(x.unsqueeze(2), weight.unsqueeze(2), bias, (0, *padding), groups)
-        return maps.squeeze(2)
-    return convolve(in_channels_last(x), in_channels_last(weight), bias, padding, groups).contiguous()

@@ -17,8 +17,8 @@ from spectralkernels.convolution import ffts
 from spectralkernels.convolution.baselines import fast_band
 from spectralkernels.convolution.cost import folded_flops
 from spectralkernels.convolution.dft_native.operators import LARGEST_LANE_WEIGHTS
-from spectralkernels.convolution.direct import SLOW_WIDTH
 from spectralkernels.convolution.fitted import FORWARD, FORWARD_AND_BACKWARD
+from spectralkernels.convolution.library import SLOW_WIDTH
 from spectralkernels.convolution.linear_maps import PIECE_BYTES
 from spectralkernels.convolution.low_pass import filters_by_fft
 from spectralkernels.spectra import Band, half
