@@ -138,12 +138,14 @@ def _divisors(number: int) -> list[int]:
     return [each for each in range(1, number + 1) if number % each == 0]
 
 
-def serving(operation: Operation, case: Case, inputs: Mapping[str, Any], chosen: str) -> list[Implementation]:
+def serving(
+    operation: Operation, case: Case, inputs: Mapping[str, Any], chosen: str, training: bool = False
+) -> list[Implementation]:
     """Who may be raced on a CPU: as exact as the operation, at once, from the inputs as they are, and not hopeless."""
     sizes, arguments = sizes_of(case), dict(inputs)
     if "modes" in inputs:
         sizes = mask_sizes(*(inputs[name] for name in ("x", "weight", "band", "modes", "groups")))
-    longest = max(HOPELESS_SECONDS, HOPELESS * seconds(chosen, sizes))
+    longest = max(HOPELESS_SECONDS, HOPELESS * seconds(chosen, sizes, training))
     return [
         found
         for found in operation.implementations
@@ -151,7 +153,7 @@ def serving(operation: Operation, case: Case, inputs: Mapping[str, Any], chosen:
         and found.name not in PEERS
         and why_not(found, "cpu", arguments) is None
         and equal(operation, found, case.dtype, arguments)
-        and (found.name == chosen or seconds(found.name, sizes) <= longest)
+        and (found.name == chosen or seconds(found.name, sizes, training) <= longest)
     ]
 
 
@@ -201,7 +203,9 @@ def measure(
         inputs[name].requires_grad_(training)
     with torch.set_grad_enabled(training):
         chosen = operation.auto(**inputs).name
-        runs = {found.name: _run(found, inputs, training) for found in serving(operation, case, inputs, chosen)}
+        runs = {
+            found.name: _run(found, inputs, training) for found in serving(operation, case, inputs, chosen, training)
+        }
         bytes_ = {}
         if weighed:
             for name, implementation in (("auto", chosen), ("torch_fft", "torch_fft")):

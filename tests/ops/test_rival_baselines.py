@@ -223,11 +223,17 @@ BY_CONVOLUTION = (
 )
 
 
-@pytest.mark.parametrize(("size", "kernel", "padding", "groups"), BY_CONVOLUTION)
-def test_gradients_that_are_convolutions_are_those_of_the_library(size, kernel, padding, groups, seed, monkeypatch):
+@pytest.mark.parametrize(
+    ("size", "kernel", "padding", "groups", "layout"),
+    [(*call, torch.contiguous_format) for call in BY_CONVOLUTION]
+    + [(*call, torch.channels_last) for call in BY_CONVOLUTION[1:2]],
+)
+def test_gradients_that_are_convolutions_are_those_of_the_library(
+    size, kernel, padding, groups, layout, seed, monkeypatch
+):
     """First, second and forward derivatives and batches of cotangents, against float64 by the library's own way."""
     monkeypatch.setattr(library, "SHORT_REGISTERS", True)
-    x, weight, bias = torch.randn(size), torch.randn(kernel), torch.randn(kernel[0])
+    x, weight, bias = torch.randn(size).contiguous(memory_format=layout), torch.randn(kernel), torch.randn(kernel[0])
     leaves = [each.clone().requires_grad_() for each in (x, weight, bias)]
     exact = [each.double().requires_grad_() for each in (x, weight, bias)]
     assert library.gradients_pay(*leaves[:2], padding, groups)
@@ -236,7 +242,7 @@ def test_gradients_that_are_convolutions_are_those_of_the_library(size, kernel, 
     )
     found = library.convolve_in_best_layout(*leaves, padding, groups)
     want = library.convolve(*exact, padding, groups)
-    assert found.is_contiguous() and relative(found, want) < 1e-6
+    assert found.is_contiguous(memory_format=layout) and relative(found, want) < 1e-6
     cotangents = torch.randn(2, *want.shape)
     firsts = []
     for y, given in ((found, leaves), (want, exact)):

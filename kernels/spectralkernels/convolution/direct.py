@@ -91,7 +91,7 @@ def direct_supports(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, 
 
 def direct_channels_last(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> Tensor:
     """`direct` in the layout that tensor cores like, [batch, height, width, channel] in memory; so is its answer."""
-    return _direct(in_channels_last(x), in_channels_last(weight), bias, band, groups, convolve)
+    return _direct(in_channels_last(x), in_channels_last(weight), bias, band, groups, convolve_in_best_layout)
 
 
 def prepare_channels_last(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> dict[str, Any]:

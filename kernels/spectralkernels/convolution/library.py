@@ -67,8 +67,7 @@ def channels_last_pays(x: Tensor, weight: Tensor, groups: int) -> bool:
     """
     if x.device.type != "cpu" or x.dtype != torch.float32 or groups == 1 or weight.shape[-1] < SLOW_WIDTH:
         return False
-    # conv2d itself takes the fast way for such maps or kernels, and answers in their layout
-    return not (is_channels_last(x) or is_channels_last(weight))
+    return not _in_channels_last(x, weight)
 
 
 def zeros_first_pay(x: Tensor, weight: Tensor) -> bool:
@@ -76,32 +75,35 @@ def zeros_first_pay(x: Tensor, weight: Tensor) -> bool:
 
     Its own gradient of x is slower then.
     """
-    return _in_short_registers(x, weight) and not _differentiated(x, weight)
+    return _in_short_registers(x) and not _differentiated(x, weight) and not _in_channels_last(x, weight)
 
 
 def gradients_pay(x: Tensor, weight: Tensor, padding: tuple[int, ...], groups: int) -> bool:
     """Whether a gradient is wanted that oneDNN is slow for. Transforms and compilers differentiate as they know to."""
-    if not (_differentiated(x, weight) and _in_short_registers(x, weight)):
+    if not (_differentiated(x, weight) and _in_short_registers(x)):
         return False
     if traced(x, weight) or torch._C._are_functorch_transforms_active():
         return False
-    return _input_is_slow(weight, padding, groups) or _weight_is_slow(weight, padding, groups)
+    return _input_is_slow(x, weight, padding, groups) or _weight_is_slow(weight, padding, groups)
 
 
-def _in_short_registers(x: Tensor, weight: Tensor) -> bool:
-    if not SHORT_REGISTERS or x.device.type != "cpu" or x.dtype != torch.float32:
-        return False
-    return not (is_channels_last(x) or is_channels_last(weight))
+def _in_short_registers(x: Tensor) -> bool:
+    return SHORT_REGISTERS and x.device.type == "cpu" and x.dtype == torch.float32
+
+
+def _in_channels_last(x: Tensor, weight: Tensor) -> bool:
+    """In which case conv2d takes the kernels of that layout, and answers in it."""
+    return is_channels_last(x) or is_channels_last(weight)
 
 
 def _differentiated(x: Tensor, weight: Tensor) -> bool:
     return torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
 
 
-def _input_is_slow(weight: Tensor, padding: tuple[int, ...], groups: int) -> bool:
+def _input_is_slow(x: Tensor, weight: Tensor, padding: tuple[int, ...], groups: int) -> bool:
     if _depthwise(weight, groups) or any(zeros >= taps for zeros, taps in zip(padding, weight.shape[2:], strict=True)):
         return False
-    return weight.shape[-1] - 1 - padding[-1] > MOST_OVERLAP
+    return weight.shape[-1] - 1 - padding[-1] > MOST_OVERLAP and not _in_channels_last(x, weight)
 
 
 def _weight_is_slow(weight: Tensor, padding: tuple[int, ...], groups: int) -> bool:
@@ -142,7 +144,7 @@ def _gradients(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Of x and of the weight, where wanted: by convolutions what oneDNN is slow for, by the library what it is not."""
     batched = torch._C._functorch.is_legacy_batchedtensor(dy)  # `is_grads_batched`, whose tensors know no layout
-    slow = (_input_is_slow(weight, padding, groups), _weight_is_slow(weight, padding, groups))
+    slow = (_input_is_slow(x, weight, padding, groups), _weight_is_slow(weight, padding, groups))
     dx = _input_gradient(dy, weight, padding, groups) if wanted[0] and slow[0] and not batched else None
     dw = _weight_gradient(dy, x, weight, padding, groups) if wanted[1] and slow[1] and not batched else None
     rest = [wanted[0] and dx is None, wanted[1] and dw is None, False]
