@@ -18,6 +18,7 @@ import torch
 from effort import EFFORT
 from torch import Tensor
 from torch.func import jvp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import spectralkernels as sk
 from spectralkernels.declare import Case, Implementation, Operation, with_seed
@@ -213,3 +214,66 @@ def test_bits_of_a_relu_pass_many_gradients(seed: int):
     torch.testing.assert_close(found, want, rtol=0, atol=0)
     (found,) = torch.autograd.grad(y, x, pulls, is_grads_batched=True)
     torch.testing.assert_close(found, want, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("impl", ["auto", "dft_gemm", "torch_fft"])
+@pytest.mark.parametrize("kept", [1.0, 0.6])
+def test_a_mask_with_a_tangent(kept: float, impl: str, seed: int):
+    """The answer is linear in the mask, at the cells that it drops too, and at a mask of ones."""
+    x, weight = torch.randn(2, 2, 5, 4, dtype=torch.float64), torch.randn(4, 2, 2, 3, dtype=torch.float64)
+    n = sk.masks.fft_grid((5, 4), (2, 3))
+    mask, along = sk.masks.radial(n, kept).double(), torch.randn(n[0], n[1] // 2 + 1, dtype=torch.float64)
+    want = sk.masked_conv2d(x, weight, along)
+
+    def masked(mask: Tensor, x: Tensor = x) -> Tensor:
+        return sk.masked_conv2d(x, weight, mask, impl=impl)
+
+    def each_sample(mask: Tensor) -> Tensor:
+        return vmap(lambda sample: masked(mask, sample))(x)
+
+    def through_a_gradient(mask: Tensor) -> Tensor:
+        """J^T J x, of which x is held: quadratic in the mask."""
+        return torch.func.grad(lambda x: masked(mask, x).square().sum() / 2)(x)
+
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(mask, along)
+        found = [torch.autograd.forward_ad.unpack_dual(masked(dual)).tangent]
+    found += [jvp(of, (mask,), (along,))[1] for of in (masked, each_sample)]
+    for tangent in found:
+        assert (tangent - want).norm() <= 1e-12 * want.norm()
+    both = [through_a_gradient(mask + step * along) for step in (1.0, -1.0)]
+    quadratic = (both[0] - both[1]) / 2
+    assert (jvp(through_a_gradient, (mask,), (along,))[1] - quadratic).norm() <= 1e-12 * quadratic.norm()
+
+
+@pytest.mark.filterwarnings("error:There is a performance drop")
+@pytest.mark.parametrize("impl", ["auto", "dft_gemm", "dft_native", "torch_fft"])
+def test_a_batch_of_masks(impl: str, seed: int):
+    """Each sample of a vmap has its mask, on whatever axis, alone or with its maps."""
+    if next(each for each in sk.implementations("masked_conv2d") if each.name == impl or impl == "auto").reason:
+        pytest.skip(f"{impl} does not run here")
+    x, weight = torch.randn(3, 2, 2, 5, 4), torch.randn(4, 2, 2, 3)
+    n = sk.masks.fft_grid((5, 4), (2, 3))
+    masks = torch.stack([sk.masks.radial(n, kept).float() * kept for kept in (0.2, 0.6, 1.0)])
+
+    def masked(x: Tensor, mask: Tensor) -> Tensor:
+        return sk.masked_conv2d(x, weight, mask, impl=impl)
+
+    apart = torch.stack([masked(*each) for each in zip(x, masks, strict=True)])
+    torch.testing.assert_close(vmap(masked)(x, masks), apart)
+    alone = torch.stack([masked(x[0], mask) for mask in masks])
+    torch.testing.assert_close(vmap(masked, (None, 1))(x[0], masks.movedim(0, 1)), alone)
+    nested = vmap(vmap(masked, (None, 2)), (0, None))(x, masks.movedim(0, 2))
+    torch.testing.assert_close(nested[:, 0], torch.stack([masked(sample, masks[0]) for sample in x]))
+    torch.testing.assert_close(torch.func.functionalize(masked)(x[0], masks[0]), alone[0])
+    torch.testing.assert_close(make_fx(lambda x: masked(x, masks[0]))(x[0])(x[1]), masked(x[1], masks[0]))
+
+
+def test_an_ensemble_of_layers_under_masks(seed: int):
+    """As torch.func stacks a model's copies: their masks, which are buffers, are stacked too."""
+    n = sk.masks.fft_grid((5, 4), (3, 3))
+    layers = [sk.nn.MaskedConv2d(2, 3, 3, padding=1, mask=sk.masks.radial(n, kept)).eval() for kept in (0.3, 0.9)]
+    parameters, buffers = torch.func.stack_module_state(layers)
+    x = torch.randn(2, 2, 5, 4)
+    found = vmap(lambda p, b: torch.func.functional_call(layers[0], (p, b), (x,)))(parameters, buffers)
+    torch.testing.assert_close(found, torch.stack([layer(x) for layer in layers]))

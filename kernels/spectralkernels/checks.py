@@ -200,7 +200,7 @@ def checked_beta(beta: Any) -> float | Tensor:
         if torch.compiler.is_compiling():
             return beta
         if is_batched(beta):
-            if not bool((_samples(beta) >= 0.0).all()):
+            if not bool((samples(beta) >= 0.0).all()):
                 raise RangeError("each beta of a vmap must be >= 0; 0 keeps every coefficient that is not zero")
             return beta.double()
     try:
@@ -226,11 +226,15 @@ def is_batched(value: object) -> bool:
     return False
 
 
-def _samples(tensor: Tensor) -> Tensor:
-    """The numbers that a tensor within transforms of torch.func stands for."""
+def samples(tensor: Tensor) -> Tensor:
+    """The numbers that a tensor within transforms of torch.func stands for: the axes of its vmaps, then its own."""
+    order = list(range(tensor.dim()))
     while _functorch.is_functorch_wrapped_tensor(tensor):
+        if _functorch.is_batchedtensor(tensor):
+            order.insert(_functorch.maybe_get_bdim(tensor), -len(order) - 1)
         tensor = _functorch.get_unwrapped(tensor)
-    return tensor
+    axes = sorted(range(len(order)), key=order.__getitem__)
+    return tensor if axes == list(range(len(axes))) else tensor.permute(axes)
 
 
 _functorch = torch._C._functorch

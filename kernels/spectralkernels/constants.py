@@ -60,7 +60,7 @@ def constant(make: Callable[_Arguments, _Made]) -> Callable[_Arguments, _Made]:
         entry = _entries.get(key)
         value: _Made | None = None if entry is None else entry.value
         if entry is None or value is None:
-            value = _outside_every_mode(lambda: make(*args, **kwargs), _stream((*args, *kwargs.values())))
+            value = outside_every_mode(lambda: make(*args, **kwargs), (*args, *kwargs.values()))
             entry = _entries[key] = _Entry(value, _bytes(value), next(_clock))
             _forget()
         entry.used = next(_clock)
@@ -187,7 +187,12 @@ def _drop(key: Any) -> None:
         entry.value = None
 
 
-def _outside_every_mode(make: Callable[[], _Made], stream: torch.cuda.Stream | None) -> _Made:
+def outside_every_mode(make: Callable[[], _Made], arguments: tuple[Any, ...]) -> _Made:
+    """What a function makes in a thread of its own, where nothing traces, transforms or records it.
+
+    arguments: a CUDA device among them is that of its work, which is put on the caller's stream.
+    """
+    stream = _stream(arguments)
     made: list[_Made] = []
     errors: list[BaseException] = []
 

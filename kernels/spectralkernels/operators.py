@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 from torch.autograd import forward_ad
 from torch.autograd.forward_ad import unpack_dual
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
@@ -68,11 +69,13 @@ class Operator:
         needs_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
         if not needs_gradient and _nobody_looks(tensors):
             return self.compute(*arguments)
-        # Torch takes the tangent of an operator without a rule for zero, and says nothing.
-        forward_mode = any(unpack_dual(tensor).tangent is not None for tensor in tensors)
-        if self._composed is not None and (forward_mode or torch._C._are_functorch_transforms_active()):
+        # Under vmap nobody may ask for a tangent.
+        if self._composed is not None and torch._C._are_functorch_transforms_active():
             return self._composed(*arguments)
-        if forward_mode:
+        # Torch takes the tangent of an operator without a rule for zero, and says nothing.
+        if any(unpack_dual(tensor).tangent is not None for tensor in tensors):
+            if self._composed is not None:
+                return self._composed(*arguments)
             raise NotImplementedError(f"{self._names[0]} has no forward-mode derivative; differentiate in reverse mode")
         return (self.differentiable if needs_gradient else self.plain)(*arguments)
 
@@ -187,6 +190,34 @@ def by_chain() -> bool:
     return torch.is_grad_enabled() or transformed
 
 
+def is_differentiated(tensor: Tensor) -> bool:
+    """Whether a derivative by this tensor is asked for: it has a gradient or a tangent, at any depth of transforms.
+
+    Of what torch.compile traces only a gradient is known.
+    """
+    while not (torch.compiler.is_compiling() or tensor.requires_grad):
+        if _has_tangent(tensor):
+            return True
+        if not _functorch.is_functorch_wrapped_tensor(tensor):
+            return False
+        tensor = _functorch.get_unwrapped(tensor)
+    return tensor.requires_grad
+
+
+def _has_tangent(tensor: Tensor) -> bool:
+    """Whether a tensor has a tangent at its own depth of transforms, where alone torch tells."""
+    if forward_ad._current_level < 0 or _functorch.is_batchedtensor(tensor):
+        return False
+    innermost = _functorch.peek_interpreter_stack()
+    if innermost is not None and innermost.level() > max(0, _functorch.maybe_get_level(tensor)):
+        with temporarily_pop_interpreter_stack():
+            return _has_tangent(tensor)
+    return unpack_dual(tensor).tangent is not None
+
+
+_functorch = torch._C._functorch
+
+
 def _for_every_gradient(backward: Callable[..., Any], ctx: Any, gradients: tuple[Tensor | None, ...]) -> Any:
     """A backward pass, which `torch.autograd.grad(is_grads_batched=True)` calls once for a batch of gradients.
 
@@ -211,7 +242,7 @@ def _for_every_gradient(backward: Callable[..., Any], ctx: Any, gradients: tuple
     return tuple(next(mapped) if there else None for there in found)
 
 
-_is_old_batch = torch._C._functorch.is_legacy_batchedtensor
+_is_old_batch = _functorch.is_legacy_batchedtensor
 
 
 def _save_arguments(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

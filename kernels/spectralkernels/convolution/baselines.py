@@ -70,7 +70,7 @@ def _leading(lengths: tuple[int, ...]) -> tuple[Any, ...]:
 
 
 def _broadcast(bias: Tensor, axes: tuple[int, ...]) -> Tensor:
-    return bias.view(-1, *(1 for _ in axes))
+    return bias.view(*bias.shape, *(1 for _ in axes))
 
 
 # --- cuDNN / oneDNN with a low-pass ----------------------------------------------------------------------------------

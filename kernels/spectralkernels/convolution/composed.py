@@ -134,4 +134,4 @@ def _parts(sum_of: str, a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> T
 
 def with_bias(y: Tensor, bias: Tensor | None) -> Tensor:
     """y [B, O, *out] + bias [O]."""
-    return y if bias is None else y + bias.to(y.dtype).view(-1, *(1 for _ in y.shape[2:]))
+    return y if bias is None else y + bias.to(y.dtype).view(*bias.shape, *(1 for _ in y.shape[2:]))

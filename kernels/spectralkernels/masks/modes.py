@@ -13,11 +13,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from spectralkernels.checks import check_choice
+from spectralkernels.checks import check_choice, samples
+from spectralkernels.constants import outside_every_mode, traced
 from spectralkernels.dft import too_large
 from spectralkernels.errors import ShapeError
 from spectralkernels.masks.geometry import check_grid, check_mask
 from spectralkernels.modes import ModeList
+from spectralkernels.operators import nothing_traces
 from spectralkernels.spectra import half
 
 # A block more costs a launch and a small matrix product in each of three transforms.
@@ -40,14 +42,20 @@ def mode_list(mask: Tensor, n: tuple[int, int], *, form: Literal["auto", "steps"
     check_mask(mask)
     if mask.dim() < 2 or mask.shape[-2:] != (n[0], half(n[1])):
         raise ShapeError(f"mask must end in [{n[0]}, {half(n[1])}] on the grid {tuple(n)}, got {list(mask.shape)}")
-    kept = mask.detach() if mask.dtype == torch.bool else mask.detach() != 0
+    if nothing_traces() or traced(mask):
+        return _listed(mask.detach(), (n[0], n[1]), form)
+    return outside_every_mode(lambda: _listed(samples(mask).detach(), (n[0], n[1]), form), (mask.device,))
+
+
+def _listed(mask: Tensor, n: tuple[int, int], form: str) -> ModeList:
+    kept = mask if mask.dtype == torch.bool else mask != 0
     kept = (kept if mask.dim() == 2 else kept.flatten(0, -3).any(0)).cpu()
     reach = (_row_reach(n[0]) * kept).amax(0)
-    stepped = ModeList((n[0], n[1]), staircase(n[0], tuple(reach.tolist())))
+    stepped = ModeList(n, staircase(n[0], tuple(reach.tolist())))
     count = int(kept.sum())
     if form == "steps" or count == 0 or (form == "auto" and not _prefers_cells(count, stepped)):
         return stepped
-    return ModeList((n[0], n[1]), cells=tuple((u, v) for u, v in kept.nonzero().tolist()))
+    return ModeList(n, cells=tuple((u, v) for u, v in kept.nonzero().tolist()))
 
 
 def _row_reach(n: int) -> Tensor:

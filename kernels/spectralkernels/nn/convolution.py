@@ -231,7 +231,7 @@ class MaskedConv2d(_Spectral, nn.Conv2d):
     def _mask_on(self, n: tuple[int, int], device: torch.device) -> tuple[Tensor, ModeList | None]:
         """The mask on a grid, and its modes: listed once for each grid, mask and device, and never while tracing."""
         given, source = self.mask, self.rule if self.mask is None else self.mask
-        if traced():
+        if traced() or (given is not None and torch._C._functorch.is_functorch_wrapped_tensor(given)):
             return (self._call_rule(n).to(device) if given is None else given), None
         key: Hashable = (n, device, None if given is None else (given.data_ptr(), given._version))
         listed = self._listed

@@ -127,7 +127,7 @@ def select(magnitude: Tensor, selection: str, compression: float, n: tuple[int, 
     keep = keep.view_as(magnitude)
     mirror = torch.arange(0, -n[0], -1, device=keep.device).remainder(n[0])
     for column in (0, half(n[1]) - 1) if n[1] % 2 == 0 else (0,):
-        keep[..., column] |= keep[..., mirror, column]
+        keep[..., column].logical_or_(keep[..., mirror, column])
     return keep
 
 

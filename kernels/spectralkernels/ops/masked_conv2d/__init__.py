@@ -46,6 +46,7 @@ from spectralkernels.layouts import as_given, batched
 from spectralkernels.masks import hermitian, mode_list
 from spectralkernels.masks.geometry import check_mask
 from spectralkernels.modes import ModeList, every_mode
+from spectralkernels.operators import is_differentiated
 from spectralkernels.ops.masked_conv2d import dft_native, dft_triton
 from spectralkernels.ops.masked_conv2d.baselines import (
     direct,
@@ -90,9 +91,9 @@ def masked_conv2d(
         (N_h, N_w) = `masks.fft_grid(size, kernel, padding=padding, grid=grid, dilation=dilation)`.
     bias: Real [out_channel] or None.
     modes: what is computed; frequencies outside count as masked. None lists the non-zero cells of the mask, which
-        copies it to the host; but lists every mode if the mask has a gradient (that of a zero cell is not zero) or
-        while torch.compile traces or where it is fake. Pass `masks.mode_list(mask, n)` to avoid either. A frozen weight
-        brings its own.
+        copies it to the host; but lists every mode if the mask has a gradient or a tangent (that of a zero cell is not
+        zero), or while torch.compile traces or where it is fake. Pass `masks.mode_list(mask, n)` to avoid either. A
+        frozen weight brings its own.
     padding, groups, grid: as in `band_limited_conv2d`; None is what a frozen weight was made for.
     stride: every how many samples of the answer are given, one number >= 1 or (vertical, horizontal). All of them are
         computed: the modes and their products are those of stride 1, four fifths of the arithmetic or more.
@@ -122,12 +123,12 @@ def masked_conv2d(
         band = conv_band(tuple(x.shape[2:]), kernel, **options)
     n = (band.n[0], band.n[1])
     _check_mask(mask, x)
+    whole = modes is None and is_differentiated(mask)
     if mask.is_floating_point():  # a pair of cells gets its mean in the precision of the computation
         mask = mask.to(torch.promote_types(mask.dtype, compute_dtype(x.dtype)))
     mask = hermitian(mask, n)
     if modes is None:
-        whole = mask.requires_grad or traced(mask)
-        modes = every_mode(n) if whole else mode_list(mask, n)
+        modes = every_mode(n) if whole or traced(mask) else mode_list(mask, n)
     if isinstance(weight, WeightSpectrum):
         check_spectrum_arguments(x, weight, bias, band, groups, 1, modes)
     if modes.n != n:

@@ -9,13 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spectralkernels.constants import traced
+from spectralkernels.checks import samples
+from spectralkernels.constants import outside_every_mode, traced
 from spectralkernels.convolution import baselines
 from spectralkernels.convolution import direct as convolution
 from spectralkernels.convolution.baselines import zero_kernel
 from spectralkernels.convolution.geometry import WeightSpectrum, compute_dtype, dilation_of
 from spectralkernels.convolution.strided import spread
 from spectralkernels.modes import ModeList
+from spectralkernels.operators import is_differentiated, nothing_traces
 from spectralkernels.ops.masked_conv2d.dft_gemm import flat_indices
 from spectralkernels.spectra import Band, half
 
@@ -67,7 +69,7 @@ def direct(
 
 def direct_supports(mask: Tensor, **rest: Any) -> str | None:
     """Direct convolution has no mask. Reads the mask, so that a CUDA device is waited for."""
-    if mask.requires_grad:
+    if is_differentiated(mask):
         return "direct convolution has no gradient of the mask; detach it, or take another implementation"
     if traced(mask):
         return "direct convolution has no mask, and this one cannot be read to see whether it is one of ones"
@@ -76,7 +78,11 @@ def direct_supports(mask: Tensor, **rest: Any) -> str | None:
 
 def all_pass(mask: Tensor) -> bool:
     """Whether a mask changes nothing."""
-    return bool((mask if mask.dtype == torch.bool else mask == 1).all())
+
+    def all_ones(mask: Tensor) -> bool:
+        return bool((mask if mask.dtype == torch.bool else mask == 1).all())
+
+    return all_ones(mask) if nothing_traces() else outside_every_mode(lambda: all_ones(samples(mask)), (mask.device,))
 
 
 def _spread(weight: Tensor, band: Band) -> Tensor:

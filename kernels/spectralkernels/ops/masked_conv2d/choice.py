@@ -14,6 +14,7 @@ from spectralkernels.convolution.estimates import Sizes
 from spectralkernels.convolution.geometry import WeightSpectrum, compute_dtype, dilation_of
 from spectralkernels.declare import Decision
 from spectralkernels.modes import ModeList
+from spectralkernels.operators import is_differentiated
 from spectralkernels.ops.masked_conv2d.baselines import all_pass
 from spectralkernels.ops.masked_conv2d.dft_gemm import fits_matrices
 from spectralkernels.spectra import Band, half
@@ -34,7 +35,7 @@ def auto(
         because = "the weight is frozen, so that its transform is already there"
         if too_large is not None:
             return Decision("torch_fft_frozen", f"{because}, and {too_large}")
-        serves = modes.steps and not mask.requires_grad and library_serves(x)
+        serves = modes.steps and not is_differentiated(mask) and library_serves(x)
         return Decision("dft_native_frozen" if serves else "dft_gemm_frozen", because)
     if x.device.type != "cpu":
         return Decision("torch_fft", too_large) if too_large else Decision("dft_gemm", "no GPU has been measured yet")
@@ -42,17 +43,17 @@ def auto(
         because = "only listed modes are computed, by an opaque operator"
         return Decision("torch_fft", too_large) if too_large else Decision("dft_gemm", because)
     sizes = mask_sizes(x, weight, band, modes, groups)
-    names = ["torch_fft"]
+    names, of_mask = ["torch_fft"], is_differentiated(mask)
     if too_large is None and matrices_are_light(sizes):
         names.append("dft_gemm")
         # Like for bands, nothing waits for a compiler.
         dilated = dilation_of(band, weight.shape[2:]) != (1, 1)
-        if build.READY and not (mask.requires_grad or dilated):
+        if build.READY and not (of_mask or dilated):
             names.append("dft_native")
-    # A mask with a gradient needs one.
-    if not mask.requires_grad and len(modes) == band.n[0] * half(band.n[1]) and all_pass(mask):
+    # A mask with a derivative needs one.
+    if not of_mask and len(modes) == band.n[0] * half(band.n[1]) and all_pass(mask):
         names.append("direct")
-    training = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or mask.requires_grad)
+    training = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or of_mask)
     return remembered(tuple(names), sizes, training)
 
 

@@ -18,6 +18,7 @@ from spectralkernels.convolution.dft_native import build
 from spectralkernels.convolution.geometry import WeightSpectrum, compute_dtype, needs_tensor
 from spectralkernels.declare import Implementation, all_of
 from spectralkernels.modes import ModeList, box
+from spectralkernels.operators import is_differentiated
 from spectralkernels.ops.masked_conv2d.dft_gemm import fits_matrices, flat_indices, needs_spectrum, prepare_frozen
 from spectralkernels.spectra import Band
 
@@ -41,7 +42,7 @@ def dft_native(
     listed = flat_indices(modes, mask.device)
     cells = mask.reshape(-1, mask.shape[-2] * mask.shape[-1])
     weights = cells.new_zeros(cells.shape, dtype=compute_dtype(x.dtype))
-    weights[:, listed] = cells[:, listed].to(weights.dtype)
+    weights = weights.index_copy(1, listed, cells.index_select(1, listed).to(weights.dtype))
     whole = box(modes.n, kept)
     weights = weights[:, flat_indices(whole, mask.device)].contiguous()
     around = replace(band, kept=kept)
@@ -71,7 +72,7 @@ def places_of(modes: ModeList, whole: ModeList, device: torch.device) -> Tensor:
 
 
 def _no_gradient(mask: Tensor, **rest: Any) -> str | None:
-    return "it has no gradient of the mask; detach it, or take 'dft_gemm'" if mask.requires_grad else None
+    return "it has no gradient of the mask; detach it, or take 'dft_gemm'" if is_differentiated(mask) else None
 
 
 IMPLEMENTATIONS = (

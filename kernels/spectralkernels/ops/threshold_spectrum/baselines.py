@@ -33,7 +33,7 @@ def decide(y_hat: Tensor, beta: float | Tensor, rms: Tensor | None, n: int) -> T
         limit = torch.where(limit.isinf(), limit, limit * rms).reshape(*y_hat.shape[:-2], 1, 1)
     kept = ~(y_hat.abs() <= limit)
     columns = kept[..., :: y_hat.shape[-1] - 1] if n % 2 == 0 else kept[..., :1]
-    columns |= columns.flip(-2).roll(1, -2)  # row u beside row -u mod U
+    columns.logical_or_(columns.flip(-2).roll(1, -2))  # row u beside row -u mod U
     return kept
 
 
