@@ -5,14 +5,18 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from spectralbench.gpu import __main__ as command
 from spectralbench.gpu import packing
+from spectralkernels.launch import interpreted
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,9 +63,112 @@ def test_an_archive_does_not_write_outside_its_folder(tmp_path: Path) -> None:
         member = tarfile.TarInfo("../escaped")
         member.size = 1
         tar.addfile(member, io.BytesIO(b"x"))
-    with pytest.raises(tarfile.TarError):
+    with pytest.raises(packing.Damaged, match="escaped"):
         packing.unpack(hostile, tmp_path / "inside")
     assert not (tmp_path / "escaped").exists()
+
+
+def packed_kernel(tmp_path: Path) -> Path:
+    """An archive of one kernel that no compressor makes smaller."""
+    entry = tmp_path / "packed" / "ABC"
+    entry.mkdir(parents=True)
+    (entry / "k.cubin").write_bytes(random.Random(0).randbytes(1 << 16))
+    packing.pack_kernels(entry.parent, tmp_path / "kernels.tgz")
+    return tmp_path / "kernels.tgz"
+
+
+def torn(archive: Path) -> None:
+    archive.write_bytes(archive.read_bytes()[: 1 << 15])
+
+
+def flipped(archive: Path) -> None:
+    data = bytearray(archive.read_bytes())
+    data[1 << 15] ^= 1
+    archive.write_bytes(data)
+
+
+def no_archive(archive: Path) -> None:
+    archive.write_text("<html>not found</html>")
+
+
+def of_another_triton(archive: Path) -> None:
+    there = archive.parent / "changed"
+    packing.unpack(archive, there)
+    (there / packing.MADE_BY).write_text(json.dumps({**packing.made_by(), "triton": "3.5.0", "files": "12345678"}))
+    packing.pack(there, archive)
+
+
+def of_before(archive: Path) -> None:
+    there = archive.parent / "changed"
+    packing.unpack(archive, there)
+    (there / packing.MADE_BY).unlink()
+    packing.pack(there, archive)
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (torn, "Compressed file ended|EOFError"),
+        (flipped, "CRC|invalid|Error -3"),
+        (no_archive, "Not a gzipped file"),
+        (of_another_triton, r"of triton 3\.5\.0 \(files 12345678.*here is triton"),
+        (of_before, "does not say which Triton made it"),
+    ],
+)
+def test_kernels_that_would_not_serve_are_left_out_whole(harm: Any, words: str, tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    archive, cache = packed_kernel(tmp_path), tmp_path / "cache"
+    harm(archive)
+    with pytest.raises(packing.Damaged, match=words):
+        packing.unpack_kernels(archive, cache)
+    assert not cache.exists() and not list(tmp_path.glob(".cache*")), "no half of a kernel is left to be launched"
+
+
+def test_a_run_goes_on_without_what_does_not_serve_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("out.tgz", "kernels.tgz"):
+        (tmp_path / name).write_text("torn")
+    noted: list[str] = []
+    monkeypatch.setattr(command, "_measure", lambda given, out, notes: noted.extend(notes) or 0)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    resume = ["--resume-from", str(tmp_path / "out.tgz"), "--kernels", str(tmp_path / "kernels.tgz")]
+    # A folder that is a file cannot be written to.
+    assert command.main(["--out", str(tmp_path / "o"), *resume, "--pack", str(tmp_path / "out.tgz" / "x.tgz")]) == 1
+    assert [note.split(" is not used further: ")[0] for note in noted] == [
+        str(tmp_path / name) for name in ("out.tgz", "kernels.tgz")
+    ]
+    said = capsys.readouterr().err
+    assert "out.tgz is not used further: ReadError" in said and "error: cannot write" in said
+    noted.clear()
+    assert command.main(["--out", str(tmp_path / "o"), "--kernels", str(tmp_path / "nowhere.tgz")]) == 0
+    assert noted == [f"there is no {tmp_path / 'nowhere.tgz'}"]
+
+
+@pytest.mark.skipif(interpreted(), reason="compiles")
+def test_a_launch_is_found_again_until_its_kernel_moves_in_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    from spectralbench.gpu import kernels, precompile
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kernel = kernels.read_kernel
+
+    def new(line: int) -> int:
+        monkeypatch.setattr(kernel, "starting_line_number", line)
+        kernel.hash = None
+        kernel.device_caches.clear()
+        done = precompile.compile_launches("ceilings", precompile.ceiling(90), 90)
+        assert done.asked == 1 and not done.failed
+        return done.new
+
+    before = kernel.starting_line_number
+    assert [new(before), new(before), new(before + 1)] == [1, 0, 1]
+    monkeypatch.undo()
+    kernel.hash = None
+    kernel.device_caches.clear()
 
 
 @pytest.mark.slow
@@ -84,5 +191,6 @@ def test_what_is_compiled_ahead_is_what_a_launch_would_look_for(tmp_path: Path) 
     )
     assert done.returncode == 0, done.stderr
     made = {path.name for path in (tmp_path / "cache").glob("*/*.cubin")}
-    assert {"tiled_kernel.cubin", "planewise_kernel.cubin"} <= made
+    assert {"tiled_kernel.cubin", "planewise_kernel.cubin", "read_kernel.cubin"} <= made
+    assert list((tmp_path / "cache").glob("*/cuda_utils*.so")), "what Triton builds where it launches travels, too"
     assert f"{packing.unpack_kernels(tmp_path / 'kernels.tgz', tmp_path / 'there')} kernels of" in done.stdout

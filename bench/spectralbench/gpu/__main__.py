@@ -76,20 +76,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Measuring processes share the machine with each other; what they time runs on the device.
     os.environ.setdefault("OMP_NUM_THREADS", "2")
     out = given.out.resolve()
-    if given.resume_from and given.resume_from.is_file():
-        packing.unpack(given.resume_from, out)
-    if given.kernels and given.kernels.is_file():
-        say(f"{packing.unpack_kernels(given.kernels, cache)} compiled kernels in {cache}")
+    notes = []
+    for archive, unpack in (
+        (given.resume_from, lambda: packing.unpack(given.resume_from, out)),
+        (given.kernels, lambda: say(f"{packing.unpack_kernels(given.kernels, cache)} compiled kernels in {cache}")),
+    ):
+        if archive and archive.is_file():
+            try:
+                unpack()
+            except (packing.Damaged, OSError) as error:
+                # A machine that is paid by the minute goes on with what it has.
+                notes.append(f"{archive} is not used further: {error}")
+                say(notes[-1])
+        elif archive:
+            notes.append(f"there is no {archive}")
+            say(notes[-1])
+    code = 1
     try:
-        return _measure(given, out)
+        code = _measure(given, out, notes)
     finally:
-        if given.pack:
-            packing.pack(out, given.pack)
-        if given.pack_kernels:
-            say(f"{packing.pack_kernels(cache, given.pack_kernels)} compiled kernels packed")
+        code = max(code, _packed(given, out, cache))
+    return code
 
 
-def _measure(given: argparse.Namespace, out: Path) -> int:
+def _packed(given: argparse.Namespace, out: Path, cache: Path) -> int:
+    """Leave the files that were asked for. Returns: 1 if one could not be written."""
+    code = 0
+    for archive, pack in (
+        (given.pack, lambda: packing.pack(out, given.pack)),
+        (given.pack_kernels, lambda: say(f"{packing.pack_kernels(cache, given.pack_kernels)} compiled kernels packed")),
+    ):
+        if archive:
+            try:
+                pack()
+            except OSError as error:
+                print(f"error: cannot write {archive}: {error.strerror or error}; {out} has it all", file=sys.stderr)
+                code = 1
+    return code
+
+
+def _measure(given: argparse.Namespace, out: Path, notes: list[str]) -> int:
     from spectralbench import sweep
     from spectralbench.gpu.budget import StageBudget
     from spectralbench.gpu.pipeline import Stages
@@ -105,6 +131,7 @@ def _measure(given: argparse.Namespace, out: Path) -> int:
             commit=given.commit,
             processes=given.processes,
             tests=given.tests,
+            notes=notes,
         )
         text, failed = run.all_stages()
     except RangeError as error:

@@ -2,7 +2,8 @@
 
 Every kernel of ours is called as the sweep calls it, on CPU tensors, with its launches noted in the place of made; then
 each different launch is compiled through Triton's own path for the other machine's architecture. The cubins serve
-there under the same version of triton and python, whose files are part of the key of Triton's cache.
+there under the same version of triton and python (see `packing`). Run it again with the same TRITON_CACHE_DIR to see
+what an edit has moved: the last line says how many launches were not in the cache yet.
 """
 
 from __future__ import annotations
@@ -11,16 +12,17 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from spectralbench import calls, sweep
-from spectralbench.gpu import correctness
+from spectralbench.gpu import correctness, kernels, launchers
 from spectralbench.gpu.packing import pack_kernels
 from spectralbench.gpu.targets import TARGETS, rank
 from spectralkernels.aot import NotedLaunch, compiled_kernel, noted_launches
@@ -52,20 +54,51 @@ def launches(item: sweep.Item, capability: int) -> Iterator[NotedLaunch]:
         yield from noted
 
 
-def compile_item(item: sweep.Item, capability: int) -> tuple[int, list[str]]:
-    """Compile the launches of an item. Returns: how many there were, and the errors of those that do not compile."""
-    failed = []
-    count = 0
+@dataclass(slots=True)
+class Compiled:
+    """What became of launches. asked: how many there were. new: how many of them the cache did not hold. failed: the
+    errors of those that do not compile."""
+
+    asked: int = 0
+    new: int = 0
+    failed: list[str] = field(default_factory=list)
+
+    def add(self, other: Compiled) -> None:
+        self.asked += other.asked
+        self.new += other.new
+        self.failed += other.failed
+
+
+def compile_launches(label: str, wanted: Iterable[NotedLaunch], capability: int) -> Compiled:
+    """Compile launches, and what Triton builds to make them."""
+    from triton import knobs
+
+    done = Compiled()
+
+    def listen(*, cache_hit: bool, **rest: Any) -> None:
+        done.new += not cache_hit
+
+    before, knobs.compilation.listener = knobs.compilation.listener, listen
     try:
-        for launch in launches(item, capability):
-            count += 1
+        for launch in wanted:
+            done.asked += 1
             try:
-                compiled_kernel(launch.kernel, launch.arguments, capability, **launch.options)
+                kernel = compiled_kernel(launch.kernel, launch.arguments, capability, **launch.options)
+                launchers.build(kernel)
             except Exception as error:
-                failed.append(f"{item.label}: {launch.kernel.fn.__name__}: {type(error).__name__}: {error}"[:400])
+                done.failed.append(f"{label}: {launch.kernel.fn.__name__}: {type(error).__name__}: {error}"[:400])
     except Exception as error:
-        failed.append(f"{item.label}: {type(error).__name__}: {error}"[:400])
-    return count, failed
+        done.failed.append(f"{label}: {type(error).__name__}: {error}"[:400])
+    finally:
+        knobs.compilation.listener = before
+    return done
+
+
+def ceiling(capability: int) -> list[NotedLaunch]:
+    """The launch by which the bandwidth of the L2 cache is measured."""
+    with noted_launches(capability) as noted:
+        kernels.read(torch.empty(kernels.BLOCK * 16), torch.empty(16))
+    return noted
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,26 +115,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cache = Path(os.environ["TRITON_CACHE_DIR"])
     request = sweep.Request(operations=tuple(given.only), device="cpu", processes=1)
     chosen = items(request)[: given.limit]
-    total = 0
-    failures: list[str] = []
+    launchers.stand_in(cache / "libcuda")
+    done = compile_launches("ceilings", ceiling(given.arch), given.arch)
     # A process per core: Triton compiles on one.
     with ProcessPoolExecutor(given.jobs, mp_context=get_context("spawn")) as pool:
-        for number, (count, failed) in enumerate(
-            pool.map(_work, [(at, request, given.arch) for at in range(len(chosen))], chunksize=1), start=1
-        ):
-            total += count
-            failures += failed
-            print(f"{number}/{len(chosen)} {total} launches", *failed, sep="\n  ", file=sys.stderr, flush=True)
-    kernels = pack_kernels(cache, given.out)
-    print(f"{kernels} kernels of {total} launches: {given.out} ({given.out.stat().st_size} bytes)")
-    return 1 if failures else 0
+        jobs = [(at, request, given.arch, cache) for at in range(len(chosen))]
+        for number, one in enumerate(pool.map(_work, jobs, chunksize=1), start=1):
+            done.add(one)
+            text = f"{number}/{len(chosen)} {done.asked} launches, {done.new} compiled now"
+            print(text, *one.failed, sep="\n  ", file=sys.stderr, flush=True)
+    packed = pack_kernels(cache, given.out)
+    size = given.out.stat().st_size
+    print(f"{packed} kernels of {done.asked} launches, {done.new} compiled now: {given.out} ({size} bytes)")
+    return 1 if done.failed else 0
 
 
-def _work(job: tuple[int, sweep.Request, int]) -> tuple[int, list[str]]:
+def _work(job: tuple[int, sweep.Request, int, Path]) -> Compiled:
     # Items hold functions, which do not travel between processes: each process plans for itself.
-    at, request, capability = job
+    at, request, capability, cache = job
     torch.set_num_threads(1)
-    return compile_item(_planned(request)[at], capability)
+    launchers.stand_in(cache / "libcuda")
+    item = _planned(request)[at]
+    return compile_launches(item.label, launches(item, capability), capability)
 
 
 _PLANS: list[list[sweep.Item]] = []
