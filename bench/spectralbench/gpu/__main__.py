@@ -60,10 +60,12 @@ def parser() -> argparse.ArgumentParser:
         "--resume-from", type=Path, metavar="FILE", help="unpack this file of --pack first, if it is there"
     )
     made.add_argument(
-        "--kernels", type=Path, metavar="FILE", help="compiled kernels for Triton's cache, if it is there"
+        "--kernels", nargs="+", type=Path, default=(), metavar="FILE", help="compiled kernels for Triton's cache"
     )
     made.add_argument("--pack", type=Path, metavar="FILE", help="pack the folder into this file at the end")
-    made.add_argument("--pack-kernels", type=Path, metavar="FILE", help="pack Triton's cache into this file at the end")
+    made.add_argument(
+        "--pack-kernels", type=Path, metavar="FILE", help="pack the kernels that were compiled here into this file"
+    )
     made.add_argument("--tests", action="store_true", help="run the tests marked cuda, too, last")
     made.add_argument("--processes", type=int, metavar="N", help="how many processes check at once (default by device)")
     return made
@@ -77,13 +79,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "2")
     out = given.out.resolve()
     notes = []
-    for archive, unpack in (
-        (given.resume_from, lambda: packing.unpack(given.resume_from, out)),
-        (given.kernels, lambda: say(f"{packing.unpack_kernels(given.kernels, cache)} compiled kernels in {cache}")),
-    ):
+    for archive in (given.resume_from, *given.kernels):
         if archive and archive.is_file():
             try:
-                unpack()
+                if archive == given.resume_from:
+                    packing.unpack(archive, out)
+                else:
+                    say(f"{packing.unpack_kernels(archive, cache)} compiled kernels of {archive} in {cache}")
             except (packing.Damaged, OSError) as error:
                 # A machine that is paid by the minute goes on with what it has.
                 notes.append(f"{archive} is not used further: {error}")
@@ -91,28 +93,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif archive:
             notes.append(f"there is no {archive}")
             say(notes[-1])
+    known = packing.entries(cache)
     code = 1
     try:
         code = _measure(given, out, notes)
     finally:
-        code = max(code, _packed(given, out, cache))
+        code = max(code, _packed(given, out, cache, known))
     return code
 
 
-def _packed(given: argparse.Namespace, out: Path, cache: Path) -> int:
+def _packed(given: argparse.Namespace, out: Path, cache: Path, known: set[str]) -> int:
     """Leave the files that were asked for. Returns: 1 if one could not be written."""
-    code = 0
-    for archive, pack in (
-        (given.pack, lambda: packing.pack(out, given.pack)),
-        (given.pack_kernels, lambda: say(f"{packing.pack_kernels(cache, given.pack_kernels)} compiled kernels packed")),
-    ):
+    archive = given.pack
+    try:
         if archive:
-            try:
-                pack()
-            except OSError as error:
-                print(f"error: cannot write {archive}: {error.strerror or error}; {out} has it all", file=sys.stderr)
-                code = 1
-    return code
+            packing.pack(out, archive)
+        archive = given.pack_kernels
+        if archive:
+            say(f"{packing.pack_kernels(cache, archive, known)} kernels were compiled here: {archive}")
+    except OSError as error:
+        print(f"error: cannot write {archive}: {error.strerror or error}; {out} has the records", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _measure(given: argparse.Namespace, out: Path, notes: list[str]) -> int:

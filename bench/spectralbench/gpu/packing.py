@@ -15,6 +15,7 @@ import shutil
 import sysconfig
 import tarfile
 import zlib
+from collections.abc import Mapping, Set
 from hashlib import sha256
 from pathlib import Path
 
@@ -33,13 +34,23 @@ def pack(folder: Path, archive: Path) -> None:
     _write(archive, [(path, str(path.relative_to(folder))) for path in _files(folder)])
 
 
-def pack_kernels(cache: Path, archive: Path) -> int:
-    """Put the compiled kernels of a Triton cache into one compressed file. Returns: how many kernels they are."""
+def pack_kernels(cache: Path, archive: Path, known: Set[str] = frozenset()) -> int:
+    """Put the compiled kernels of a Triton cache into one compressed file. Returns: how many kernels they are.
+
+    known: `entries` to leave out, because another file has them.
+    """
     cache.mkdir(parents=True, exist_ok=True)
     (cache / MADE_BY).write_text(json.dumps(made_by()), encoding="utf-8")
-    files = [path for path in _files(cache) if path.suffix in KERNEL_FILES]
+    files = [
+        path for path in _files(cache) if path.suffix in KERNEL_FILES and path.relative_to(cache).parts[0] not in known
+    ]
     _write(archive, [(path, str(path.relative_to(cache))) for path in files])
     return sum(path.suffix == ".cubin" for path in files)
+
+
+def entries(cache: Path) -> set[str]:
+    """The names under which a Triton cache holds kernels and modules."""
+    return {path.name for path in cache.iterdir() if path.is_dir()} if cache.is_dir() else set()
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -106,14 +117,16 @@ def _read_through(archive: Path) -> None:
 def _must_serve(cache: Path) -> None:
     try:
         found = json.loads((cache / MADE_BY).read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError) as error:
-        raise Damaged(f"it does not say which Triton made it ({MADE_BY})") from error
+    except (FileNotFoundError, ValueError):
+        found = None
+    if not isinstance(found, dict):
+        raise Damaged(f"it does not say which Triton made it ({MADE_BY})")
     if found != made_by():
         raise Damaged(f"it is of {_told(found)}, here is {_told(made_by())}: none of it would be found")
 
 
-def _told(made: dict[str, str]) -> str:
-    return f"triton {made['triton']} (files {made['files']}, modules {made['modules']})" if made else "no triton"
+def _told(made: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in made.items()) or "no triton"
 
 
 def _files(folder: Path) -> list[Path]:
@@ -123,7 +136,10 @@ def _files(folder: Path) -> list[Path]:
 def _write(archive: Path, files: list[tuple[Path, str]]) -> None:
     archive.parent.mkdir(parents=True, exist_ok=True)
     draft = archive.with_name(f".{archive.name}.{os.getpid()}")
-    with tarfile.open(draft, "w:gz", compresslevel=6) as tar:
-        for path, name in files:
-            tar.add(path, name, recursive=False)
-    draft.replace(archive)
+    try:
+        with tarfile.open(draft, "w:gz", compresslevel=6) as tar:
+            for path, name in files:
+                tar.add(path, name, recursive=False)
+        draft.replace(archive)
+    finally:
+        draft.unlink(missing_ok=True)
