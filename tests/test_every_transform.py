@@ -30,6 +30,10 @@ WAITING = {
     ("threshold_spectrum", "coo"): "has no place for maps that keep more than others, as format 'coo' does",
     ("threshold_spectrum", "csr"): "has no place for maps that keep more than others, as format 'csr' does",
     ("threshold_spectrum", "index"): "has no place for maps that keep more than others, as format 'index' does",
+    (
+        "threshold_spectrum",
+        "bitmap_compact",
+    ): "has no place for maps that keep more than others, as a compact bitmap does",
     ("energy_selection2d", "bisection"): r"\.item\(\)",
 }
 """Whose answer waits for a number that each sample has for itself, and what torch says of that under vmap."""

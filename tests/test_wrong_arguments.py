@@ -63,14 +63,18 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     ),
     "threshold_spectrum": (
         sk.threshold_spectrum,
-        {"y_hat": X_HAT, "beta": 0.1, "activation": "tanh", "relative": False, "n": 5, "impl": "auto"},
+        {"y_hat": X_HAT, "beta": 0.1, "activation": "tanh", "relative": False, "n": 5}
+        | {"optimise": "time", "impl": "auto"},
     ),
-    "sparse_multiply": (sk.sparse_multiply, {"sparse": SPARSE, "w_hat": W_HAT, "impl": "auto"}),
+    "sparse_multiply": (
+        sk.sparse_multiply,
+        {"sparse": SPARSE, "w_hat": W_HAT, "optimise": "time", "impl": "auto"},
+    ),
     "spec_block": (
         sk.spec_block,
         {
             **{"x": X, "weight": W, "beta": 0.1, "activation": "tanh", "relative": False},
-            **{"n": 7, "capacity": 0.5, "impl": "auto"},
+            **{"n": 7, "capacity": 0.5, "optimise": "time", "impl": "auto"},
         },
     ),
     "spectral_pool2d": (
@@ -166,7 +170,8 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     ),
     "nn.SpecBlock": (
         layer(sk.nn.SpecBlock, 4, 6, 3),
-        {"input": X, "beta": 0.1, "activation": "tanh", "relative": True, "n": 7, "capacity": 0.5, "impl": "auto"},
+        {"input": X, "beta": 0.1, "activation": "tanh", "relative": True, "n": 7, "capacity": 0.5}
+        | {"optimise": "time", "impl": "auto"},
     ),
     "nn.SpectralPool2d": (
         layer(sk.nn.SpectralPool2d),

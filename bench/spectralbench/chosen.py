@@ -1,6 +1,6 @@
 """What `impl="auto"` took in every case that was measured: asked by `choices`, which has torch.
 
-results/choices/<machine>.json      [{"operation", "case", "dtype", "pass", "chosen", "because"}, ...]
+results/choices/<machine>.json      [{"operation", "case", "dtype", "pass", "chosen", "because", "for"}, ...]
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from pathlib import Path
 Question = tuple[str, str, str, str]
 """operation, case, dtype, pass"""
 
-FIELDS = ("operation", "case", "dtype", "pass", "chosen", "because")
+Answer = tuple[str, str, str]
+"""implementation, reason, what auto looked for: time or memory"""
+
+FIELDS = ("operation", "case", "dtype", "pass", "chosen", "because", "for")
 
 
-def write(results: Path, machine: str, answers: Mapping[Question, tuple[str, str]]) -> Path:
-    """Store (implementation, reason) by question and return the file."""
+def write(results: Path, machine: str, answers: Mapping[Question, Answer]) -> Path:
+    """Store what auto takes by question and return the file."""
     path = results / "choices" / f"{machine}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [dict(zip(FIELDS, (*question, *answer), strict=True)) for question, answer in sorted(answers.items())]
@@ -25,8 +28,8 @@ def write(results: Path, machine: str, answers: Mapping[Question, tuple[str, str
     return path
 
 
-def read(results: Path, machine: str) -> dict[Question, str]:
-    """The implementation that auto takes by question; empty if it was never asked on that machine.
+def read(results: Path, machine: str) -> dict[Question, Answer]:
+    """What auto takes by question; empty if it was never asked on that machine.
 
     Raises: ValueError naming the file if it is not what `write` writes.
     """
@@ -34,7 +37,7 @@ def read(results: Path, machine: str) -> dict[Question, str]:
     if not path.is_file():
         return {}
     try:
-        return {_question(row): str(row["chosen"]) for row in _rows(json.loads(path.read_text(encoding="utf-8")))}
+        return {_question(row): _answer(row) for row in _rows(json.loads(path.read_text(encoding="utf-8")))}
     except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged ({error}); write it again with `spectralbench choices`") from None
 
@@ -48,3 +51,7 @@ def _rows(found: object) -> Iterable[Mapping[str, object]]:
 def _question(row: Mapping[str, object]) -> Question:
     operation, case, dtype, pass_ = (str(row[name]) for name in FIELDS[:4])
     return operation, case, dtype, pass_
+
+
+def _answer(row: Mapping[str, object]) -> Answer:
+    return str(row["chosen"]), str(row["because"]), str(row.get("for", "time"))

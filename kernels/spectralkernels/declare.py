@@ -18,6 +18,7 @@ from spectralkernels.errors import RangeError
 Scalar = int | float | str | bool
 Pass = Literal["forward", "backward", "both"]
 Role = Literal["kernel", "baseline", "rival"]
+Aim = Literal["time", "memory"]
 Engine = Literal["torch", "triton", "library", "native"]
 """torch: chains of torch's operations. library: a convolution of cuDNN or oneDNN. native: compiled from C++ here."""
 
@@ -167,12 +168,14 @@ class Operation:
     ideal(**inputs): the uncompressed float64 answer, or None where the operation loses nothing.
     cost(case): the floor (see Cost).
     fft_size(case): the FFT size N of each spatial axis, part of a record's identity.
-    auto(**inputs): the implementation that `impl="auto"` takes, and why.
+    auto(**inputs): the implementation that `impl="auto"` takes, and why; where there are `aims`, `optimise` says
+        which of them.
     dense(output): the output as one dense tensor, for comparison.
     rivals: what a user would call instead (role rival). They compute `ideal`, or the `reference` they declare, are
         gated against it, timed beside the implementations and never dispatched to: their answer is another one.
     observe(case, output): facts that are neither times nor errors: achieved_compression, kept_fraction, stored_bytes.
     gradients: the names of the inputs that a backward pass differentiates, see `fitting`.
+    aims: what a caller may ask auto to optimise, the default first; (): auto looks for the least time.
     gradient_floor: a gradient smaller than this share of the rms of all is judged as if it were as large, because it
         may be zero but for rounding, as that of a bias before a normalisation.
     """
@@ -194,6 +197,7 @@ class Operation:
     observe: Callable[[Case, Any], Mapping[str, float]] = lambda case, output: {}
     rivals: tuple[Implementation, ...] = ()
     gradients: tuple[str, ...] = ()
+    aims: tuple[Aim, ...] = ()
     gradient_floor: float = 0.0
 
     @property

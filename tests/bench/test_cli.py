@@ -366,7 +366,7 @@ def test_choices_that_cannot_be_written_are_shown_and_the_place_is_named(
     monkeypatch.setattr(choices, "judged_choices", lambda *arguments: [one])
     code, out, err = cli("choices", "--machine", "cpu-test-2c")
     assert code == 2
-    assert "| toy | 1 | 0 | 2.00 | 2.00 |" in out
+    assert "| toy | time | 1 | 0 | 2.00 | 2.00 |" in out
     assert "cannot write results/CHOICES.md: Is a directory" in one_line(err)
 
 

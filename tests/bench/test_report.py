@@ -132,10 +132,14 @@ def test_losses_are_those_of_what_auto_runs(tmp_path: Path) -> None:
     synthetic.write(tmp_path, "a", synthetic.environment(), records)
     assert "run `spectralbench choices`" in report.write(tmp_path, tmp_path).read_text()
     question = ("threshold_spectrum", records[0].case_id, "float32", "forward")
-    chosen.write(tmp_path, "cpu-test-2c", {question: ("bitmap", "smallest")})
+    chosen.write(tmp_path, "cpu-test-2c", {question: ("bitmap", "smallest", "memory")})
     text = report.write(tmp_path, tmp_path).read_text()
     assert "in 1 of 1 cases, shown in 1 of them" in text
-    assert "| threshold spectrum 8x16 32x32 beta=1 pink | bitmap | dense | 3 s | 1 s | 3.00x slower | 1 |" in text
+    assert 'In 1 of them it looks for memory unless it is asked for `optimise="time"`.' in text
+    assert (
+        "| threshold spectrum 8x16 32x32 beta=1 pink | bitmap, for memory | dense | 3 s | 1 s | 3.00x slower | 1 |"
+        in text
+    )
 
 
 def test_a_damaged_file_of_choices_is_named(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from spectralkernels.ops.threshold_spectrum import OPERATION, baselines, thresho
 from spectralkernels.sparse import FORMATS, SparseSpectrum, bitmap, pack, too_large
 from spectralkernels.sparse.inputs import convolved_spectrum
 
-IMPLS = ("dense", "coo", "csr", "index", "bitmap")
+IMPLS = ("dense", "coo", "csr", "index", "bitmap", "bitmap_compact")
 
 
 def random_maps(seed: int, count: int) -> list[tuple[torch.Tensor, int]]:
@@ -50,7 +50,7 @@ def test_it_is_the_definition(impl: str, activation: str | None, seed: int):
         got = threshold_spectrum(y, beta, n=n, activation=activation, impl=impl)
         torch.testing.assert_close(got.to_dense(), by_definition(y, beta, n, activation or "none"))
         assert got.shape == y.shape
-        assert got.format == impl
+        assert got.format == impl.removesuffix("_compact")
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -163,6 +163,7 @@ def test_bytes_of_every_format(seed: int):
         "csr": k * (8 + 4) + 4 * (rows + 1),
         "index": k * (8 + 4),
         "bitmap": 8 * k + words,
+        "bitmap_compact": 8 * k + words + words // 32,
     }
     for impl in IMPLS:
         sparse = threshold_spectrum(y, 1.5, impl=impl)
@@ -267,9 +268,9 @@ def test_a_threshold_that_turns_negative_is_refused_when_compiled():
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
 def test_a_threshold_may_be_a_tensor_of_one_and_asks_for_no_gradient(shape: tuple[int, ...], recwarn, seed: int):
     y, beta = torch.randn(1, 2, 4, 3, dtype=torch.complex64), torch.full(shape, 0.5, requires_grad=True)
-    want = threshold_spectrum(y, 0.5).values
-    assert torch.equal(threshold_spectrum(y, beta).values, want) and not recwarn.list
-    call = torch.compile(lambda y, beta: threshold_spectrum(y, beta).values, fullgraph=True, backend="eager")
+    want = threshold_spectrum(y, 0.5).to_dense()
+    assert torch.equal(threshold_spectrum(y, beta).to_dense(), want) and not recwarn.list
+    call = torch.compile(lambda y, beta: threshold_spectrum(y, beta).to_dense(), fullgraph=True, backend="eager")
     assert torch.equal(call(y, beta), want)
 
 
@@ -335,7 +336,7 @@ def test_bad_arguments(arguments: tuple, error: type[Exception], message: str):
         ({"n": 8}, ShapeError, "n must be a signal length with 4 half-spectrum columns (6 or 7), got 8"),
         ({"n": 0}, ShapeError, "n must be a signal length with 4 half-spectrum columns (6 or 7), got 0"),
         ({"activation": "relu"}, RangeError, "unknown activation 'relu'; known: tanh, none"),
-        ({"impl": "fast"}, RangeError, "has no implementation 'fast'; known: dense, coo, csr, index, bitmap, triton"),
+        ({"impl": "fast"}, RangeError, f"has no implementation 'fast'; known: {', '.join(IMPLS)}, triton"),
         ({"impl": "triton"}, Unsupported, "threshold_spectrum with impl='triton': Triton kernels need a CUDA device"),
     ],
 )

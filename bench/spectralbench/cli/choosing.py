@@ -56,7 +56,11 @@ def choices(
     try:
         path.write_text(page, encoding="utf-8")
         for name, found in judged.items():
-            asked = {(one.operation, one.case, one.dtype, one.pass_): (one.chosen, one.because) for one in found}
+            asked = {
+                (one.operation, one.case, one.dtype, one.pass_): (one.chosen, one.because, one.aim)
+                for one in found
+                if one.default
+            }
             chosen.write(results, name, asked)
     except OSError as error:
         raise terminal.fail(f"cannot write {path}: {error.strerror or error}", 2) from None

@@ -49,8 +49,8 @@ LOOKS: Mapping[str, tuple[int, int]] = {
     "torch conv": (7, 3), "direct": (7, 3), "direct_uncompressed": (7, 3), "torch.fft": (3, 4), "torch_fft": (3, 4),
     "torch_fft_fast": (3, 5), "torch_fft_compile": (4, 9), "torch_fft_compiled": (4, 9), "direct_lowpass": (6, 7),
     "fft_conv_pytorch": (5, 8), "dense": (7, 6), "coo": (3, 1), "csr": (4, 2), "index": (0, 3), "bitmap": (1, 0),
-    "triton": (2, 0), "triton_2019": (2, 9), "einsum": (7, 4), "complex_bmm": (0, 1), "real_bmm": (1, 2),
-    "three_mult": (6, 8), "broadcast": (5, 9),
+    "bitmap_compact": (1, 5), "triton": (2, 0), "triton_2019": (2, 9), "einsum": (7, 4), "complex_bmm": (0, 1),
+    "real_bmm": (1, 2), "three_mult": (6, 8), "broadcast": (5, 9),
 }  # fmt: skip
 """Colour and marker (indices) of the implementations that figures know; any other's follow from its name."""
 

@@ -65,7 +65,7 @@ def _machine(
     history: History,
     name: str,
     folder: Path,
-    choices: Mapping[chosen.Question, str],
+    choices: Mapping[chosen.Question, chosen.Answer],
     peak: peaks.Peak | None,
     findings: Sequence[alert.Finding],
 ) -> Iterator[Block]:

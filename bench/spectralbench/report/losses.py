@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from spectralbench import rivals
-from spectralbench.chosen import Question
+from spectralbench.chosen import Answer, Question
 from spectralbench.contest import CaseRows, Contender, Versus, fastest, title
 from spectralbench.history import ratio
 from spectralbench.quantity import amount, ratio_words
@@ -23,19 +23,20 @@ ALIKE = frozenset({"compression", "rate", "beta"})
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A case in which another one is faster than what auto runs."""
+    """A case in which another one is faster than what auto runs. aim: what auto looks for there."""
 
     case: CaseRows
     versus: Versus
+    aim: str = "time"
 
 
-def judged(found: Sequence[CaseRows], chosen: Mapping[Question, str]) -> tuple[list[Loss], int]:
+def judged(found: Sequence[CaseRows], chosen: Mapping[Question, Answer]) -> tuple[list[Loss], int]:
     """The losses, and how many cases could be judged: auto's choice and another one were measured."""
     losses, count = [], 0
     for case in found:
         subject = case.subject
-        name = chosen.get((subject.operation, subject.case, subject.dtype, subject.pass_))
-        row = case.rows.get(name) if name is not None else None
+        name, _, aim = chosen.get((subject.operation, subject.case, subject.dtype, subject.pass_), ("", "", ""))
+        row = case.rows.get(name)
         if row is None or row.time is None:
             continue
         other = fastest([one for one in case.timed() if one is not row and _same_commit(one, row)])
@@ -43,11 +44,11 @@ def judged(found: Sequence[CaseRows], chosen: Mapping[Question, str]) -> tuple[l
             continue
         count += 1
         if apart.value > 1:
-            losses.append(Loss(case, Versus(row, other, apart)))
+            losses.append(Loss(case, Versus(row, other, apart), aim))
     return losses, count
 
 
-def blocks(found: Sequence[CaseRows], chosen: Mapping[Question, str]) -> Iterator[Block]:
+def blocks(found: Sequence[CaseRows], chosen: Mapping[Question, Answer]) -> Iterator[Block]:
     """The losses as a sentence and a table."""
     if not chosen:
         yield Text("What auto runs is not known here: run `spectralbench choices` on that machine, then this again.")
@@ -59,6 +60,8 @@ def blocks(found: Sequence[CaseRows], chosen: Mapping[Question, str]) -> Iterato
         f"auto runs something slower than another way in {len(losses)} of {count} cases, shown in {sure} of them; "
         f"in {timed - count} more cases its choice, or anybody beside it, was not timed."
     )
+    if small := sum(loss.aim == "memory" for loss in losses):
+        yield Text(f'In {small} of them it looks for memory unless it is asked for `optimise="time"`.')
     groups: dict[tuple[object, ...], list[Loss]] = defaultdict(list)
     for loss in sorted(losses, key=lambda one: -one.versus.ratio.value):
         shape = tuple((name, value) for name, value in loss.case.facts.items() if name not in ALIKE)
@@ -82,7 +85,7 @@ def _row(group: Sequence[Loss]) -> tuple[Cell | str, ...]:
     assert mine is not None and theirs is not None, "a ratio was taken of them"
     return (
         title(case.facts, case.subject.operation),
-        versus.row.name,
+        versus.row.name if group[0].aim == "time" else f"{versus.row.name}, for {group[0].aim}",
         name_of(versus.other),
         Cell(amount(mine.value, "second"), key=mine.value),
         Cell(amount(theirs.value, "second"), key=theirs.value),

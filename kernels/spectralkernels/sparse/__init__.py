@@ -207,6 +207,26 @@ def pack(spectrum: Tensor, kept: Tensor, format: Format) -> SparseSpectrum:
     return SparseSpectrum(shape, format, values, (pointers, (flat % shape[-1]).to(torch.int32)))
 
 
+@staged("pack")
+def pack_compact(spectrum: Tensor, kept: Tensor) -> SparseSpectrum:
+    """As `pack` into a bitmap, without gaps between the blocks, in tensors no larger than `nbytes`.
+
+    Nothing but the bits and the blocks' offsets is kept for the backward pass. It waits for the device.
+    """
+    if (reason := too_large(spectrum, "bitmap")) is not None:
+        raise Unsupported(reason)
+    if is_batched(kept):
+        raise Unsupported(
+            "torch.func.vmap has no place for maps that keep more than others, as a compact bitmap does; "
+            "use 'bitmap' or 'dense'"
+        )
+    bits = bitmap.blocked(kept.reshape(-1))
+    words, counts = bitmap.pack_bits(bits), bits.sum(1)
+    offsets = (counts.cumsum(0) - counts).to(torch.int32)
+    values = bitmap.collect(spectrum.reshape(-1), words, offsets, int(counts.sum()))
+    return SparseSpectrum(tuple(spectrum.shape), "bitmap", values, (words, offsets))
+
+
 def _check_format(format: str) -> None:
     if not isinstance(format, str) or format not in FORMATS:
         raise RangeError(f"unknown sparse format {format!r}; known: {', '.join(FORMATS)}")

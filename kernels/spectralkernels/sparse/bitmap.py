@@ -43,7 +43,7 @@ def pack(flat: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
     flat: Complex [n]. kept: Bool [n].
     Returns: Complex [blocks * 1024], zero in unused slots; Int32 [blocks * 32].
     """
-    bits = _blocked(kept)
+    bits = blocked(kept)
     return _collect(flat, bits, None, bits.numel()), pack_bits(bits)
 
 
@@ -90,7 +90,7 @@ def _(flat: Tensor, words: Tensor, offsets: Tensor | None, capacity: int) -> Ten
     return flat.new_empty(capacity)
 
 
-def _blocked(flat: Tensor) -> Tensor:
+def blocked(flat: Tensor) -> Tensor:
     """[n] -> [blocks, 1024], the last block filled with zeros."""
     return torch.nn.functional.pad(flat, (0, -flat.shape[0] % BLOCK)).reshape(-1, BLOCK)
 
@@ -155,7 +155,7 @@ def _collect_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]
 
 @pack.register_composed
 def _(flat: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-    bits = _blocked(kept)
+    bits = blocked(kept)
     return _collect(flat, bits, None, bits.numel(), Tensor.scatter), pack_bits(bits)
 
 

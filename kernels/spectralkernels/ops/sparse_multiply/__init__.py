@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectralkernels.aims import aimed, checked_aim
 from spectralkernels.checks import check_like, check_tensor
-from spectralkernels.declare import Block, Case, Cost, Decision, Implementation, Operation, Tolerance
+from spectralkernels.constants import traced
+from spectralkernels.declare import Aim, Block, Case, Cost, Decision, Implementation, Operation, Tolerance
 from spectralkernels.dispatch import dispatch
 from spectralkernels.errors import DtypeError, ShapeError
 from spectralkernels.inputs import he_kernel
@@ -27,8 +29,12 @@ from spectralkernels.sparse import SparseSpectrum
 from spectralkernels.sparse.inputs import KERNEL_SIZE, convolved_spectrum, grid
 from spectralkernels.spectra import half
 
+LISTS = ("coo", "csr", "index")
+OPERANDS = 3  # beside its products: a kept value and two int64 indices
+FEW = 1 / 3  # share of coefficients up to which adding kept ones one by one was faster on a CPU than a dense product
 
-def sparse_multiply(sparse: SparseSpectrum, w_hat: Tensor, *, impl: str = "auto") -> Tensor:
+
+def sparse_multiply(sparse: SparseSpectrum, w_hat: Tensor, *, optimise: Aim = "time", impl: str = "auto") -> Tensor:
     """Multiply a sparse half spectrum by conjugate weights and sum over input channels.
 
     Z[b, o, u, v] = sum over c of Y[b, c, u, v] * conj(W[o, c, u, v])
@@ -36,9 +42,12 @@ def sparse_multiply(sparse: SparseSpectrum, w_hat: Tensor, *, impl: str = "auto"
     sparse: SparseSpectrum of shape [B, C, U, V] (from `threshold_spectrum`), in any format; an implementation that
         reads another format converts it first.
     w_hat: Complex [O, C, U, V] of the same dtype and device, any strides.
+    optimise: what auto looks for where a format lists its kept coefficients one by one (coo, csr, index) on a CPU. Each
+        takes a row of products, one per output channel: "time" expands the spectrum where more than a third is kept,
+        "memory" where those rows are larger than the expanded spectrum. Other formats have one way.
     Returns: Complex [B, O, U, V], contiguous; differentiable with respect to the sparse values and w_hat.
     Raises: DtypeError if `sparse` is no SparseSpectrum, or dtype or device differ; ShapeError if shapes do not fit;
-        RangeError on an unknown implementation; Unsupported if the named one cannot run here.
+        RangeError on an unknown implementation or aim; Unsupported if the named one cannot run here.
     Source: SpecNet (2021), Algorithm 1.
     """
     if not isinstance(sparse, SparseSpectrum):
@@ -59,7 +68,8 @@ def sparse_multiply(sparse: SparseSpectrum, w_hat: Tensor, *, impl: str = "auto"
             f"w_hat must have shape [O, {channels}, {rows}, {columns}] to match the spectrum, "
             f"got {list(w_hat.shape)}; transform the kernel on the spectrum's grid"
         )
-    output: Tensor = dispatch(OPERATION, impl, w_hat.device.type, {"sparse": sparse, "w_hat": w_hat})
+    operation = _AIMED[checked_aim(optimise)]
+    output: Tensor = dispatch(operation, impl, w_hat.device.type, {"sparse": sparse, "w_hat": w_hat})
     return output
 
 
@@ -112,12 +122,18 @@ def _kept_fraction(case: Case) -> float:
     return sparse.density
 
 
-def auto(sparse: SparseSpectrum, **_: Any) -> Decision:
-    """On a CPU the spectrum's own format, which needs no conversion; on CUDA Triton for a bitmap, else dense.
+def auto(sparse: SparseSpectrum, w_hat: Tensor, optimise: Aim = "time") -> Decision:
+    """On a CPU the spectrum's own format unless it lists too many; on CUDA Triton for a bitmap, else dense.
 
     Adding non-zeros one by one is not reproducible on CUDA, where index_add is atomic.
     """
     if sparse.device.type == "cpu":
+        if sparse.format in LISTS and not traced(sparse.values):
+            kept, outputs = sparse.values.numel(), w_hat.shape[0]
+            if optimise == "time" and kept > FEW * sparse.numel:
+                return Decision("dense", f"{kept} of {sparse.numel} are kept, too many to add one by one")
+            if optimise == "memory" and kept * (outputs + OPERANDS) > sparse.numel:
+                return Decision("dense", f"{kept} rows of {outputs} products are larger than the expanded spectrum")
         return Decision(sparse.format, "the spectrum's own format, which needs no conversion")
     if sparse.format == "bitmap" and sparse.dtype == torch.complex64 and triton_unavailable("cuda") is None:
         return Decision("triton", "it reads the bitmap as it is")
@@ -206,4 +222,6 @@ OPERATION = Operation(
     auto=auto,
     observe=observe,
     gradients=("w_hat",),
+    aims=("time", "memory"),
 )
+_AIMED = aimed(OPERATION)

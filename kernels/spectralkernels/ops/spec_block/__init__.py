@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectralkernels.aims import aimed, checked_aim
 from spectralkernels.checks import as_flag, checked_beta, is_batched
-from spectralkernels.declare import Decision, Implementation, Operation, Tolerance
+from spectralkernels.declare import Aim, Decision, Implementation, Operation, Tolerance
 from spectralkernels.dispatch import dispatch
 from spectralkernels.errors import RangeError
 from spectralkernels.launch import triton_unavailable
@@ -40,6 +41,7 @@ def spec_block(
     relative: bool = False,
     n: int | None = None,
     capacity: float | None = None,
+    optimise: Aim = "memory",
     impl: str = "auto",
 ) -> SparseSpectrum:
     """Convolve, threshold and activate in the frequency domain, and store the map sparse.
@@ -61,6 +63,8 @@ def spec_block(
     capacity: fraction of Z's coefficients for which memory is reserved, in (0, 1]. None: for what is kept, no more;
         then the host waits once for the count. A number never waits; if more are kept than fit, all values are NaN.
         Not used by "dense".
+    optimise: what auto looks for. "memory": to save packed maps alone. "time": what is computed soonest, on a CPU
+        "dense", which saves a few times as much; on CUDA in single precision "triton" is taken for both.
     impl: "triton" and "bitmap" store bits and packed values; "dense" is the composition that autograd differentiates:
         it saves dense spectra and returns format "dense".
     Returns: SparseSpectrum [B, O, U, V]. Differentiable in x (its `values`) and weight.
@@ -94,16 +98,18 @@ def spec_block(
         "relative": as_flag("relative", relative),
         "capacity": capacity,
     }
-    output: SparseSpectrum = dispatch(OPERATION, impl, values.device.type, inputs)
+    output: SparseSpectrum = dispatch(_AIMED[checked_aim(optimise)], impl, values.device.type, inputs)
     return replace(output, n=length if known else None)
 
 
-def auto(values: Tensor, weight: Tensor, beta: float | Tensor, **_: Any) -> Decision:
-    """The Triton kernels on CUDA in single precision; elsewhere torch's bitmap, the same format."""
+def auto(values: Tensor, weight: Tensor, beta: float | Tensor, optimise: Aim = "memory", **_: Any) -> Decision:
+    """The Triton kernels on CUDA in single precision; elsewhere torch's bitmap, or for time the dense composition."""
     single = weight.dtype in (torch.float32, torch.complex64)
     if not is_batched(beta) and values.is_cuda and single and triton_unavailable("cuda") is None:
         return Decision("triton", "single precision on CUDA: it saves the packed maps alone")
-    return Decision("bitmap", "the same format as torch operations: it saves the packed maps alone")
+    if optimise == "time":
+        return Decision("dense", "it takes the least time of torch's operations: nothing is packed")
+    return Decision("bitmap", "the least memory of torch's operations: it saves the packed maps alone")
 
 
 def _packed(impl: str) -> Any:
@@ -183,4 +189,6 @@ OPERATION = Operation(
     dense=SparseSpectrum.to_dense,
     observe=observe,
     gradients=("values", "weight"),
+    aims=("memory", "time"),
 )
+_AIMED = aimed(OPERATION)

@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectralkernels.aims import aimed, checked_aim
 from spectralkernels.checks import as_flag, as_integer, check_tensor, checked_beta, is_batched
-from spectralkernels.declare import Block, Case, Cost, Decision, Implementation, Operation, Tolerance
+from spectralkernels.constants import traced
+from spectralkernels.declare import Aim, Block, Case, Cost, Decision, Implementation, Operation, Tolerance
 from spectralkernels.dispatch import dispatch
 from spectralkernels.errors import DtypeError, RangeError, ShapeError
 from spectralkernels.launch import triton_unavailable
@@ -38,6 +40,7 @@ def threshold_spectrum(
     activation: str | None = "tanh",
     relative: bool = False,
     n: int | None = None,
+    optimise: Aim = "memory",
     impl: str = "auto",
 ) -> SparseSpectrum:
     """Keep the coefficients of a half spectrum whose magnitude exceeds beta, activate them, and store them sparse.
@@ -52,14 +55,17 @@ def threshold_spectrum(
     activation: "tanh", or None (also "none") to store Y itself.
     n: signal length of the last axis, 2 (V - 1) or 2 (V - 1) + 1; default 2 (V - 1), like torch.fft.irfft2. The result
         carries what was passed, so that a `spec_block` need not be told again.
-    impl: names the format too (dense, coo, csr, index, bitmap); "triton" writes a bitmap. coo, csr and index have a
-        size that depends on the data, so they wait for the device.
+    optimise: what auto looks for. "memory" takes a bitmap: on a CPU without gaps, so that what is held and what is
+        saved for backward shrink with what is kept; on CUDA, and while tracing, in slots for all coefficients, which
+        wait for nothing and which `compact()` trims. "time" takes what is computed soonest: on a CPU "dense".
+    impl: names the format too (dense, coo, csr, index, bitmap, bitmap_compact); "triton" writes a bitmap. coo, csr,
+        index and bitmap_compact have a size that depends on the data, so they wait for the device.
     Returns: SparseSpectrum of y_hat's shape, device and dtype. Derivatives in either mode reach the kept coefficients
         only. A magnitude within rounding of beta may fall on either side of it in different implementations, never in
         different runs; forward mode and torch.func decide as the implementations in torch do.
     Raises: DtypeError if y_hat is not complex64 or complex128; ShapeError on fewer than two axes, an empty axis U or V,
-        or an n that does not fit V; RangeError on a NaN or negative beta or an unknown activation or implementation;
-        Unsupported if the named implementation cannot run here.
+        or an n that does not fit V; RangeError on a NaN or negative beta or an unknown activation, aim or
+        implementation; Unsupported if the named implementation cannot run here.
     Source: SpecNet (2021), Algorithm 1, lines "where" and "tanh".
     """
     if not isinstance(y_hat, Tensor) or y_hat.dtype not in (torch.complex64, torch.complex128):
@@ -95,7 +101,7 @@ def threshold_spectrum(
         "relative": as_flag("relative", relative),
         "n": n,
     }
-    output: SparseSpectrum = dispatch(OPERATION, impl, y_hat.device.type, inputs)
+    output: SparseSpectrum = dispatch(_AIMED[checked_aim(optimise)], impl, y_hat.device.type, inputs)
     return replace(output, n=asked)
 
 
@@ -176,12 +182,15 @@ def observe(case: Case, output: SparseSpectrum) -> Mapping[str, float]:
     return {"kept_fraction": output.density, "stored_bytes": float(output.nbytes)}
 
 
-def auto(y_hat: Tensor, beta: float | Tensor, **_: Any) -> Decision:
-    """The Triton kernel on CUDA for complex64; elsewhere torch's bitmap, the same format."""
-    runs = (
-        not is_batched(beta) and y_hat.is_cuda and y_hat.dtype == torch.complex64 and triton_unavailable("cuda") is None
-    )
-    return Decision("triton" if runs else "bitmap", "a bit per coefficient is the smallest of the formats")
+def auto(y_hat: Tensor, beta: float | Tensor, optimise: Aim = "memory", **_: Any) -> Decision:
+    """On CUDA the Triton kernel for complex64; elsewhere a bitmap without gaps, or for time the dense map."""
+    if not is_batched(beta) and y_hat.is_cuda and y_hat.dtype == torch.complex64 and triton_unavailable("cuda") is None:
+        return Decision("triton", "one launch on CUDA writes bits and packed values; compact() trims the slots")
+    if optimise == "time":
+        return Decision("dense", "of torch's formats it takes the least time: nothing is packed")
+    if y_hat.is_cuda or traced(y_hat) or is_batched(y_hat) or is_batched(beta):
+        return Decision("bitmap", "a bit per coefficient, in slots that wait for no count; compact() trims them")
+    return Decision("bitmap_compact", "a bit per coefficient and the kept values without gaps take the least memory")
 
 
 def _triton(y_hat: Tensor, beta: float, activation: str, relative: bool, n: int) -> SparseSpectrum:
@@ -205,6 +214,12 @@ def _triton_supports(y_hat: Tensor, beta: float | Tensor, **_: Any) -> str | Non
 
 def _int32_supports(format: Any, y_hat: Tensor, **_: Any) -> str | None:
     return too_large(y_hat, format)
+
+
+def _compact_supports(y_hat: Tensor, **_: Any) -> str | None:
+    if traced(y_hat):
+        return "its size depends on the data, which a trace does not know; use impl='bitmap'"
+    return too_large(y_hat, "bitmap")
 
 
 def _rounded(beta: float, dtype: torch.dtype) -> float:
@@ -301,6 +316,13 @@ OPERATION = Operation(
             supports=partial(_int32_supports, "bitmap"),
         ),
         Implementation(
+            "bitmap_compact",
+            "baseline",
+            baselines.bitmap_compact,
+            "the same without gaps between the blocks",
+            supports=_compact_supports,
+        ),
+        Implementation(
             "triton",
             "kernel",
             _triton,
@@ -314,4 +336,6 @@ OPERATION = Operation(
     dense=SparseSpectrum.to_dense,
     observe=observe,
     gradients=("y_hat",),
+    aims=("memory", "time"),
 )
+_AIMED = aimed(OPERATION)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spectralkernels.operators import in_float64
-from spectralkernels.sparse import Format, SparseSpectrum, pack
+from spectralkernels.sparse import Format, SparseSpectrum, pack, pack_compact
 
 Activation = Literal["tanh", "none"]
 
@@ -18,9 +19,22 @@ def threshold(
     y_hat: Tensor, beta: float | Tensor, activation: Activation, relative: bool, n: int, *, format: Format
 ) -> SparseSpectrum:
     """Threshold into a format with torch operations only; the activation sees kept values alone."""
-    kept = decide(y_hat.detach(), beta, map_rms(y_hat.detach(), n) if relative else None, n)
-    sparse = pack(y_hat, kept, format)
-    return SparseSpectrum(sparse.shape, format, activate(sparse.values, activation), sparse.index)
+    return _activated(pack(y_hat, _kept(y_hat, beta, relative, n), format), activation)
+
+
+def bitmap_compact(
+    y_hat: Tensor, beta: float | Tensor, activation: Activation, relative: bool, n: int
+) -> SparseSpectrum:
+    """Threshold into a bitmap that holds no more than it uses, and keeps no more for the backward pass."""
+    return _activated(pack_compact(y_hat, _kept(y_hat, beta, relative, n)), activation)
+
+
+def _kept(y_hat: Tensor, beta: float | Tensor, relative: bool, n: int) -> Tensor:
+    return decide(y_hat.detach(), beta, map_rms(y_hat.detach(), n) if relative else None, n)
+
+
+def _activated(sparse: SparseSpectrum, activation: Activation) -> SparseSpectrum:
+    return replace(sparse, values=activate(sparse.values, activation))
 
 
 def decide(y_hat: Tensor, beta: float | Tensor, rms: Tensor | None, n: int) -> Tensor:
