@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 from collections.abc import Hashable, Iterator
@@ -60,6 +61,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.stash[LEFT_OUT] = len(left), len(left) + len(ours)
     config.hook.pytest_deselected(items=others)
     items[:] = ours
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Modules and tests stay to the end: looking through them takes a third of a second, and every clock collects."""
+    gc.collect()
+    gc.freeze()
 
 
 def _by_test(items: list[pytest.Item]) -> dict[str, list[pytest.Item]]:

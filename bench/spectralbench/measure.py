@@ -10,7 +10,6 @@ again, because some faults need many calls (see `referee`). Memory is never take
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 import statistics
@@ -24,7 +23,7 @@ import torch
 
 from spectralbench import calls, switches
 from spectralbench.ceilings import Ceilings, impossible, launch_bound, usual_ceilings
-from spectralbench.clock import Clock, clock_for
+from spectralbench.clock import Clock, clock_for, short_collections
 from spectralbench.during import Facts, watch
 from spectralbench.environment import measuring_flags
 from spectralbench.exchange import Exchange
@@ -106,7 +105,7 @@ def measure_states(
         return [{name: Skipped("torch finds no CUDA device") for name in wanted} for _ in timers]
     forget_compilations()
     race = _Race(operation, case, device, pass_, chosen, timers, budget)
-    with measuring_flags(), torch.set_grad_enabled(pass_ != "forward"), _short_collections():
+    with measuring_flags(), torch.set_grad_enabled(pass_ != "forward"), short_collections():
         try:
             race.measure(wanted)
         except _DeviceLostError as lost:
@@ -370,16 +369,6 @@ def _needs_interpreter(implementation: Implementation) -> bool:
         return False
     with _compiled_triton():
         return implementation.available("cpu") is not None
-
-
-@contextmanager
-def _short_collections() -> Iterator[None]:
-    """Spare the garbage collector what is older than the case: modules alone make a collection last 0.1 s and more."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import torch
 
 from spectralbench import calls
-from spectralbench.clock import Clock
+from spectralbench.clock import Clock, short_collections
 from spectralbench.environment import measuring_flags
 from spectralbench.failures import failure
 from spectralbench.timing import Budget, time_interleaved
@@ -70,7 +70,7 @@ def tune_case(
     Raises: Unsupported if the implementation does not serve the case; ValueError if it is wrong to begin with.
     """
     inputs = operation.make_inputs(case, device)
-    with measuring_flags(), torch.set_grad_enabled(pass_ != "forward"):
+    with measuring_flags(), torch.set_grad_enabled(pass_ != "forward"), short_collections():
         question = calls.ask(operation, case, device, pass_, inputs)
         search = _Search(question, implementation, clock, budget)
         with noted_choices() as choices:

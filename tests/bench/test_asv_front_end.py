@@ -261,11 +261,13 @@ def test_run_writes_results_with_units_and_versions(first_run: Path) -> None:
     assert f"operations.{next(iter(load_operations()))}.track_device_time" in benchmarks
 
 
+@pytest.mark.slow
 def test_nothing_else_is_in_the_tracked_folder(first_run: Path) -> None:
     found = {path.relative_to(first_run).as_posix() for path in first_run.rglob("*") if path.is_file()}
     assert found == {"benchmarks.json", "cpu-test-2c/machine.json", f"cpu-test-2c/{result_file(first_run).name}"}
 
 
+@pytest.mark.slow
 def test_asv_understands_samples_from_a_track_method(first_run: Path) -> None:
     """Undocumented in asv: a dictionary of samples gets a median, an interval and a repeat count."""
     samples = column(first_run, "doubling.track_device_time", "samples")
@@ -278,6 +280,7 @@ def test_asv_understands_samples_from_a_track_method(first_run: Path) -> None:
     assert column(first_run, "doubling.track_device_time", "stats_q_25")[0] <= medians[0]
 
 
+@pytest.mark.slow
 def test_skipped_implementations_are_nan(first_run: Path) -> None:
     values = column(first_run, "doubling.track_device_time", "result")
     assert all(math.isnan(value) for value in values[4:])
@@ -285,6 +288,7 @@ def test_skipped_implementations_are_nan(first_run: Path) -> None:
     assert column(first_run, "doubling.track_approximation_error", "result")[0] == pytest.approx(0.2)
 
 
+@pytest.mark.slow
 def test_publish_survives_every_value_that_we_emit(clone: Clone, first_run: Path) -> None:
     original = result_file(first_run)
     planted: list[Path] = []

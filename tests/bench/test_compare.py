@@ -285,6 +285,7 @@ def test_record_files_are_compared_as_they_are(cli: Cli, tmp_path: Path) -> None
     assert code == 2 and "is how this harness measures" in one_line(err)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compared_is_said(cli: Cli, tmp_path: Path) -> None:
     code, _, err = cli("compare", "nonsense", "--control", "plain")
     assert code == 2 and "'nonsense' is no commit, branch or tag here, no record file" in err

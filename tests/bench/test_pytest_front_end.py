@@ -54,6 +54,7 @@ def test_names_and_groups_are_readable(saved: dict[str, Any]) -> None:
     assert "UNSERIALIZABLE" not in json.dumps(found)
 
 
+@pytest.mark.slow
 def test_reported_times_are_exactly_the_samples_of_the_core(saved: dict[str, Any]) -> None:
     """pytest-benchmark subtracts two readings of its timer; with a start of zero nothing is lost."""
     found = saved["test_operation[doubling-product-forward-float32-size=64,scale=1.0]"]["stats"]
@@ -65,6 +66,7 @@ def test_reported_times_are_exactly_the_samples_of_the_core(saved: dict[str, Any
     assert found["median"] == statistics.median(found["data"])
 
 
+@pytest.mark.slow
 def test_memory_and_errors_are_in_extra_info(saved: dict[str, Any]) -> None:
     found = saved["test_operation[doubling-product-forward-float32-size=64,scale=1.0]"]["extra_info"]
     assert found["approximation_error"] == pytest.approx(0.2)
@@ -74,6 +76,7 @@ def test_memory_and_errors_are_in_extra_info(saved: dict[str, Any]) -> None:
     assert all(isinstance(reason, str) for reason in found["unavailable"].values())
 
 
+@pytest.mark.slow
 def test_memory_and_errors_have_a_table(saved: dict[str, Any]) -> None:
     _, table = saved["stdout"].split("spectralbench: doubling, memory and errors")
     header, *rows = table.splitlines()[1:6]
@@ -86,6 +89,7 @@ def test_memory_and_errors_have_a_table(saved: dict[str, Any]) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_machine_is_saved(saved: dict[str, Any]) -> None:
     assert saved["machine_info"]["spectral_machine"] == machine_name()
 

@@ -63,6 +63,7 @@ def test_errors_say_what_to_do() -> None:
     assert supports(x=x, weight=weight, bias=bias, band=band, groups=1) is None
 
 
+@pytest.mark.slow
 def test_importing_needs_no_triton() -> None:
     script = (
         "import sys; sys.modules['triton'] = None\n"
