@@ -2,10 +2,10 @@
 
 A state is a commit, measured in a git worktree of its own; the working tree, as it stands; or record files, read as
 they are. Both run in the same environment and under this harness, so that a change of the harness is not taken for one
-of the kernels. The two processes of a pair take turns case by case (see `turns`), so that they see the same host; where
-baselines are named, the ratio to what they did in the same rounds is compared instead. A verdict must survive the
-correction for the many series of a run (Benjamini and Hochberg): where nothing changed, one run in a hundred says that
-something did.
+of the kernels. The two processes of a pair take turns case by case, lap by lap (see `turns`), so that they see the same
+host; where baselines are named, the ratio to what they did in the same rounds is compared instead. A verdict must
+survive the correction for the many series of a run (Benjamini and Hochberg): where nothing changed, one run in a
+hundred says that something did.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ CONFIDENCE = 0.99
 """Of the interval of one ratio, and that a run in which nothing changed says so."""
 MARGIN = 0.03
 """Ratios within this of 1 are the same, where nobody says otherwise."""
-FASTEST = 0.1
-"""The quantile of the samples of a process that is compared. Between processes of a busy host it scatters half as much
-as the median; of a quiet one it is the median, nearly."""
+FASTEST = 0.25
+"""The quantile of the samples of a lap that is compared: what a busy host does to a sample makes it longer."""
 LESS_EXACT = 2.0
 """An error that grows by more than this has bought the time."""
 
 Series = tuple[str, ...]
 """Operation, implementation, case, dtype, pass, launch, cache."""
+Times = Sequence[float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,14 +140,14 @@ def exit_code(found: Sequence[Compared]) -> int:
     return 0 if words & {"FASTER", "SAME", "LESS EXACT"} else 3
 
 
-def _times(process: Sequence[Record]) -> dict[Series, float]:
-    """The fastest tenth of all samples of a process: what a busy host does to a sample makes it longer."""
-    samples: dict[Series, list[float]] = {}
+def _times(process: Sequence[Record]) -> dict[Series, list[float | None]]:
+    """The time of every series of a process, lap by lap; None for a lap without one."""
+    laps: dict[Series, list[float | None]] = {}
     for record in process:
-        time = record.metric("device_time")
-        if record.status == "measured" and time is not None and min(time.samples) > 0:
-            samples.setdefault(_series(record), []).extend(time.samples)
-    return {series: float(np.quantile(found, FASTEST)) for series, found in samples.items()}
+        time = record.metric("device_time") if record.status == "measured" else None
+        positive = time.samples if time is not None and min(time.samples) > 0 else ()
+        laps.setdefault(_series(record), []).append(float(np.quantile(positive, FASTEST)) if positive else None)
+    return {series: found for series, found in laps.items() if any(found)}
 
 
 def _series(record: Record) -> Series:
@@ -172,24 +172,35 @@ def _failures(processes: Sequence[Sequence[Record]]) -> dict[Series, str]:
 
 
 def _logs(
-    a: Sequence[Mapping[Series, float]], b: Sequence[Mapping[Series, float]], series: Series, controls: Sequence[str]
+    a: Sequence[Mapping[Series, Times]], b: Sequence[Mapping[Series, Times]], series: Series, controls: Sequence[str]
 ) -> tuple[list[float], tuple[str, ...]]:
-    """log(B / A) of each pair of processes, less what the controls of the same case did; and who they were."""
+    """log(B / A) of each pair of processes, less what the controls of the same case did; and who they were.
 
-    def control(process: Mapping[Series, float], name: str) -> float | None:
-        return process.get((series[0], name, *series[2:]))
-
+    It is the median over laps of what the two did one right after the other. The laps are not thrown together: one in
+    which the host is quiet needs a tenth of the samples of another, so each side would be seen in other seconds.
+    """
     pairs = [(first, second) for first, second in zip(a, b, strict=False) if series in first and series in second]
+
+    def laps(pair: tuple[Mapping[Series, Times], Mapping[Series, Times]], name: str) -> dict[int, float]:
+        of = (series[0], name, *series[2:])
+        times = enumerate(zip(pair[0].get(of, ()), pair[1].get(of, ()), strict=False))
+        return {lap: math.log(second / first) for lap, (first, second) in times if first and second}
+
+    own = [laps(pair, series[1]) for pair in pairs]
+    beside = {name: [laps(pair, name) for pair in pairs] for name in controls}
     used = tuple(
         name
-        for name in controls
-        if pairs and all(control(process, name) is not None for pair in pairs for process in pair)
+        for name, found in beside.items()
+        if pairs and all(one.keys() <= other.keys() for one, other in zip(own, found, strict=True))
     )
-    logs = []
-    for first, second in pairs:
-        shift = [math.log((control(second, name) or 1.0) / (control(first, name) or 1.0)) for name in used]
-        logs.append(math.log(second[series] / first[series]) - (statistics.median(shift) if shift else 0.0))
-    return logs, used
+    return [
+        statistics.median(
+            log - (statistics.median(beside[name][number][lap] for name in used) if used else 0.0)
+            for lap, log in found.items()
+        )
+        for number, found in enumerate(own)
+        if found
+    ], used
 
 
 def _errors(a: Sequence[Sequence[Record]], b: Sequence[Sequence[Record]], series: Series) -> tuple[float, float] | None:

@@ -199,6 +199,28 @@ def test_what_is_compared_are_the_fast_samples_which_a_busy_host_leaves_alone(se
     assert verdict(side(1.0), side(1.0)).word == "SAME"
 
 
+def test_laps_are_held_against_each_other_and_not_thrown_together(seed: int) -> None:
+    """A quiet lap is known after five samples, a busy one after seventy: each side has quiet laps of its own."""
+    draw = random.Random(seed)
+
+    def lap(seconds: float) -> list[Record]:
+        return process({"ours": [seconds * math.exp(draw.gauss(0, 0.01)) for _ in range(draw.choice((5, 70)))]})
+
+    def sides(ratio: float) -> list[list[list[Record]]]:
+        hosts = [[math.exp(draw.gauss(0, 0.2)) for _ in range(6)] for _ in range(8)]
+        return [[[found for host in laps for found in lap(host * times)] for laps in hosts] for times in (1.0, ratio)]
+
+    assert verdict(*sides(1.0)).word == "SAME"
+    assert verdict(*sides(1.06)).word == "SLOWER"
+
+
+def test_a_lap_that_one_side_lacks_is_left_out_of_both(seed: int) -> None:
+    fails = record({}, implementation="ours", case=CASE, status="failed", failure="timeout", reason="slow")
+    a = [[*process({"ours": 1.0}), fails, *process({"ours": 2.0})] for _ in range(3)]
+    b = [[found for time in (1.1, 0.2, 2.2) for found in process({"ours": time})] for _ in range(3)]
+    assert verdict(a, b).ratio == pytest.approx(1.1)
+
+
 def test_two_pairs_are_measured_however_short_the_time_is(stand: type[Stand]) -> None:
     found, _ = run(stand, 5, budget=1.0)
     assert [len(records) for records in found["A"]] == [1, 1]
