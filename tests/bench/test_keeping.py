@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import synthetic_records as synthetic
+from test_environment import git
+from test_order import Repository
 from test_record import MEASURED, record
 from typer.testing import CliRunner, Result
 
@@ -131,3 +134,48 @@ def test_the_list_and_a_series_show_what_is_stored(results: Path) -> None:
     missing = run(results, "show", "nothing")
     assert missing.exit_code == 3 and "metrics: device_time" in missing.output
     assert run(results / "nowhere", "list").exit_code == 2
+
+
+def test_every_damaged_or_misplaced_file_is_named_and_nothing_is_written(results: Path) -> None:
+    before = contents(results)
+    done = run(results, "check", "--json")
+    (row,) = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.exit_code == 1 and row["file"] == "records/cpu-epyc-2c/f1.jsonl" and row["line"] == 5
+    assert "2 record files with 4 records, 0 of asv: 1 faults" in done.output and contents(results) == before
+    path = results / row["file"]
+    path.write_bytes(path.read_bytes().removesuffix(b'{"cut'))
+    done = run(results, "check")
+    assert done.exit_code == 0 and "no faults" in done.output and done.stdout == ""
+    (results / "records" / "elsewhere").mkdir()
+    (results / "records" / "elsewhere" / "f0.jsonl").write_bytes(before["records/cpu-epyc-2c/f0.jsonl"])
+    done = run(results, "check")
+    assert done.exit_code == 1 and "of machine 'cpu-epyc-2c'" in done.stdout
+    assert run(results, "check", "--machine", "cpu-epyc-2c").exit_code == 0
+    (results / "asv" / "m").mkdir(parents=True)
+    (results / "asv" / "m" / "1.json").write_text("[]")
+    assert "asv/m/1.json" in run(results, "check", "--json").stdout
+    assert run(results, "check", "--machine", "nobody").exit_code == 3
+
+
+def test_the_commit_in_the_middle_is_what_to_measure_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    made = Repository(tmp_path / "clone")
+    (made.root / "kernels").mkdir()
+    line = []
+    for number in range(10):
+        (made.root / "kernels" / "code.py").write_text(f"x = {number}\n")
+        git(made.root, "add", "-A")
+        line.append(made.commit())
+    for day, index in enumerate((0, 1, 2, 3, 9)):
+        made.measure(line[index], 1.5 if index == 9 else 1.0, day)
+    done = run(made.root / "results", "bisect", "--json")
+    (row,) = [json.loads(text) for text in done.stdout.splitlines()]
+    assert (row["last before"], row["changed at"], row["between"]) == (line[3][:8], line[9][:8], 5)
+    assert row["measure next"] == line[6] and row["most"].startswith("1.50x slower: ") and line[6] in done.stderr
+    for day, (index, time) in enumerate(((6, 1.5), (4, 1.0), (5, 1.0)), start=5):
+        made.measure(line[index], time, day)
+    done = run(made.root / "results", "bisect", "device_time", "--json")
+    row = json.loads(done.stdout)
+    assert (row["last before"], row["changed at"], row["measure next"]) == (line[5][:8], line[6][:8], "")
+    assert done.exit_code == 0 and "worktree" not in done.stderr
+    assert run(made.root / "results", "bisect", "saved_bytes").exit_code == 3

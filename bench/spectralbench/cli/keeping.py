@@ -1,8 +1,12 @@
-"""`spectralbench history`: what is stored, point by point, and another name for a machine. None of it needs torch."""
+"""`spectralbench history`: what is stored, point by point, whether it is whole, and another name for a machine.
+
+None of it needs torch.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -110,6 +114,81 @@ def crossovers(
     hidden = () if as_json else ("recorded_at", "value", "low", "high", "processes", "judged", "axis")
     _print([{name: value for name, value in row.items() if name not in hidden} for row in rows],
            "from where on it pays", as_json)  # fmt: skip
+
+
+@app.command()
+def check(
+    results: terminal.Results = Path("results"),
+    machine: Annotated[str | None, typer.Option(help="Only this machine; default: all.")] = None,
+    as_json: terminal.Json = False,
+) -> None:
+    """Read every stored file anew and say what is damaged in it, or not where it belongs; exit 1 if anything is."""
+    from spectralbench import asv_files
+    from spectralbench.record import read_tree
+
+    files = [found for found in read_tree(results / "records") if machine in (None, found.path.parent.name)]
+    rows = [
+        {"file": str(found.path.relative_to(results)), "line": damage.line, "fault": damage.why}
+        for found in files for damage in found.damage
+    ]  # fmt: skip
+    for found in files:
+        told = None if found.environment is None else found.environment.get("machine")
+        if told is not None and told != found.path.parent.name:
+            rows.append({"file": str(found.path.relative_to(results)), "line": 1, "fault": f"of machine {told!r}"})
+    asv, damages = asv_files.read_tree(results / "asv") if machine is None else ((), ())
+    rows += [{"file": str(one.path.relative_to(results)), "line": one.line, "fault": one.why} for one in damages]
+    if not files and not asv and not rows:
+        raise terminal.fail(
+            f"nothing is stored in {results}" + f" of machine {machine!r}" * (machine is not None), NOTHING
+        )
+    _print(rows, "what cannot be used", as_json)
+    count = sum(len(found.records) for found in files)
+    terminal.say(f"{len(files)} record files with {count} records, {len(asv)} of asv: {len(rows) or 'no'} faults")
+    raise typer.Exit(1 if rows else 0)
+
+
+@app.command()
+def bisect(
+    series: Annotated[str, typer.Argument(help="Part of a series' name, or a pattern; default: all.")] = "",
+    results: terminal.Results = Path("results"),
+    machine: Annotated[str | None, typer.Option(help="Only this machine; default: all.")] = None,
+    as_json: terminal.Json = False,
+) -> None:
+    """Say between which measured commits series changed, and which of those between to measure next."""
+    from spectralbench import alert
+    from spectralbench.history.ancestry import after
+
+    loaded = _load(results, machine)
+    roots = (results, Path(__file__).parent)
+    changed: dict[tuple[str, str], list[alert.Finding]] = {}
+    for found in alert.findings(loaded, roots):
+        named = series in str(found.key) or fnmatchcase(str(found.key), f"*{series}*")
+        if named and found.since and found.changed_at and found.verdict is not alert.Verdict.CANNOT_TELL:
+            changed.setdefault((found.since, found.changed_at), []).append(found)
+    if not changed:
+        raise terminal.fail("no series changed between two commits, so there is nothing to look for", NOTHING)
+    rows = []
+    for (since, until), findings in changed.items():
+        between = after(roots, since, until)[:-1]
+        widest = max(findings, key=lambda one: abs(math.log(one.ratio or 1.0)))
+        rows.append(
+            {
+                "last before": since[:8],
+                "changed at": until[:8],
+                "between": len(between),
+                "measure next": between[len(between) // 2] if between else "",
+                "series": len(findings),
+                "most": f"{widest.words}: {widest.key}",
+            }
+        )
+        if between:
+            run = " ".join(sorted({one.key.subject.operation for one in findings}))
+            names = ",".join(sorted({one.key.subject.implementation for one in findings}))
+            terminal.say(
+                f"git worktree add --detach TREE {between[len(between) // 2]} && PYTHONPATH=TREE/kernels:TREE/bench "
+                f"python -m spectralbench run {run} --impl {names} --processes 3 --results {results}"
+            )
+    _print(rows, "where to look", as_json)
 
 
 @app.command()

@@ -70,6 +70,19 @@ def order(roots: Sequence[Path], commits: Collection[str]) -> Order:
     return Order(notes=(f"commits are ordered by the time of their measurement: {reasons[0]}",) if reasons else ())
 
 
+def after(roots: Sequence[Path], old: str, new: str) -> list[str]:
+    """The commits after `old` up to `new`, oldest first, on the first-parent line of `new`.
+
+    Of the first of the repositories around `roots` that knows both; none where none does.
+    """
+    for root in roots:
+        try:
+            return checkout.git(root, "rev-list", "--first-parent", "--reverse", f"{old}..{new}", "--").decode().split()
+        except (OSError, subprocess.SubprocessError):
+            continue
+    return []
+
+
 def _known(root: Path, commits: Sequence[str]) -> list[str]:
     """Those that are commits of the repository; a name that is no hash may be a branch, and is none."""
     hashes = [commit for commit in commits if _HASH.fullmatch(commit)]
