@@ -145,13 +145,17 @@ def _gpu_facts() -> dict[str, object]:
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     facts: dict[str, object] = {
         "gpu": properties.name,
-        "gpu_uuid": f"GPU-{properties.uuid}" if hasattr(properties, "uuid") else None,
+        # A slice of a card says so in its name; NVML, where there is one, knows.
+        "gpu_uuid": f"{'MIG' if ' MIG ' in properties.name else 'GPU'}-{properties.uuid}"
+        if hasattr(properties, "uuid")
+        else None,
         "gpu_capability": f"{properties.major}.{properties.minor}",
         "gpu_memory_bytes": properties.total_memory,
         "gpu_l2_bytes": properties.L2_cache_size,
     }
     try:
-        return {**empty, **facts, **nvml.Device.current().facts()}
+        device = nvml.Device.current()
+        return {**empty, **facts, **device.facts(), "gpu_uuid": device.name}
     except Unsupported as error:
         return {**empty, **facts, "no_driver_facts": str(error)}
 

@@ -30,10 +30,14 @@ VISIBLE_GROWTH = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One GPU as NVML knows it; every reading that the driver refuses raises Unsupported."""
+    """One GPU as NVML knows it; every reading that the driver refuses raises Unsupported.
+
+    name: by which it was found, `GPU-<uuid>` or, for an instance of a divided one, `MIG-<uuid>`.
+    """
 
     library: Any
     handle: Any
+    name: str = ""
 
     @classmethod
     def current(cls) -> Device:
@@ -45,9 +49,9 @@ class Device:
         if uuid is None:
             raise Unsupported(f"no NVML: torch {torch.__version__} does not tell the UUID of its device")
         names, reasons = (f"GPU-{uuid}", f"MIG-{uuid}"), []
-        for name in (*names, *(name.encode() for name in names)):
+        for asked, name in (*zip(names, names, strict=True), *((name.encode(), name) for name in names)):
             try:
-                return cls(library, ask(library, "nvmlDeviceGetHandleByUUID", name))
+                return cls(library, ask(library, "nvmlDeviceGetHandleByUUID", asked), name)
             except Unsupported as error:
                 reasons.append(str(error))
         why = "; ".join(dict.fromkeys(reasons))

@@ -238,6 +238,11 @@ def test_gpu_facts_survive_a_driver_without_nvml(monkeypatch: pytest.MonkeyPatch
     assert facts["gpu_uuid"] == "GPU-1-2"
     assert facts["driver"] is None
     assert str(facts["no_driver_facts"]).startswith("no NVML: ")
+    properties.name = "NVIDIA H200 MIG 1g.18gb"
+    assert environment._gpu_facts()["gpu_uuid"] == "MIG-1-2"
+    properties.name = "NVIDIA H200"
+    monkeypatch.setattr(environment.nvml.Device, "current", lambda: environment.nvml.Device(None, None, "MIG-1-2"))
+    assert environment._gpu_facts()["gpu_uuid"] == "MIG-1-2", "the driver knows what a name does not tell"
 
 
 def test_the_machine_can_be_named_and_a_bad_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

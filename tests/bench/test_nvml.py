@@ -79,7 +79,8 @@ def test_a_device_is_found_whole_or_divided_by_bindings_of_any_age(
         return "the handle"
 
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(nvmlInit=None, nvmlDeviceGetHandleByUUID=handle))
-    assert nvml.Device.current().handle == "the handle"
+    found = nvml.Device.current()
+    assert (found.handle, found.name) == ("the handle", f"{prefix}-11111111-2222")
 
 
 def test_a_torch_that_tells_no_uuid_is_a_clean_reason(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
