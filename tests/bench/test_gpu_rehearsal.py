@@ -46,6 +46,7 @@ class Device:
         self.card = card
         self.seconds = 0.0
         self.quits = quits
+        self.begun = self.stored = 0
 
     def now(self) -> float:
         return self.seconds
@@ -67,6 +68,7 @@ class Device:
                 spent = self.seconds - began
                 if request.time_budget is not None and spent + spent / max(1, done) > request.time_budget:
                     break
+                self.begun += 1
                 count = len(item.implementations)
                 timed = "device_time" in (request.metrics or ())
                 sampling = min(BUDGETS["gpu"]["seconds"], 200 * count * COST["sample"]) if timed else 0.0
@@ -76,6 +78,7 @@ class Device:
                 records = sweep.records_of(item, found, request)
                 file.append(records)
                 known.records.extend(records)
+                self.stored += 1
                 done += 1
         return plan
 
@@ -165,7 +168,9 @@ def test_a_machine_that_goes_at_any_second_costs_one_case_and_the_next_goes_on(
     quits: float, rent: Any, tmp_path: Path
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    assert not rent(Device("GPU-1", quits), first, 480.0)
+    lost = Device("GPU-1", quits)
+    assert not rent(lost, first, 480.0)
+    assert lost.begun - lost.stored <= 1 and (lost.stored > 0 or quits < 30.0)
     whole = [file for file in read_tree(first / "records") if file.environment]
     assert not [harm for file in whole for harm in file.damage]
     before = Counter(key_on_its_card(record) for file in whole for record in file.records)
