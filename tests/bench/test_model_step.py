@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from spectralbench import sweep
 from spectralbench.clock import FakeClock
 from spectralbench.measure import measure_case
 from spectralbench.networks.models import achieved_compression, built, check, ready, sides
@@ -44,6 +45,14 @@ def test_every_kind_of_layers_passes_the_gate(mode: str, seed: int):
         lossless = name in ("native", "torch_fft_full")
         assert found["approximation_error"] < 1e-10 if lossless else found["approximation_error"] > 1e-3, name
         assert found["saved_bytes"] > 0 and found["device_time"] > 0
+
+
+@pytest.mark.parametrize("modes", ["train", "eval", "train,eval"])
+def test_a_mode_that_is_asked_for_has_its_own_pass_alone(modes: str):
+    items = sweep.plan(sweep.Request(("model_step",), overrides={"mode": modes}))
+    assert {(item.case["mode"], item.pass_) for item in items} == {
+        (mode, {"train": "both", "eval": "forward"}[mode]) for mode in modes.split(",")
+    }
 
 
 @pytest.mark.parametrize("n", [1, 2])

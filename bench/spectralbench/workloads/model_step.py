@@ -157,11 +157,15 @@ _NETS = ("densenet121", "alexnet", "vgg16")
 
 
 def _steps(axes: _Axes, implementations: tuple[str, ...] | None = _BANDS) -> tuple[Block, Block]:
-    """An inference and a training step of the same cases."""
+    """An inference and a training step of the same cases; where another mode is asked for, the one that it is."""
     return (
-        Block({**axes, "mode": ("eval",)}, implementations=implementations),
-        Block({**axes, "mode": ("train",)}, passes=("both",), implementations=implementations),
+        Block({**axes, "mode": ("eval",)}, implementations=implementations, where=_in_mode("eval")),
+        Block({**axes, "mode": ("train",)}, passes=("both",), implementations=implementations, where=_in_mode("train")),
     )
+
+
+def _in_mode(mode: str) -> Callable[[Case], bool]:
+    return lambda case: case["mode"] == mode
 
 
 PROFILES: Mapping[str, tuple[Block, ...]] = {
