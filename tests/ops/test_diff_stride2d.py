@@ -97,6 +97,34 @@ def test_gradients_to_map_and_strides_are_exact(impl: str, size: tuple[int, int]
         assert gradgradcheck(pool, (planes(5, 6)[:1, :1].detach().requires_grad_(), s))
 
 
+@pytest.mark.parametrize("size", [(2, 3), (9, 8), (16, 13), (12, 40)])
+@pytest.mark.parametrize("smoothness", [0.3, 1.7, 2.0, 8.5])
+def test_gradients_are_those_of_ffts_wherever_the_ramp_lies(size: tuple[int, int], smoothness: float, seed: int):
+    """At the ends of the strides' range, beyond them, between; on all samples, a few, and as many as the window has."""
+    if min(size) <= smoothness:
+        smoothness = min(size) / 1.2
+    for first, second in ((1.0, 50.0), (1.3, size[1] / 2), (size[0] / (size[0] - smoothness), 2.6)):
+        for options in ({}, {"cropping": False}, {"size": (max(1, size[0] // 2), size[1] - 1)}, {"legacy_scale": True}):
+            x, s, found = planes(*size), strides(first, second), []
+            for impl in IMPLS:
+                y = sk.diff_stride2d(x, s, smoothness=smoothness, impl=impl, **options)
+                found.append((y, *torch.autograd.grad(y.sin().sum(), (x, s))))
+            torch.testing.assert_close(*found, msg=lambda m, o=options, f=(first, second): f"{f} {o}: {m}")
+
+
+def test_the_backward_pass_is_differentiated_again_by_map_and_strides(seed: int):
+    """What it saves are waves of the map and not the map, of which the strides' own gradient is a function too."""
+    x, s = planes(7, 6), strides(1.83, 2.37)
+    found = []
+    for impl in IMPLS:
+        y = sk.diff_stride2d(x, s, smoothness=1.7, size=(5, 4), impl=impl).sin().sum()
+        first = torch.autograd.grad(y, (x, s), create_graph=True)
+        second = torch.autograd.grad(first[1].square().sum() + first[0].cos().sum(), (x, s), create_graph=True)
+        third = torch.autograd.grad(second[1].sum() + second[0].square().sum(), (x, s))
+        found.append((*first, *second, *third))
+    torch.testing.assert_close(*found)
+
+
 @pytest.mark.slow
 def test_compat_gradients(seed: int):
     def pool(x: Tensor, s: Tensor) -> Tensor:

@@ -70,8 +70,14 @@ def soft_window_side(n: int, stride: float, smoothness: float = 4.0) -> int:
 
 def held_stride(n: int, stride: float, smoothness: float) -> float:
     """The stride within [N / (N - R), N / 2], where the ramp lies inside the spectrum."""
+    least, most = stride_bounds(n, smoothness)
+    return min(max(stride, least), most)
+
+
+def stride_bounds(n: int, smoothness: float) -> tuple[float, float]:
+    """(N / (N - R), N / 2), or the first twice where it is the greater."""
     least = n / (n - smoothness)
-    return min(max(stride, least), max(n / 2.0, least))
+    return least, max(n / 2.0, least)
 
 
 def ramp(frequency: Tensor, n: int, stride: Tensor, smoothness: float) -> Tensor:
@@ -95,7 +101,6 @@ def _sloped(beyond: Tensor, n: int, smoothness: float) -> Tensor:
 
 def _beyond(frequency: Tensor, n: int, stride: Tensor, smoothness: float) -> tuple[Tensor, Tensor]:
     """(R + N / (2 S) - f, S held in its range), with the gradient of the given stride."""
-    least = n / (n - smoothness)
     given = stride.detach()
-    held = given.clamp(least, max(n / 2.0, least)) + (stride - given)  # a sum that rounds nothing
+    held = given.clamp(*stride_bounds(n, smoothness)) + (stride - given)  # a sum that rounds nothing
     return smoothness + n / (2.0 * held) - frequency.to(stride.dtype), held

@@ -4,7 +4,7 @@
     dm / dS = -N / (2 R S^2) in the ramp, 0 elsewhere;   M = N / S + 2 R rounded up to even, at most N
 
 The window is separable and the same for +f and -f, so that each axis is one real matrix S diag(m) D (`resampling`), and
-the gradient to a stride is that of a weighted sum of constant matrices: exact, at the cost of one product by modes.
+the gradient to a stride is that of a weighted sum of constant matrices: exact, from the ramp's few waves alone.
 R = 4 is the authors': at their strides a map of 16 does not shrink (T23), so that sizes must be recorded.
 
 Source: Riad et al., "Learning Strides in Convolutional Neural Networks" (ICLR 2022); `compat` computes what their code
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from spectralkernels.autocast import as_written
 from spectralkernels.checks import REAL_DTYPES, as_flag, as_integers, as_number, check_dtype, check_tensor
@@ -32,8 +33,10 @@ from spectralkernels.inputs import feature_map
 from spectralkernels.layouts import as_given, batched
 from spectralkernels.masks import soft_window_side
 from spectralkernels.masks.window import AT_AN_END, held_stride, ramp
+from spectralkernels.operators import nothing_traces
 from spectralkernels.resampling import check_target, factors, resample, windowed_matrix
 from spectralkernels.resampling.fused import DEFAULT, best_resampling, fused_resample, not_resampled
+from spectralkernels.resampling.learned import learned_resample
 from spectralkernels.spectra import half
 
 
@@ -122,12 +125,13 @@ def _dft_gemm(
                 for axis, (n, m) in sides
             )
             return resample(x.to(dtype), rows * scale, columns).to(x.dtype)
+        if nothing_traces() and forward_ad._current_level < 0:
+            return learned_resample(x.to(dtype), strides.to(dtype), size, smoothness, scale).to(x.dtype)
+        # What differentiates in its own way, or cannot follow ours, has the window between the waves.
         (s_h, d_h, k_h), (s_w, d_w, k_w) = (factors(n, m, "drop", dtype, x.device) for _, (n, m) in sides)
         held = strides.to(dtype)
         of_rows = ramp(k_h, x.shape[2], held[0], smoothness) * scale
         of_columns = ramp(k_w, x.shape[3], held[1], smoothness)
-        # The window meets the modes themselves: its gradient is one product by modes, where that of a matrix is two
-        # more products of maps. Modes are all that is saved, x is not.
         modes = resample(x.to(dtype), d_h, d_w) * (of_rows.unsqueeze(1) * of_columns)
         return resample(modes, s_h, s_w).to(x.dtype)
 
