@@ -21,7 +21,7 @@ def narrowed(request: Request, candidates: Sequence[Operation]) -> list[Operatio
     if not request.operations:
         candidates = [found for found in candidates if found.name not in outside().operations]
     if request.profile not in PROFILES:
-        raise RangeError(f"unknown profile {request.profile!r}; known: {', '.join(PROFILES)}")
+        raise RangeError(f"unknown profile {request.profile!r}{meant(request.profile, PROFILES)}")
     if request.cases is not None and (len(candidates) != 1 or request.overrides):
         raise RangeError("a file of cases is of one operation, which must be named, and takes no values beside it")
     offered = dict.fromkeys(known.name for operation in candidates for known in operation.subjects)
@@ -33,7 +33,7 @@ def narrowed(request: Request, candidates: Sequence[Operation]) -> list[Operatio
     )
     for name in request.overrides:
         if name not in settable:
-            raise RangeError(f"unknown parameter {name!r} in profile {request.profile!r}; known: {', '.join(settable)}")
+            raise RangeError(f"unknown parameter {name!r} in profile {request.profile!r}{meant(name, settable)}")
     if request.operations:
         return list(candidates)
     return [
@@ -87,4 +87,4 @@ def check_metrics(names: Sequence[str] | None) -> None:
     known = load_metrics()
     for name in names:
         if name not in known:
-            raise RangeError(f"unknown metric {name!r}; known: {', '.join(known)}")
+            raise RangeError(f"unknown metric {name!r}{meant(name, known)}")

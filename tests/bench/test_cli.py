@@ -62,11 +62,20 @@ def test_the_version_is_the_packages(cli: Cli) -> None:
 
 
 @pytest.mark.slow
-def test_a_misspelt_operation_is_answered_without_torch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_misspelt_names_are_answered_without_torch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = os.pathsep.join(entry for entry in sys.path if entry)
-    for verb in ("run", "list"):
+    listing.known(None)  # where what there is was found out once
+    for arguments, meant in (
+        (("run", "masked_multiplie"), "'masked_multiply'? known: band_limited_conv1d"),
+        (("run", "--profile", "quik"), "'quick'? known: smoke, quick, study"),
+        (("run", "masked_multiply", "--impl", "einsums"), "'einsum'? known: triton"),
+        (("profile", "masked_multiply", "--set", "batc=1"), "'batch'? known: batch"),
+    ):
         done = subprocess.run(
-            [sys.executable, "-c", WITHOUT_TORCH, verb, "masked_multiplie"],
+            [sys.executable, "-c", WITHOUT_TORCH, *arguments],
             env={**os.environ, "PYTHONPATH": path},
             cwd=tmp_path,
             capture_output=True,
@@ -74,7 +83,7 @@ def test_a_misspelt_operation_is_answered_without_torch(tmp_path: Path, capsys: 
             timeout=120,
         )
         assert done.returncode == 2
-        assert "did you mean 'masked_multiply'? known: band_limited_conv1d" in one_line(done.stderr)
+        assert f"did you mean {meant}" in one_line(done.stderr)
     with pytest.raises(typer.Exit):
         check_operations(["conv1d"])
     assert "unknown operation 'conv1d', did you mean 'band_limited_conv1d'?" in capsys.readouterr().err

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +23,7 @@ from rich.table import Table
 
 from spectralbench import plugins
 from spectralbench.cli import terminal
+from spectralbench.text import meant
 
 if TYPE_CHECKING:
     from spectralkernels.declare import Operation
@@ -73,6 +74,30 @@ def known(device: str | None) -> Found:
     return found
 
 
+def check_names(
+    device: str | None,
+    operations: Sequence[str] | None,
+    profile: str,
+    implementations: Sequence[str] | None,
+    parameters: Iterable[str],
+    metrics: Sequence[str] | None,
+) -> None:
+    """Answer what no operation has at once: to import torch first would take seconds. The request checks the rest."""
+    parameters = list(parameters)
+    described, measured, _ = known(device)
+    candidates = [one for one in described if not operations or one["name"] in operations]
+    offered = {
+        "profile": ([profile], [name for one in described for name in one["profiles"]]),
+        "implementation": (implementations, [found["name"] for one in candidates for found in one["implementations"]]),
+        "parameter": (parameters, [name for one in candidates for name in one["parameters"]]),
+        "metric": (metrics, [one["name"] for one in measured]),
+    }
+    for what, (asked, there) in offered.items():
+        for name in asked or ():
+            if name not in there:
+                raise terminal.fail(f"unknown {what} {name!r}{meant(name, dict.fromkeys(there))}", 2)
+
+
 def _cache(device: str | None) -> Path:
     digest = hashlib.sha256(f"{sys.version} {device} {DRIVER.exists()} {shutil.which('c++')}".encode())
     for name in SURROUNDINGS:
@@ -109,10 +134,12 @@ def found_out(device: str | None) -> Found:
 
 
 def _describe(operation: Operation, device: str) -> dict[str, Any]:
+    from spectralkernels.declare import PROFILES
+
     declared: dict[str, None] = {}
     counts = {}
-    for profile, blocks in operation.profiles.items():
-        declared.update(dict.fromkeys(name for block in blocks for name in block.axes))
+    for profile in PROFILES:
+        declared.update(dict.fromkeys(name for block in operation.profiles.get(profile, ()) for name in block.axes))
         counts[profile] = len({case for case, _ in operation.cases(profile)})
     return {
         "kind": "operation",
@@ -149,7 +176,7 @@ def _overview(described: Sequence[dict[str, Any]]) -> Table:
 
 def _operation_table(operation: dict[str, Any]) -> Table:
     """Its implementations; what cannot run here for one and the same reason is one line."""
-    cases = ", ".join(f"{profile} {count}" for profile, count in operation["profiles"].items())
+    cases = ", ".join(f"{profile} {count}" for profile, count in operation["profiles"].items() if count)
     table = Table(
         title=escape(f"{operation['name']} (version {operation['version']}): {operation['summary']}"),
         caption=f"from: {escape(operation['source'])}\nparameters: {', '.join(operation['parameters'])}\n"

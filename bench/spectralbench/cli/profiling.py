@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spectralbench.cli import terminal
+from spectralbench.cli import listing, terminal
+from spectralbench.cli.sweeping import assignments
 from spectralbench.quantity import amount
 from spectralbench.rates import FORWARD_PASSES
 
@@ -49,6 +50,7 @@ def profile(
 ) -> None:
     """Stages, torch operations, percent of the roofline, and memory over one training step, of one case."""
     terminal.check_operations([operation])
+    listing.check_names(device, [operation], profile, terminal.split(impl), assignments(overrides), None)
     if every and (once or case != 1):
         raise terminal.fail("--every is of all cases; leave --once and --case out", 2)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # some builds of torch talk about every start and stop
@@ -231,7 +233,6 @@ def _left(
 ) -> list[Item]:
     """The cases that are left, each with the implementations that this profile races."""
     from spectralbench import sweep
-    from spectralbench.cli.sweeping import assignments
 
     request = sweep.Request(
         operations=(operation,),

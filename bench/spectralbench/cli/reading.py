@@ -126,9 +126,9 @@ def alert(
     from spectralbench import history
 
     try:
+        loaded = history.load(results)
         overrides = alerting.configured(results.resolve().parent / "pyproject.toml")
         overrides += [alerting.parse(text) for text in rule or ()]
-        loaded = history.load(results)
         later = None if since is None else _commits_since(since, (results, Path(__file__).parent))
     except (FileNotFoundError, ValueError) as error:
         raise terminal.fail(str(error), 2) from None

@@ -16,7 +16,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from spectralbench import names
-from spectralbench.cli import tables, terminal
+from spectralbench.cli import listing, tables, terminal
 from spectralbench.record import Record, record_line
 from spectralbench.text import printable
 
@@ -75,6 +75,8 @@ def run(
 ) -> None:
     """Measure operations and store every case as it is done; running again resumes."""
     terminal.check_operations(operations)
+    wanted, names_of_metrics = terminal.split(impl), terminal.split(metrics)
+    listing.check_names(device, operations, profile, wanted, assignments(overrides), names_of_metrics)
     with terminal.usage_errors():
         from spectralbench import sweep
         from spectralbench.clock import usual_cache
@@ -85,10 +87,10 @@ def run(
         request = sweep.Request(
             operations=tuple(operations or ()),
             profile=profile,
-            implementations=terminal.split(impl),
+            implementations=wanted,
             overrides=assignments(overrides),
             cases=cases,
-            metrics=terminal.split(metrics),
+            metrics=names_of_metrics,
             seed=seed,
             processes=processes,
             device=where,
