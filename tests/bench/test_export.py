@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import subprocess
 import sys
 from pathlib import Path
@@ -87,7 +86,9 @@ def test_what_asv_gets_reads_back_as_it_was(repository: tuple[Path, list[str]], 
         assert one.unit == ("second" if one.metric == "device_time" else "byte")
 
 
-def test_dirty_wrong_and_older_points_stay_out(repository: tuple[Path, list[str]], tmp_path: Path) -> None:
+def test_dirty_and_wrong_points_stay_out_and_other_conditions_apart(
+    repository: tuple[Path, list[str]], tmp_path: Path
+) -> None:
     folder, commits = repository
     for index, (commit, changes) in enumerate(
         [(commits[0], {}), (commits[0], {"torch": "2.14.0"}), (commits[1], {"dirty": "0a0b0c0d"}), (None, {})]
@@ -98,9 +99,9 @@ def test_dirty_wrong_and_older_points_stay_out(repository: tuple[Path, list[str]
         )
     stored = history.load(folder / "results")
     assert export.write_asv(stored, tmp_path / "asv", folder) == 1
-    (file,) = (tmp_path / "asv" / "results").glob(f"*/{commits[0][:8]}-records.json")
-    row = json.loads(file.read_text())["results"]["masked_multiply.track_device_time"]
-    assert [value for value in row[0] if not math.isnan(value)] == [2.0]
+    files = [json.loads(file.read_text()) for file in (tmp_path / "asv" / "results").glob(f"*/{commits[0][:8]}-*.json")]
+    values = {file["params"]["conditions"]: file["results"]["masked_multiply.track_device_time"][0] for file in files}
+    assert values == {"torch 2.13.0": [1.0], "torch 2.14.0": [2.0]}
     assert len(list(export.rows(stored))) == 4
 
 
@@ -146,3 +147,12 @@ def test_asv_needs_the_repository(repository: tuple[Path, list[str]], tmp_path: 
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     done = CliRunner().invoke(app, ["history", "export", str(tmp_path / "asv"), "--results", str(folder / "results")])
     assert done.exit_code == 2 and "run this inside it" in " ".join(done.output.split()), done.output
+
+
+def test_the_committed_history_names_no_place_and_has_ten_commits() -> None:
+    folder = Path(__file__).parents[2] / "results" / "asv-history"
+    project = json.loads((folder / "asv.conf.json").read_text())
+    assert (project["repo"], project["branches"], project["results_dir"]) == ("../..", ["main"], "results")
+    found, damage = asv_files.read_tree(folder / "results")
+    assert damage == () and len({one.commit for one in found}) >= 10
+    assert {one.metric for one in found} == {"device_time", "saved_bytes", "stored_bytes"}

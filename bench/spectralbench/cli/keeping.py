@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from spectralbench.cli import terminal
-from spectralbench.text import printable
+from spectralbench.text import meant, printable
 
 if TYPE_CHECKING:
     from spectralbench.history import History, Point, Series
@@ -239,11 +240,18 @@ def export(
     ],
     results: terminal.Results = Path("results"),
     machine: Annotated[str | None, typer.Option(help="Only this machine; default: all.")] = None,
+    metrics: Annotated[list[str] | None, typer.Option("--metrics", help="Only these metrics (a,b).")] = None,
 ) -> None:
     """Write the points of the records as a table, or as what `asv publish` makes its page of."""
     from spectralbench import export as exporting
 
     loaded = _load(results, machine)
+    if wanted := terminal.split(metrics):
+        known = sorted({series.key.metric for series in loaded.series})
+        for name in wanted:
+            if name not in known:
+                raise terminal.fail(f"no points of metric {name!r}{meant(name, known)}", 2)
+        loaded = replace(loaded, series=tuple(one for one in loaded.series if one.key.metric in wanted))
     try:
         if target.suffix:
             count = exporting.write_table(loaded, target)
