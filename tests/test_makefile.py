@@ -13,7 +13,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 INSTALLER = """#!/bin/sh
 # Stands for python3: makes a .venv whose python notes whether pip would find its constraints.
-if [ "$1" = -m ] && [ "$2" = venv ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; fi
+if [ "$1" = -m ] && [ "$2" = venv ]; then
+    mkdir -p "$3/bin"
+    for it in python ruff mypy; do cp "$0" "$3/bin/$it"; done
+fi
+case "$0" in *mypy) echo "types at effort $SPECTRAL_EFFORT"; exit "$(cat types)" ;; esac
 if [ "$1" = -m ] && [ "$2" = pip ]; then
     for file in $PIP_CONSTRAINT; do test -f "$file" || exit 3; done
     echo installed > installed
@@ -64,3 +68,16 @@ def test_both_halves_of_the_suite_run_and_one_failure_fails(copy: Path, native: 
     done = subprocess.run(["make", "-s", "test"], cwd=copy, capture_output=True, text=True, timeout=60, env=environment)
     assert done.stdout.split("\n")[:2] == ["half 0", "half 1"], done
     assert (done.returncode != 0) == bool(native or interpreted)
+
+
+@pytest.mark.parametrize(("types", "native"), [(1, 0), (0, 1), (0, 0)])
+def test_a_check_lints_beside_the_tests_and_either_fails_it(copy: Path, types: int, native: int) -> None:
+    make(copy, ".venv/ready", "PYTHON=./installer")
+    for name, status in (("types", types), ("status0", native), ("status1", 0)):
+        (copy / name).write_text(f"{status}")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(["make", "check"], cwd=copy, capture_output=True, text=True, timeout=60, env=environment)
+    lines = done.stdout.split("\n")
+    assert {"half 0", "half 1", "types at effort 0"} <= set(lines), done
+    assert (done.returncode != 0) == bool(types or native)
+    assert "jobserver" not in done.stderr

@@ -165,6 +165,7 @@ def watched() -> dict[str, NotedLaunch]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "at_most"),
     some_of(

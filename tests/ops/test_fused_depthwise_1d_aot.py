@@ -154,6 +154,7 @@ def loop_body(code: MachineCode) -> int:
     return max(spans)
 
 
+@pytest.mark.slow
 @pytest.mark.drawn("kind", "length", "grid", "name", "capability")
 @pytest.mark.parametrize(("kind", "length", "taps", "grid", "name", "capability", "wanted"), ROWS)
 def test_machine_code(kind: str, length: int, taps: int, grid: str, name: str, capability: int, wanted: Expected):
@@ -200,6 +201,7 @@ def test_three_terms_cost_three_products():
     assert triple.count("HMMA") * triple.num_warps == 3 * single.count("HMMA") * single.num_warps
 
 
+@pytest.mark.slow
 def test_arithmetic_is_that_of_the_design():
     """4 J WIDTH (ROWS_IN + ROWS_OUT + 4 U) operations a series, 16 x 8 x 16 products an instruction."""
     geometry = layer(1024, 31, "1088")

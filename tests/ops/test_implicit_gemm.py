@@ -110,6 +110,7 @@ def test_what_it_does_not_serve():
     assert rival.supports(**call, band=band) is not None
 
 
+@pytest.mark.slow
 @judged_compiler
 def test_it_runs_on_tensor_cores_and_spills_nothing():
     from spectralkernels.aot import compile_kernel, noted_launches

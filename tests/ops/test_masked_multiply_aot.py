@@ -53,6 +53,7 @@ def spills(code: MachineCode) -> int:
     return code.stack + code.local + code.count("LDL") + code.count("STL")
 
 
+@pytest.mark.slow
 @pytest.mark.drawn
 @pytest.mark.parametrize("capability", one_of(CAPABILITIES), ids="sm_{}".format)
 @pytest.mark.parametrize("mask", [torch.bool, torch.float32, None], ids=["bool", "float", "no-mask"])
@@ -78,6 +79,7 @@ def test_dense_tile(capability: int, mask: torch.dtype | None) -> None:
     assert code.count("STG") == code.count("STG", "64") == ROWS_B * ROWS_O
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", one_of(CAPABILITIES), ids="sm_{}".format)
 def test_odd_planes_still_load_whole_cells(capability: int) -> None:
     planned, code = compiled("tiled_launch", capability, size=33)  # 33 x 17 cells: planes begin at multiples of 8 bytes
@@ -97,6 +99,7 @@ def test_depthwise(capability: int) -> None:
     assert fused_multiply_adds(code) + code.count("FMUL") + 2 * code.count("FMUL2") >= 4 * planned.arguments["ROWS_B"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", one_of(CAPABILITIES), ids="sm_{}".format)
 def test_backward_shapes(capability: int) -> None:
     """The gradient of w contracts the batch: x and g arrive with their first two axes exchanged."""
@@ -134,6 +137,7 @@ def test_looking_up_cells_saves_instructions(compression: float, most: float) ->
     assert issued[64] <= most * issued[16], issued
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", one_of(CAPABILITIES), ids="sm_{}".format)
 def test_products_on_tensor_cores(capability: int) -> None:
     """No spills, and per output and channel under a third of the instructions of the tiled kernel."""

@@ -249,6 +249,7 @@ def test_what_a_gpu_has_no_room_for(monkeypatch: pytest.MonkeyPatch):
     assert [reason is None for reason in told[100]] == [True, True, True, False]
 
 
+@pytest.mark.slow
 @judged_compiler
 @pytest.mark.parametrize(
     ("launch", "registers", "shared"),

@@ -120,6 +120,7 @@ def launches(variants: bool) -> list[tuple[str, Any, dict[str, Any], dict[str, i
     return [launch for launch in found if variants or launch[0] not in VARIANTS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", one_of((80, 90, 100)))
 def test_machine_code(capability: int):
     """No spills, no local memory, shared memory, registers and instructions within bounds, the widest accesses."""

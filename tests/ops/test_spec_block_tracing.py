@@ -12,6 +12,7 @@ from spectralkernels.ops.spec_block import node, spec_block
 from spectralkernels.ops.threshold_spectrum import threshold_spectrum
 
 
+@pytest.mark.slow
 @torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
 def test_it_traces_whole(seed: int):
     """Two blocks in one graph, with reserved room and with an exact count, whose shapes the graph learns as it runs."""
@@ -30,6 +31,7 @@ def test_it_traces_whole(seed: int):
         torch.testing.assert_close(*(torch.autograd.grad(each.square().sum(), weights) for each in maps))
 
 
+@pytest.mark.slow
 def test_the_operator_passes_opcheck(seed: int):
     w = torch.randn(4, 3, 3, 3, requires_grad=True)
     image = torch.randn(8, 3, 8, 7, requires_grad=True)
