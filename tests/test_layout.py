@@ -168,11 +168,19 @@ def test_the_library_imports_without(missing: tuple[str, ...]):
         "y = sk.band_limited_conv2d(torch.randn(1, 2, 5, 5), torch.randn(3, 2, 3, 3), compression=0.5)\n"
         "assert y.shape == (1, 3, 5, 5)\n"
         "print(*[a.reason for a in sk.implementations('masked_multiply') if a.name == 'triton'])\n"
+        "from spectralkernels.convolution.dft_triton import IMPLEMENTATIONS\n"
+        "print(*{each.available('cuda') for each in IMPLEMENTATIONS}, sep='; ')\n"
+        "x = torch.randn(1, 2, 3, 2, dtype=torch.complex64)\n"
+        "sk.masked_multiply(x, x)\n"
+        "try: sk.masked_multiply(x, x, impl='triton')\n"
+        "except sk.Unsupported as error: print(error)\n"
     )
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "triton is not installed" in done.stdout
+    listed, available, refused = done.stdout.splitlines()
+    for said in (listed, available, refused.removeprefix("masked_multiply with impl='triton': ")):
+        assert said.startswith("triton is not installed") and ";" not in said, done.stdout
 
 
 def _environment() -> dict[str, str]:

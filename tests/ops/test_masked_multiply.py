@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 
 import pytest
 import torch
 from effort import gradcheck, gradgradcheck, opcheck
-from guarded_interpreter import environment
 from multiply_spectra import MASKS, SIZES, relative_error, some_mask, spectrum
 from torch import Tensor
 
@@ -195,22 +192,6 @@ def test_a_named_kernel_never_falls_back() -> None:
     x = spectrum(1, 1, 2, 2, dtype=torch.complex128)
     reason = OPERATION.implementation("triton").supports(x_hat=x, w_hat=x, mask=None, groups=1)
     assert reason == "Triton kernels take complex64 spectra, got complex128"
-
-
-@pytest.mark.slow
-def test_works_without_triton() -> None:
-    script = (
-        "import sys; sys.modules['triton'] = None\n"
-        "import torch\n"
-        "from spectralkernels.ops.masked_multiply import masked_multiply\n"
-        "x = torch.randn(1, 2, 3, 2, dtype=torch.complex64)\n"
-        "masked_multiply(x, x)\n"
-        "try: masked_multiply(x, x, impl='triton')\n"
-        "except Exception as error: print(type(error).__name__, error)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment("0"))
-    assert done.returncode == 0, done.stderr
-    assert "Unsupported masked_multiply with impl='triton': triton is not installed" in done.stdout
 
 
 def test_cost_counts_kept_inputs_and_the_whole_output() -> None:
