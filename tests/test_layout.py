@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 KERNELS, BENCH = ROOT / "kernels" / "spectralkernels", ROOT / "bench" / "spectralbench"
 READERS = ("outcome", "record", "history", "alert", "report", "plot", "asv_files", "quantity", "fields", "text",
            "contest", "settings", "rivals", "crossings", "crossover", "interval", "chosen", "names", "steps",
-           "identity", "rekey", "checkout", "rates", "peaks")  # fmt: skip
+           "identity", "rekey", "checkout", "rates", "peaks", "collector")  # fmt: skip
 SOURCES = sorted([*(ROOT / "kernels").rglob("*.py"), *(ROOT / "bench").rglob("*.py")])
 
 

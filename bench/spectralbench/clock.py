@@ -7,7 +7,6 @@ a record's identity.
 
 from __future__ import annotations
 
-import gc
 import itertools
 import math
 import time
@@ -19,6 +18,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
+from spectralbench.collector import no_garbage_collection
 from spectralkernels.errors import RangeError, Unsupported
 
 Cache = Literal["warm", "cold"]
@@ -354,32 +354,6 @@ def _no_waiting() -> Iterator[None]:
         raise Unsupported(f"cannot be captured in a CUDA graph: {_first_cause(error)}") from error
     finally:
         torch.cuda.set_sync_debug_mode(mode)
-
-
-@contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """Collect now and then not until the end: in a sample it costs time, in a capture it may free another graph."""
-    gc.collect()
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-@contextmanager
-def short_collections() -> Iterator[None]:
-    """Spare the garbage collector what is older than the case: modules alone make a collection last 0.1 s and more."""
-    if gc.get_freeze_count():
-        yield  # somebody else has, and will let it go
-        return
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def _first_cause(error: BaseException) -> str:

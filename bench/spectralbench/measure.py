@@ -23,7 +23,8 @@ import torch
 
 from spectralbench import calls, switches
 from spectralbench.ceilings import Ceilings, impossible, launch_bound, usual_ceilings
-from spectralbench.clock import Clock, clock_for, short_collections
+from spectralbench.clock import Clock, clock_for
+from spectralbench.collector import short_collections
 from spectralbench.during import Facts, watch
 from spectralbench.environment import measuring_flags
 from spectralbench.exchange import Exchange

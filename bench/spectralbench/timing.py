@@ -15,7 +15,8 @@ from functools import partial
 from typing import Protocol
 
 from spectralbench.calls import Run
-from spectralbench.clock import Clock, no_garbage_collection
+from spectralbench.clock import Clock
+from spectralbench.collector import no_garbage_collection
 from spectralbench.during import Watch
 from spectralbench.outcome import Measurement
 from spectralkernels.errors import RangeError

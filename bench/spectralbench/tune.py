@@ -21,7 +21,8 @@ from typing import Any, TypeVar
 import torch
 
 from spectralbench import calls
-from spectralbench.clock import Clock, short_collections
+from spectralbench.clock import Clock
+from spectralbench.collector import short_collections
 from spectralbench.environment import measuring_flags
 from spectralbench.failures import failure
 from spectralbench.timing import Budget, time_interleaved

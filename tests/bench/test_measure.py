@@ -24,7 +24,8 @@ from toy_operation import (
     twin,
 )
 
-from spectralbench.clock import CpuClock, FakeClock, short_collections
+from spectralbench.clock import CpuClock, FakeClock
+from spectralbench.collector import short_collections
 from spectralbench.failures import failure, requested_bytes
 from spectralbench.measure import Budget, forget_compilations, measure_case
 from spectralbench.outcome import Failed, Measured, Measurement, Skipped

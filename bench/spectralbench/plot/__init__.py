@@ -5,17 +5,16 @@ One file per figure in `figures`. A figure that has no data is not drawn, and th
 
 from __future__ import annotations
 
-import gc
 import importlib
 import pkgutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from spectralbench.collector import short_collections
 from spectralbench.history import History, current, load, only_machine
 from spectralbench.plot import figures
 
@@ -96,7 +95,7 @@ def draw_all(
     paths: list[Path] = []
     skipped: list[tuple[str, str, str]] = []
     before: set[Path] = set()
-    with _set_aside():
+    with short_collections():
         for name in history.machines:
             own = only_machine(history, name)
             data = {kind: make[kind](own) for kind in wanted}
@@ -115,16 +114,3 @@ def draw_all(
     for path in removed:
         path.unlink()
     return Gallery(tuple(paths), tuple(skipped), tuple(removed))
-
-
-@contextmanager
-def _set_aside() -> Iterator[None]:
-    """A history is millions of objects that stay: the collector need not look through them for what a figure left."""
-    if gc.get_freeze_count():
-        yield  # somebody else has, and will let them go
-        return
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
