@@ -70,6 +70,9 @@ def test_a_relative_threshold_has_no_scale(impl: str, seed: int):
         assert torch.equal(sk.threshold_spectrum(y * scale, 0.7, relative=True, n=6, impl=impl).kept(), kept)
     for spectrum in (y, y * 0):
         assert sk.threshold_spectrum(spectrum, float("inf"), relative=True, n=6, impl=impl).nnz == 0
+    # Beside an infinite number nothing is large; the map keeps all, and the others what they kept.
+    y[0, 1, 2, 1], kept[0, 1] = torch.inf, True
+    assert torch.equal(sk.threshold_spectrum(y, 0.7, relative=True, n=6, impl=impl).kept(), kept)
 
 
 def test_a_band_by_energy_keeps_all_of_a_map_that_is_not_a_number(seed: int):

@@ -129,6 +129,10 @@ def test_the_rms_of_a_map(seed: int, poisoned: None):
         got = map_rms(y, n)
         torch.testing.assert_close(got.double(), reference_rms(y, n).flatten(), rtol=3e-7, atol=0.0)
         assert torch.equal(got, map_rms(y, n))
+    kept = threshold_spectrum(y, 0.7, relative=True, n=n, impl="triton").kept().flatten(0, -3)
+    y.flatten(0, -3)[0, 0, 0], kept[0] = torch.inf, True  # of such a map everything is kept
+    found = threshold_spectrum(y, 0.7, relative=True, n=n, impl="triton").kept()
+    assert torch.equal(found.flatten(0, -3), kept)
 
 
 @interpreter

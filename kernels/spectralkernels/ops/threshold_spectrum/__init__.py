@@ -51,7 +51,7 @@ def threshold_spectrum(
 
     y_hat: Complex64 or Complex128 [..., U, V], the rfft2 of real maps, any strides.
     beta: >= 0, a number or a tensor of one, rounded to y_hat's precision; `relative` multiplies it by the root mean
-        square of each map [U, V]. `torch.func.vmap` may be over it.
+        square of each map [U, V]; a map with an infinite one keeps everything. `torch.func.vmap` may be over it.
     activation: "tanh", or None (also "none") to store Y itself.
     n: signal length of the last axis, 2 (V - 1) or 2 (V - 1) + 1; default 2 (V - 1), like torch.fft.irfft2. The result
         carries what was passed, so that a `spec_block` need not be told again.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -55,14 +56,19 @@ def map_rms(y_hat: Tensor, n: int) -> Tensor:
     """Root mean square of each map, from its ortho-normalised half spectrum by Parseval's theorem.
 
     Columns other than the self-conjugate ones stand for two coefficients of the full spectrum.
-    Returns: Real [planes], in y_hat's precision.
+    Returns: Real [planes], in y_hat's precision; NaN of a map that is not finite, by which all of it is kept.
     """
     pairs = torch.view_as_real(y_hat.resolve_conj())
     # Squared in float64: a square of float32 is 0 below 1e-23 and infinite above 1e19.
     power = torch.linalg.vector_norm(pairs, dim=(-3, -1), dtype=torch.float64).square()  # [..., V]
     alone = power[..., 0] + (power[..., -1] if n % 2 == 0 else 0.0)
     mean_square = (2.0 * power.sum(-1) - alone) / (y_hat.shape[-2] * n)
-    return mean_square.sqrt().to(y_hat.real.dtype).reshape(-1)
+    return finite(mean_square.sqrt().to(y_hat.real.dtype).reshape(-1))
+
+
+def finite(rms: Tensor) -> Tensor:
+    """NaN in place of infinity, below which everything else of a map would be dropped."""
+    return rms.nan_to_num(nan=math.nan, posinf=math.nan)
 
 
 def activate(values: Tensor, activation: Activation) -> Tensor:

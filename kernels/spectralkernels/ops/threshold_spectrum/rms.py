@@ -48,9 +48,9 @@ def rms_kernel(
 def map_rms(y_hat: Tensor, n: int) -> Tensor:
     """Root mean square of each map in one launch, from its ortho-normalised half spectrum.
 
-    y_hat: Complex64 [..., U, V]. n: signal length of the last axis. Returns: Float32 [planes].
+    y_hat: Complex64 [..., U, V]. n: signal length of the last axis. Returns: as `baselines.map_rms`, Float32 [planes].
     """
-    return _launch(y_hat, n)
+    return baselines.finite(_launch(y_hat, n))
 
 
 def _launch(y_hat: Tensor, n: int) -> Tensor:
