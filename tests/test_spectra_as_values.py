@@ -34,8 +34,11 @@ def test_a_call_need_not_repeat_the_geometry(seed: int):
     for name, value in GEOMETRY.items():
         torch.testing.assert_close(sk.band_limited_conv2d(x, frozen(weight), bias, **{name: value}), want)
     for name, value in {"compression": 0.0, "padding": 1, "groups": 1, "grid": "tight"}.items():
-        with pytest.raises(sk.ShapeError, match="this WeightSpectrum was made for"):
+        with pytest.raises(sk.ShapeError, match="this WeightSpectrum was made for") as refused:
             sk.band_limited_conv2d(x, frozen(weight), bias, **{name: value})
+        assert "Band(" not in str(refused.value)
+    with pytest.raises(sk.ShapeError, match=r"made for groups=2, the call needs groups=1; leave the geometry out"):
+        sk.band_limited_conv2d(x, frozen(weight), bias, groups=1)
     with pytest.raises(sk.ShapeError, match=r"maps of \(9, 8\), got \(8, 9\)"):
         sk.band_limited_conv2d(x.mT, frozen(weight), bias)
     mask = sk.masks.radial((15, 15), 0.4)

@@ -323,9 +323,14 @@ NARROW = masks.mode_list(masks.radial((9, 9), 0.3), (9, 9))
             (X, FROZEN, torch.ones(10, 6)),
             {"grid": 10},
             sk.ShapeError,
-            r"this WeightSpectrum was made for .* make one with masked_weight_spectrum\(...\) for this map size",
+            r"this WeightSpectrum was made for .* make one with masked_weight_spectrum\(...\) for it",
         ),
-        ((X, FROZEN, M), {"groups": 2}, sk.ShapeError, "this WeightSpectrum was made for .* with groups=1"),
+        (
+            (X, FROZEN, M),
+            {"groups": 2},
+            sk.ShapeError,
+            "this WeightSpectrum was made for groups=1, the call needs groups=2",
+        ),
         (
             (X, FROZEN, M),
             {"modes": NARROW},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -140,9 +140,14 @@ def check_spectrum_arguments(
     check_bias(bias, spectrum.out_channels, x)
     check_stride(stride)
     if (spectrum.band, spectrum.groups) != (band, groups):
+        made, needed = ({**asdict(each), "groups": g} for each, g in ((spectrum.band, spectrum.groups), (band, groups)))
+        here, there = (
+            ", ".join(f"{name}={facts[name]}" for name in made if made[name] != needed[name])
+            for facts in (made, needed)
+        )
         raise ShapeError(
-            f"this WeightSpectrum was made for {spectrum.band} with groups={spectrum.groups}, the call needs {band} "
-            f"with groups={groups}; make one with {_maker(modes)}(...) for this map size, padding, grid and compression"
+            f"this WeightSpectrum was made for {here}, the call needs {there}; leave the geometry out of the call, or "
+            f"make one with {_maker(modes)}(...) for it"
         )
     if spectrum.mode_list != modes:
         raise ShapeError(
@@ -223,7 +228,7 @@ def frozen_band(
     if size != own.size:
         maker = _maker(spectrum.mode_list)
         raise ShapeError(
-            f"this WeightSpectrum was made for {own}, maps of {own.size}, got {size}; make one with {maker}(...) "
+            f"this WeightSpectrum was made for maps of {own.size}, got {size}; make one with {maker}(...) "
             "for this map size"
         )
     if compression is padding is grid is None:
