@@ -175,6 +175,8 @@ def test_a_batch_of_thresholds(relative: bool, seed: int):
             for wrong in (-1.0, math.nan):
                 with pytest.raises(sk.RangeError, match="each beta of a vmap must be >= 0"):
                     vmap(asked, (None, 0))(given[0], torch.tensor([0.5, wrong]))
+            with pytest.raises(sk.RangeError, match="a vmap over beta needs at least one, got none"):
+                vmap(asked, (None, 0))(given[0], betas[:0])
 
 
 def test_a_hessian_of_batched_gradients(seed: int):

@@ -200,7 +200,10 @@ def checked_beta(beta: Any) -> float | Tensor:
         if torch.compiler.is_compiling():
             return beta
         if is_batched(beta):
-            if not bool((samples(beta) >= 0.0).all()):
+            numbers = samples(beta)
+            if numbers.numel() == 0:
+                raise RangeError("a vmap over beta needs at least one, got none")
+            if not bool((numbers >= 0.0).all()):
                 raise RangeError("each beta of a vmap must be >= 0; 0 keeps every coefficient that is not zero")
             return beta.double()
     try:
