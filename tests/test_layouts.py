@@ -37,6 +37,10 @@ def masked(impl: str) -> Callable[[Tensor], Tensor]:
     return lambda x: sk.masked_conv2d(x, W, mask, B, impl=impl)
 
 
+def shifted(impl: str) -> Callable[[Tensor], Tensor]:
+    return lambda x: sk.dc_shift(x, impl=impl)
+
+
 CALLS: dict[str, Callable[[Tensor], Tensor]] = {
     **{f"conv-{impl}": band_limited(impl) for impl in ("auto", *on_the_cpu("band_limited_conv2d"))},
     "conv-frozen": lambda x: sk.band_limited_conv2d(x, sk.weight_spectrum(W, (9, 8))),
@@ -47,6 +51,10 @@ CALLS: dict[str, Callable[[Tensor], Tensor]] = {
     "dropout": lambda x: sk.frequency_dropout2d(x, 0.5),
     "diff_stride": lambda x: sk.diff_stride2d(x, torch.tensor([1.5, 2.0]), smoothness=2.0, size=(6, 5)),
     "ph_conv": lambda x: sk.ph_conv2d(x, A, F, B),
+    "filter": lambda x: sk.spectral_filter_conv2d(x, W.flatten(2), B, kernel_size=3, form="hermitian"),
+    "energy": lambda x: sk.energy_selection2d(x, 0.5),
+    "selection": lambda x: sk.spectrum_selection(x, W, compression=0.5),
+    **{f"dc_shift-{impl}": shifted(impl) for impl in ("auto", *on_the_cpu("dc_shift"))},
 }
 LAYERS = {
     "BandLimitedConv2d": lambda: sk.nn.BandLimitedConv2d(4, 6, 3, padding=1, compression=0.5),

@@ -21,13 +21,14 @@ from spectralkernels.declare import Block, Case, Cost, Decision, Implementation,
 from spectralkernels.dispatch import dispatch
 from spectralkernels.errors import DtypeError, ShapeError
 from spectralkernels.inputs import feature_map
+from spectralkernels.layouts import as_given
 
 
 def dc_shift(x: Tensor, *, inverse: bool = False, impl: str = "auto") -> Tensor:
     """Move the zero frequency to the centre, (H // 2, W // 2), of the last two axes, or with `inverse` from there.
 
     x: Real or Complex [..., height, width], any strides. inverse: the way back.
-    Returns: a tensor of its own, shape and dtype of x. Differentiable.
+    Returns: a tensor of its own, shape and dtype of x, in channels_last where x is. Differentiable.
     Raises: ShapeError, DtypeError on arguments that do not fit; Unsupported if `impl` cannot run here.
     """
     check_tensor("x", x)
@@ -35,8 +36,7 @@ def dc_shift(x: Tensor, *, inverse: bool = False, impl: str = "auto") -> Tensor:
         raise ShapeError(f"x must be [..., height, width], got shape {list(x.shape)}")
     if not isinstance(inverse, bool):
         raise DtypeError(f"inverse must be True or False, got {type(inverse).__name__}")
-    shifted: Tensor = dispatch(OPERATION, impl, x.device.type, {"x": x, "inverse": inverse})
-    return shifted
+    return as_given(dispatch(OPERATION, impl, x.device.type, {"x": x, "inverse": inverse}), x, x)
 
 
 # --- implementations ------------------------------------------------------------------------------------------------
