@@ -113,3 +113,13 @@ def test_a_compiled_convolution_casts_too(seed: int):
     with within():
         assert torch.equal(compiled(x), layer(x))
     assert torch.equal(compiled(x), layer(x))
+
+
+@pytest.mark.parametrize("impl", ["matmul", "ifft"])
+def test_a_kernel_is_made_of_its_spectrum_within_the_region(impl: str, seed: int):
+    x, coefficients = torch.randn(2, 3, 7, 6), torch.randn(4, 3, 9)
+    want = sk.spectral_filter_conv2d(x, coefficients, kernel_size=3, form="hermitian")
+    with within():
+        y = sk.spectral_filter_conv2d(x, coefficients, kernel_size=3, form="hermitian", impl=impl)
+    assert y.dtype == torch.bfloat16
+    assert (y.float() - want).norm() <= 3 * 2.0**-8 * want.norm()

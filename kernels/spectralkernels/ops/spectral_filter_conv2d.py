@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spectralkernels.autocast import cast
+from spectralkernels.autocast import as_written, cast
 from spectralkernels.checks import (
     REAL_DTYPES,
     as_integer,
@@ -132,9 +132,10 @@ def _synthesis(kernel: Kernel, form: Form, dtype: torch.dtype, device: torch.dev
 def _by_ifft(coefficients: Tensor, kernel: Kernel, form: Form) -> Tensor:
     """The whole complex spectrum, an inverse FFT, and its real part: the public code's way."""
     dtype = torch.float64 if coefficients.dtype == torch.float64 else torch.float32
-    numbers = coefficients.to(dtype) @ _parts(kernel, form, dtype, coefficients.device)
-    re, im = numbers.unflatten(2, (2, *kernel)).unbind(2)
-    return torch.fft.ifft2(torch.complex(re, im)).real.to(coefficients.dtype)
+    with as_written(coefficients.device.type):
+        numbers = coefficients.to(dtype) @ _parts(kernel, form, dtype, coefficients.device)
+        re, im = numbers.unflatten(2, (2, *kernel)).unbind(2)
+        return torch.fft.ifft2(torch.complex(re, im)).real.to(coefficients.dtype)
 
 
 @constant
