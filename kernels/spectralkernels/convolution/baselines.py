@@ -331,6 +331,8 @@ def peer_available(device: str) -> str | None:
 def peer_supports(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int) -> str | None:
     if band.compression != 0.0:
         return "fft-conv-pytorch has no band limit; it needs compression=0"
+    if x.shape[0] == 0:
+        return "fft-conv-pytorch takes no empty batch"
     if x.dtype != torch.float32:
         return f"fft-conv-pytorch computes in float32, got {x.dtype}"
     if any(before != after for before, after in band.pad):
