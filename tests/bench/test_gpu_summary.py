@@ -13,10 +13,10 @@ from synthetic_records import environment, record
 
 from spectralbench.ceilings import Roofs
 from spectralbench.gpu.compare import Match, matches, time
-from spectralbench.gpu.forecast import PUBLISHED, markdown
+from spectralbench.gpu.forecast import markdown
 from spectralbench.gpu.judge import Judgement, judge
 from spectralbench.gpu.summary import SHOWN, SoFar, write
-from spectralbench.gpu.targets import TARGETS, Place, SpeedUp
+from spectralbench.gpu.targets import PUBLISHED, TARGETS, Place, SpeedUp
 from spectralbench.history import quotient
 from spectralbench.record import Record
 from spectralkernels.ops import load_operations
@@ -234,23 +234,26 @@ def test_nothing_measured_is_a_summary_too(tmp_path: Path) -> None:
 
 def test_a_forecast_stands_beside_what_was_measured() -> None:
     promise = target("over torch crop")
-    blank = markdown(list(verdicts([]).values()))
+    blank = markdown(list(verdicts([]).values()), judge([], [], None, {}, PUBLISHED))
     row = next(line for line in blank.splitlines() if promise.name in line)
-    assert "50 us to 58 us" in row and [cell.strip() for cell in row.split("|")[4:7]] == ["", "", ""]
-    assert all(kernel in blank for kernel, *_ in PUBLISHED)
-    filled = markdown(list(verdicts(made(promise.place, {"triton": 4.9e-5, "complex_bmm": 14.7e-5})).values()))
+    assert "50 us to 58 us" in row and [cell.strip() for cell in row.split("|")[4:8]] == ["2.5x", "", "", ""]
+    assert len(PUBLISHED) == 9 and all(one.name in blank for one in PUBLISHED)
+    filled = markdown(list(verdicts(made(promise.place, {"triton": 4.9e-5, "complex_bmm": 14.7e-5})).values()), [])
     row = next(line for line in filled.splitlines() if promise.name in line)
     assert "49 us" in row and "3.00x" in row and "graph, cold cache" in row
 
 
 def test_the_committed_forecast_is_what_the_code_says() -> None:
     committed = Path(__file__).parents[2] / "results" / "GPU.md"
-    text, blank = committed.read_text(), markdown(list(verdicts([]).values()))
+    text = committed.read_text()
+    blank = markdown(list(verdicts([]).values()), judge([], [], None, {}, PUBLISHED))
     forecasts = [one.name for one in TARGETS if isinstance(one, SpeedUp) and one.forecast]
-    assert len(forecasts) == 10
-    for name in forecasts:
-        wanted = [line.split("|")[2:4] for line in blank.splitlines() if name in line]
-        assert [line.split("|")[2:4] for line in text.splitlines() if name in line][:1] == wanted, name
+    assert len(forecasts) == 11
+    for name in (*forecasts, *(one.name for one in PUBLISHED)):
+        columns = slice(2, 5) if name in forecasts else slice(2, 3)
+        wanted = [[cell.strip() for cell in line.split("|")[columns]] for line in blank.splitlines() if name in line]
+        stored = [[cell.strip() for cell in line.split("|")[columns]] for line in text.splitlines() if name in line]
+        assert stored[:1] == wanted, name
 
 
 def test_a_time_that_is_mostly_launch_is_marked_where_it_is_judged() -> None:

@@ -16,7 +16,7 @@ from spectralbench.gpu import forecast
 from spectralbench.gpu.compare import Match, matches, remarks, time
 from spectralbench.gpu.judge import Judgement, judge
 from spectralbench.gpu.plan import Excluded
-from spectralbench.gpu.targets import Bandwidth, Saved, SpeedUp
+from spectralbench.gpu.targets import PUBLISHED, Bandwidth, Saved, SpeedUp
 from spectralbench.history import quotient
 from spectralbench.quantity import microseconds
 from spectralbench.record import Record
@@ -56,7 +56,8 @@ def write(stored: SoFar, operations: Mapping[str, Operation], out: Path) -> str:
     everyone = ["## Everyone on the rows of the targets", "", *everyone]
     whole = [head, targets, ceilings, _losses(lost, len(lost)), _notes(notes), everyone]
     replace_file(out / "summary.md", _text(whole))
-    replace_file(out / "forecast.md", forecast.markdown(verdicts))
+    published = judge(found, stored.records, stored.roofs, stored.excluded, PUBLISHED)
+    replace_file(out / "forecast.md", forecast.markdown(verdicts, published))
     replace_file(out / "summary.json", json.dumps(_facts(stored, verdicts, found, lost), indent=1, default=str) + "\n")
     few = [textwrap.shorten(note, 240) for note in notes]
     if len(few) > SHOWN:

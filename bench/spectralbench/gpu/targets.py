@@ -122,7 +122,7 @@ _PACK = Place(
 
 TARGETS: tuple[Target, ...] = (
     SpeedUp("masked multiply over torch crop, complex bmm, pad", _MULTIPLY, ("complex_bmm",), "fp32", 2.5, (50, 58)),
-    SpeedUp("masked multiply over the 2019 kernel", _MULTIPLY, ("triton_2019",), "fp32", 10.0),
+    SpeedUp("masked multiply over the 2019 kernel", _MULTIPLY, ("triton_2019",), "fp32", 10.0, (50, 58)),
     SpeedUp("depthwise 32x32 K31 bf16, forward, over torch.fft", _FUSED, _TORCH_FFT, "bf16", 10.0, (10, 13), (20, 30)),
     SpeedUp("depthwise 32x32 K31 bf16, forward + backward, over torch.fft", _FUSED_STEP, _TORCH_FFT, "bf16", 8.0),
     SpeedUp(
@@ -150,6 +150,40 @@ TARGETS: tuple[Target, ...] = (
     SpeedUp("SpecNet packing over torch", _PACK, _PACKING, "fp32", 5.0, (20, 22)),
     Bandwidth("SpecNet packing, share of copy bandwidth", _PACK, 0.75),
 )
+
+
+def _series(length: int) -> Place:
+    sizes: dict[str, Scalar] = {"batch": 8, "in_channels": 768, "length": length, "kernel_size": length - 1}
+    return Place("band_limited_conv1d", {**sizes, "compression": 0.0, "groups": 768}, "bfloat16", "forward")
+
+
+PUBLISHED: tuple[SpeedUp, ...] = (
+    *(
+        SpeedUp(
+            f"nvSubquadratic fused_fft_conv2d on an H100: {side} pixels, bf16, forward + backward, over torch.fft",
+            _conv(8, 768, side, side - 1, "bfloat16", "both", 0.0, groups=768), _FULL_FFT, "bf16", ratio,
+        )
+        for side, ratio in ((16, 1.9), (32, 4.4), (64, 4.9))
+    ),
+    *(
+        SpeedUp(
+            f"FlashFFTConv on an H100 (5.6x to 7.9x): series of {length}, over torch.fft",
+            _series(length), _FULL_FFT, "bf16", 5.6,
+        )
+        for length in (256, 1024, 4096, 8192)
+    ),
+    *(
+        SpeedUp(
+            f"RepLKNet's implicit GEMM on an RTX 2080 Ti: depthwise 32x32 K{kernel_size}, over cuDNN",
+            _conv(64, 384, 32, kernel_size, "float32", "forward", 0.0, groups=384), _CUDNN, "fp32", ratio,
+        )
+        for kernel_size, ratio in ((31, 20.0), (7, 2.0))
+    ),
+)  # fmt: skip
+"""What others publish for kernels of their own, full band: places to reach, judged on our kernels and not promised.
+
+least: the ratio that they publish, on their hardware.
+"""
 
 
 def rank(operation: str, case: Case, pass_: str) -> int:

@@ -88,6 +88,8 @@ _TINY: _Axes = {
 }
 _LONG: _Axes = {**_SERIES, "in_channels": (128,), "out_channels": (128,), "groups": (128,), "length": (1024,)}
 _WIDE: _Axes = {**_LONG, "batch": (8,), "in_channels": (768,), "out_channels": (768,), "groups": (768,)}
+_PUBLISHED = (256, 1024, 4096, 8192)
+_FUSED = ("fused_series", "fused_series_bf16", "dft_triton_bf16")
 # The better of the tight and the fast N is the rival.
 _TORCH_FFT = ("torch_fft", "torch_fft_fast", "torch_fft_fast_band")
 _SPECTRAL = (
@@ -127,6 +129,21 @@ PROFILES: dict[str, tuple[Block, ...]] = {
             {**_WIDE, "length": (1024, 4096), "kernel_size": (31,), "grid": ("fast",)},
             dtypes=("float32", "bfloat16"),
             passes=("forward", "both"),
+        ),
+        # Full band and kernels as long as the series, where others publish figures of their own; a library convolution
+        # of 8,191 taps takes seconds.
+        Block(
+            {
+                **_WIDE,
+                "length": _PUBLISHED,
+                "kernel_size": tuple(n - 1 for n in _PUBLISHED),
+                "compression": (0.0,),
+                "grid": ("fast",),
+            },
+            dtypes=("bfloat16",),
+            passes=("forward", "both"),
+            implementations=(*_FUSED, *_TORCH_FFT),
+            where=lambda case: int(case["kernel_size"]) == int(case["length"]) - 1,
         ),
         # Multiples of 64: rows of the two-level transform fill tiles and are aligned.
         Block({**_WIDE, "length": (1024,), "kernel_size": (31,), "grid": (1088,)}, dtypes=("bfloat16",)),

@@ -214,6 +214,16 @@ PROFILES: dict[str, tuple[Block, ...]] = {
         Block(_dense(128, 256, 256, 8, 3), passes=("forward", "both")),
         Block(_dense(128, 512, 512, 4, 3), passes=("forward", "both")),
         Block(_dense(128, 64, 64, 32, 3), dtypes=("float32", "bfloat16"), passes=("forward", "both")),
+        # The shapes at which others publish figures for kernels of their own, full band as theirs.
+        *(
+            Block(
+                {**_depthwise(8, 768, side, (side - 1,)), "compression": (0.0,), "input": ("pink",)},
+                dtypes=("bfloat16",),
+                passes=("forward", "both"),
+            )
+            for side in (16, 64)
+        ),
+        Block({**_depthwise(64, 384, 32, (7, 31)), "compression": (0.0,), "input": ("pink",)}),
         # Rows that no spectral kernel can win: memory-bound already, or too few channels.
         Block({**_depthwise(32, 96, 56, (7,)), "input": ("pink",)}, dtypes=("float32", "bfloat16")),
         Block(_dense(128, 3, 64, 32, 3), dtypes=("float32", "bfloat16")),
