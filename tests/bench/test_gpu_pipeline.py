@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -352,6 +353,24 @@ def test_an_interrupt_leaves_a_summary(
     with pytest.raises(KeyboardInterrupt):
         run.all_stages()
     assert "60 Tflop/s" in (run.out / "summary.md").read_text()
+
+
+def test_a_full_disk_is_said_and_leaves_the_summary_before(
+    stages: tuple[pipeline.Stages, list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, _ = stages
+    run.all_stages()
+    before = (run.out / "summary.md").read_text()
+
+    def full(path: Path, text: str, encoding: str) -> None:
+        path.open("w").close()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(pipeline.sweep, "choose_device", lambda name: name)
+    assert main(["--out", str(run.out)]) == 1
+    assert f"error: {run.out}: No space left on device; what was stored is whole" in capsys.readouterr().err
+    assert (run.out / "summary.md").read_text() == before and not list(run.out.glob(".summary*"))
 
 
 def test_what_is_not_installed_is_said(

@@ -89,10 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             except (packing.Damaged, OSError) as error:
                 # A machine that is paid by the minute goes on with what it has.
                 notes.append(f"{archive} is not used further: {error}")
-                say(notes[-1])
         elif archive:
             notes.append(f"there is no {archive}")
-            say(notes[-1])
     known = packing.entries(cache)
     code = 1
     try:
@@ -141,6 +139,10 @@ def _measure(given: argparse.Namespace, out: Path, notes: list[str]) -> int:
         return 2
     except JournalError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        where = error.filename or out
+        print(f"error: {where}: {error.strerror or error}; what was stored is whole, run again", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"interrupted; the same command goes on: {out}", file=sys.stderr)

@@ -68,8 +68,11 @@ def write(stored: SoFar, operations: Mapping[str, Operation], out: Path) -> str:
 def replace_file(path: Path, text: str) -> None:
     """Put `text` in a file so that a reader never sees half of it."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _text(sections: Sequence[Sequence[str]]) -> str:
