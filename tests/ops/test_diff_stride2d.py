@@ -125,6 +125,14 @@ def test_the_backward_pass_is_differentiated_again_by_map_and_strides(seed: int)
     torch.testing.assert_close(*found)
 
 
+def test_the_answer_may_be_changed_in_place(seed: int):
+    for shape in ((2, 3, 9, 8), (3, 9, 8)):
+        x, s = torch.randn(shape, requires_grad=True), torch.tensor([1.6, 2.0], requires_grad=True)
+        pooled = [sk.diff_stride2d(x, s, smoothness=1.5, impl=impl) for impl in IMPLS]
+        answers = [torch.nn.functional.relu(y, inplace=True) for y in pooled]
+        torch.testing.assert_close(*(torch.autograd.grad(y.square().sum(), (x, s)) for y in answers))
+
+
 @pytest.mark.slow
 def test_compat_gradients(seed: int):
     def pool(x: Tensor, s: Tensor) -> Tensor:

@@ -29,12 +29,12 @@ Size = tuple[int, int]
 
 def learned_resample(x: Tensor, strides: Tensor, size: Size, smoothness: float, scale: float) -> Tensor:
     """Maps Real [batch, channel, n_h, n_w] on `size`, under the soft window of strides [2] of the same dtype."""
-    y, _, _ = _Learned.apply(x, strides, size, smoothness, scale)
-    return y.unflatten(0, x.shape[:2])
+    y: Tensor = _Learned.apply(x, strides, size, smoothness, scale)[0]
+    return y
 
 
 class _Learned(torch.autograd.Function):
-    """(y [planes, m_h, m_w], the ramp's waves of x by rows, of t by columns)."""
+    """(y, the ramp's waves of x by rows, of t by columns)."""
 
     @staticmethod
     def forward(
@@ -51,7 +51,9 @@ class _Learned(torch.autograd.Function):
         planes = x.flatten(0, 1)
         t = _from_left(rows, planes)
         both = t @ torch.cat([columns, _waves(table.analyses[1], waves[1])]).t()
-        y, of_columns = both[..., : size[1]].contiguous(), both[..., size[1] :].contiguous()
+        y = x.new_empty(*x.shape[:2], *size)  # no view, so that it may be changed in place
+        y.view(planes.shape[0], *size).copy_(both[..., : size[1]])
+        of_columns = both[..., size[1] :].contiguous()
         of_rows = _from_left(_waves(table.analyses[0], waves[0]), planes)
         ctx.save_for_backward(strides, edge, waves, rows, columns, of_rows, of_columns)
         return y, of_rows, of_columns
@@ -72,7 +74,9 @@ class _Learned(torch.autograd.Function):
             o = dx = None
             of_strides = [slope.new_zeros(2 * slope.shape[1])] * 2
             if dy is not None:
-                both = dy @ torch.cat([columns, _waves(table.syntheses[1], waves[1]).t()], dim=1)
+                both = dy.reshape(of_rows.shape[0], *size) @ torch.cat(
+                    [columns, _waves(table.syntheses[1], waves[1]).t()], dim=1
+                )
                 o = both[..., : plane[1]]
                 of_strides[1] = (both[..., plane[1] :] * of_columns).sum((0, 1))
             if d_columns is not None:
