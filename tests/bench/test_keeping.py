@@ -155,6 +155,7 @@ def test_every_damaged_or_misplaced_file_is_named_and_nothing_is_written(results
     (results / "asv" / "m" / "1.json").write_text("[]")
     assert "asv/m/1.json" in run(results, "check", "--json").stdout
     assert run(results, "check", "--machine", "nobody").exit_code == 3
+    assert run(results / "nowhere", "check").exit_code == 2
 
 
 def test_the_commit_in_the_middle_is_what_to_measure_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -20,6 +22,7 @@ from spectralbench.cli import terminal
 from spectralbench.text import meant, printable
 
 if TYPE_CHECKING:
+    from spectralbench.alert import Finding
     from spectralbench.history import History, Point, Series
 
 NOTHING = 3
@@ -127,6 +130,8 @@ def check(
     from spectralbench import asv_files
     from spectralbench.record import read_tree
 
+    if not results.is_dir():
+        raise terminal.fail(f"expected a folder of results, got {results}", 2)
     files = [found for found in read_tree(results / "records") if machine in (None, found.path.parent.name)]
     rows = [
         {"file": str(found.path.relative_to(results)), "line": damage.line, "fault": damage.why}
@@ -161,7 +166,7 @@ def bisect(
 
     loaded = _load(results, machine)
     roots = (results, Path(__file__).parent)
-    changed: dict[tuple[str, str], list[alert.Finding]] = {}
+    changed: dict[tuple[str, str], list[Finding]] = {}
     for found in alert.findings(loaded, roots):
         named = series in str(found.key) or fnmatchcase(str(found.key), f"*{series}*")
         if named and found.since and found.changed_at and found.verdict is not alert.Verdict.CANNOT_TELL:
@@ -171,7 +176,7 @@ def bisect(
     rows = []
     for (since, until), findings in changed.items():
         between = after(roots, since, until)[:-1]
-        widest = max(findings, key=lambda one: abs(math.log(one.ratio or 1.0)))
+        widest = max(findings, key=lambda one: abs(math.log(one.ratio)) if one.ratio and one.ratio > 0 else 0.0)
         rows.append(
             {
                 "last before": since[:8],
@@ -183,12 +188,7 @@ def bisect(
             }
         )
         if between:
-            run = " ".join(sorted({one.key.subject.operation for one in findings}))
-            names = ",".join(sorted({one.key.subject.implementation for one in findings}))
-            terminal.say(
-                f"git worktree add --detach TREE {between[len(between) // 2]} && PYTHONPATH=TREE/kernels:TREE/bench "
-                f"python -m spectralbench run {run} --impl {names} --processes 3 --results {results}"
-            )
+            terminal.say(_how(between[len(between) // 2], findings, results))
     _print(rows, "where to look", as_json)
 
 
@@ -281,6 +281,18 @@ def offline(
     except (vendoring.OfflineError, OSError, UnicodeError) as error:
         raise terminal.fail(str(error), 2) from None
     terminal.say(f"{count} files are in {page / vendoring.FOLDER} now; look: python -m http.server -d {page}")
+
+
+def _how(commit: str, findings: Sequence[Finding], results: Path) -> str:
+    """The commands that measure a commit without leaving the one that is checked out."""
+    subjects = [one.key.subject for one in findings]
+    operations = sorted({subject.operation for subject in subjects})
+    names = ",".join(sorted({subject.implementation for subject in subjects}))
+    run = ["run", *operations, "--impl", names, "--processes", "3", "--results", str(results.resolve())]
+    return (
+        f"git worktree add --detach TREE {commit} && PYTHONPATH=TREE/kernels:TREE/bench "
+        f"python -m spectralbench {shlex.join(run)}"
+    )
 
 
 def _load(results: Path, machine: str | None) -> History:

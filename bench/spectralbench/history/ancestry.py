@@ -77,7 +77,10 @@ def after(roots: Sequence[Path], old: str, new: str) -> list[str]:
     """
     for root in roots:
         try:
-            return checkout.git(root, "rev-list", "--first-parent", "--reverse", f"{old}..{new}", "--").decode().split()
+            told = checkout.git(
+                root, "rev-list", "--first-parent", "--reverse", "--end-of-options", f"{old}..{new}", "--"
+            )
+            return told.decode().split()
         except (OSError, subprocess.SubprocessError):
             continue
     return []
