@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import statistics
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -77,7 +78,7 @@ def checkout(state: str, repository: Path, scratch: Path) -> Iterator[Path]:
         raise CompareError(
             f"{state!r} is no commit, branch or tag here, no record file, and not '.' (the working tree)"
         )
-    tree = scratch / commit[:12]
+    tree = Path(tempfile.mkdtemp(dir=scratch)) / commit[:12]  # both states may be one commit
     _git(repository, "worktree", "add", "--detach", "--force", str(tree), commit, must=True)
     try:
         yield tree

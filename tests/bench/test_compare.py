@@ -280,6 +280,9 @@ def test_a_commit_is_checked_out_beside_the_working_tree_and_taken_away_again(tm
     with checkout("HEAD", repository, tmp_path) as old, checkout(".", repository, tmp_path) as here:
         assert ((old / "code.py").read_text(), (here / "code.py").read_text()) == ("old", "new")
     assert not old.exists() and len(git("worktree", "list").splitlines()) == 1
+    with checkout("HEAD", repository, tmp_path) as one, checkout("HEAD", repository, tmp_path) as other:
+        assert one != other and (one / "code.py").read_text() == (other / "code.py").read_text() == "old"
+    assert len(git("worktree", "list").splitlines()) == 1
     with (
         pytest.raises(CompareError, match="'nonsense' is no commit, branch or tag here"),
         checkout("nonsense", repository, tmp_path),
