@@ -283,3 +283,30 @@ def test_an_ensemble_of_layers_under_masks(seed: int):
     x = torch.randn(2, 2, 5, 4)
     found = vmap(lambda p, b: torch.func.functional_call(layers[0], (p, b), (x,)))(parameters, buffers)
     torch.testing.assert_close(found, torch.stack([layer(x) for layer in layers]))
+
+
+@pytest.mark.parametrize("impl", ["auto", "dft_gemm", "dft_native"])
+def test_batched_gradients_meet_a_convolution_in_a_backward_pass(impl: str, seed: int):
+    """`is_grads_batched` calls what somebody wrote for a backward pass with a batch that torch.func does not know."""
+    if next(each for each in sk.implementations("masked_conv2d") if each.name == impl or impl == "auto").reason:
+        pytest.skip(f"{impl} does not run here")
+    weight = torch.randn(3, 2, 3, 3)
+    mask = sk.masks.radial(sk.masks.fft_grid((7, 6), (3, 3)), 0.5)
+    turned = weight.transpose(0, 1).flip(-1, -2)
+
+    class Own(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return sk.band_limited_conv2d(x, weight, compression=0.5, impl=impl)
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> Tensor:
+            return sk.band_limited_conv2d(g, turned, compression=0.5, impl=impl) + sk.masked_conv2d(
+                g, turned, mask, impl=impl
+            )
+
+    x = torch.randn(2, 2, 7, 6, requires_grad=True)
+    y, pulls = Own.apply(x), torch.randn(4, 2, 3, 7, 6)
+    (found,) = torch.autograd.grad(y, x, pulls, is_grads_batched=True, retain_graph=True)
+    apart = [torch.autograd.grad(y, x, each, retain_graph=True)[0] for each in pulls]
+    torch.testing.assert_close(found, torch.stack(apart))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ class Operator:
         self._flops: Callable[..., int] | None = None
         torch.library.register_autograd(
             f"{NAMESPACE}::{name}",
-            lambda ctx, *gradients: _for_every_gradient(self._backward, ctx, gradients),
+            lambda ctx, *gradients: _sample_by_sample(partial(self._backward, ctx), gradients),
             setup_context=lambda ctx, inputs, output: self._setup_context(ctx, inputs, output),
             lib=_LIBRARY,
         )
@@ -69,6 +70,8 @@ class Operator:
         needs_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
         if not needs_gradient and _nobody_looks(tensors):
             return self.compute(*arguments)
+        if not torch.compiler.is_compiling() and any(map(_is_old_batch, tensors)):
+            return _sample_by_sample(self, arguments)
         # Under vmap nobody may ask for a tangent.
         if self._composed is not None and torch._C._are_functorch_transforms_active():
             return self._composed(*arguments)
@@ -218,30 +221,35 @@ def _has_tangent(tensor: Tensor) -> bool:
 _functorch = torch._C._functorch
 
 
-def _for_every_gradient(backward: Callable[..., Any], ctx: Any, gradients: tuple[Tensor | None, ...]) -> Any:
-    """A backward pass, which `torch.autograd.grad(is_grads_batched=True)` calls once for a batch of gradients.
+def _sample_by_sample(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """A function that `torch.autograd.grad(is_grads_batched=True)` calls once for a batch of gradients.
 
     That stands for a vmap of its own that has few rules; torch.func's takes its place.
     """
-    batches = {i: each for i, each in enumerate(gradients) if each is not None and _is_old_batch(each)}
+    batches = {i: each for i, each in enumerate(arguments) if isinstance(each, Tensor) and _is_old_batch(each)}
     if not batches:
-        return backward(ctx, *gradients)
+        return function(*arguments)
     level = torch._C._vmapmode_increment_nesting() - 1
     torch._C._vmapmode_decrement_nesting()
-    found: list[bool] = []
+    there: list[bool] = []
+    one = False
 
     def run(*samples: Tensor) -> tuple[Tensor, ...]:
+        nonlocal one
         given = dict(zip(batches, samples, strict=True))
-        parts = backward(ctx, *(given.get(i, each) for i, each in enumerate(gradients)))
-        parts = parts if isinstance(parts, tuple) else (parts,)
-        found.extend(part is not None for part in parts)
+        parts = function(*(given.get(i, each) for i, each in enumerate(arguments)))
+        one = isinstance(parts, Tensor)
+        parts = (parts,) if one else parts
+        there.extend(part is not None for part in parts)
         return tuple(part for part in parts if part is not None)
 
     stacked = [torch._remove_batch_dim(each, level, 0, 0) for each in batches.values()]
     mapped = iter(torch._add_batch_dim(part, 0, level) for part in torch.func.vmap(run)(*stacked))
-    return tuple(next(mapped) if there else None for there in found)
+    found = tuple(next(mapped) if each else None for each in there)
+    return found[0] if one else found
 
 
+_OLD_VMAP: Any = torch._C._parse_dispatch_key("VmapMode")
 _is_old_batch = _functorch.is_legacy_batchedtensor
 
 
@@ -271,6 +279,7 @@ def nothing_traces() -> bool:
         and torch._C._len_torch_dispatch_stack() == 0
         and not torch._C._are_functorch_transforms_active()
         and not torch._C._is_tracing()
+        and not torch._C._dispatch_tls_is_dispatch_key_included(_OLD_VMAP)
     )
 
 
