@@ -317,10 +317,12 @@ def test_no_samples_make_no_samples_and_freed_memory_none(seed: int):
         dx, dw = torch.autograd.grad(y.sum(), (x, weight))
         assert y.shape == dx.shape == (0, 16, 5, 5)
         assert not dw.any()
-    x = torch.randn(1, 16, 5, 5)
-    x.untyped_storage().resize_(0)  # as sharded modules free theirs
-    with pytest.raises(RuntimeError, match="whose memory was freed"):
-        sk.band_limited_conv2d(x, weight.detach(), groups=16, impl="dft_native")
+    both = torch.randn(2, 16, 5, 5)
+    parts = both.split(1)
+    both.untyped_storage().resize_(0)  # as sharded modules free theirs
+    for x in parts:
+        with pytest.raises(RuntimeError, match="whose memory was freed"):
+            sk.band_limited_conv2d(x, weight.detach(), groups=16, impl="dft_native")
 
 
 # --- the compiler ---------------------------------------------------------------------------------------------------

@@ -194,7 +194,7 @@ def _call(name: str, like: Tensor, *arguments: ctypes.Structure | Tensor | None)
 
 def _address(tensor: Tensor) -> int:
     address = tensor.data_ptr()
-    if address == 0 and tensor.numel() > 0:
+    if address == tensor.storage_offset() * tensor.itemsize and tensor.numel() > 0:  # counted from no memory
         raise RuntimeError("dft_native was given a tensor whose memory was freed, or that never had any")
     return address
 
@@ -209,7 +209,7 @@ def _mask(weights: Tensor | None) -> _Mask:
     """weights: contiguous [batch or 1, F]."""
     if weights is None:
         return _Mask(None, 0)
-    return _Mask(weights.data_ptr(), weights.shape[1] if len(weights) > 1 else 0)
+    return _Mask(_address(weights), weights.shape[1] if len(weights) > 1 else 0)
 
 
 def _frozen(frozen: Frozen | None) -> _Frozen:
