@@ -135,7 +135,7 @@ def test_the_model_comes_back_as_it_was(seed: int):
     assert all(parameter.grad is None for parameter in model.parameters())
     with torch.no_grad():
         assert maximum_gain(model, Impulse(3, 8, 8)) == first
-    with pytest.raises(RuntimeError):
+    with pytest.raises(sk.ShapeError, match="not take a probe"):
         maximum_gain(model, Impulse(4, 8, 8))
     assert model.training
 
@@ -155,6 +155,8 @@ def test_compression_lowers_the_high_frequencies_of_the_response(seed: int):
     [
         (lambda m: frequency_response(m, torch.randn(2, 3, 8, 8)), sk.ShapeError, "probe must be one image"),
         (lambda m: frequency_response(m, torch.randn(8, 8)), sk.ShapeError, r"probe must be one image.*got \[8, 8\]"),
+        (lambda m: frequency_response(m, torch.randn(5, 8, 8)), sk.ShapeError, r"not take a probe of \[1, 5, 8, 8\]"),
+        (lambda m: frequency_response(m, torch.randn(3, 1, 1)), sk.ShapeError, "not take a probe"),
         (lambda m: frequency_response(m, torch.ones(3, 8, 8).long()), sk.DtypeError, "probe must be one of"),
         (lambda m: frequency_response(m, Impulse(3, 0, 8)), sk.ShapeError, "at least one channel and pixel"),
         (lambda m: frequency_response(m, Impulse(3, 8, 8), eps=0.0), sk.RangeError, "eps must be above 0"),

@@ -158,6 +158,7 @@ def test_blocks_chain_as_the_operation_does(seed: int):
         (lambda: sk.nn.SpectralPool2d(2, dropout=2.0), sk.RangeError, r"least share of the band must lie in \[0, 1\]"),
         (lambda: sk.nn.FrequencyDropout2d(-0.1), sk.RangeError, "least share of the band"),
         (lambda: sk.nn.DiffStride2d(0.5), sk.RangeError, "strides must be one number >= 1"),
+        (lambda: sk.nn.DiffStride2d((2.0, float("inf"))), sk.RangeError, "strides must be one number >= 1"),
         (lambda: sk.nn.DiffStride2d(smoothness=0.0), sk.RangeError, "smoothness must be above 0"),
         (lambda: sk.nn.SpectralConv2d(1, 1, 3, form="real"), sk.RangeError, "form must be 'hermitian' or 'free'"),
         (

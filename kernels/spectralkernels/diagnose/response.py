@@ -103,7 +103,7 @@ def frequency_response(
     image, window = _probe(probe, model)
     with _evaluating(model), torch.enable_grad():
         x = image.detach().clone().requires_grad_()
-        scalar = _projected(model(x), projection)
+        scalar = _projected(_answer(model, x), projection)
         if scalar.grad_fn is None:
             raise RangeError("the projected output does not depend on the probe: is the model detached?")
         (gradient,) = torch.autograd.grad(scalar, x)
@@ -144,6 +144,18 @@ def _probe(probe: Tensor | Impulse, model: nn.Module) -> tuple[Tensor, str]:
         )
     check_dtype("probe", image, REAL_DTYPES)
     return image, "none"
+
+
+def _answer(model: nn.Module, x: Tensor) -> Tensor:
+    """What the model makes of a probe; ShapeError, with the model's own words, where it does not take it."""
+    try:
+        output = model(x)
+    except (RuntimeError, ValueError) as error:
+        raise ShapeError(
+            f"the model does not take a probe of {list(x.shape)} {x.dtype}: {type(error).__name__}: {error}"
+        ) from error
+    check_tensor("the output of the model", output)
+    return output
 
 
 def _projected(output: Tensor, projection: Projection) -> Tensor:

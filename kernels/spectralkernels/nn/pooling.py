@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -111,10 +112,10 @@ class DiffStride2d(nn.Module):
 
 
 def _check_strides(name: str, strides: Any) -> tuple[float, float]:
-    """(vertical, horizontal); RangeError unless there is one number >= 1, or two."""
+    """(vertical, horizontal); RangeError unless there is one finite number >= 1, or two."""
     both = tuple(strides) if isinstance(strides, (tuple, list)) else (strides, strides)
     steps = tuple(as_number(name, step) for step in both)
-    if len(steps) != 2 or not all(step >= 1.0 for step in steps):
+    if len(steps) != 2 or not all(1.0 <= step < math.inf for step in steps):
         raise RangeError(f"{name} must be one number >= 1 or two, (vertical, horizontal), got {strides}")
     return steps[0], steps[1]
 
