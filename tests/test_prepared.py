@@ -119,7 +119,7 @@ def test_a_call_answers_as_before(name: str, monkeypatch: pytest.MonkeyPatch, se
     assert served >= {"dft_gemm", "dft_gemm_frozen", "torch_fft", "direct"}
 
 
-KERNELS = {"dft_triton", "dft_triton_save_bf16", "dft_triton_frozen"}
+KERNELS = {"dft_triton", "dft_triton_save_bf16", "dft_triton_frozen", "cufft_triton"}
 MAPS, SERIES = {"fused_depthwise", "fused_depthwise_bf16", "implicit_gemm_triton"}, {"fused_series"}
 
 

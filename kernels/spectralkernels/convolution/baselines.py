@@ -11,7 +11,7 @@ import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spectralkernels.autocast import as_written
-from spectralkernels.constants import constant
+from spectralkernels.constants import Recalled, constant
 from spectralkernels.convolution.direct import direct, tf32_convolution
 from spectralkernels.convolution.geometry import WeightSpectrum, compute_dtype
 from spectralkernels.convolution.library import convolve_in_best_layout
@@ -216,6 +216,38 @@ def cufft_triton(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, gro
         x_hat, w_hat = x_hat.unsqueeze(-2), w_hat.unsqueeze(-2)
     y_hat = masked_multiply(x_hat, w_hat, band_mask(band, x.device), groups=groups, impl="triton")
     return _inverse(y_hat if len(band.n) == 2 else y_hat.squeeze(-2), x.dtype, bias, band)
+
+
+def plan_cufft_triton(
+    x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, groups: int
+) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """What computes `cufft_triton` of these sizes in float32, on this device, where no gradient is wanted.
+
+    The product is planned in the first call, because its spectra lie as the FFT leaves them.
+    """
+    from spectralkernels.ops.masked_multiply import planned
+
+    if x.shape[0] == 0:
+        return partial(cufft_triton, band=band, groups=groups)
+    flat = [zeros for before, _ in reversed(band.pad) for zeros in (before, 0)]
+    n, axes, leading, series = band.n, _axes(x), _leading(band.out), len(band.n) == 1
+    fits = all(taps <= n for taps, n in zip(weight.shape[2:], band.n, strict=True))
+    form = (weight.shape[0], *(1 for _ in axes))
+    mask, multiply = Recalled(band_mask, band, x.device), None
+
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        nonlocal multiply
+        x_hat = torch.fft.rfftn(F.pad(x, flat), s=n, dim=axes)
+        w_hat = torch.fft.rfftn(weight, s=n, dim=axes) if fits else _w_hat(weight, band)
+        if series:
+            x_hat, w_hat = x_hat.unsqueeze(-2), w_hat.unsqueeze(-2)
+        if multiply is None:
+            multiply = planned(x_hat, w_hat, mask(), groups)
+        y_hat = multiply(x_hat, w_hat, mask())
+        y = torch.fft.irfftn(y_hat.squeeze(-2) if series else y_hat, s=n, dim=axes)[leading]
+        return y.contiguous() if bias is None else (y + bias.view(form)).contiguous()
+
+    return forward
 
 
 @constant

@@ -266,6 +266,7 @@ def implementations(axes: int) -> tuple[Implementation, ...]:
             engine="triton",
             available=triton_unavailable,
             supports=_tensor_weight(_needs_float32),
+            plan=baselines.plan_cufft_triton,
         ),
         *dft_native.IMPLEMENTATIONS,
         *dft_triton.IMPLEMENTATIONS,

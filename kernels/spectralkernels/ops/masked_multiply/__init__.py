@@ -17,7 +17,7 @@ and appendix 6.1.2.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,7 @@ from torch import Tensor
 from spectralkernels.declare import Case, Cost, Decision, Implementation, Operation, Role, Tolerance
 from spectralkernels.dispatch import dispatch
 from spectralkernels.inputs import feature_map, he_kernel
-from spectralkernels.launch import triton_unavailable
+from spectralkernels.launch import Launch, triton_unavailable
 from spectralkernels.ops.masked_multiply import baselines
 from spectralkernels.ops.masked_multiply.arguments import checked
 from spectralkernels.ops.masked_multiply.autograd import operator
@@ -129,6 +129,29 @@ def _triton_compute(launch_name: str) -> Compute:
         return y
 
     return compute
+
+
+def planned(x_hat: Tensor, w_hat: Tensor, mask: Tensor | None, groups: int) -> Callable[..., Tensor]:
+    """What multiplies such spectra by the Triton kernel, of these sizes and strides, and no gradient wanted.
+
+    Complex64 as for `masked_multiply`, mask contiguous. Returns: a function of (x_hat, w_hat, mask).
+    """
+    from spectralkernels.ops.masked_multiply.kernels import planes, tiled_launch
+
+    shape, device = (x_hat.shape[0], w_hat.shape[0], *x_hat.shape[2:]), x_hat.device
+    first = tiled_launch(x_hat, w_hat, mask, torch.empty(shape, dtype=torch.complex64, device=device), groups, True)
+    tensors = ("x_ptr", "w_ptr", "mask_ptr", "y_ptr")
+    kernel, grid, options, strided = first.kernel, first.grid, first.options, first.strided
+    numbers = {name: value for name, value in first.arguments.items() if name not in tensors}
+
+    def multiply(x_hat: Tensor, w_hat: Tensor, mask: Tensor | None) -> Tensor:
+        y = torch.empty(shape, dtype=torch.complex64, device=device)
+        pointers = {"x_ptr": planes(x_hat), "w_ptr": planes(w_hat), "mask_ptr": mask, "y_ptr": torch.view_as_real(y)}
+        arguments = {**pointers, **numbers}
+        Launch(kernel, grid, arguments, options, strided, tensors).run()
+        return y
+
+    return multiply
 
 
 def _only_complex64(who: str, x_hat: Tensor, w_hat: Tensor, mask: Tensor | None, groups: int) -> str | None:
