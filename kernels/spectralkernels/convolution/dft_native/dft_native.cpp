@@ -138,11 +138,12 @@ void convolve(const Modes& modes, const Side& side, const Side& output, const Si
       for (int64_t c0 = 0; c0 < sizes.in; c0 += chunk) {
         const int64_t channels = std::min(chunk, sizes.in - c0);
         const auto load_kernel = [&](int64_t c, Vector<T>* to) {
-          load<T>(side, kernels + (c0 + c) * taps.of_in, taps.of_out, found, to, taps.of_in);
+          load<T>(side, kernels + (c0 + c) * taps.of_in, taps.of_out, found, to, separable ? 0 : taps.of_in);
         };
         for (int64_t c = 0; c < channels && separable && !frozen.turn; ++c) {
           load_kernel(c, planes);
-          analyse_columns<T>(modes, side, planes, partial + c * of_column, scratch);
+          const Next<T> next{kernels + (c0 + c + 1) * taps.of_in, taps.of_out, found};
+          analyse_columns<T>(modes, side, planes, partial + c * of_column, scratch, next);
         }
         for (int64_t v = 0; v < columns; ++v) {
           if (frozen.turn) {

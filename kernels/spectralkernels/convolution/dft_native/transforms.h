@@ -174,14 +174,28 @@ inline int64_t scratch_vectors(const Modes& modes, const Side& side) {
   return quad_vectors(modes, side) + table;
 }
 
+// Planes that are wanted next, brought nearer bit by bit while others are computed; none if `planes` is 0.
+template <class T>
+struct Next {
+  const T* from = nullptr;
+  int64_t stride = 0;
+  int planes = 0;
+  void bring(int64_t numbers) {
+    for (int lane = 0; lane < planes; ++lane)
+      for (int64_t i = 0; i < numbers; i += 64 / sizeof(T)) __builtin_prefetch(from + lane * stride + i, 0, 2);
+    from += numbers;
+  }
+};
+
 // The DFT along the half axis of a map in lanes -> per v, quads of the folds over the height {even re, even im, odd im,
 // odd re}.
 template <class T>
 ONCE void analyse_columns(const Modes& modes, const Side& side, const Vector<T>* map, Vector<T>* columns,
-                          Vector<T>* quads) {
+                          Vector<T>* quads, Next<T> next = {}) {
   const Matrix<T> by = Analysis<T>(modes, side).width;
   const int64_t step = column_step(side);
   for (int64_t upper = (side.height - 1) / 2, lower = side.height / 2; upper >= 0; --upper, ++lower, columns += 4) {
+    next.bring(2 * side.width);
     fold<T>(map + upper * side.width, map + lower * side.width, side.width, quads);
     four_sums<T>(by, quads, Vector<T>{}, [=](int64_t v, Vector<T> A, Vector<T> C, Vector<T> B, Vector<T> D) {
       Vector<T>* to = columns + v * step;
