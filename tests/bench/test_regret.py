@@ -111,9 +111,11 @@ def test_who_is_raced_serves_and_is_ours(monkeypatch: pytest.MonkeyPatch):
     names = {found.name for found in serving(operation, case, inputs, "torch_fft")}
     assert {"torch_fft", "dft_gemm", "direct_lowpass"} <= names
     assert not names & {"direct", "torch_fft_compile", "fft_conv_pytorch", "dft_gemm_frozen", "direct_lowpass_tf32"}
-    monkeypatch.setattr(regret, "seconds", lambda name, sizes: {"torch_fft": 0.1, "dft_gemm": 0.7}.get(name, 0.9))
+    given = {"torch_fft": 0.1, "dft_gemm": 0.7}
+    monkeypatch.setattr(regret, "seconds", lambda name, sizes, training: 0.0 if training else given.get(name, 0.9))
     assert {found.name for found in serving(operation, case, inputs, "torch_fft")} == {"torch_fft", "dft_gemm"}
     assert "direct_lowpass" in {found.name for found in serving(operation, case, inputs, "direct_lowpass")}
+    assert {found.name for found in serving(operation, case, inputs, "torch_fft", training=True)} == names
 
 
 @pytest.mark.parametrize("number", draws(3))

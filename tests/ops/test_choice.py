@@ -12,11 +12,12 @@ from effort import draws
 
 from spectralkernels import weight_spectrum
 from spectralkernels.convolution import choice, estimates, ffts
-from spectralkernels.convolution.choice import auto, fastest, matrices_are_light
+from spectralkernels.convolution.choice import auto, candidates, fastest, matrices_are_light
 from spectralkernels.convolution.dft_native import build
 from spectralkernels.convolution.estimates import Sizes, seconds, work
 from spectralkernels.convolution.fitted import FORWARD, FORWARD_AND_BACKWARD
 from spectralkernels.convolution.geometry import conv_band
+from spectralkernels.convolution.library import MOST_ZEROS
 from spectralkernels.masks import fft_grid, mode_list, radial
 from spectralkernels.ops.masked_conv2d.choice import mask_sizes
 
@@ -68,8 +69,16 @@ def test_work_is_counted_as_by_hand():
     assert ffts["second_fft"] == pytest.approx(31 * 4 * 2.1 * 9 * math.log2(9))
     assert ffts["plan"] == 3 * (9 + 7)
     lanes = estimates.LANES  # 8 or 16
-    # 3 inputs as they are, 5 outputs as a register; 48 samples, 9 taps
-    assert work("direct", sizes)["few_channels"] == 2 * 2 * 3 * lanes * 48 * 9
+    # 3 inputs as they are, 5 outputs as one register; 8 rows by 3 of taps, of which two fall on padding, 6 samples by 3
+    sums = work("direct", sizes)
+    assert sums["narrow_few_channels"] == 2 * 2 * 3 * lanes * (8 * 3 - 2) * 6 * 3
+    assert (sums["number"], sums["in_lanes"], sums["groups_in_lanes"]) == (16 * 48, 2 * (3 + lanes) * 48, 0)
+    assert work("direct_converted", sizes)["in_lanes"] == 0 and "padded" not in sums
+    assert work("direct_lowpass", sizes)["narrow_few_channels"] == 2 * 2 * 3 * lanes * 9 * 7 * 9
+    wide = Sizes(2, 4, 4, 4, conv_band((8, 6), (3, 2 * MOST_ZEROS + 3), compression=0.0))
+    sums = work("direct", wide)
+    assert (sums["padded"], sums["padded_row"]) == (8 * 10 * (8 + 2 * MOST_ZEROS), 8 * 10)
+    assert sums["groups_in_lanes"] == 2 * 2 * lanes * 48
     assert work("dft_gemm", sizes)["map"] == (32 + 32) * (4 * 48 * 4 + 8 * 8 * 36)  # 6 and 10 planes, as slow as 32
     assert work("dft_native", sizes)["map"] == 4 * lanes * (2 * 48 * 4 + 4 * 8 * 4 * 5)
 
@@ -201,6 +210,16 @@ def test_matrices_are_made_where_they_are_small_or_small_beside_the_maps(
         torch.zeros(()).expand(shape) for shape in ((batch, channels, *size), (channels, channels, *band.kernel))
     )
     assert (auto(x, weight, None, band, 1).name == "dft_gemm") == light
+
+
+def test_folded_matrices_are_a_fourth_as_heavy():
+    """30 -> 1 series of 5,474 samples: the matrices of `dft_gemm` are too large for a call that `dft_native` serves."""
+    long = Sizes(17, 30, 1, 1, conv_band((5474,), (35,), compression=0.94))
+    assert not matrices_are_light(long) and matrices_are_light(long, choice.FOLDED_BYTES)
+    assert {"dft_native"} == set(candidates(long, True, True)) - set(candidates(long, True, False))
+    assert "dft_gemm" not in candidates(long, True, True)
+    longest = Sizes(1, 2, 2, 1, conv_band((65536,), (35,), compression=0.5))
+    assert "dft_native" not in candidates(longest, True, True)
 
 
 def test_a_mask_counts_the_modes_that_it_lists():

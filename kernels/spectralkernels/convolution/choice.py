@@ -30,8 +30,9 @@ TRACED_BATCH = 32
 """Samples that a traced call is taken to have, whatever it is traced with."""
 LEAST_BYTES, MOST_RATIO = 16 << 20, 4
 """Matrices may take the former, and beyond it so many times the planes that torch.fft holds."""
-BUILD_BYTES = 8
-"""A matrix of float32 is made from indices, angles, sines and cosines in float64: bytes then, per byte kept."""
+BUILD_BYTES, FOLDED_BYTES = 8, 2
+"""A matrix of float32 is made from indices, angles, sines and cosines in float64: bytes then, per byte kept; folded
+ones have a fourth of the numbers, of which they keep all."""
 
 
 def auto(x: Tensor, weight: Tensor | WeightSpectrum, bias: Tensor | None, band: Band, groups: int) -> Decision:
@@ -67,7 +68,9 @@ def candidates(sizes: Sizes, plain: bool, built: bool) -> tuple[str, ...]:
     names = ["torch_fft"]
     fits = too_large(band.n, band.kept, (band.size, band.kernel, band.out), sizes.itemsize) is None
     if fits and matrices_are_light(sizes):
-        names += ["dft_gemm", "dft_native"] if built else ["dft_gemm"]
+        names.append("dft_gemm")
+    if fits and built and matrices_are_light(sizes, FOLDED_BYTES):
+        names.append("dft_native")
     if band.compression > 0.0:
         names.append("direct_lowpass")
     else:
@@ -102,11 +105,14 @@ def _unmeasured(weight: Tensor, band: Band, refusal: str | None) -> Decision:
     return Decision("dft_gemm", "only kept modes are computed, as matrix products, and no GPU has been measured yet")
 
 
-def matrices_are_light(sizes: Sizes) -> bool:
-    """Whether the DFT matrices of a call are small, or small beside the planes of torch.fft, while they are made."""
+def matrices_are_light(sizes: Sizes, bytes_: int = BUILD_BYTES) -> bool:
+    """Whether the DFT matrices of a call are small, or small beside the planes of torch.fft, while they are made.
+
+    bytes_: held then, per byte of matrices that are not folded.
+    """
     band, (of_x, of_weight, of_y) = sizes.band, sizes.planes
     planes = (of_x + of_weight + 2 * of_y) * math.prod(band.n)
-    matrices = BUILD_BYTES * max(_matrix(side, sizes) for side in (band.size, band.out))
+    matrices = bytes_ * max(_matrix(side, sizes) for side in (band.size, band.out))
     return matrices * sizes.itemsize <= max(LEAST_BYTES, MOST_RATIO * planes * sizes.itemsize)
 
 

@@ -18,7 +18,7 @@ from spectralkernels.convolution.baselines import fast_band
 from spectralkernels.convolution.cost import folded_flops
 from spectralkernels.convolution.dft_native.operators import LARGEST_LANE_WEIGHTS
 from spectralkernels.convolution.fitted import FORWARD, FORWARD_AND_BACKWARD
-from spectralkernels.convolution.library import SLOW_WIDTH
+from spectralkernels.convolution.library import MOST_ZEROS, SLOW_WIDTH
 from spectralkernels.convolution.linear_maps import PIECE_BYTES
 from spectralkernels.convolution.low_pass import filters_by_fft
 from spectralkernels.spectra import Band, half
@@ -190,9 +190,12 @@ def _dft_native(sizes: Sizes) -> Work:
             "lane_number": numbers * of_groups,
         }
     of_inputs = _up(sizes.inputs, lanes) / sizes.inputs
+    numbers = of_x * math.prod(band.size) + of_weight * math.prod(band.kernel) + of_y * math.prod(band.out)
     return {
         "call": 1.0,
         "group": sizes.groups,
+        "number": numbers,
+        "large": numbers if numbers > LARGE else 0,
         "map": of_x * of_inputs * folded_flops(band.size, band) + of_y * of_outputs * folded_flops(band.out, band),
         "kernel": of_weight * of_outputs * folded_flops(band.kernel, band),
         "product": sizes.products * modes * of_outputs,
@@ -207,16 +210,41 @@ def _up(count: int, lanes: int = LANES) -> int:
 
 
 def _direct(sizes: Sizes) -> Work:
-    return _convolved(sizes, sizes.band.out)
+    band = sizes.band
+    pairs = band.out[-1] * band.kernel[-1]
+    if len(band.n) == 2:
+        pairs *= _pairs(band.size[0], band.kernel[0], band.pad[0][0], band.out[0])
+    found = _convolved(sizes, band.out, pairs)
+    if any(before != after for before, after in band.pad) or band.pad[-1][0] > MOST_ZEROS:
+        # zeros are laid around x beforehand
+        padded = [size + sum(pad) for size, pad in zip(band.size, band.pad, strict=True)]
+        found |= {"padded": sizes.planes[0] * math.prod(padded), "padded_row": sizes.planes[0] * math.prod(padded[:-1])}
+    return found
 
 
-def _convolved(sizes: Sizes, out: tuple[int, ...]) -> Work:
-    """Products by the way that oneDNN has for them, channels rounded up, and numbers of maps, answer and weight."""
+def _direct_converted(sizes: Sizes) -> Work:
+    """The same in channels_last, where channels are not rounded up in memory."""
+    return {**_direct(sizes), "in_lanes": 0.0, "groups_in_lanes": 0.0}
+
+
+def _pairs(size: int, taps: int, zeros: int, out: int) -> int:
+    """Rows of the answer with rows of taps that do not fall on padding, which oneDNN leaves out."""
+    return sum(max(0, min(out, size + zeros - tap) - max(0, zeros - tap)) for tap in range(taps))
+
+
+def _convolved(sizes: Sizes, out: tuple[int, ...], pairs: int) -> dict[str, float]:
+    """Products by the way that oneDNN has for them, channels rounded up, and numbers of maps, answer and weight.
+
+    Its kernels make four registers of outputs at once of an input that they read: fewer take longer each.
+    pairs: of samples and taps.
+    """
     inputs, outputs, band, (of_x, of_weight, of_y) = sizes.inputs, sizes.outputs, sizes.band, sizes.planes
-    samples, taps = math.prod(out), math.prod(band.kernel)
+    samples, taps, pixels = math.prod(out), math.prod(band.kernel), math.prod(band.size)
     rounded = _up(inputs) if inputs >= LANES else inputs
+    narrow = "narrow_" if outputs <= LANES else ""
+    in_memory = sizes.batch * ((rounded if sizes.groups == 1 else _up(sizes.channels)) * pixels)
     if sizes.groups == 1:
-        unit, channels = ("dense" if inputs >= LANES else "few_channels"), rounded * _up(outputs)
+        unit, channels = narrow + ("dense" if inputs >= LANES else "few_channels"), rounded * _up(outputs)
     elif inputs == outputs == 1:
         unit, channels = "depthwise", _up(sizes.groups)
     else:
@@ -225,10 +253,14 @@ def _convolved(sizes: Sizes, out: tuple[int, ...]) -> Work:
         unit, channels = "pointwise", sizes.groups * inputs * _up(outputs)
     elif sizes.groups > 1 and band.kernel[-1] >= SLOW_WIDTH:
         unit = f"wide_{unit}" if band.kernel[0] == 1 or len(band.n) == 1 else f"wide_{unit}_map"
+    numbers, laned = of_x * pixels + of_y * samples, in_memory + sizes.batch * _up(sizes.out_channels) * samples
     return {
         "call": 1.0,
-        unit: 2 * sizes.batch * channels * samples * taps,
-        "number": of_x * math.prod(band.size) + of_y * samples,
+        unit: 2 * sizes.batch * channels * pairs,
+        "number": numbers,
+        "large": numbers if numbers > LARGE else 0,
+        "in_lanes": laned if sizes.groups == 1 else 0,
+        "groups_in_lanes": laned if sizes.groups > 1 else 0,
         "pointwise_number": of_x * samples if taps == 1 else 0,
         "tap": of_weight * taps,
         "group": sizes.batch * sizes.groups if taps == 1 and sizes.groups > 1 else 0,
@@ -239,7 +271,8 @@ def _direct_lowpass(sizes: Sizes) -> Work:
     """The convolution of wrapped maps on the whole circle, then a filter per axis: a product or two FFTs."""
     band, of_x, of_y = sizes.band, sizes.planes[0], sizes.planes[2]
     units = ("filter", "filter_fft", "filter_number", "plan")
-    found = {**_convolved(sizes, band.n), **dict.fromkeys(units, 0.0)}
+    pairs = math.prod(band.n) * math.prod(band.kernel)
+    found = {**_convolved(sizes, band.n, pairs), **dict.fromkeys(units, 0.0)}
     found["wrapped"] = of_x * math.prod([n + taps for n, taps in zip(band.n, band.kernel, strict=True)])
     found["unfiltered"] = of_y * math.prod(band.n)
     left = list(band.n)
@@ -264,6 +297,6 @@ _WORK = {
     "dft_gemm": _dft_gemm,
     "dft_native": _dft_native,
     "direct": _direct,
-    "direct_converted": _direct,
+    "direct_converted": _direct_converted,
     "direct_lowpass": _direct_lowpass,
 }
