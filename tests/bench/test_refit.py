@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from spectralbench.refit import Shape, chosen_by, main, refitted, shape_of, written
+from spectralbench.refit import KEPT, Shape, chosen_by, main, refitted, shape_of, written
 from spectralbench.regret import Row, draw, sizes_of
 from spectralkernels.convolution.choice import candidates
 from spectralkernels.convolution.estimates import taken_from, work
@@ -53,6 +53,10 @@ def test_what_no_shape_tells_of_stays(seed: int):
     chance = random.Random(seed)
     made = [row for row in rows(chance, 40)[0] if row.operation == "band_limited_conv1d"][:6]
     found = refitted([shape_of(asdict(row)) for row in made], FORWARD, steps=5)
+    held = refitted([shape_of(asdict(row)) for row in made], FORWARD, steps=5, keep=1e6)
+    for name, units in FORWARD.items():
+        for unit, seconds in units.items():
+            assert held[name][unit] == pytest.approx(seconds, rel=0.05)
     for unit in ("second_fft", "second_axis"):  # a series has one axis
         assert found["torch_fft"][unit] == pytest.approx(FORWARD["torch_fft"][unit], rel=0.05)
 
@@ -60,13 +64,16 @@ def test_what_no_shape_tells_of_stays(seed: int):
 def test_the_command_prints_a_table_and_the_regrets(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, seed: int
 ):
-    monkeypatch.setattr("spectralbench.refit.refitted", lambda shapes, table: table)
+    kept = []
+    monkeypatch.setattr("spectralbench.refit.refitted", lambda shapes, table, keep: kept.append(keep) or table)
     capsys.readouterr()
     lines = tmp_path / "lines.jsonl"
     lines.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows(random.Random(seed), 5)[0]))
     assert main([str(lines)]) == 0
     found = capsys.readouterr()
     assert eval(found.out) == FORWARD and found.err.startswith("5 shapes; auto takes the fastest in ")
+    assert main([str(lines), "--keep", "0.3"]) == 0 and kept == [KEPT, 0.3]
+    capsys.readouterr()
     assert main([str(lines), "--check"]) == 0
     assert capsys.readouterr().out == ""
     assert eval(written({"a": {"call": 1e-4}})) == {"a": {"call": 1e-4}}
