@@ -75,6 +75,10 @@ def test_work_is_counted_as_by_hand():
     assert (sums["number"], sums["in_lanes"], sums["groups_in_lanes"]) == (16 * 48, 2 * (3 + lanes) * 48, 0)
     assert work("direct_converted", sizes)["in_lanes"] == 0 and "padded" not in sums
     assert work("direct_lowpass", sizes)["narrow_few_channels"] == 2 * 2 * 3 * lanes * 9 * 7 * 9
+    both = work("direct", sizes, training=True)  # of 3 to 5 channels, and of 5 to 3
+    assert both["narrow_few_channels"] == 2 * 2 * (3 + 5) * lanes * (8 * 3 - 2) * 6 * 3
+    assert (both["number"], both["call"]) == (2 * 16 * 48, 2)
+    assert work("torch_fft", sizes, training=True) == ffts
     wide = Sizes(2, 4, 4, 4, conv_band((8, 6), (3, 2 * MOST_ZEROS + 3), compression=0.0))
     sums = work("direct", wide)
     assert (sums["padded"], sums["padded_row"]) == (8 * 10 * (8 + 2 * MOST_ZEROS), 8 * 10)

@@ -87,7 +87,7 @@ def seconds(name: str, sizes: Sizes, training: bool = False) -> float:
     """
     taken = (FORWARD_AND_BACKWARD if training else FORWARD)[taken_from(name)]
     total = 0.0
-    for unit, count in work(name, sizes).items():
+    for unit, count in work(name, sizes, training).items():
         total += taken[unit] * count
     return total * sizes.itemsize / 4
 
@@ -97,9 +97,17 @@ def taken_from(name: str) -> str:
     return _TAKEN_FROM.get(name, name)
 
 
-def work(name: str, sizes: Sizes) -> Work:
-    """What an implementation does, by unit: see the functions below."""
-    return _WORK[name](sizes)
+def work(name: str, sizes: Sizes, training: bool = False) -> Work:
+    """What an implementation does, by unit: see the functions below.
+
+    With a backward pass other constants stand for it; the library's convolutions, which fill registers with outputs,
+    are counted from inputs to outputs and from outputs to inputs.
+    """
+    found = _WORK[name](sizes)
+    if not (training and name.startswith("direct")):
+        return found
+    back = _WORK[name](replace(sizes, channels=sizes.out_channels, out_channels=sizes.channels))
+    return {unit: found.get(unit, 0.0) + back.get(unit, 0.0) for unit in {**found, **back}}
 
 
 # --- torch.fft ------------------------------------------------------------------------------------------------------
