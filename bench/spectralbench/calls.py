@@ -214,14 +214,17 @@ def bind(question: Question, implementation: Implementation) -> Bound:
 def rehearse(
     operation: Operation, case: Case, implementation: Implementation, inputs: dict[str, Any], pass_: Pass
 ) -> None:
-    """Call an implementation once as its timed call does, whatever it answers: what it launches can be noted.
+    """Call an implementation once as its timed call does, and look at the answer as its check does, whatever it is:
+    what both launch can be noted.
 
     Raises: Unsupported if it does not serve these inputs.
     """
     differentiated = _differentiated(operation, inputs)
     question = Question(operation, case, "cpu", pass_, Exchange(inputs, {}), differentiated, ())
     if pass_ == "forward":
-        bind(question, implementation).run()
+        bound = bind(question, implementation)
+        bound.run()
+        _dense(operation, bound.run.latest)
         return
     if not question.names(implementation):
         raise Unsupported(f"{implementation.name} differentiates nothing here, so it has no {pass_} pass")

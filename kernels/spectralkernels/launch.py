@@ -34,11 +34,16 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
+cpu_stands_for_gpu = [False]
+"""Whether tensors on the CPU stand for a GPU's, because launches are noted in the place of made; torch.compile can read
+a list where it cannot read a context variable."""
+
+
 def triton_unavailable(device: str) -> str | None:
     """The reason why no Triton kernel can run on `device` ("cpu" or "cuda"), or None."""
     if not HAS_TRITON:
         return "triton is not installed (pip install triton)"
-    if device == "cpu" and not interpreted():
+    if device == "cpu" and not interpreted() and not cpu_stands_for_gpu[0]:
         return "Triton kernels need a CUDA device (on a CPU they run under TRITON_INTERPRET=1, for checking only)"
     if device == "cuda" and not torch.cuda.is_available():
         return "torch finds no CUDA device"

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from spectralbench import sweep
 from spectralbench.gpu import __main__ as command
 from spectralbench.gpu import packing
 from spectralkernels.launch import interpreted
@@ -169,6 +170,12 @@ def test_a_launch_is_found_again_until_its_kernel_moves_in_its_file(
         done = precompile.compile_launches("ceilings", precompile.ceiling(90), 90)
         assert done.asked == 1 and not done.failed
         return done.new
+
+    request = sweep.Request(operations=("spec_block",), device="cpu", processes=1)
+    item = next(item for item in precompile.items(request) if item.pass_ == "both")
+    found = {launch.kernel.fn.__name__ for launch in precompile.launches(item, 90)}
+    wanted = {"threshold_kernel", "block_counts_kernel", "move_kernel", "expand_kernel", "collect_kernel"}
+    assert wanted <= found, "those, too, that a GPU's tensors take inside other operations, and the check of the answer"
 
     before = kernel.starting_line_number
     assert [new(before), new(before), new(before + 1)] == [1, 0, 1]

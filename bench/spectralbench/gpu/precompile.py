@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,6 +28,7 @@ from spectralbench.gpu.packing import pack_kernels
 from spectralbench.gpu.targets import TARGETS, rank
 from spectralkernels.aot import NotedLaunch, compiled_kernel, noted_launches
 from spectralkernels.errors import Unsupported
+from spectralkernels.launch import cpu_stands_for_gpu
 
 
 def items(request: sweep.Request) -> list[sweep.Item]:
@@ -46,12 +48,25 @@ def launches(item: sweep.Item, capability: int) -> Iterator[NotedLaunch]:
         implementation = item.operation.subject(name)
         if implementation.engine != "triton":
             continue
-        with noted_launches(capability) as noted, torch.set_grad_enabled(item.pass_ != "forward"):
+        with noted_launches(capability) as noted, _as_on_a_gpu(), torch.set_grad_enabled(item.pass_ != "forward"):
             try:
                 calls.rehearse(item.operation, item.case, implementation, inputs, item.pass_)
             except Unsupported:
                 continue
         yield from noted
+
+
+@contextmanager
+def _as_on_a_gpu() -> Iterator[None]:
+    """Tensors on the CPU take the kernels; new memory is zero, because what no launch fills may be read as a size."""
+    empty = torch.empty
+    torch.empty = lambda *size, **options: empty(*size, **options).zero_()
+    cpu_stands_for_gpu[0] = True
+    try:
+        yield
+    finally:
+        cpu_stands_for_gpu[0] = False
+        torch.empty = empty
 
 
 @dataclass(slots=True)
