@@ -123,6 +123,17 @@ def clock_for(device: str, cache: str, launch: str) -> str:
     return f"{device} {cache} {launch}"
 
 
+class WornClock(str):
+    """Stands for a clock in whose process a capture broke off."""
+
+    damaged = True
+
+
+def worn_clock_for(device: str, cache: str, launch: str) -> str:
+    """Stands for a clock that is damaged by its first use."""
+    return WornClock(clock_for(device, cache, launch))
+
+
 def measure_states(
     operation: Operation,
     case: Any,

@@ -141,12 +141,14 @@ def test_a_run_goes_on_without_what_does_not_serve_and_says_so(
     monkeypatch.setattr(command, "_measure", lambda given, out, notes: noted.extend(notes) or 0)
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("OMP_NUM_THREADS")
     resume = ["--resume-from", str(tmp_path / "out.tgz"), "--kernels", str(tmp_path / "kernels.tgz")]
     # A folder that is a file cannot be written to.
     assert command.main(["--out", str(tmp_path / "o"), *resume, "--pack", str(tmp_path / "out.tgz" / "x.tgz")]) == 1
     assert [note.split(" is not used further: ")[0] for note in noted] == [
         str(tmp_path / name) for name in ("out.tgz", "kernels.tgz")
     ]
+    assert os.environ["OMP_NUM_THREADS"] == "2", "not as many threads in every process as there are cores"
     assert "ReadError" in noted[0] and "error: cannot write" in capsys.readouterr().err
     noted.clear()
     assert command.main(["--out", str(tmp_path / "o"), "--kernels", str(tmp_path / "nowhere.tgz")]) == 0

@@ -103,6 +103,17 @@ def test_an_exception_fails_its_implementation_alone(tmp_path: Path) -> None:
     assert (found["plain"].status, found["plain"].reason) == ("measured", None)
 
 
+@pytest.mark.parametrize(("clock", "processes"), [("clock_for", 1), ("worn_clock_for", 2)])
+def test_a_process_in_which_a_capture_broke_off_measures_no_other_case(
+    clock: str, processes: int, tmp_path: Path
+) -> None:
+    sources = replace(SOURCES, clock=f"fake_operations:{clock}")
+    cases = {"operations": ("steady",), "implementations": ("plain",), "overrides": {"size": "1,2", "rate": "0"}}
+    done = sweep.run(replace(request(), **cases, sources=sources), tmp_path, ENVIRONMENT)
+    found = [metric.median for record in done.records if (metric := record.metric("host_peak"))]
+    assert len(found) == 2 and len(set(found)) == processes
+
+
 def test_a_worker_that_cannot_start_says_why() -> None:
     setup = Setup(replace(SOURCES, operations="fake_operations:no_such_name"), "cpu", None, None)
     case = sweep.plan(request("steady"))[0].case
