@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from fake_cuda import FakeCuda
+from matplotlib import pyplot
 from typer.testing import CliRunner
 
 from spectralbench import nvml
@@ -307,8 +308,29 @@ def test_the_command_prints_json_and_leaves_figures(runner: CliRunner, tmp_path:
         "dft_gemm",
         "torch_fft",
     }
-    for name in ("stages", "roofline", "memory"):
+    for name in ("stages", "roofline", "memory", "utilisation"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bars_of_utilisation_end_at_means_and_their_lines_at_the_largest() -> None:
+    """Plot P08; what is not known has no bar, and says so where nobody knows it."""
+    busy = {"ours": {"cpu": (40.0, 40.0), "gpu": (74.0, 92.0)}, "theirs": {"cpu": (98.0, 98.0), "gpu": "one reading"}}
+    unknown = {name: {**values, "gpu bus": "one reading"} for name, values in busy.items()}
+    found = SimpleNamespace(
+        profiles=[SimpleNamespace(implementation=name, busy=each) for name, each in unknown.items()]
+    )
+    figure, ax = pyplot.subplots()
+    draw._utilisation(ax, found, None)
+    assert [bar.get_width() for bar in ax.patches] == [40.0, 98.0, 74.0]
+    ends = [[(float(line[0, 0]), float(line[1, 0])) for line in lines.get_segments()] for lines in ax.collections]
+    assert ends == [[(40.0, 40.0), (98.0, 98.0)], [(74.0, 92.0)], []]
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["ours", "theirs"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "cpu, of one core",
+        "gpu",
+        "gpu bus: not known",
+    ]
+    pyplot.close(figure)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Figures of a profile: stages as stacked bars, the roofline, memory over one training step."""
+"""Figures of a profile: stages as stacked bars, the roofline, memory over one training step, how busy all was."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ TITLE_COLUMNS = 90
 
 
 def draw(found: CaseProfile, ceilings: Ceilings, title: str, folder: Path) -> list[Path]:
-    """Write stages.png, roofline.png and memory.png into a folder that exists, and say where they are."""
-    paths = [folder / name for name in ("stages.png", "roofline.png", "memory.png")]
+    """Write stages.png, roofline.png, memory.png and utilisation.png into a folder that exists; where they are."""
+    panels = {"stages": _stages, "roofline": _roofline, "memory": _memory, "utilisation": _utilisation}
+    paths = [folder / f"{name}.png" for name in panels]
     with styled():
-        for path, panel in zip(paths, (_stages, _roofline, _memory), strict=True):
-            height = 2.0 + 0.34 * len(found.profiles) if panel is _stages else 4.8
+        for path, panel in zip(paths, panels.values(), strict=True):
+            height = 2.0 + 0.34 * len(found.profiles) if panel in (_stages, _utilisation) else 4.8
             figure, ax = plt.subplots(figsize=(WIDTH, height), layout="constrained")
             panel(ax, found, ceilings)
             figure.suptitle(
@@ -133,6 +134,28 @@ def _memory(ax: Axes, found: CaseProfile, ceilings: Ceilings) -> None:
     ax.set_ylim(bottom=0)
     ax.grid(visible=False, axis="x")
     ax.set_ylabel(f"allocated over the start ({symbol})")
+    _legend_below(ax)
+
+
+def _utilisation(ax: Axes, found: CaseProfile, ceilings: Ceilings) -> None:
+    """How busy host and device were (plot P08): a bar to the mean, a line on to the largest; no bar if not known."""
+    names = list(dict.fromkeys(name for each in found.profiles for name in each.busy))
+    thick = 0.8 / max(1, len(names))
+    for index, name in enumerate(names):
+        known = [(row, each.busy.get(name)) for row, each in enumerate(found.profiles)]
+        bars = [
+            (row + (index - (len(names) - 1) / 2) * thick, *value) for row, value in known if isinstance(value, tuple)
+        ]
+        at, means, largest = zip(*bars, strict=True) if bars else ((), (), ())
+        color = PALETTE[index % len(PALETTE)]
+        label = f"{name}, of one core" if name == "cpu" else name
+        ax.barh(at, means, height=0.9 * thick, color=color, label=label if bars else f"{name}: not known")
+        ax.hlines(at, means, largest, color=color, linewidth=2)
+    ax.set_yticks(range(len(found.profiles)), [each.implementation for each in found.profiles])
+    ax.set_ylim(len(found.profiles) - 0.5, -0.5)
+    ax.set_xlim(left=0)
+    ax.grid(visible=False, axis="y")
+    ax.set_xlabel("% busy (gpu memory: % taken); a bar is the mean, its line ends at the largest")
     _legend_below(ax)
 
 
