@@ -73,7 +73,7 @@ def rows(history: History) -> Iterator[dict[str, Any]]:
 def write_table(history: History, path: Path) -> int:
     """Write `rows` as CSV, or as Parquet where the name ends so; how many there are.
 
-    Raises: ValueError on another ending; ImportError where pandas or its Parquet engine is missing; OSError.
+    Raises: ValueError on another ending; ImportError that names pandas or pyarrow where one is missing; OSError.
     """
     found = list(rows(history))
     if path.suffix == ".csv":
@@ -82,8 +82,12 @@ def write_table(history: History, path: Path) -> int:
             writer.writeheader()
             writer.writerows(found)
     elif path.suffix == ".parquet":
-        import pandas as pd
-
+        try:
+            import pandas as pd
+            import pyarrow  # noqa: F401  (pandas tells of its absence in six lines)
+        except ImportError as missing:
+            advice = f"Parquet needs {missing.name}: pip install 'spectralbench[parquet]', or write FILE.csv"
+            raise ImportError(advice) from None
         pd.DataFrame(found).to_parquet(path)
     else:
         raise ValueError(f"the ending says what to write: FILE.csv, FILE.parquet or a folder, got {path.name!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import subprocess
 import sys
@@ -66,6 +67,22 @@ def test_a_table_has_a_row_for_every_point(repository: tuple[Path, list[str]], t
     assert [float(row["value"]) for row in times] == pytest.approx([1.001] * 5 + [1.5015] * 5)
     assert {row["processes"] for row in times} == {"3"} and times[0]["unit"] == "second"
     assert "torch 2.13.0" in times[0]["conditions"]
+
+
+def test_parquet_is_the_same_table_or_what_it_needs_is_named(
+    repository: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, commits = repository
+    stored = measured(folder, commits[:2])
+    if importlib.util.find_spec("pyarrow"):
+        pd = pytest.importorskip("pandas")
+        assert export.write_table(stored, tmp_path / "history.parquet") == 8
+        assert pd.read_parquet(tmp_path / "history.parquet").to_dict("records") == list(export.rows(stored))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(
+        ImportError, match=r"^Parquet needs \w+: pip install 'spectralbench\[parquet\]', or write FILE.csv$"
+    ):
+        export.write_table(stored, tmp_path / "history.parquet")
 
 
 def test_what_asv_gets_reads_back_as_it_was(repository: tuple[Path, list[str]], tmp_path: Path) -> None:

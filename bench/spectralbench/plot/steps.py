@@ -109,14 +109,22 @@ def _over(found: Sequence[StepRow], kind: str) -> list[StepRow]:
 
 
 def _finding(found: Sequence[StepRow]) -> str:
-    """What the highest rate of the first kind makes of the training step and of what it saves."""
+    """What the highest rate at which the first kind was measured makes of a step, and of what it saves.
+
+    A training step where one was measured, else an inference.
+    """
     kind = next(kind for kind in (*RATED, SPECNET) if _over(found, kind))
     own = _over(found, kind)
     first = next(row for row in found if row.layers == NATIVE) if kind == SPECNET else own[0]
-    parts = []
-    for words, value in (("the time of a training step", QUANTITIES[1][1]), ("the bytes saved", QUANTITIES[2][1])):
-        before, after = value(first), value(own[-1])
-        if before and after is not None:
-            parts.append(f"{100 * after / before:.0f} % of {words}")
-    rate = own[-1].rate if kind == SPECNET else f"c = {own[-1].rate}"
-    return f"At {rate} layers of the kind {kind} take {' and '.join(parts) or 'what was not measured'}."
+    (inferred, of_inference), (trained, of_step), (saved, of_saved), _ = QUANTITIES
+    for words, of_time in ((trained, of_step), (inferred, of_inference)):
+        for row in reversed(own[kind != SPECNET :]):
+            before, after = of_time(first), of_time(row)
+            if not before or after is None:
+                continue
+            parts = [f"{100 * after / before:.0f} % of the time of {'an' if words == inferred else 'a'} {words}"]
+            if (kept := of_saved(first)) and (keeps := of_saved(row)) is not None:
+                parts.append(f"{100 * keeps / kept:.0f} % of the bytes {saved}")
+            rate = row.rate if kind == SPECNET else f"c = {row.rate}"
+            return f"At {rate} layers of the kind {kind} take {' and '.join(parts)}."
+    return f"No step of layers of the kind {kind} was timed at two rates."
