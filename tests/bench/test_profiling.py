@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 import time
@@ -27,6 +28,7 @@ from spectralbench.profiling.draw import intensity, progress
 from spectralbench.profiling.kernels import kernels_of, leaves
 from spectralbench.profiling.memory import Mark, over_a_step, read
 from spectralbench.profiling.trace import OUTSIDE, Busy, trace
+from spectralbench.report import pictures
 from spectralbench.sweep import Request, plan
 from spectralbench.timing import Budget
 from spectralkernels.declare import Operation
@@ -310,6 +312,10 @@ def test_the_command_prints_json_and_leaves_figures(runner: CliRunner, tmp_path:
     }
     for name in ("stages", "roofline", "memory", "utilisation"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert re.fullmatch(
+        r"\w+ comes nearest, at \d+ % of what this device can do at the least work\.",
+        pictures.finding(folder / "roofline.png") or "",
+    )
 
 
 def test_bars_of_utilisation_end_at_means_and_their_lines_at_the_largest() -> None:
@@ -347,7 +353,10 @@ def test_the_stages_of_every_case_are_in_one_figure(
     assert {one["case"]["compression"] for one in told} == {0.5, 0.7}
     assert len(labels) == len(told) and sum("c.5" in label for label in labels) == len(told) / 2
     assert all(label.startswith("dft_gemm") for label in labels)
-    assert (tmp_path / "stages.png").read_bytes().startswith(b"\x89PNG")
+    assert re.fullmatch(
+        r"Of \d+ calls the fastest, .+, spends \d+ % of its time in: .+; the slowest, .+",
+        pictures.finding(tmp_path / "stages.png") or "",
+    )
 
 
 def test_the_command_for_counters_runs(runner: CliRunner) -> None:

@@ -126,9 +126,9 @@ def _profile_every(items: Sequence[Item], passes: Any, where: str, out: Path | N
         from spectralbench.profiling.draw import draw_stages
 
         (out / "profile.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-        path = draw_stages(
-            every, f"Stages of {names.operation(items[0].operation.name)}, {passes} on {where}", out / "stages.png"
-        )
+        same = {name: value for name, value in every[0].case.params if all(one.case[name] == value for one in every)}
+        what = f"{names.operation(items[0].operation.name)} {names.short(same)}".strip()
+        path = draw_stages(every, f"Stages of {what}, {passes} on {where}", out / "stages.png")
         terminal.say(f"profile.json and {path.name} are in {out}")
 
 

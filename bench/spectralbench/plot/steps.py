@@ -116,7 +116,7 @@ def _finding(found: Sequence[StepRow]) -> str:
     kind = next(kind for kind in (*RATED, SPECNET) if _over(found, kind))
     own = _over(found, kind)
     first = next(row for row in found if row.layers == NATIVE) if kind == SPECNET else own[0]
-    (inferred, of_inference), (trained, of_step), (saved, of_saved), _ = QUANTITIES
+    (inferred, of_inference), (trained, of_step), (_, of_saved), _ = QUANTITIES
     for words, of_time in ((trained, of_step), (inferred, of_inference)):
         for row in reversed(own[kind != SPECNET :]):
             before, after = of_time(first), of_time(row)
@@ -124,7 +124,7 @@ def _finding(found: Sequence[StepRow]) -> str:
                 continue
             parts = [f"{100 * after / before:.0f} % of the time of {'an' if words == inferred else 'a'} {words}"]
             if (kept := of_saved(first)) and (keeps := of_saved(row)) is not None:
-                parts.append(f"{100 * keeps / kept:.0f} % of the bytes {saved}")
+                parts.append(f"{100 * keeps / kept:.0f} % of the bytes saved")
             rate = row.rate if kind == SPECNET else f"c = {row.rate}"
             return f"At {rate} layers of the kind {kind} take {' and '.join(parts)}."
     return f"No step of layers of the kind {kind} was timed at two rates."

@@ -30,16 +30,20 @@ TITLE_COLUMNS = 90
 def draw(found: CaseProfile, ceilings: Ceilings, title: str, folder: Path) -> list[Path]:
     """Write stages.png, roofline.png, memory.png and utilisation.png into a folder that exists; where they are."""
     panels = {"stages": _stages, "roofline": _roofline, "memory": _memory, "utilisation": _utilisation}
+    findings = {
+        "stages": _longest([(each.implementation, each) for each in found.profiles]),
+        "roofline": _reached(found, ceilings),
+    }
     paths = [folder / f"{name}.png" for name in panels]
     with styled():
-        for path, panel in zip(paths, panels.values(), strict=True):
+        for path, (name, panel) in zip(paths, panels.items(), strict=True):
             height = 2.0 + 0.34 * len(found.profiles) if panel in (_stages, _utilisation) else 4.8
             figure, ax = plt.subplots(figsize=(WIDTH, height), layout="constrained")
             panel(ax, found, ceilings)
             figure.suptitle(
                 textwrap.fill(title.replace(",", ", ").replace(",  ", ", "), TITLE_COLUMNS), fontsize="small"
             )
-            save(figure, path)
+            save(figure, path, findings.get(name, ""))
             plt.close(figure)
     return paths
 
@@ -56,7 +60,7 @@ def draw_stages(found: Sequence[CaseProfile], title: str, path: Path) -> Path:
         figure, ax = plt.subplots(figsize=(WIDTH, 2.0 + 0.3 * len(bars)), layout="constrained")
         _bars(ax, bars)
         figure.suptitle(title, fontsize="small")
-        save(figure, path)
+        save(figure, path, _longest(bars))
         plt.close(figure)
     return path
 
@@ -84,6 +88,28 @@ def _bars(ax: Axes, bars: Sequence[tuple[str, Profile]]) -> None:
     ax.grid(visible=False, axis="y")
     ax.set_xlabel(f"time of a call ({symbol}); stages as shares of the traced call")
     _legend_below(ax)
+
+
+def _longest(bars: Sequence[tuple[str, Profile]]) -> str:
+    """Where most of the time goes in the fastest and in the slowest of the calls, as a sentence."""
+    told = []
+    for word, (label, each) in (
+        ("fastest", min(bars, key=lambda bar: bar[1].seconds)),
+        ("slowest", max(bars, key=lambda bar: bar[1].seconds)),
+    ):
+        stages = {part.name: _share(each, part.name) for part in each.stages}
+        if stages:
+            name = max(stages, key=lambda known: stages[known])
+            told.append(f"the {word}, {label}, spends {100 * stages[name]:.0f} % of its time in: {name}")
+    return f"Of {len(bars)} calls {'; '.join(told)}." if told else ""
+
+
+def _reached(found: CaseProfile, ceilings: Ceilings) -> str:
+    """How near the nearest implementation comes to the roof, as a sentence."""
+    roof = min(ceilings.flops_per_second, intensity(found.cost) * ceilings.bytes_per_second)
+    best = min(found.profiles, key=lambda each: each.seconds)
+    share = found.cost.flops / best.seconds / roof
+    return f"{best.implementation} comes nearest, at {100 * share:.0f} % of what this device can do at the least work."
 
 
 def _share(profile: Profile, name: str) -> float:
