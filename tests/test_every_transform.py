@@ -250,6 +250,9 @@ def test_a_mask_with_a_tangent(kept: float, impl: str, seed: int):
     both = [through_a_gradient(mask + step * along) for step in (1.0, -1.0)]
     quadratic = (both[0] - both[1]) / 2
     assert (jvp(through_a_gradient, (mask,), (along,))[1] - quadratic).norm() <= 1e-12 * quadratic.norm()
+    mask = mask.requires_grad_()
+    (of_nothing,) = torch.autograd.grad(masked(mask, x[:0]).sum(), mask)
+    assert torch.equal(of_nothing, torch.zeros_like(mask))
 
 
 @pytest.mark.filterwarnings("error:There is a performance drop")

@@ -37,7 +37,8 @@ def torch_fft(
     """
     if x.shape[0] == 0:  # an FFT library refuses an empty batch; the answer is as empty by any route
         weight = _spread(weight, band) if isinstance(weight, Tensor) else zero_kernel(weight, x)
-        return convolution.direct(x, weight, bias, band, groups)
+        y = convolution.direct(x, weight, bias, band, groups)
+        return y + mask.sum().to(y.dtype) if is_differentiated(mask) else y  # to no number, for a gradient of zero
     dtype = compute_dtype(x.dtype)
     flat = flat_indices(modes, x.device)
     if isinstance(weight, Tensor):
