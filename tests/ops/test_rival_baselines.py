@@ -302,6 +302,10 @@ def test_the_library_differentiates_what_it_is_fast_for(monkeypatch):
     assert not pays((2, 2, 9), (4,)) and pays((2, 2, 17), (8,))
     assert not pays((2, 2, 31, 31), (15, 15), dtype=torch.float64)
     assert not pays((2, 2, 31, 31), (15, 15), device="meta")
+    empty, weight = torch.empty(0, 2, 20, 20, requires_grad=True), torch.randn(2, 1, 31, 31, requires_grad=True)
+    y = library.convolve_in_best_layout(empty, weight, None, (15, 15), 2)
+    dx, dw = torch.autograd.grad(y.sum(), (empty, weight))
+    assert dx.shape == empty.shape and torch.equal(dw, torch.zeros_like(weight))
     monkeypatch.setattr(library, "SHORT_REGISTERS", False)
     assert not pays((2, 2, 31, 31), (15, 15))
 

@@ -80,7 +80,7 @@ def zeros_first_pay(x: Tensor, weight: Tensor) -> bool:
 
 def gradients_pay(x: Tensor, weight: Tensor, padding: tuple[int, ...], groups: int) -> bool:
     """Whether a gradient is wanted that oneDNN is slow for. Transforms and compilers differentiate as they know to."""
-    if not (_differentiated(x, weight) and _in_short_registers(x)):
+    if not (_differentiated(x, weight) and _in_short_registers(x)) or x.numel() == 0:
         return False
     if traced(x, weight) or torch._C._are_functorch_transforms_active():
         return False
