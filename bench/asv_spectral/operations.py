@@ -42,7 +42,7 @@ def suite(operation: Operation, metrics: Mapping[str, Metric]) -> type:
     attributes: dict[str, Any] = {
         "__module__": __name__,
         "__doc__": operation.summary,
-        "params": [list(grid.implementations), *(list(values) for values in grid.axes.values())],
+        "params": [list(grid.implementations), *([_told(name, one) for one in grid.axes[name]] for name in grid.axes)],
         "param_names": ["implementation", *grid.axes],
         "timeout": TIMEOUT,
         # The same function in every class: asv keys a cache folder by the line on which its function is defined.
@@ -50,6 +50,35 @@ def suite(operation: Operation, metrics: Mapping[str, Metric]) -> type:
         **{f"track_{name}": _tracker(grid, metrics[name]) for name in names},
     }
     return type(operation.name, (), attributes)
+
+
+class Count(int):
+    """A parameter's value that asv shows, and stores, as `K=3`; a number in all else."""
+
+    name: str
+
+    def __repr__(self) -> str:
+        return f"{self.name}={int(self)}"
+
+
+class Share(float):
+    """As `Count`: `c=0.5`."""
+
+    name: str
+
+    def __repr__(self) -> str:
+        return f"{self.name}={float(self)}"
+
+
+def _told(name: str, value: Scalar) -> Scalar:
+    """The value of a parameter with its short name in front, where it is a number."""
+    from spectralbench.names import LETTERS
+
+    if type(value) not in (int, float):
+        return value
+    told = Count(value) if type(value) is int else Share(value)
+    told.name = LETTERS.get(name, name)
+    return told
 
 
 @dataclass(frozen=True, slots=True)

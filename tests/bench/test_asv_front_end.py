@@ -37,6 +37,7 @@ def test_parameters_are_the_implementation_and_what_varies() -> None:
     assert suite.__name__ == "steady"
     assert suite.param_names == ["implementation", "size", "rate"]
     assert suite.params[1:] == [[1, 2], [0, 0.5]]
+    assert [[repr(one) for one in axis] for axis in suite.params[1:]] == [["size=1", "size=2"], ["c=0", "c=0.5"]]
     assert suite.timeout == 600
 
 
@@ -256,7 +257,7 @@ def test_run_writes_results_with_units_and_versions(first_run: Path) -> None:
     time = benchmarks["operations.doubling.track_device_time"]
     assert (time["unit"], time["version"], time["timeout"]) == ("seconds", "3.1", 600)
     assert time["param_names"] == ["implementation", "size"]
-    assert time["params"] == [["'product'", "'twin'", "'needs_gpu'"], ["64", "1024"]]
+    assert time["params"] == [["'product'", "'twin'", "'needs_gpu'"], ["size=64", "size=1024"]]
     assert column(first_run, "doubling.track_device_time", "version") == "3.1"
     assert f"operations.{next(iter(load_operations()))}.track_device_time" in benchmarks
 

@@ -142,6 +142,14 @@ def test_a_second_list_needs_no_torch(tmp_path: Path, monkeypatch: pytest.Monkey
     listing.known("cpu")
     assert asked == [None, None, None, "cpu"]
 
+    def denied(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", denied)  # another user's cache
+    monkeypatch.setattr(Path, "is_file", denied)
+    listing.known("cpu")
+    assert asked[4:] == ["cpu"]
+
 
 def test_machine_prints_its_name_and_facts(cli: Cli) -> None:
     code, out, _ = cli("machine")

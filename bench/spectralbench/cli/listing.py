@@ -61,10 +61,10 @@ def list_(
 def known(device: str | None) -> Found:
     """Every operation, every metric and every broken plug-in, from the cache where nothing has changed since."""
     path = _cache(device)
-    if path.is_file():
-        with contextlib.suppress(ValueError, TypeError):  # cut off while it was written: found out again
-            described, metrics, broken = json.loads(path.read_text(encoding="utf-8"))
-            return described, metrics, broken
+    # Not there, another user's, or cut off while it was written: found out again.
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        described, metrics, broken = json.loads(path.read_text(encoding="utf-8"))
+        return described, metrics, broken
     found = found_out(device)
     with contextlib.suppress(OSError):  # a home that cannot be written costs seconds, not an answer
         path.parent.mkdir(parents=True, exist_ok=True)
