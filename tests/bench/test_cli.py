@@ -92,7 +92,7 @@ def test_misspelt_names_are_answered_without_torch(
 # list and machine
 
 
-def test_list_names_everything_and_why_it_is_not_available(cli: Cli) -> None:
+def test_list_names_everything_and_why_it_is_not_available(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, err = cli("list", "steady")
     assert (code, err) == (0, "")
     for word in ("plain", "baseline", "needs CUDA", "size [times] rate", "smoke 4", "study 4"):
@@ -101,6 +101,10 @@ def test_list_names_everything_and_why_it_is_not_available(cli: Cli) -> None:
     (line,) = [line for line in out.splitlines() if "steady" in line]
     assert "2 of 3" in line and "size [times] rate" in line
     assert "device_time" in out and "second" in out
+    monkeypatch.setattr(terminal, "PIPE_WIDTH", 30)
+    _, out, _ = cli("list")
+    (line,) = [line for line in out.splitlines() if "steady" in line]
+    assert "2 of 3" in line and len(line) <= 30
     code, out, _ = cli("list", "--json")
     entries = [json.loads(line) for line in out.splitlines()]
     steady = next(entry for entry in entries if entry["name"] == "steady")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from spectralbench import plugins
 from spectralbench.cli import terminal
@@ -165,12 +166,13 @@ def _overview(described: Sequence[dict[str, Any]]) -> Table:
     """A line per operation: what it is, and how many of its implementations work here."""
     table = Table(title="operations", title_justify="left", caption="more: spectralbench list OPERATION", box=None)
     table.add_column("operation", no_wrap=True)
-    table.add_column("what", no_wrap=True, overflow="ellipsis")
+    table.add_column("what")
     table.add_column("works here", no_wrap=True)
     for entry in described:
         works = sum(found["unavailable"] is None for found in entry["implementations"])
-        cells = (entry["name"], entry["summary"], f"{works} of {len(entry['implementations'])}")
-        table.add_row(*map(escape, cells))
+        # The one column that may be narrower, so that a small window cuts off words and never a name or a count.
+        what = Text(entry["summary"], no_wrap=True, overflow="ellipsis")
+        table.add_row(escape(entry["name"]), what, f"{works} of {len(entry['implementations'])}")
     return table
 
 
