@@ -52,7 +52,7 @@ def suite(operation: Operation, metrics: Mapping[str, Metric]) -> type:
     return type(operation.name, (), attributes)
 
 
-class Count(int):
+class LabelledInteger(int):
     """A parameter's value that asv shows, and stores, as `K=3`; a number in all else."""
 
     name: str
@@ -61,8 +61,8 @@ class Count(int):
         return f"{self.name}={int(self)}"
 
 
-class Share(float):
-    """As `Count`: `c=0.5`."""
+class LabelledFraction(float):
+    """As `LabelledInteger`: `c=0.5`."""
 
     name: str
 
@@ -76,7 +76,7 @@ def _told(name: str, value: Scalar) -> Scalar:
 
     if type(value) not in (int, float):
         return value
-    told = Count(value) if type(value) is int else Share(value)
+    told = LabelledInteger(value) if type(value) is int else LabelledFraction(value)
     told.name = LETTERS.get(name, name)
     return told
 
