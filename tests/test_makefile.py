@@ -29,8 +29,17 @@ fi
 """
 
 
+# What a make that runs these tests, and their half, say to those below them.
+ABOVE = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "TRITON_INTERPRET")
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name not in ABOVE}
+    return subprocess.run(["make", *arguments], cwd=folder, capture_output=True, text=True, timeout=60, env=environment)
+
+
 def make(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["make", *arguments], cwd=folder, capture_output=True, text=True, timeout=60)
+    done = run(folder, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -64,8 +73,7 @@ def test_both_halves_of_the_suite_run_and_one_failure_fails(copy: Path, native: 
     make(copy, ".venv/ready", "PYTHON=./installer")
     (copy / "status0").write_text(f"{native}")
     (copy / "status1").write_text(f"{interpreted}")
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(["make", "-s", "test"], cwd=copy, capture_output=True, text=True, timeout=60, env=environment)
+    done = run(copy, "-s", "test")
     assert done.stdout.split("\n")[:2] == ["half 0", "half 1"], done
     assert (done.returncode != 0) == bool(native or interpreted)
 
@@ -75,8 +83,7 @@ def test_a_check_lints_beside_the_tests_and_either_fails_it(copy: Path, types: i
     make(copy, ".venv/ready", "PYTHON=./installer")
     for name, status in (("types", types), ("status0", native), ("status1", 0)):
         (copy / name).write_text(f"{status}")
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(["make", "check"], cwd=copy, capture_output=True, text=True, timeout=60, env=environment)
+    done = run(copy, "check")
     lines = done.stdout.split("\n")
     assert {"half 0", "half 1", "types at effort 0"} <= set(lines), done
     assert (done.returncode != 0) == bool(types or native)
