@@ -92,6 +92,15 @@ def test_a_fault_in_a_step_is_found(how: str, seed: int):
     assert isinstance(outcome, Failed), how
 
 
+def test_a_deep_network_may_turn_more_signs():
+    """torch's own DenseNet-121 is off by 7e-2 of its float64 gradients; one with other modes by 1."""
+    allowed = {
+        network: OPERATION.tolerance.at(case("train", network=network))
+        for network in ("lenet", "resnet18", "densenet121")
+    }
+    assert allowed == {"lenet": 1e-2, "resnet18": pytest.approx(2e-2), "densenet121": pytest.approx(0.12)}
+
+
 def test_dropout_is_off_and_statistics_follow_the_mode(seed: int):
     model, x = built("small_model:build", seed), torch.randn(4, 2, 9, 8)
     for training in (False, True):
