@@ -225,15 +225,25 @@ def test_a_machine_file_that_is_not_understood_is_not_overwritten(
 # Reading verbs
 
 
-def history(results: Path, values: list[float], damage: str = "") -> None:
+def history(results: Path, values: list[float], damage: str = "", machine: str = "cpu-test-2c") -> None:
     """One series, a commit per value."""
-    folder = results / "records" / "cpu-test-2c"
+    folder = results / "records" / machine
     folder.mkdir(parents=True)
     for index, value in enumerate(values):
         moment = f"2026-01-{index + 1:02d}T00:00:00.000+00:00"
-        facts = {**FACTS, "commit": f"{index:08d}" * 5, "started_at": moment}
+        facts = {**FACTS, "machine": machine, "commit": f"{index:08d}" * 5, "started_at": moment}
         text = environment_line(facts) + record_line(measured(value, recorded_at=moment))
         (folder / f"2026-01-{index + 1:02d}-{index:08d}.jsonl").write_text(text + damage)
+
+
+def test_alert_judges_the_machine_that_is_asked_for(cli: Cli, tmp_path: Path) -> None:
+    steady = [1e-3, 1.001e-3, 0.999e-3, 1.002e-3, 0.998e-3, 1e-3]
+    history(tmp_path / "results", steady)
+    history(tmp_path / "results", [*steady, 2e-3], machine="cpu-other-4c")
+    found = {name: cli("alert", "--machine", name) for name in ("cpu-test-2c", "cpu-other-4c", "cpu-none-1c")}
+    assert [code for code, _, _ in found.values()] == [0, 1, 2]
+    assert "known: cpu-other-4c, cpu-test-2c" in found["cpu-none-1c"][2]
+    assert cli("alert")[0] == 1
 
 
 def test_alert_exits_by_what_it_finds(cli: Cli, tmp_path: Path) -> None:

@@ -111,6 +111,7 @@ def alert(
     since: Annotated[
         str | None, typer.Option(metavar="REF", help="A release that slow drift is held against; default: the first.")
     ] = None,
+    machine: Annotated[str | None, typer.Option(help="Only this machine; default: all.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="The whole page instead of at most 20 lines.")] = False,
     form: Annotated[Form, typer.Option("--format", help="text, or github: annotations of a workflow.")] = "text",
     junit: Annotated[Path | None, typer.Option(help="Also write a JUnit file: worse series are failures.")] = None,
@@ -125,8 +126,11 @@ def alert(
     from spectralbench import alert as alerting
     from spectralbench import history
 
+    def read() -> History:
+        return history.only_machine(history.load(results), machine)
+
     try:
-        loaded = history.load(results)
+        loaded = read()
         overrides = alerting.configured(results.resolve().parent / "pyproject.toml")
         overrides += [alerting.parse(text) for text in rule or ()]
         later = None if since is None else _commits_since(since, (results, Path(__file__).parent))
@@ -135,20 +139,20 @@ def alert(
     _say_damage(loaded.damage)
     for note in loaded.order.notes:
         terminal.say(note)
-    for machine, facts in loaded.environments.items():
+    for name, facts in loaded.environments.items():
         if facts.get("commit") is None:
             why = facts.get("no_commit", "git did not say why")
-            terminal.say(f"{machine}: its newest results name no commit and are a baseline for none: {why}")
+            terminal.say(f"{name}: its newest results name no commit and are a baseline for none: {why}")
 
-    def judged(read: History) -> list[Finding]:
+    def judged(known: History) -> list[Finding]:
         try:
-            return alerting.findings(read, (results, Path(__file__).parent), overrides=overrides, since=later)
+            return alerting.findings(known, (results, Path(__file__).parent), overrides=overrides, since=later)
         except ValueError as error:
             raise terminal.fail(str(error), 2) from None
 
     findings = judged(loaded)
     if remeasure:
-        findings = _again(loaded, findings, results, processes, time_budget, judged)
+        findings = _again(loaded, findings, results, processes, time_budget, read, judged)
     doubtful = loaded.doubtful
     try:
         if out is not None:
@@ -186,12 +190,13 @@ def _again(
     results: Path,
     processes: int,
     time_budget: float | None,
+    read: Callable[[], History],
     judged: Callable[[History], list[Finding]],
 ) -> list[Finding]:
     """The findings after what is slower was timed again; what could not be is said, and stays as it was."""
     if not any(one.verdict.value == "SLOWER" and one.key.metric == "device_time" for one in findings):
         return findings
-    from spectralbench import confirm, history, sweep
+    from spectralbench import confirm, sweep
     from spectralbench.cli.sweeping import Bar
     from spectralbench.journal import JournalError
     from spectralbench.worker import WorkerBroken
@@ -210,11 +215,11 @@ def _again(
             done = confirm.measure(plan.items, results, surroundings, sweep.SOURCES, time_budget, watch)
     except (JournalError, WorkerBroken) as error:
         raise terminal.fail(str(error), 2) from None
-    read, again = confirm.judged_by(history.load(results), loaded, plan.keys, processes)
+    known, again = confirm.judged_by(read(), loaded, plan.keys, processes)
     if len(again) < len(plan.keys):
         why = f"stopped by the {done.stopped}" if done.stopped else "a process gave no time"
         terminal.say(f"not timed again: {len(plan.keys) - len(again)} slower series, {why}")
-    return confirm.told(judged(read), again, processes)
+    return confirm.told(judged(known), again, processes)
 
 
 def _say_damage(damage: Iterable[Damage]) -> None:
