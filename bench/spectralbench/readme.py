@@ -17,9 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 from textwrap import fill, wrap
 
+from spectralbench import alert
+from spectralbench.alert import Verdict
 from spectralbench.contest import CaseRows, Versus, cases, times, title
 from spectralbench.crossings import crossings
-from spectralbench.history import History, Series, current, load
+from spectralbench.history import History, current, load
 from spectralbench.names import number
 from spectralbench.quantity import amount
 from spectralbench.report.changes import before
@@ -29,7 +31,7 @@ from spectralbench.text import table
 from spectralkernels.declare import Operation
 from spectralkernels.ops import load_operations
 
-CLAIMED = "band_limited_conv2d"
+CLAIMED, STEP = "band_limited_conv2d", "model_step"
 LOSSES = 4
 PART = re.compile(r"(<!-- (?P<name>claims|support)(?: at (?P<commit>[0-9a-f]{8}))? -->\n).*?(<!-- end -->)", re.DOTALL)
 Claim = tuple[CaseRows, Versus, Versus | None]
@@ -65,7 +67,8 @@ def claims(history: History, mark: str) -> str:
         raise ValueError(f"no band-limited convolution was measured beside its rivals at {mark}")
     (usual, _), *_ = Counter(case.params["compression"] for case, _, _ in rows).most_common()
     rows = [row for row in rows if row[0].params["compression"] == usual]
-    told = (_won(rows), _pays(settings(CLAIMED, found)), _price(rows), _changed(now.series, mark), _lost(measured))
+    pays = _pays(settings(CLAIMED, found)) + _threshold(cases(now).get(STEP, ()))
+    told = (_won(rows), pays, _price(rows), _changed(now, mark), _lost(measured))
     answers = (fill(answer, 118, subsequent_indent="  ", break_on_hyphens=False) for answer in told)
     return "\n".join([*answers, "", *_table(rows, mark)])
 
@@ -81,13 +84,16 @@ def _won(rows: Sequence[Claim]) -> str:
     dense = [row for row in rows if row[0].params["groups"] == 1 and row[0].subject.pass_ == "forward"] or list(rows)
     slowest, fastest = (pick(dense, key=lambda row: row[1].faster) for pick in (min, max))
     machines = " and ".join(sorted({f"`{case.subject.machine}`" for case, _, _ in rows}))
-    rates = ", ".join(map(number, sorted({float(case.params["compression"]) for case, _, _ in rows})))
     doubt = "" if all(versus.ratio.judged for _, versus, _ in rows) else ", in too few processes to be sure"
     return (
-        f"- **What won where?** On {machines}, at c = {rates}, a dense layer runs {times(slowest[1].faster)} "
+        f"- **What won where?** On {machines}, at c = {_rates(rows)}, a dense layer runs {times(slowest[1].faster)} "
         f"(K = {slowest[0].params['kernel_size']}) to {times(fastest[1].faster)} "
         f"(K = {fastest[0].params['kernel_size']}) as fast as the torch convolution in its best layout{doubt}."
     )
+
+
+def _rates(rows: Sequence[Claim]) -> str:
+    return ", ".join(map(number, sorted({float(case.params["compression"]) for case, _, _ in rows})))
 
 
 def _pays(found: Sequence[Setting]) -> str:
@@ -106,6 +112,26 @@ def _pays(found: Sequence[Setting]) -> str:
     return f"{start}Not known: it was measured at fewer than three K."
 
 
+def _threshold(found: Sequence[CaseRows]) -> str:
+    """A training step with SpecNet's layers over one with native ones, in the newest records; empty without both."""
+    steps = {
+        (str(case.params["network"]), float(case.params["beta"])): specnet.time.value / native.time.value
+        for case in found
+        if case.subject.pass_ == "both"
+        and (specnet := case.rows.get("specnet")) is not None
+        and (native := case.rows.get("native")) is not None
+        and specnet.time is not None
+        and native.time is not None
+    }
+    if not steps:
+        return ""
+    networks = ", ".join(sorted({network for network, _ in steps}))
+    betas = sorted({beta for _, beta in steps})
+    between = number(betas[0]) if len(betas) == 1 else f"{number(betas[0])} to {number(betas[-1])}"
+    taken = f"{times(min(steps.values()))} to {times(max(steps.values()))} the time of native layers"
+    return f" By beta: with SpecNet's layers a training step of {networks} takes {taken}, at beta = {between}."
+
+
 def _price(rows: Sequence[Claim]) -> str:
     errors = [one for _, versus, _ in rows if (one := versus.row.value("approximation_error")) is not None]
     behinds = [behind for case, versus, _ in rows if (behind := saved(case, versus.row, versus.other)[1]) is not None]
@@ -115,18 +141,20 @@ def _price(rows: Sequence[Claim]) -> str:
         if behinds
         else "bytes that were not counted"
     )
-    return f"- **What does it cost?** Before any retraining the answer {off}, and behind a ReLU a layer keeps {kept}."
+    return (
+        f"- **What does it cost?** At c = {_rates(rows)}, before any retraining, the answer {off}, and behind a ReLU, "
+        f"which keeps its map too, a layer keeps {kept}."
+    )
 
 
-def _changed(series: Sequence[Series], mark: str) -> str:
+def _changed(now: History, mark: str) -> str:
     """Against the commit that was measured before in the same environment, kernels beside all others."""
+    of_claims = [one for one in now.series if (one.key.metric, one.key.subject.operation) == ("device_time", CLAIMED)]
     logs: dict[bool, list[float]] = {True: [], False: []}
     marks: Counter[str] = Counter()
-    for one in series:
+    for one in of_claims:
         newest = next((point for point in reversed(one.points) if point.mark == mark), None)
-        if newest is None or one.key.metric != "device_time" or one.key.subject.operation != CLAIMED:
-            continue
-        if (past := before(one, newest)) is not None:
+        if newest is not None and (past := before(one, newest)) is not None:
             logs[one.role == "kernel"].append(math.log(past.value / newest.value))
             marks[past.mark] += 1
     start = "- **What changed since the commit before?**"
@@ -134,9 +162,12 @@ def _changed(series: Sequence[Series], mark: str) -> str:
     if not logs[True]:
         return f"{start} This is the first commit that was measured in its environment. {ask}"
     kernels, others = (times(math.exp(statistics.fmean(logs[one]))) if logs[one] else "not" for one in (True, False))
+    judged = alert.judge(replace(now, series=tuple(one for one in of_claims if one.newest.mark == mark)))
+    slower, faster = (sum(one.verdict is each for one in judged) for each in (Verdict.SLOWER, Verdict.FASTER))
     return (
         f"{start} Since {marks.most_common(1)[0][0]} our kernels are {kernels} as fast, and everything else, which "
-        f"nobody changed, {others}: {len(logs[True])} and {len(logs[False])} series, geometric means. {ask}"
+        f"nobody changed, {others}: {len(logs[True])} and {len(logs[False])} series, geometric means. The alert calls "
+        f"{slower or 'none'} of them slower and {faster or 'none'} faster. {ask}"
     )
 
 

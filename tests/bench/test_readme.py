@@ -78,7 +78,8 @@ def test_a_price_that_was_not_measured_is_not_said_to_be_nothing(tmp_path: Path)
     times = {(7, 0.5): (1.0, 2.0)}
     found = _answers(_stored(tmp_path / "with", {0: times}), 0)[2]
     assert found.endswith(
-        "the answer is off by 30 % to 30 %, and behind a ReLU a layer keeps bytes that were not counted."
+        "At c = .5, before any retraining, the answer is off by 30 % to 30 %, and behind a ReLU, which keeps its map "
+        "too, a layer keeps bytes that were not counted."
     )
     found = _answers(_stored(tmp_path / "without", {0: times}, error={}), 0)[2]
     assert "the answer was not compared" in found
@@ -107,7 +108,21 @@ def test_the_readme_says_what_changed_since_the_commit_before(tmp_path: Path) ->
     assert "This is the first commit that was measured in its environment." in first
     before = synthetic.commit_hash(0)[:8]
     assert f"Since {before} our kernels are 4.0x as fast, and everything else, which nobody changed, 0.91x" in second
-    assert "1 and 1 series" in second
+    assert "1 and 1 series" in second and "The alert calls none of them slower and none faster." in second
+
+
+def test_the_readme_says_what_a_threshold_takes(tmp_path: Path) -> None:
+    facts = {"network": "lenet", "batch": 2, "input": "1x28x28", "mode": "train", "compression": 0.0, "n": 1}
+    records = [
+        synthetic.record({"device_time": time}, operation="model_step", implementation=name, role="rival",
+                         pass_="both", case={**facts, "beta": beta}, replicate=replicate)
+        for replicate in range(3)
+        for beta, slow in ((0.5, 4.0), (1.5, 3.0))
+        for name, time in (("native", 1.0), ("specnet", slow))
+    ]  # fmt: skip
+    synthetic.write(tmp_path, "steps", synthetic.environment(commit=0), records)
+    pays = _answers(_stored(tmp_path, {0: {(7, 0.5): (1.0, 2.0)}}), 0)[1]
+    assert pays.endswith("a training step of lenet takes 3.0x to 4.0x the time of native layers, at beta = .5 to 1.5.")
 
 
 def test_every_name_in_the_readme_exists() -> None:
