@@ -100,10 +100,13 @@ def _page(setting: DrawnSetting, machine: str, suffix: str) -> Page:
                 one["device_time"], one["kept_bytes"], c=colors(shades(one["approximation_error"])),
                 marker=marks[name], s=40, edgecolors=edge, linewidths=width, zorder=3,
             )  # fmt: skip
-            for _, point in one.iterrows():
+            # To either side in turn: points of one implementation lie along a line that rises.
+            for turn, (_, point) in enumerate(one.iterrows(), start=int(roles[name] == "rival")):
                 place = (point["device_time"], point["kept_bytes"])
-                ax.annotate(f"c{names.number(point['compression'])}", place, xytext=(4, 3),
-                            textcoords="offset points", fontsize="xx-small", color="#555555")  # fmt: skip
+                across, side, up = ((5, "left", "top"), (-5, "right", "bottom"))[turn % 2]
+                ax.annotate(f"c{names.number(point['compression'])}", place, xytext=(across, -across / 2),
+                            ha=side, va=up, textcoords="offset points", fontsize="xx-small",
+                            color="#555555")  # fmt: skip
         ax.set_title(f"K = {size}")
         metric_axis(ax, "x", "device_time", list(points["device_time"]))
     log_axis(axes[0][0], "y", list(points["kept_bytes"]), "byte", "kept behind a ReLU")
@@ -111,9 +114,10 @@ def _page(setting: DrawnSetting, machine: str, suffix: str) -> Page:
     bar.set_label("error (%)")
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}"))
     shown: dict[str, Look | Line2D] = {
-        name: Line2D([], [], marker=marks[name], linestyle="none", color="#555555") for name in roles
+        f"{name} †" if role == "rival" else name: Line2D([], [], marker=marks[name], linestyle="none", color="#555555")
+        for name, role in roles.items()
     }
-    shown["not beaten in all three"] = Line2D(
+    shown["in no cost beaten by one as good in the others"] = Line2D(
         [], [], marker="o", linestyle="none", color="white", markeredgecolor="black"
     )
     told = ", ".join(f"{name} in {count}" for name, count in unbeaten.items() if count)
