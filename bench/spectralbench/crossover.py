@@ -32,13 +32,14 @@ class Crossover:
     judged: bool
 
     def words(self, name: str) -> str:
-        """`from K = 4.6 [4.2, 5]`, `at every K from 3 to 31`, `at no K from 3 to 31`."""
+        """`from K = 4.6 [4.2, 5]`, `from K <= 1 [<= 1, 1.1]`, `at every K from 3 to 31`, `at no K from 3 to 31`."""
         doubt = "" if self.judged else " (not judged)"
         if self.low == self.high and self.value in (0.0, math.inf):
             which = "every" if self.value == 0 else "no"
             return f"at {which} {name} from {self.first:g} to {self.last:g}{doubt}"
         interval = "" if self.processes == 1 else f" [{self._place(self.low)}, {self._place(self.high)}]"
-        return f"from {name} = {self._place(self.value)}{interval}{doubt}"
+        place = self._place(self.value)
+        return f"from {name} {'' if place[0] in '<>' else '= '}{place}{interval}{doubt}"
 
     def _place(self, value: float) -> str:
         if value == 0:

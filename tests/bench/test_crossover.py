@@ -44,6 +44,7 @@ def test_everywhere_and_nowhere_are_said_in_words() -> None:
     mixed = crossover([win, power(4.0), lose])
     assert mixed.words("K") == "from K = 4 [<= 1, > 31] (not judged)"
     assert crossover([power(4.0)]).words("K") == "from K = 4 (not judged)"
+    assert crossover([win, win, power(4.0)]).words("K") == "from K <= 1 [<= 1, 4] (not judged)"
 
 
 def test_two_places_or_none_are_no_curve() -> None:
