@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from spectralbench import names
 from spectralbench.ceilings import Ceilings
-from spectralbench.plot.style import MARKERS, PALETTE, save, styled
+from spectralbench.plot.style import PALETTE, look_of, save, styled
 from spectralbench.profiling import CaseProfile, Profile
 from spectralbench.profiling.memory import Mark, Timeline
 from spectralbench.profiling.trace import OUTSIDE
@@ -123,10 +123,11 @@ def _roofline(ax: Axes, found: CaseProfile, ceilings: Ceilings) -> None:
     ends = [min(x, knee) / 30, knee, max(x, knee) * 30]
     roof = [min(ceilings.flops_per_second, each * ceilings.bytes_per_second) / 1e9 for each in ends]
     ax.loglog(ends, roof, color="black", label="measured ceiling of this device")
-    for index, each in enumerate(found.profiles):
-        rate = found.cost.flops / each.seconds / 1e9
-        color, marker = PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
-        ax.plot([x], [rate], marker=marker, linestyle="", color=color, label=each.implementation, markersize=7)
+    for each in found.profiles:
+        rate, look = found.cost.flops / each.seconds / 1e9, look_of(each.implementation, "kernel")
+        ax.plot(
+            [x], [rate], marker=look.marker, linestyle="", color=look.color, label=each.implementation, markersize=7
+        )
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(LogLocator(base=10, subs=(1, 3)))
         axis.set_minor_locator(NullLocator())
@@ -145,13 +146,13 @@ def _memory(ax: Axes, found: CaseProfile, ceilings: Ceilings) -> None:
     """Bytes over those before the step, by how far each pass has come, because the steps differ in length."""
     divisor, symbol = scale([each.timeline.peak for each in found.profiles], "byte")
     marks: tuple[Mark, ...] = ()
-    for index, each in enumerate(found.profiles):
+    for each in found.profiles:
         if not each.timeline.points:
             continue
-        style = "-" if index < len(PALETTE) else "--"
         x = [progress(when, each.timeline) for when, _ in each.timeline.points]
         y = [size / divisor for _, size in each.timeline.points]
-        ax.step(x, y, where="post", color=PALETTE[index % len(PALETTE)], linestyle=style, label=each.implementation)
+        look = look_of(each.implementation, "kernel")
+        ax.step(x, y, where="post", color=look.color, linestyle=look.dash, label=each.implementation)
         marks = max(marks, each.timeline.marks, key=len)
     for end in range(1, len(marks)):
         ax.axvline(end, color="black", linewidth=1)
