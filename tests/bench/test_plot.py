@@ -312,6 +312,9 @@ def test_what_the_alert_could_show_is_drawn_series_by_series(tmp_path: Path, see
     judged = {one.key.subject.implementation: one.resolution for one in findings if one.key in known}
     assert image.get_array().ravel().tolist() == pytest.approx([judged["triton"], judged["einsum"]])
     assert "2 series of times" in page.finding and f"{math.ceil(100 * min(judged.values()))} %" in page.finding
+    wide = [replace(one, resolution=18.6) for one in findings]
+    (page,) = visible_changes.draw((found, wide), "cpu-test-2c")
+    assert {text.get_text() for text in page.figure.axes[0].texts} == {"1900"}, "no power of ten"
 
 
 def test_stored_steps_of_a_network_are_drawn_against_compression_0_and_native(tmp_path: Path) -> None:

@@ -57,7 +57,8 @@ def draw(judged: tuple[History, Sequence[Finding]], machine: str) -> Iterator[Pa
     for (row, column), value in np.ndenumerate(found) if len(columns) <= WRITTEN else ():
         if not math.isnan(value):
             ink = "white" if norm(value) > 0.45 else "black"
-            ax.text(column, row, f"{100 * value:.2g}", ha="center", va="center", color=ink, fontsize="x-small")
+            told = f"{float(format(100 * value, '.2g')):g}"  # two digits, and no power of ten
+            ax.text(column, row, told, ha="center", va="center", color=ink, fontsize="x-small")
     ax.set_yticks(range(len(order)), order, fontsize="x-small")
     operations = [case[0] for case in columns]
     starts = [index for index, name in enumerate(operations) if index == 0 or operations[index - 1] != name]
