@@ -48,6 +48,15 @@ def test_the_newest_change_is_not_half_of_itself_one_commit_earlier(monkeypatch:
     assert (weigh(values).split == 8).all()
 
 
+def test_a_tail_so_heavy_that_nothing_can_be_told_shows_no_change_as_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Student's deviate of a p value of 1e-300 is answered by scipy with minus infinity."""
+    heavy = Tail(1.6, 3.0, 1e3)
+    monkeypatch.setattr(evidence, "_placebos", lambda *_: (heavy, heavy))
+    monkeypatch.setattr(evidence, "_shuffled", lambda *_: (heavy, heavy))
+    values = 0.01 * np.random.default_rng(1).standard_normal((2, 5, 1))
+    assert (weigh(values).visible > 1).all()
+
+
 @pytest.mark.parametrize("minimum", [1, 3])
 def test_a_history_of_two_points_is_weighed_where_one_earlier_one_is_enough(minimum: int, seed: int) -> None:
     values = 0.01 * np.random.default_rng(seed).standard_normal((40, 2, 3))

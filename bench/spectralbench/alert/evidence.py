@@ -318,7 +318,8 @@ def _visible(model: _Model, start: Array, minimum: int, alarm: float) -> Array:
     z = stats.norm.isf(half)
     if model.newest is not None:
         z = max(z, *(tail.deviate(half) for tail in model.newest))
-    t = np.minimum(stats.t.isf(stats.norm.sf(min(z, 37.0)), degrees), HUGE)
+    t = stats.t.isf(stats.norm.sf(min(z, 37.0)), degrees)
+    t = np.where(np.isfinite(t), np.minimum(t, HUGE), HUGE)  # scipy answers -inf far out in the tail of few degrees
     spread = np.sqrt(variance * (1 + 1 / np.maximum(count, 1)))
     # Every change of an exact series is visible, however many deviations an alarm takes.
     limit = np.multiply(spread, t, out=np.zeros_like(spread), where=spread > 0)
