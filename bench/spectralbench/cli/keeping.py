@@ -175,7 +175,7 @@ def bisect(
         raise terminal.fail("no series changed between two commits, so there is nothing to look for", NOTHING)
     rows = []
     for (since, until), findings in changed.items():
-        between = after(roots, since, until)[:-1]
+        between = (after(roots, since, until) or [])[:-1]
         widest = max(findings, key=lambda one: abs(math.log(one.ratio)) if one.ratio and one.ratio > 0 else 0.0)
         rows.append(
             {

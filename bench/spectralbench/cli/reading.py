@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from spectralbench import checkout
 from spectralbench.cli import terminal
 from spectralbench.record import Damage
 
@@ -175,13 +173,12 @@ def alert(
 
 def _commits_since(reference: str, roots: Sequence[Path]) -> frozenset[str]:
     """The commits after a reference on the first-parent line. ValueError if no repository around `roots` knows it."""
-    for root in roots:
-        try:
-            told = checkout.git(root, "rev-list", "--first-parent", "--end-of-options", f"{reference}..HEAD", "--")
-            return frozenset(told.decode().split())
-        except (OSError, subprocess.SubprocessError):
-            continue
-    raise ValueError(f"--since takes a commit, tag or branch that git knows here, got {reference!r}")
+    from spectralbench.history.ancestry import after
+
+    found = after(roots, reference, "HEAD")
+    if found is None:
+        raise ValueError(f"--since takes a commit, tag or branch that git knows here, got {reference!r}")
+    return frozenset(found)
 
 
 def _again(

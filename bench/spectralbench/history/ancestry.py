@@ -70,10 +70,10 @@ def order(roots: Sequence[Path], commits: Collection[str]) -> Order:
     return Order(notes=(f"commits are ordered by the time of their measurement: {reasons[0]}",) if reasons else ())
 
 
-def after(roots: Sequence[Path], old: str, new: str) -> list[str]:
+def after(roots: Sequence[Path], old: str, new: str) -> list[str] | None:
     """The commits after `old` up to `new`, oldest first, on the first-parent line of `new`.
 
-    Of the first of the repositories around `roots` that knows both; none where none does.
+    Of the first of the repositories around `roots` that knows both; None where none does.
     """
     for root in roots:
         try:
@@ -83,7 +83,7 @@ def after(roots: Sequence[Path], old: str, new: str) -> list[str]:
             return told.decode().split()
         except (OSError, subprocess.SubprocessError):
             continue
-    return []
+    return None
 
 
 def _known(root: Path, commits: Sequence[str]) -> list[str]:
