@@ -52,22 +52,21 @@ def suite(operation: Operation, metrics: Mapping[str, Metric]) -> type:
     return type(operation.name, (), attributes)
 
 
-class LabelledInteger(int):
+class Labelled:
     """A parameter's value that asv shows, and stores, as `K=3`; a number in all else."""
 
     name: str
 
     def __repr__(self) -> str:
-        return f"{self.name}={int(self)}"
+        return f"{self.name}={super().__repr__()}"
 
 
-class LabelledFraction(float):
-    """As `LabelledInteger`: `c=0.5`."""
+class LabelledInteger(Labelled, int):
+    """Such as `K=3`."""
 
-    name: str
 
-    def __repr__(self) -> str:
-        return f"{self.name}={float(self)}"
+class LabelledFraction(Labelled, float):
+    """Such as `c=0.5`."""
 
 
 def _told(name: str, value: Scalar) -> Scalar:
