@@ -82,13 +82,13 @@ def unpack_kernels(archive: Path, cache: Path) -> int:
             group["child_paths"] = {name: str(cache / path.parent.name / name) for name in group["child_paths"]}
             path.write_text(json.dumps(group), encoding="utf-8")
         cache.mkdir(parents=True, exist_ok=True)
+        count = sum(1 for _ in draft.rglob("*.cubin"))
         for folder in draft.iterdir():
             if folder.is_dir() and not (cache / folder.name).exists():
                 folder.rename(cache / folder.name)
             elif folder.is_dir():
                 shutil.copytree(folder, cache / folder.name, dirs_exist_ok=True)
-        with tarfile.open(archive) as tar:
-            return sum(name.endswith(".cubin") for name in tar.getnames())
+        return count
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
