@@ -18,6 +18,7 @@ from torch import Tensor
 
 from spectralkernels.autocast import as_written
 from spectralkernels.constants import traced
+from spectralkernels.convolution.composed import with_bias
 from spectralkernels.layouts import in_channels_last, is_channels_last
 
 SLOW_WIDTH = 10
@@ -48,7 +49,7 @@ def convolve_in_best_layout(
     """`convolve` with zeros laid around x beforehand, or by way of channels_last, where oneDNN would be slow."""
     if gradients_pay(x, weight, padding, groups):
         y: Tensor = _Convolution.apply(x, weight, padding, groups)
-        return y if bias is None else y + bias.view(-1, *(1 for _ in padding))
+        return with_bias(y, bias)
     zeros_first = zeros_first_pay(x, weight)
     if zeros_first and (zeros := padding[-1]) > MOST_ZEROS:
         x, padding = F.pad(x, (zeros, zeros)), (*padding[:-1], 0)
