@@ -104,7 +104,7 @@ def work(name: str, sizes: Sizes, training: bool = False) -> Work:
     are counted from inputs to outputs and from outputs to inputs.
     """
     found = _WORK[name](sizes)
-    if not (training and name.startswith("direct")):
+    if not (training and name in _BOTH_WAYS):
         return found
     back = _WORK[name](replace(sizes, channels=sizes.out_channels, out_channels=sizes.channels))
     return {unit: found.get(unit, 0.0) + back.get(unit, 0.0) for unit in {**found, **back}}
@@ -308,3 +308,4 @@ _WORK = {
     "direct_converted": _direct_converted,
     "direct_lowpass": _direct_lowpass,
 }
+_BOTH_WAYS = frozenset(("direct", "direct_converted", "direct_lowpass"))
