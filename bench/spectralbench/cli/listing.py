@@ -61,12 +61,10 @@ def list_(
 
 def known(device: str | None) -> Found:
     """Every operation, every metric and every broken plug-in, from the cache where nothing has changed since."""
-    path = _cache(device)
-    # Not there, another user's, or cut off while it was written: found out again.
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        described, metrics, broken = json.loads(path.read_text(encoding="utf-8"))
-        return described, metrics, broken
-    found = found_out(device)
+    remembered = _remembered(device)
+    if remembered is not None:
+        return remembered
+    path, found = _cache(device), found_out(device)
     with contextlib.suppress(OSError):  # a home that cannot be written costs seconds, not an answer
         path.parent.mkdir(parents=True, exist_ok=True)
         for old in path.parent.glob("list-*.json"):
@@ -83,9 +81,13 @@ def check_names(
     parameters: Iterable[str],
     metrics: Sequence[str] | None,
 ) -> None:
-    """Answer what no operation has at once: to import torch first would take seconds. The request checks the rest."""
+    """Answer what no operation has at once: to import torch first would take seconds. The request checks the rest,
+    and all where what there is was not found out since the last edit."""
+    remembered = _remembered(device)
+    if remembered is None:
+        return
     parameters = list(parameters)
-    described, measured, _ = known(device)
+    described, measured, _ = remembered
     candidates = [one for one in described if not operations or one["name"] in operations]
     offered = {
         "profile": ([profile], [name for one in described for name in one["profiles"]]),
@@ -97,6 +99,14 @@ def check_names(
         for name in asked or ():
             if name not in there:
                 raise terminal.fail(f"unknown {what} {name!r}{meant(name, dict.fromkeys(there))}", 2)
+
+
+def _remembered(device: str | None) -> Found | None:
+    """What was found out since the last edit; None if it is not there, another user's, or was cut off."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        described, metrics, broken = json.loads(_cache(device).read_text(encoding="utf-8"))
+        return described, metrics, broken
+    return None
 
 
 def _cache(device: str | None) -> Path:
