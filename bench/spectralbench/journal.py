@@ -104,11 +104,6 @@ def key_on_its_card(record: Record) -> tuple[str, RecordKey]:
     return record.card or "", record_key(record)
 
 
-def stored(folder: Path, environment: Mapping[str, Any], key_of: Callable[[Record], K]) -> Stored[K]:
-    """What this machine stored at the same commit and dirty state, told apart by `key_of`; see `kept`."""
-    return kept(folder, environment).by(key_of)
-
-
 def kept(folder: Path, environment: Mapping[str, Any]) -> Kept:
     """What this machine stored at the same commit and dirty state.
 

@@ -24,7 +24,7 @@ from spectralbench.gpu.compare import matches, time
 from spectralbench.gpu.judge import judge
 from spectralbench.gpu.plan import ALLOCATED, DRIVER, TIMED
 from spectralbench.gpu.targets import TARGETS
-from spectralbench.journal import Journal, Kept, key_on_its_card, stored
+from spectralbench.journal import Journal, Kept, kept, key_on_its_card
 from spectralbench.outcome import Measured, Measurement
 from spectralbench.record import read_tree
 from spectralbench.sweep import BUDGETS, Request, Sweep
@@ -135,7 +135,7 @@ def replicates(out: Path) -> dict[str, int]:
     """How many processes have judged each promise that is a ratio, in both graph states."""
     operations = load_operations()
     facts = Device("any").surroundings("cuda")
-    records = list(stored(out / "records" / "nvidia-h200", facts, key_on_its_card).records.values())
+    records = list(kept(out / "records" / "nvidia-h200", facts).by(key_on_its_card).records.values())
     found = matches(records, operations)
     verdicts = judge(found, records, None, {})
     counts: dict[str, int] = {}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from test_record import MEASURED, record
 
-from spectralbench.journal import Journal, JournalError, file_stem, record_key, stored
+from spectralbench.journal import Journal, JournalError, file_stem, kept, record_key
 from spectralbench.outcome import Failed
 from spectralbench.record import read_file
 
@@ -59,7 +59,7 @@ def test_a_large_file_is_left_for_the_next_name(tmp_path: Path, monkeypatch: pyt
     files = [read_file(path) for path in sorted(tmp_path.glob("*.jsonl"))]
     assert len(files) > 2
     assert all(file.environment == ENVIRONMENT and len(file.records) % 2 == 0 and not file.damage for file in files)
-    assert len(stored(tmp_path, ENVIRONMENT, record_key).records) == 24
+    assert len(kept(tmp_path, ENVIRONMENT).by(record_key).records) == 24
 
 
 def test_facts_that_do_not_survive_json_unchanged_still_continue_the_file(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_stored_finds_the_newest_record_of_the_same_code_state(tmp_path: Path) -
     write(tmp_path, record(MEASURED, seed=9), environment={**ENVIRONMENT, "commit": "another"})
     write(tmp_path, record(MEASURED, seed=9), environment={**ENVIRONMENT, "dirty": "0123"})
     write(tmp_path, record(MEASURED, seed=9), environment={**ENVIRONMENT, "source": "00c0ffee"})
-    found = stored(tmp_path, ENVIRONMENT, record_key)
+    found = kept(tmp_path, ENVIRONMENT).by(record_key)
     assert found.records == {record_key(new): new}
     assert (found.damage, found.elsewhere) == ([], {})
 
@@ -174,5 +174,5 @@ def test_damage_anywhere_in_the_folder_is_handed_on(tmp_path: Path) -> None:
     path = write(tmp_path, record(MEASURED))
     with path.open("a") as file:
         file.write("{broken\n")
-    damage = stored(tmp_path, ENVIRONMENT, record_key).damage
+    damage = kept(tmp_path, ENVIRONMENT).by(record_key).damage
     assert [(found.path, found.line) for found in damage] == [(path, 3)]
