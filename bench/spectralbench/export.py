@@ -17,6 +17,7 @@ import math
 import os
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -124,8 +125,10 @@ def write_asv(history: History, folder: Path, repository: Path) -> int:
     _write(folder / "asv.conf.json", project)
     _write(folder / ".gitignore", "html/\nenv/\n")
     _write(folder / "results" / "benchmarks.json", benchmarks)
+    written: Counter[tuple[str, str]] = Counter()
     for (machine, commit, _), file in files.items():
-        others = len(list((folder / "results" / machine).glob(f"{commit[:8]}-*")))
+        others = written[machine, commit[:8]]
+        written[machine, commit[:8]] += 1
         name = f"{commit[:8]}-{ENVIRONMENT}{f'-{others + 1}' if others else ''}.json"
         _write(folder / "results" / machine / name, file)
         about = {name: file["params"][name] for name in ("arch", "cpu", "machine", "num_cpu", "os", "ram")}
