@@ -5,8 +5,10 @@ What is marked `interpreter` is the run under `TRITON_INTERPRET=1`.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
+from itertools import cycle
 
 import pytest
 import torch
@@ -20,6 +22,8 @@ from spectralkernels.sparse import SparseSpectrum, bitmap
 pytest.importorskip("triton")
 
 TANH_ERROR = 2.4e-7  # 2 * 2^-23, with a correct exp2 and reciprocal, as the interpreter has them
+# Powers of two around 1e20 and 1e-24, of which float32 has no square, and at both ends of a map's usual way.
+SCALES = (1.0, 2.0**66, 2.0**-80, 2.0**61, 2.0**-50)
 
 
 def random_spectra(seed: int, count: int) -> Iterator[tuple[torch.Tensor, int]]:
@@ -37,8 +41,8 @@ def random_spectra(seed: int, count: int) -> Iterator[tuple[torch.Tensor, int]]:
 @pytest.mark.parametrize("relative", [False, True])
 def test_threshold_kernel_is_right(relative: bool, seed: int):
     draw = random.Random(seed)
-    for y, n in random_spectra(seed, len(draws(12))):
-        y, activation = in_poison(y), draw.choice(("tanh", "none"))
+    for (y, n), scale in zip(random_spectra(seed, len(draws(12))), cycle(SCALES), strict=False):
+        y, activation = in_poison(y * scale if relative else y), draw.choice(("tanh", "none"))
         beta = clear_of_quantile(y, draw.random())
         if relative:
             beta = draw.choice((0.3, 1.0, 1.7))
@@ -125,10 +129,16 @@ def test_the_rms_of_a_map(seed: int, poisoned: None):
     for y, n in random_spectra(seed, len(draws(8))):
         from spectralkernels.ops.threshold_spectrum.rms import map_rms
 
-        y = in_poison(y * 10.0 ** random.Random(seed).uniform(-8, 8))
-        got = map_rms(y, n)
-        torch.testing.assert_close(got.double(), reference_rms(y, n).flatten(), rtol=3e-7, atol=0.0)
-        assert torch.equal(got, map_rms(y, n))
+        y = y * 10.0 ** random.Random(seed).uniform(-8, 8)
+        for scaled in (in_poison(y * scale) for scale in SCALES[:3]):
+            got = map_rms(scaled, n)
+            torch.testing.assert_close(got.double(), reference_rms(scaled, n).flatten(), rtol=3e-7, atol=0.0)
+            assert torch.equal(got, map_rms(scaled, n))
+    bad = torch.tensor(
+        [0.0, math.inf, -math.inf, math.nan, complex(0.0, math.inf), complex(1.0, math.nan), 3e38 + 3e38j]
+    )
+    assert map_rms(bad.reshape(-1, 1, 1), 1).tolist()[0] == 0.0
+    assert map_rms(bad.reshape(-1, 1, 1), 1)[1:].isnan().all()
     kept = threshold_spectrum(y, 0.7, relative=True, n=n, impl="triton").kept().flatten(0, -3)
     y.flatten(0, -3)[0, 0, 0], kept[0] = torch.inf, True  # of such a map everything is kept
     found = threshold_spectrum(y, 0.7, relative=True, n=n, impl="triton").kept()

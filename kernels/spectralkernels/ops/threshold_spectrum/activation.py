@@ -1,4 +1,4 @@
-"""Arithmetic of the threshold kernel in few instructions: tanh, and division by a constant (imports triton)."""
+"""Arithmetic of the threshold kernels in few instructions: tanh, a scale, division by a constant (imports triton)."""
 
 from __future__ import annotations
 
@@ -31,6 +31,13 @@ def spectral_tanh(x, APPROXIMATE: tl.constexpr):
     sign = x.to(tl.uint32, bitcast=True) & 0x80000000
     large = (large.to(tl.uint32, bitcast=True) | sign).to(tl.float32, bitcast=True)
     return tl.where(tl.abs(x) < 0.6, small, large)
+
+
+@triton.jit
+def power_of_two_near(number):
+    """A power of two s with s * number in [1, 4), at most 2^127: no square of s * Y overflows or vanishes wrongly."""
+    exponent = number.to(tl.int32, bitcast=True) & 0x7F800000
+    return (0x7F000000 - tl.minimum(exponent, 0x7E800000)).to(tl.float32, bitcast=True)
 
 
 @triton.jit

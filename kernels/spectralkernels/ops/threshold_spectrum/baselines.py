@@ -63,12 +63,8 @@ def map_rms(y_hat: Tensor, n: int) -> Tensor:
     power = torch.linalg.vector_norm(pairs, dim=(-3, -1), dtype=torch.float64).square()  # [..., V]
     alone = power[..., 0] + (power[..., -1] if n % 2 == 0 else 0.0)
     mean_square = (2.0 * power.sum(-1) - alone) / (y_hat.shape[-2] * n)
-    return finite(mean_square.sqrt().to(y_hat.real.dtype).reshape(-1))
-
-
-def finite(rms: Tensor) -> Tensor:
-    """NaN in place of infinity, below which everything else of a map would be dropped."""
-    return rms.nan_to_num(nan=math.nan, posinf=math.nan)
+    rms = mean_square.sqrt().to(y_hat.real.dtype).reshape(-1)
+    return rms.nan_to_num(nan=math.nan, posinf=math.nan)  # below infinity everything else of a map would be dropped
 
 
 def activate(values: Tensor, activation: Activation) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from spectralkernels.launch import Launch, NamedLaunch, interpreted
 from spectralkernels.operators import operator
-from spectralkernels.ops.threshold_spectrum.activation import divided, spectral_tanh
+from spectralkernels.ops.threshold_spectrum.activation import divided, power_of_two_near, spectral_tanh
 from spectralkernels.ops.threshold_spectrum.baselines import activate, decide
 from spectralkernels.sparse.bitmap import BLOCK, WORD, blocks_of, collect, pack
 from spectralkernels.sparse.bitmap import expand as expand_packed
@@ -35,13 +35,6 @@ from spectralkernels.sparse.kernels import (
 NUM_WARPS = 4
 # Between these, beta^2 is normal and every square that matters beside it is finite: scaling would decide nothing.
 UNSCALED = (2.0**-60, 2.0**60)
-
-
-@triton.jit
-def power_of_two_near(limit):
-    """A power of two s with s * limit in [1, 4), at most 2^127: no square of s * Y overflows or vanishes wrongly."""
-    exponent = limit.to(tl.int32, bitcast=True) & 0x7F800000
-    return (0x7F000000 - tl.minimum(exponent, 0x7E800000)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
