@@ -82,8 +82,9 @@ def test_all_none_empty_and_equal(seed: int):
     y = torch.randn(2, 3, 9, 7, dtype=torch.complex64)
     everything = threshold_spectrum(y, 0.0, activation=None, impl="triton")
     assert torch.equal(everything.to_dense(), y) and everything.density == 1.0
-    nothing = threshold_spectrum(y, float("inf"), impl="triton")
-    assert nothing.nnz == 0 and not nothing.to_dense().any()
+    for maps, relative in ((y, False), (y, True), (0.0 * y, True)):
+        nothing = threshold_spectrum(maps, math.inf, relative=relative, impl="triton")
+        assert nothing.nnz == 0 and not nothing.to_dense().any()
     empty = threshold_spectrum(y[:0], 0.5, relative=True, impl="triton")
     assert empty.to_dense().shape == (0, 3, 9, 7) and empty.nnz == 0
     for beta in (0.1, 0.7, 5.0, 1e-30, 1e30):

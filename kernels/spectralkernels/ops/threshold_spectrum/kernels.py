@@ -10,6 +10,7 @@ coefficient that only caches see: so its 28 instructions are spent on these alon
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -144,6 +145,8 @@ def _launch(y_hat: Tensor, beta: float, rms: Tensor | None, tanh: bool, n: int) 
     values = torch.empty(blocks * BLOCK, dtype=torch.complex64, device=y_hat.device)
     words = torch.empty(blocks * (BLOCK // WORD), dtype=torch.int32, device=y_hat.device)
     low, high = UNSCALED
+    # nothing is above an infinite threshold, whatever it is multiplied with
+    relative = rms is not None and beta != math.inf
     Launch(
         kernel=threshold_kernel,
         grid=(blocks,),
@@ -157,8 +160,8 @@ def _launch(y_hat: Tensor, beta: float, rms: Tensor | None, tanh: bool, n: int) 
             "ROWS": y_hat.shape[-2],
             "COLUMNS": y_hat.shape[-1],
             "EVEN": n % 2 == 0,
-            "RELATIVE": rms is not None,
-            "SCALED": rms is not None or not low <= beta <= high,
+            "RELATIVE": relative,
+            "SCALED": relative or not low <= beta <= high,
             "FULL": numel % BLOCK == 0,
             "TANH": tanh,
             "APPROXIMATE": not interpreted(),
