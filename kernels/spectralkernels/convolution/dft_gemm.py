@@ -40,6 +40,8 @@ from spectralkernels.operators import by_chain, operator
 from spectralkernels.spectra import Band
 from spectralkernels.stages import unseen
 
+Ints = Sequence[int]
+
 
 def dft_gemm(x: Tensor, weight: Tensor | WeightSpectrum, bias: Tensor | None, band: Band, groups: int) -> Tensor:
     """x [B, C, *size], weight [O, C / groups, *kernel] or its WeightSpectrum, bias [O] | None -> [B, O, *out]."""
@@ -54,23 +56,37 @@ def plan(
     x: Tensor, weight: Tensor | WeightSpectrum, bias: Tensor | None, band: Band, groups: int
 ) -> Callable[[Tensor, Any, Tensor | None], Tensor]:
     """What computes `dft_gemm` of these sizes, dtypes and devices where no gradient is wanted."""
-    origin, out = _origin(band.n), band.out
+    if not isinstance(weight, WeightSpectrum):
+        return planned(x, band, band.kernel, band.out, groups)
+    origin, out, outputs = _origin(band.n), band.out, weight.out_channels
     of_x = kept_transform(x, origin, band.size, band.n, band.kept)
     of_y = kept_transform(x, origin, out, band.n, band.kept, inverse=True)
-    if isinstance(weight, WeightSpectrum):
-        outputs = weight.out_channels
-        steps = unseen(analyse, product, synthesise)
+    steps = unseen(analyse, product, synthesise)
 
-        def with_modes(x: Tensor, weight: WeightSpectrum, bias: Tensor | None) -> Tensor:
-            return _applied(x, weight.modes, bias, of_x(), of_y(), outputs, groups, out, steps)
+    def with_modes(x: Tensor, weight: WeightSpectrum, bias: Tensor | None) -> Tensor:
+        return _applied(x, weight.modes, bias, of_x(), of_y(), outputs, groups, out, steps)
 
-        return with_modes
-    starts = [-before for before, _ in band.pad]
-    of_weight = kept_transform(x, starts, band.kernel, band.n, band.kept)
+    return with_modes
+
+
+def planned(
+    x: Tensor,
+    band: Band,
+    kernel: Ints,
+    out: Ints,
+    groups: int,
+    stride: Ints | None = None,
+    dilation: Ints | None = None,
+) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """The same with a weight that is a tensor; kernel, out: the taps that there are, the samples that are wanted."""
+    origin, starts, where = _origin(band.n), [-before for before, _ in band.pad], (band.n, band.kept)
+    of_x = kept_transform(x, origin, band.size, *where)
+    of_weight = kept_transform(x, starts, kernel, *where, steps=dilation)
+    of_y = kept_transform(x, origin, out, *where, inverse=True, steps=stride)
     steps = unseen(analyse, weight_product, synthesise)
 
     def with_weight(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return _convolved(x, weight, bias, of_x(), of_weight(), of_y(), groups, out, steps)[0]
+        return convolved(x, weight, bias, of_x(), of_weight(), of_y(), groups, out, steps)[0]
 
     return with_weight
 
@@ -90,8 +106,6 @@ def prepare_frozen(x: Tensor, weight: Tensor, bias: Tensor | None, band: Band, g
 
 # --- the operators --------------------------------------------------------------------------------------------------
 
-Ints = Sequence[int]
-
 
 @operator("dft_gemm_conv")
 def _conv(
@@ -99,10 +113,10 @@ def _conv(
 ) -> tuple[Tensor, Tensor]:
     """(y, Z): the convolution, and the kept spectrum of x that backward reuses."""
     transforms = transforms_of(x, x.shape[2:], starts, weight.shape[2:], n, kept, out)
-    return _convolved(x, weight, bias, *transforms, groups, out)
+    return convolved(x, weight, bias, *transforms, groups, out)
 
 
-def _convolved(
+def convolved(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -113,6 +127,7 @@ def _convolved(
     out: Ints,
     steps: tuple[Callable[..., Tensor], ...] = (analyse, weight_product, synthesise),
 ) -> tuple[Tensor, Tensor]:
+    """(y, Z) by the transforms of x and of the kernel, and the transpose of the inverse onto y."""
     transform, multiply, inverse = steps
     z = transform(x, of_x)
     y = multiply(z, weight, of_weight, x.shape[0], groups)

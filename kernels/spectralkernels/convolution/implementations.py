@@ -1,4 +1,4 @@
-"""Who computes a band-limited convolution, a catalogue for maps and one for series, and the call that picks one."""
+"""Who computes a band-limited convolution: a catalogue for maps and one for series."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectralkernels.autocast import cast
-from spectralkernels.checks import checked_steps
 from spectralkernels.convolution import (
     baselines,
     dft_gemm,
@@ -21,67 +19,11 @@ from spectralkernels.convolution import (
     implicit_gemm,
 )
 from spectralkernels.convolution.cases import sum_error
-from spectralkernels.convolution.geometry import (
-    WeightSpectrum,
-    check_arguments,
-    check_spectrum_arguments,
-    checked_groups,
-    conv_band,
-    filled,
-    fits_matrices,
-    frozen_band,
-)
-from spectralkernels.convolution.prepared import PREPARED, prepared, signature
-from spectralkernels.declare import Implementation, Operation, Role, Tolerance, all_of
-from spectralkernels.dispatch import resolved
+from spectralkernels.convolution.geometry import WeightSpectrum, fits_matrices
+from spectralkernels.declare import Implementation, Role, Tolerance, all_of
 from spectralkernels.launch import triton_unavailable
-from spectralkernels.layouts import as_given, batched
 from spectralkernels.spectra import Band
 from spectralkernels.tf32 import tf32_unavailable
-
-
-def call(
-    operation: Operation,
-    strided: Callable[..., Tensor],
-    x: Tensor,
-    weight: Tensor | WeightSpectrum,
-    bias: Tensor | None,
-    spatial: str,
-    options: tuple[Any, ...],
-    impl: str,
-) -> Tensor:
-    """Check the arguments of a public call, work out its geometry and run it; once per signature, see `prepared`.
-
-    strided: the function that takes calls with a stride or a dilation above 1. spatial: the axes in words, "length".
-    options: compression, padding, groups, grid, stride and dilation.
-    """
-    key = signature(operation.name, impl, x, weight, bias, options)
-    if key is not None and (known := PREPARED.get(key)) is not None:
-        return known(x, weight, bias)
-    compression, padding, groups, grid, stride, dilation = options
-    axes = len(spatial.split(", "))
-    steps = (checked_steps("stride", stride, axes), checked_steps("dilation", dilation, axes))
-    if steps != ((1,) * axes,) * 2:
-        geometry = filled({"compression": compression, "padding": padding, "groups": groups, "grid": grid})
-        return strided(x, weight, bias, stride=stride, dilation=dilation, **geometry, impl=impl)
-    given, x = x, batched(x, f"[batch, channel, {spatial}]")
-    device = x.device.type
-    x, weight, bias = cast(x, device), cast(weight, device), cast(bias, device)
-    if isinstance(weight, WeightSpectrum):
-        groups = checked_groups(groups, weight)
-        band = frozen_band(weight, tuple(x.shape[2:]), compression=compression, padding=padding, grid=grid)
-        check_spectrum_arguments(x, weight, bias, band, groups, 1)
-    else:
-        groups = checked_groups(groups, weight)
-        check_arguments(x, weight, bias, groups, 1, spatial)
-        geometry = filled({"compression": compression, "padding": padding, "grid": grid})
-        band = conv_band(tuple(x.shape[2:]), tuple(weight.shape[2:]), **geometry)
-    inputs = {"x": x, "weight": weight, "bias": bias, "band": band, "groups": groups}
-    implementation = resolved(operation, impl, device, inputs)
-    y = as_given(implementation.call(**inputs), given, x, weight)
-    if key is not None and not x.is_meta:
-        PREPARED.keep(key, prepared(implementation, given, inputs))
-    return y
 
 
 def _tensor_weight(supports: Callable[..., str | None] | None = None) -> Callable[..., str | None]:

@@ -153,10 +153,10 @@ def band_transform(
 
 
 def kept_transform(
-    like: Tensor, starts: Ints, lengths: Ints, n: Ints, kept: Ints, inverse: bool = False
+    like: Tensor, starts: Ints, lengths: Ints, n: Ints, kept: Ints, inverse: bool = False, steps: Ints | None = None
 ) -> Recalled[Transform]:
     """The same for a plan, which holds no tensor."""
-    return Recalled(stepped_dft, *_arguments(like, starts, lengths, n, kept, inverse, None))
+    return Recalled(stepped_dft, *_arguments(like, starts, lengths, n, kept, inverse, steps))
 
 
 def _arguments(

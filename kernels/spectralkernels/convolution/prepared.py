@@ -11,11 +11,13 @@ such a call goes the whole way each time.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from spectralkernels.autocast import DEVICES, cast
 from spectralkernels.constants import Plans
@@ -24,6 +26,7 @@ from spectralkernels.convolution.geometry import WeightSpectrum
 from spectralkernels.declare import Implementation
 from spectralkernels.launch import forgotten_with_plans
 from spectralkernels.layouts import as_given, is_channels_last
+from spectralkernels.modes import ModeList
 from spectralkernels.operators import PLAIN, nothing_traces, nothing_watches
 from spectralkernels.target import named_capability
 from spectralkernels.tuning import watched
@@ -35,8 +38,10 @@ class Prepared:
 
     implementation: who computes it. options: its inputs that are no tensors. autocast: whether tensors are cast first.
     one: whether x is one sample. formed: whether the answer is brought into the form of the call.
-    body: given x, weight and bias, what computes it where nobody looks; None where a gradient is wanted or none is
-        planned.
+    body: given x, weight, a mask where there is one, and bias, what computes it where nobody looks; None where a
+        gradient is wanted or none is planned.
+    of_mask: what the implementation takes for the mask of the call. every: the index of the samples that a stride
+        leaves of those that are computed; None: all of them.
     """
 
     implementation: Implementation
@@ -45,18 +50,28 @@ class Prepared:
     one: bool
     formed: bool
     body: Any
+    of_mask: Callable[[Tensor], Tensor] | None = None
+    every: tuple[Any, ...] | None = None
 
-    def __call__(self, x: Tensor, weight: Tensor | WeightSpectrum, bias: Tensor | None) -> Tensor:
+    def __call__(
+        self, x: Tensor, weight: Tensor | WeightSpectrum, bias: Tensor | None, mask: Tensor | None = None
+    ) -> Tensor:
         given = x
         if self.one:
             x = x.unsqueeze(0)
         if self.autocast:
             device = x.device.type
             x, weight, bias = cast(x, device), cast(weight, device), cast(bias, device)
-        if self.body is not None and nothing_watches() and not watched() and _in_memory(x, weight, bias):
-            y: Tensor = self.body(x, weight, bias)
+        masks: tuple[Tensor, ...] = ()
+        if mask is not None and self.of_mask is not None:
+            masks = (self.of_mask(mask),)
+        if self.body is not None and nothing_watches() and not watched() and _in_memory(x, weight, bias, *masks):
+            y: Tensor = self.body(x, weight, *masks, bias)
         else:
-            y = self.implementation.call(x=x, weight=weight, bias=bias, **self.options)
+            named = {"mask": masks[0], **self.options} if masks else self.options
+            y = self.implementation.call(x=x, weight=weight, bias=bias, **named)
+        if self.every is not None:
+            y = y[self.every].contiguous()
         return as_given(y, given, x, weight) if self.formed else y
 
 
@@ -71,21 +86,28 @@ def signature(
     weight: Tensor | WeightSpectrum,
     bias: Tensor | None,
     options: tuple[Any, ...],
+    mask: Tensor | None = None,
 ) -> tuple[Any, ...] | None:
     """The key of a call, or None for one that must go the whole way.
 
-    1, 1.0 and True are one key of a dictionary, so that types come with the options.
+    1, 1.0 and True are one key of a dictionary, so that types come with the options. Who may serve a mask follows from
+    its derivative, too, of which a gradient is a fact of the tensor and a tangent is none.
     """
     if not nothing_traces() or type(impl) is not str or named_capability.get() is not None:
         return None
+    if mask is not None and forward_ad._current_level >= 0:
+        return None
     of_x, of_bias = _facts(x), None if bias is None else _facts(bias)
+    of_mask = None if mask is None else _facts(mask)
     of_weight = _facts_of_spectrum(weight) if type(weight) is WeightSpectrum else _facts(weight)
     types = tuple(map(type, options))
     plain = _NUMBERS_OR_WORDS.issuperset(types) or all(map(_is_plain, options))
     if not plain or of_x is None or of_weight is None or (of_bias is None and bias is not None):
         return None
+    if of_mask is None and mask is not None:
+        return None
     autocast = torch._C._is_any_autocast_enabled() and _autocast(x.device.type)
-    facts = (of_x, of_weight, of_bias, options, types)
+    facts = (of_x, of_weight, of_bias, options, types, of_mask)
     return (operation, impl, facts, torch.is_grad_enabled(), autocast, build.READY)
 
 
@@ -97,9 +119,9 @@ def _facts(tensor: Any) -> tuple[Any, ...] | None:
 
 def _facts_of_spectrum(weight: WeightSpectrum) -> tuple[Any, ...] | None:
     facts = _facts(weight.modes)
-    if facts is None or weight.mode_list is not None:
+    if facts is None:
         return None
-    return (*facts, weight.band, weight.out_channels, weight.in_channels_per_group, weight.groups)
+    return (*facts, weight.band, weight.out_channels, weight.in_channels_per_group, weight.groups, weight.mode_list)
 
 
 _NUMBERS_OR_WORDS = frozenset((type(None), float, int, str))
@@ -107,7 +129,7 @@ _NUMBERS_OR_WORDS = frozenset((type(None), float, int, str))
 
 def _is_plain(option: Any) -> bool:
     whole = type(option) is tuple and all(type(each) is int for each in option)
-    return whole or type(option) in _NUMBERS_OR_WORDS
+    return whole or type(option) is ModeList or type(option) in _NUMBERS_OR_WORDS
 
 
 def _autocast(device: str) -> tuple[bool, torch.dtype] | None:
@@ -115,25 +137,38 @@ def _autocast(device: str) -> tuple[bool, torch.dtype] | None:
     return (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) if device in DEVICES else None
 
 
-def prepared(implementation: Implementation, given: Tensor, inputs: dict[str, Any]) -> Prepared:
+_TENSORS = ("x", "weight", "bias", "mask")
+
+
+def prepared(
+    implementation: Implementation,
+    given: Tensor,
+    inputs: dict[str, Any],
+    of_mask: Callable[[Tensor], Tensor] | None = None,
+    every: tuple[Any, ...] | None = None,
+) -> Prepared:
     """What is kept of a call that went the whole way. given: its x. inputs: of the implementation."""
     x, weight, autocast = inputs["x"], inputs["weight"], torch._C._is_any_autocast_enabled()
     numbers = weight.modes if isinstance(weight, WeightSpectrum) else weight
-    tensors = [each for each in (x, numbers, inputs["bias"]) if each is not None]
+    tensors = [each for each in (x, numbers, inputs["bias"], inputs.get("mask")) if each is not None]
     wanted = torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
     one = given.dim() < x.dim()
     return Prepared(
         implementation,
-        {"band": inputs["band"], "groups": inputs["groups"]},
+        {name: option for name, option in inputs.items() if name not in _TENSORS},
         autocast,
         one,
         one or any(is_channels_last(each) for each in tensors[:2]),
         implementation.plan(**inputs) if implementation.plan and not (wanted or autocast) else None,
+        of_mask,
+        every,
     )
 
 
-def _in_memory(x: Tensor, weight: Tensor | WeightSpectrum, bias: Tensor | None) -> bool:
+def _in_memory(x: Tensor, weight: Tensor | WeightSpectrum, *others: Tensor | None) -> bool:
     """Whether the numbers of these real tensors are there as they count, see `operators._as_in_memory`."""
     weight = weight if isinstance(weight, Tensor) else weight.modes
     marked = x.is_neg() or weight.is_neg() or x._is_zerotensor() or weight._is_zerotensor()
-    return not (marked or (bias is not None and (bias.is_neg() or bias._is_zerotensor())))
+    for each in others:
+        marked = marked or (each is not None and (each.is_neg() or each._is_zerotensor()))
+    return not marked

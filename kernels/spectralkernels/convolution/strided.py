@@ -10,20 +10,20 @@ Backward applies the transposed maps, as `dft_gemm` does, and saves the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from spectralkernels.convolution import composed, flops
+from spectralkernels.convolution.dft_gemm import convolved, planned
 from spectralkernels.convolution.geometry import compute_dtype, reach
 from spectralkernels.convolution.linear_maps import (
     analyse,
     synthesise,
     transforms_of,
     weight_gradient,
-    weight_product,
     weight_product_transposed,
 )
 from spectralkernels.operators import by_chain, operator
@@ -75,6 +75,19 @@ def strided_dft_gemm(
     return y
 
 
+def plan(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    band: Band,
+    groups: int,
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """What computes `strided_dft_gemm` of these sizes, dtypes and devices where no gradient is wanted."""
+    return planned(x, band, weight.shape[2:], strided_sides(band.out, stride), groups, stride, dilation)
+
+
 @operator("strided_dft_gemm_conv")
 def _conv(
     x: Tensor,
@@ -89,10 +102,8 @@ def _conv(
     dilation: Ints,
 ) -> tuple[Tensor, Tensor]:
     """(y, Z): the convolution, and the kept spectrum of x that backward reuses."""
-    of_x, of_weight, of_y = transforms_of(x, x.shape[2:], starts, weight.shape[2:], n, kept, out, stride, dilation)
-    z = analyse(x, of_x)
-    modes = weight_product(z, weight, of_weight, x.shape[0], groups)
-    return synthesise(modes, of_y, out, bias).to(x.dtype), z
+    transforms = transforms_of(x, x.shape[2:], starts, weight.shape[2:], n, kept, out, stride, dilation)
+    return convolved(x, weight, bias, *transforms, groups, out)
 
 
 @_conv.register_fake

@@ -1,4 +1,4 @@
-"""Who computes a convolution with a stride or a dilation, of maps and of series alike, and the call that picks one.
+"""Who computes a convolution with a stride or a dilation, of maps and of series alike.
 
 `band` is that of stride 1 and of a kernel as long as the dilated one reaches, so that its grid, its padding and its
 modes are those of the same kernel with zeros between its taps.
@@ -6,73 +6,26 @@ modes are those of the same kernel with zeros between its taps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spectralkernels.autocast import as_written, cast
-from spectralkernels.checks import as_integer, checked_steps
+from spectralkernels.autocast import as_written
 from spectralkernels.constants import traced
-from spectralkernels.convolution import baselines
+from spectralkernels.convolution import baselines, strided
 from spectralkernels.convolution.cases import case_cost, case_inputs, observed
 from spectralkernels.convolution.choice import MAP_FLOP_RATIO, TRACED_BATCH
 from spectralkernels.convolution.cost import dft_gemm_flops, direct_flops
 from spectralkernels.convolution.dft_gemm import dft_gemm
-from spectralkernels.convolution.dft_native import build, strided_dft_native
-from spectralkernels.convolution.geometry import (
-    GridChoice,
-    Padding,
-    WeightSpectrum,
-    check_arguments,
-    compute_dtype,
-    conv_band,
-    fits_matrices,
-    reach,
-)
+from spectralkernels.convolution.dft_native import build, plan_strided, strided_dft_native
+from spectralkernels.convolution.geometry import compute_dtype, conv_band, fits_matrices
 from spectralkernels.convolution.implementations import DIRECT, TOLERANCE
 from spectralkernels.convolution.strided import computed_band, every, spread, strided_dft_gemm, strided_sides
 from spectralkernels.declare import Block, Case, Cost, Decision, Implementation, Operation, Pass, Scalar
-from spectralkernels.dispatch import dispatch
-from spectralkernels.errors import RangeError
-from spectralkernels.layouts import as_given, batched
 from spectralkernels.spectra import Band
-
-
-def call(
-    operation: Operation,
-    x: Tensor,
-    weight: Tensor | WeightSpectrum,
-    bias: Tensor | None,
-    *,
-    spatial: str,
-    stride: int | Sequence[int],
-    dilation: int | Sequence[int],
-    compression: float,
-    padding: Padding,
-    groups: int,
-    grid: GridChoice,
-    impl: str,
-) -> Tensor:
-    """Check the arguments of a public call, work out its geometry and run it."""
-    given, x = x, batched(x, f"[batch, channel, {spatial}]")
-    axes = len(spatial.split(", "))
-    steps = {"stride": checked_steps("stride", stride, axes), "dilation": checked_steps("dilation", dilation, axes)}
-    if not isinstance(weight, Tensor):
-        raise RangeError(
-            f"stride and dilation must be 1 with a frozen WeightSpectrum, got {stride} and {dilation}; "
-            "pass the weight itself"
-        )
-    device = x.device.type
-    x, weight, bias = cast(x, device), cast(weight, device), cast(bias, device)
-    groups = as_integer("groups", groups)
-    check_arguments(x, weight, bias, groups, 1, spatial)
-    size, kernel = tuple(x.shape[2:]), tuple(weight.shape[2:])
-    band = conv_band(size, reach(kernel, steps["dilation"]), compression=compression, padding=padding, grid=grid)
-    inputs = {"x": x, "weight": weight, "bias": bias, "band": band, "groups": groups, **steps}
-    return as_given(dispatch(operation, impl, device, inputs), given, x, weight)
 
 
 def auto(
@@ -225,6 +178,7 @@ IMPLEMENTATIONS = (
         engine="native",
         available=build.unavailable,
         supports=_fits,
+        plan=plan_strided,
     ),
     Implementation(
         "dft_gemm",
@@ -232,6 +186,7 @@ IMPLEMENTATIONS = (
         strided_dft_gemm,
         "truncated DFT, the inverse at the wanted samples alone",
         supports=_fits,
+        plan=strided.plan,
     ),
     Implementation(
         "subsample", "baseline", subsampled(dft_gemm), "stride 1, then every s-th sample", supports=fits_matrices

@@ -12,12 +12,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from spectralkernels.convolution.baselines import ideal, reference
+from spectralkernels.convolution.calls import call
 from spectralkernels.convolution.cases import case_cost, case_inputs, observed
 from spectralkernels.convolution.choice import auto
 from spectralkernels.convolution.geometry import GridChoice, Padding, WeightSpectrum, conv_band
-from spectralkernels.convolution.implementations import TOLERANCE, call, checked, implementations, rivals
+from spectralkernels.convolution.implementations import TOLERANCE, checked, implementations, rivals
 from spectralkernels.declare import Block, Case, Operation, Scalar
-from spectralkernels.ops.strided_conv1d import strided_conv1d
+from spectralkernels.ops import strided_conv1d
 from spectralkernels.spectra import Band
 
 
@@ -52,7 +53,7 @@ def band_limited_conv1d(
     Raises: ShapeError, DtypeError, RangeError on arguments that do not fit; Unsupported if `impl` cannot run here.
     """
     options = (compression, padding, groups, grid, stride, dilation)
-    return call(OPERATION, strided_conv1d, x, weight, bias, "length", options, impl)
+    return call(OPERATION, strided_conv1d.OPERATION, x, weight, bias, "length", options, impl)
 
 
 # --- declaration ----------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from spectralkernels.checks import as_integer, as_integers
 from spectralkernels.convolution.baselines import ideal, reference
+from spectralkernels.convolution.calls import call
 from spectralkernels.convolution.cases import case_cost, case_inputs, observed
 from spectralkernels.convolution.choice import auto
 from spectralkernels.convolution.dft_gemm import freeze_weight
@@ -24,9 +25,9 @@ from spectralkernels.convolution.geometry import (
     check_frozen_weight,
     conv_band,
 )
-from spectralkernels.convolution.implementations import TOLERANCE, call, checked, implementations, rivals
+from spectralkernels.convolution.implementations import TOLERANCE, checked, implementations, rivals
 from spectralkernels.declare import Block, Case, Operation, Scalar
-from spectralkernels.ops.strided_conv2d import strided_conv2d
+from spectralkernels.ops import strided_conv2d
 from spectralkernels.spectra import Band
 
 
@@ -63,7 +64,7 @@ def band_limited_conv2d(
     Raises: ShapeError, DtypeError, RangeError on arguments that do not fit; Unsupported if `impl` cannot run here.
     """
     options = (compression, padding, groups, grid, stride, dilation)
-    return call(OPERATION, strided_conv2d, x, weight, bias, "height, width", options, impl)
+    return call(OPERATION, strided_conv2d.OPERATION, x, weight, bias, "height, width", options, impl)
 
 
 def weight_spectrum(

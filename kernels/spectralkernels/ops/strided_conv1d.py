@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from spectralkernels.convolution.calls import call
 from spectralkernels.convolution.geometry import GridChoice, Padding, WeightSpectrum
-from spectralkernels.convolution.strided_implementations import call, declare
+from spectralkernels.convolution.strided_implementations import declare
 from spectralkernels.declare import Scalar
 
 
@@ -40,20 +41,8 @@ def strided_conv1d(
     stride, dilation: one number >= 1. impl: a name of `implementations("strided_conv1d")`, or "auto".
     Returns: Real [batch, out_channel, ceil(out_length / s)], dtype of x.
     """
-    return call(
-        OPERATION,
-        x,
-        weight,
-        bias,
-        spatial="length",
-        stride=stride,
-        dilation=dilation,
-        compression=compression,
-        padding=padding,
-        groups=groups,
-        grid=grid,
-        impl=impl,
-    )
+    options = (compression, padding, groups, grid, stride, dilation)
+    return call(OPERATION, OPERATION, x, weight, bias, "length", options, impl)
 
 
 # --- declaration ----------------------------------------------------------------------------------------------------

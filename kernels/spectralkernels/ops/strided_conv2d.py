@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from spectralkernels.convolution.calls import call
 from spectralkernels.convolution.geometry import GridChoice, Padding, WeightSpectrum
-from spectralkernels.convolution.strided_implementations import call, declare
+from spectralkernels.convolution.strided_implementations import declare
 from spectralkernels.declare import Scalar
 
 
@@ -41,20 +42,8 @@ def strided_conv2d(
     impl: a name of `implementations("strided_conv2d")`, or "auto".
     Returns: Real [batch, out_channel, ceil(out_height / s_h), ceil(out_width / s_w)], dtype of x.
     """
-    return call(
-        OPERATION,
-        x,
-        weight,
-        bias,
-        spatial="height, width",
-        stride=stride,
-        dilation=dilation,
-        compression=compression,
-        padding=padding,
-        groups=groups,
-        grid=grid,
-        impl=impl,
-    )
+    options = (compression, padding, groups, grid, stride, dilation)
+    return call(OPERATION, OPERATION, x, weight, bias, "height, width", options, impl)
 
 
 # --- declaration ----------------------------------------------------------------------------------------------------

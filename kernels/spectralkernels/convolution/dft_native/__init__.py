@@ -50,9 +50,8 @@ def plan(
     if isinstance(weight, WeightSpectrum):
         apply, of_frozen = operators.apply.compute, (weight.out_channels, groups, band.n, band.kept, band.out)
         return lambda x, weight, bias: apply(x, weight.modes, bias, *of_frozen, None, (), None)
-    starts, ones = [-before for before, _ in band.pad], (1,) * len(band.n)
-    conv, of_weight = operators.conv.compute, (starts, groups, band.n, band.kept, band.out, ones, ones)
-    return lambda x, weight, bias: conv(x, weight, bias, *of_weight, False, None, ())[0]
+    ones = (1,) * len(band.n)
+    return plan_strided(x, weight, bias, band, groups, ones, ones)
 
 
 def strided_dft_native(
@@ -66,6 +65,21 @@ def strided_dft_native(
 ) -> Tensor:
     """The same at every s-th sample and with taps d apart; band: of stride 1 and of the kernel as far as it reaches."""
     return _convolve(x, weight, bias, band, groups, stride, dilation, None, ())
+
+
+def plan_strided(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    band: Band,
+    groups: int,
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """What computes `strided_dft_native` of these sizes, dtypes and devices where no gradient is wanted."""
+    starts, out = [-before for before, _ in band.pad], strided_sides(band.out, stride)
+    conv, where = operators.conv.compute, (starts, groups, band.n, band.kept, out, stride, dilation)
+    return lambda x, weight, bias: conv(x, weight, bias, *where, False, None, ())[0]
 
 
 def masked(
