@@ -109,11 +109,12 @@ def measure_states(
     with measuring_flags(), torch.set_grad_enabled(pass_ != "forward"), short_collections():
         try:
             race.measure(wanted)
-        except _DeviceLostError as lost:
-            left = f"not measured: {lost.culprit} left the CUDA device unusable; measure it again in a new process"
+        except _ProcessSpoiledError as spoiled:
+            why = f"not measured: {spoiled.culprit} left {spoiled.unfit}; measure it again in a new process"
+            left = Failed("crash", why, innocent=True)
             for outcomes in race.by_timer:
                 for name in wanted:
-                    outcomes.setdefault(name, Failed("crash", str(lost) if name == lost.culprit else left))
+                    outcomes.setdefault(name, spoiled.outcome if name == spoiled.culprit else left)
     return [{name: outcomes[name] for name in wanted} for outcomes in race.by_timer]
 
 
@@ -126,12 +127,17 @@ def forget_compilations() -> None:
         torch.compiler.reset()
 
 
-class _DeviceLostError(Exception):
-    """An implementation broke the CUDA context; nothing more can be measured in this process."""
+class _ProcessSpoiledError(Exception):
+    """An implementation broke the CUDA context or torch's allocator; nothing more can be measured in this process.
 
-    def __init__(self, culprit: str, error: Exception) -> None:
-        super().__init__(f"{type(error).__name__}: {error}")
+    outcome: of the culprit. unfit: what it left, in words.
+    """
+
+    def __init__(self, culprit: str, outcome: Outcome, unfit: str) -> None:
+        super().__init__(f"{culprit} left {unfit}")
         self.culprit = culprit
+        self.outcome = outcome
+        self.unfit = unfit
 
 
 def rightful(
@@ -196,12 +202,11 @@ class _Race:
         if any(metric.name == TIME for metric in self.metrics):
             runs = [bound.run for bound, _ in racing]
             referee = Referee({bound.run.name: (question, bound) for bound, question in racing})
-            try:
-                seed, watched = self.case.seed, watch(self.device)
-                times = time_interleaved(runs, self.clock, self.budget, seed, self._step, referee, watched)
-                self.during = watched.facts()
-            finally:
-                referee.leave()
+            seed, watched = self.case.seed, watch(self.device)
+            times = time_interleaved(runs, self.clock, self.budget, seed, self._step, referee, watched)
+            self.during = watched.facts()
+            # Not in a `finally`: what ends a race ends its case, and a lost device cannot be written to.
+            referee.leave()
         for bound, question in racing:
             name = bound.run.name
             if name in self.outcomes:
@@ -273,9 +278,13 @@ class _Race:
             self.outcomes[name] = ended.outcome
         except Unsupported as error:
             self.outcomes[name] = Skipped(str(error))
+            if getattr(self.clock, "damaged", False):
+                unfit = "the process unfit for another CUDA graph"
+                raise _ProcessSpoiledError(name, self.outcomes[name], unfit) from error
         except Exception as error:
             if self.device == "cuda" and not _device_answers():
-                raise _DeviceLostError(name, error) from error
+                crash = Failed("crash", f"{type(error).__name__}: {error}")
+                raise _ProcessSpoiledError(name, crash, "the CUDA device unusable") from error
             self.outcomes[name] = failure(error)
         return None
 

@@ -58,11 +58,15 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """It was run and no number came of it; `requested_bytes` is what an out-of-memory asked for, where known."""
+    """It was run and no number came of it; `requested_bytes` is what an out-of-memory asked for, where known.
+
+    innocent: whether another implementation spoiled the process, so that this one may do well in a new one.
+    """
 
     kind: FailureKind
     error: str
     requested_bytes: int | None = None
+    innocent: bool = False
 
 
 Outcome = Measured | Skipped | Failed

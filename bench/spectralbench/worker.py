@@ -112,6 +112,7 @@ class Worker:
         again: where a case with several implementations loses the worker, each is run again alone, so that the guilty
         one is named and the others keep their numbers, with a note that they were not timed interleaved. If False,
         only after a crash, which takes no time.
+        Those whose process another implementation spoiled are measured together in a new one, without the guilty one.
         Raises: WorkerBroken if no worker can be started.
         """
         try:
@@ -120,7 +121,13 @@ class Worker:
             if len(task.implementations) == 1 or not (again or lost.failed.kind == "crash"):
                 return [dict.fromkeys(task.implementations, Result(lost.failed)) for _ in task.states]
             return self._one_by_one(task, timeout, lost.failed)
-        return [{name: Result(outcome) for name, outcome in found.items()} for found in outcomes]
+        results = [{name: Result(outcome) for name, outcome in found.items()} for found in outcomes]
+        left = tuple(name for name in task.implementations if any(_innocent(found[name]) for found in results))
+        if 0 < len(left) < len(task.implementations):
+            anew = self.measure(replace(task, implementations=left), timeout, again=again)
+            for found, now in zip(results, anew, strict=True):
+                found.update({name: now[name] for name in left if _innocent(found[name])})
+        return results
 
     def stop(self) -> None:
         """End the process and everything it started."""
@@ -295,6 +302,10 @@ def _healthy(outcomes: Mapping[str, Outcome], device: str) -> bool:
         except RuntimeError:
             return False
     return True
+
+
+def _innocent(result: Result) -> bool:
+    return isinstance(result.outcome, Failed) and result.outcome.innocent
 
 
 def _die_with_parent() -> None:

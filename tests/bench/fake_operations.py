@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from spectralbench.failures import failure
-from spectralbench.outcome import Measured, Measurement, Outcome, Skipped
+from spectralbench.outcome import Failed, Measured, Measurement, Outcome, Skipped
 from spectralbench.worker import Sources
 from spectralkernels.declare import Block, Cost, Decision, Implementation, Operation, Tolerance
 from spectralkernels.tuning import Site, noted_choices
@@ -54,6 +54,14 @@ def _talkative(size: int, rate: float) -> float:
 
 def _raises(size: int, rate: float) -> float:
     raise ValueError("size does not suit me")
+
+
+class Spoiled(Exception):
+    """The process is of no use any more."""
+
+
+def _spoils(size: int, rate: float) -> float:
+    raise Spoiled("an illegal memory access")
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,7 @@ def load_operations() -> dict[str, Operation]:
         _operation("steady", PLAIN, TWIN, Implementation("gpu_only", "kernel", _plain, "here", available=_no_gpu)),
         _operation("crashing", PLAIN, Implementation("segfault", "kernel", _crash, "here"), TWIN, sizes=(1,)),
         _operation("hanging", PLAIN, Implementation("hang", "kernel", _hang, "here"), sizes=(1,)),
+        _operation("spoiling", PLAIN, Implementation("spoils", "kernel", _spoils, "here"), TWIN, sizes=(1,)),
         _operation("greedy", PLAIN, Implementation("wants_all", "kernel", _greedy, "here"), sizes=(1,)),
         _operation("raising", PLAIN, Implementation("raises", "kernel", _raises, "here"), sizes=(1,)),
         _operation("slow", Implementation("sleeps", "kernel", _slow, "here"), PLAIN, sizes=(1, 2, 3)),
@@ -162,6 +171,9 @@ def _measured(
         try:
             with noted_choices() as choices:
                 implementation.call(**operation.make_inputs(case, device))
+        except Spoiled as error:
+            left = Failed("crash", f"{name} spoiled it", innocent=True)
+            return {**dict.fromkeys(implementations, left), **outcomes, name: Failed("crash", str(error))}
         except Exception as error:
             outcomes[name] = failure(error)
             continue

@@ -77,6 +77,16 @@ def test_a_crash_names_the_guilty_one_and_the_others_keep_their_numbers(tmp_path
     assert [item.implementations for item in retry.left] == [("segfault",)]
 
 
+def test_those_whose_process_another_one_spoiled_are_measured_together_in_a_new_one(tmp_path: Path) -> None:
+    names = ("spoils", "plain", "twin")
+    done = sweep.run(request("spoiling", overrides={"rate": "0"}, implementations=names), tmp_path, ENVIRONMENT)
+    found = by_name(done.records)
+    assert (found["spoils"].failure, found["spoils"].reason) == ("crash", "an illegal memory access")
+    # Plain comes first and has its number of the first time.
+    together = [found[name].metric("device_time").samples[0] for name in ("plain", "twin")]  # type: ignore[union-attr]
+    assert (together, found["twin"].status, found["twin"].reason) == ([3.0, 1.0], "measured", None)
+
+
 @pytest.mark.slow
 def test_a_case_that_hangs_is_killed_and_the_sweep_goes_on(tmp_path: Path) -> None:
     began = time.monotonic()
