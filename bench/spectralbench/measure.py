@@ -21,7 +21,7 @@ from typing import Any, TypeVar, get_args
 
 import torch
 
-from spectralbench import calls, switches
+from spectralbench import at_work, calls, switches
 from spectralbench.ceilings import Ceilings, impossible, launch_bound, usual_ceilings
 from spectralbench.clock import Clock, clock_for
 from spectralbench.collector import short_collections
@@ -110,8 +110,7 @@ def measure_states(
         try:
             race.measure(wanted)
         except _ProcessSpoiledError as spoiled:
-            why = f"not measured: {spoiled.culprit} left {spoiled.unfit}; measure it again in a new process"
-            left = Failed("crash", why, innocent=True)
+            left = Failed("crash", f"not measured: {spoiled}; measure it again in a new process", innocent=True)
             for outcomes in race.by_timer:
                 for name in wanted:
                     outcomes.setdefault(name, spoiled.outcome if name == spoiled.culprit else left)
@@ -128,16 +127,11 @@ def forget_compilations() -> None:
 
 
 class _ProcessSpoiledError(Exception):
-    """An implementation broke the CUDA context or torch's allocator; nothing more can be measured in this process.
-
-    outcome: of the culprit. unfit: what it left, in words.
-    """
+    """An implementation broke the CUDA context or torch's allocator; nothing more can be measured in this process."""
 
     def __init__(self, culprit: str, outcome: Outcome, unfit: str) -> None:
         super().__init__(f"{culprit} left {unfit}")
-        self.culprit = culprit
-        self.outcome = outcome
-        self.unfit = unfit
+        self.culprit, self.outcome = culprit, outcome
 
 
 def rightful(
@@ -222,15 +216,14 @@ class _Race:
     def _gated(self, able: Sequence[Implementation]) -> Iterator[tuple[calls.Bound, calls.Question]]:
         """The implementations whose answer is right, bound to the question they answered."""
         first = able[0].name
-        inputs = self._guard(first, lambda: self.operation.make_inputs(self.case, self.device))
+        inputs = self._guard(first, lambda: self.operation.make_inputs(self.case, self.device), of_all=True)
         if inputs is None:
             # Without inputs every implementation has the same outcome.
             self.outcomes.update({implementation.name: self.outcomes[first] for implementation in able})
             return
         self.ideal = cache(lambda: self._uncompressed(inputs))
-        exchange = self._guard(
-            first, lambda: Exchange.drawn(self.operation, self.case, inputs, self.device, self.pass_)
-        )
+        draw = partial(Exchange.drawn, self.operation, self.case, inputs, self.device, self.pass_)
+        exchange = self._guard(first, draw, of_all=True)
         if exchange is None:
             self.outcomes.update({implementation.name: self.outcomes[first] for implementation in able})
             return
@@ -243,7 +236,7 @@ class _Race:
             if reference not in questions:
                 asked = (self.operation, self.case, self.device, self.pass_, inputs)
                 ask = partial(calls.ask, *asked, reference=reference, exchange=exchange)
-                questions[reference] = self._guard(name, ask) or self.outcomes[name]
+                questions[reference] = self._guard(name, ask, of_all=True) or self.outcomes[name]
             question = questions[reference]
             if isinstance(question, calls.Question):
                 bound = self._guard(name, partial(self._right, question, implementation))
@@ -258,12 +251,16 @@ class _Race:
         with torch.no_grad():
             return calls.truth(self.operation, inputs, self.operation.ideal)
 
-    def _guard(self, name: str, step: Callable[[], T]) -> T | None:
+    def _guard(self, name: str, step: Callable[[], T], of_all: bool = False) -> T | None:
         """The value of a step of one implementation; None if the step ended in an outcome, which is then noted.
+
+        of_all: whether it is a step that all of them need, so that none is blamed if it never ends.
 
         Whoever leaves a process-wide switch moved is wrong, and the next one finds it where it was.
         """
         before = switches.positions()
+        if not of_all:
+            at_work.begin(name)
         try:
             try:
                 value = step()
@@ -286,6 +283,8 @@ class _Race:
                 crash = Failed("crash", f"{type(error).__name__}: {error}")
                 raise _ProcessSpoiledError(name, crash, "the CUDA device unusable") from error
             self.outcomes[name] = failure(error)
+        finally:
+            at_work.end()
         return None
 
     def _step(self, run: calls.Run, step: Callable[[], float]) -> float | None:

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import os
 import time
 from collections import Counter
@@ -57,8 +58,8 @@ class Request:
     cases to take instead of the profile's, of the one operation that is named (see `shapes`).
     states: how every case is timed, all by one process that checks it once.
     retry: kinds of stored failures that are measured again. remeasure: whether all that is stored is.
-    timeout: seconds one case may take. time_budget: seconds after which no case is started. abandon: nor does one go
-    on, and what ends so is not stored. pin: see `worker.Setup`.
+    timeout: seconds one case may take. patience: those of one step, see `worker.Setup`. time_budget: seconds after
+    which no case is started. abandon: nor does one go on, and what ends so is not stored. pin: see `worker.Setup`.
     select: from the items of the plan to those that are wanted, in the wanted order; default all as they are.
     """
 
@@ -73,6 +74,7 @@ class Request:
     device: str = "cpu"
     states: tuple[State, ...] = (State(),)
     timeout: float = 300.0
+    patience: float = math.inf
     time_budget: float | None = None
     abandon: bool = False
     retry: tuple[FailureKind, ...] = ()
@@ -358,7 +360,7 @@ def setup_of(request: Request) -> Setup:
     from spectralbench.measure import Budget
 
     budget = Budget(**BUDGETS[request.profile])  # type: ignore[arg-type]
-    return Setup(request.sources, request.device, request.metrics, budget, request.pin)
+    return Setup(request.sources, request.device, request.metrics, budget, request.pin, request.patience)
 
 
 def records_of(item: Item, results: Sequence[Mapping[str, Result]], request: Request) -> list[Record]:

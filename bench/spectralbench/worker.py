@@ -10,20 +10,27 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import importlib
+import math
 import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from typing import Any, Self
 
+from spectralbench import at_work
 from spectralbench.outcome import Failed, Outcome
 from spectralkernels.declare import Case, Operation, Pass
 
 START_SECONDS = 300.0
 """Longest start of a worker: importing torch from a cold disk and making a CUDA context."""
+END_SECONDS = 10.0
+"""Longest end of a killed worker: a driver may hold a process whose kernel never ends, and it is then left to it."""
+LOOKS = 5
+"""How often a worker is looked at while one step of an implementation may last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +58,7 @@ class Setup:
     """What is the same for every case of a worker's life.
 
     budget: a `measure.Budget`. pin: tiles that every kernel takes, see `spectralkernels.tuning.pinned`.
+    patience: seconds that one step of one implementation may take (a check, a sample, a metric).
     """
 
     sources: Sources
@@ -58,6 +66,7 @@ class Setup:
     metrics: tuple[str, ...] | None
     budget: Any
     pin: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    patience: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +99,12 @@ class WorkerBroken(RuntimeError):
 
 
 class _Lost(Exception):
-    """The worker died or was killed inside a task."""
+    """The worker died or was killed inside a task. stuck: who was at a step that did not end, where that is known."""
 
-    def __init__(self, failed: Failed) -> None:
+    def __init__(self, failed: Failed, stuck: str | None = None) -> None:
         super().__init__(failed.error)
         self.failed = failed
+        self.stuck = stuck
 
 
 class Worker:
@@ -104,6 +114,8 @@ class Worker:
         self._setup = setup
         self._process: multiprocessing.process.BaseProcess | None = None
         self._connection: Connection | None = None
+        self._context = multiprocessing.get_context("spawn")
+        self._board = at_work.Board()
 
     def measure(self, task: Task, timeout: float, *, again: bool = True) -> list[dict[str, Result]]:
         """The result of every implementation of `task`, by state, whatever they do to the process.
@@ -112,22 +124,21 @@ class Worker:
         again: where a case with several implementations loses the worker, each is run again alone, so that the guilty
         one is named and the others keep their numbers, with a note that they were not timed interleaved. If False,
         only after a crash, which takes no time.
-        Those whose process another implementation spoiled are measured together in a new one, without the guilty one.
+        Those whose process another implementation spoiled, or kept for longer than the setup's patience, are measured
+        together in a new one, without the guilty one.
         Raises: WorkerBroken if no worker can be started.
         """
         try:
             outcomes = self._ask(task, timeout)
         except _Lost as lost:
+            if lost.stuck in task.implementations:
+                spared = Failed("timeout", lost.failed.error, innocent=True)
+                found = {name: lost.failed if name == lost.stuck else spared for name in task.implementations}
+                return self._spared(task, timeout, again, [found for _ in task.states])
             if len(task.implementations) == 1 or not (again or lost.failed.kind == "crash"):
                 return [dict.fromkeys(task.implementations, Result(lost.failed)) for _ in task.states]
             return self._one_by_one(task, timeout, lost.failed)
-        results = [{name: Result(outcome) for name, outcome in found.items()} for found in outcomes]
-        left = tuple(name for name in task.implementations if any(_innocent(found[name]) for found in results))
-        if 0 < len(left) < len(task.implementations):
-            anew = self.measure(replace(task, implementations=left), timeout, again=again)
-            for found, now in zip(results, anew, strict=True):
-                found.update({name: now[name] for name in left if _innocent(found[name])})
-        return results
+        return self._spared(task, timeout, again, outcomes)
 
     def stop(self) -> None:
         """End the process and everything it started."""
@@ -136,7 +147,7 @@ class Worker:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(_pid(process), signal.SIGKILL)
             process.kill()  # where it died before it led a group of its own
-            process.join()
+            process.join(END_SECONDS)
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -146,6 +157,18 @@ class Worker:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def _spared(
+        self, task: Task, timeout: float, again: bool, outcomes: Sequence[Mapping[str, Outcome]]
+    ) -> list[dict[str, Result]]:
+        """The outcomes as results, the innocent ones anew."""
+        left = tuple(name for name in task.implementations if any(_innocent(found[name]) for found in outcomes))
+        results = [{name: Result(outcome) for name, outcome in found.items()} for found in outcomes]
+        if 0 < len(left) < len(task.implementations):
+            anew = self.measure(replace(task, implementations=left), timeout, again=again)
+            for found, result, now in zip(outcomes, results, anew, strict=True):
+                result.update({name: now[name] for name in left if _innocent(found[name])})
+        return results
 
     def _one_by_one(self, task: Task, timeout: float, together: Failed) -> list[dict[str, Result]]:
         note = f"timed alone, not interleaved: together with {', '.join(task.implementations)} it ended in "
@@ -173,10 +196,15 @@ class Worker:
         return reply.outcomes
 
     def _receive(self, connection: Connection, process: multiprocessing.process.BaseProcess, timeout: float) -> Any:
+        end, patience = time.monotonic() + timeout, self._setup.patience
         # The sentinel is watched too: a grandchild may hold the pipe open after the worker's death.
-        ready = wait([connection, process.sentinel], timeout)
-        if not ready:
-            raise _Lost(Failed("timeout", f"no result within {timeout:g} s, so its process was killed"))
+        while not wait([connection, process.sentinel], min(end - time.monotonic(), patience / LOOKS)):
+            stuck = self._board.stuck(patience)
+            if stuck is not None:
+                why = f"{stuck} was at one step for more than {patience:g} s, so its process was killed"
+                raise _Lost(Failed("timeout", why), stuck)
+            if time.monotonic() >= end:
+                raise _Lost(Failed("timeout", f"no result within {timeout:g} s, so its process was killed"))
         try:
             if connection.poll():
                 return connection.recv()
@@ -189,9 +217,11 @@ class Worker:
         if self._process is not None and self._connection is not None and self._process.is_alive():
             return self._connection, self._process
         self.stop()
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        process = context.Process(target=serve, args=(theirs, self._setup), name="spectralbench-worker", daemon=False)
+        ours, theirs = self._context.Pipe()
+        self._board.write("", 0.0)
+        process = self._context.Process(
+            target=serve, args=(theirs, self._setup, self._board), name="spectralbench-worker", daemon=False
+        )
         process.start()
         theirs.close()
         self._connection, self._process = ours, process
@@ -205,11 +235,12 @@ class Worker:
         return ours, process
 
 
-def serve(connection: Connection, setup: Setup) -> None:
+def serve(connection: Connection, setup: Setup, board: at_work.Board) -> None:
     """What the worker process runs: answer tasks until the parent hangs up or the device is beyond use."""
     os.setsid()
     os.dup2(2, 1)  # stdout is the parent's data; whatever an implementation prints is talk
     faulthandler.enable()
+    at_work.write_to(board)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
         operations = resolve(setup.sources.operations)()
@@ -304,8 +335,8 @@ def _healthy(outcomes: Mapping[str, Outcome], device: str) -> bool:
     return True
 
 
-def _innocent(result: Result) -> bool:
-    return isinstance(result.outcome, Failed) and result.outcome.innocent
+def _innocent(outcome: Outcome) -> bool:
+    return isinstance(outcome, Failed) and outcome.innocent
 
 
 def _die_with_parent() -> None:

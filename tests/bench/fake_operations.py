@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from spectralbench import at_work
 from spectralbench.failures import failure
 from spectralbench.outcome import Failed, Measured, Measurement, Outcome, Skipped
 from spectralbench.worker import Sources
@@ -108,7 +109,7 @@ def load_operations() -> dict[str, Operation]:
     found = [
         _operation("steady", PLAIN, TWIN, Implementation("gpu_only", "kernel", _plain, "here", available=_no_gpu)),
         _operation("crashing", PLAIN, Implementation("segfault", "kernel", _crash, "here"), TWIN, sizes=(1,)),
-        _operation("hanging", PLAIN, Implementation("hang", "kernel", _hang, "here"), sizes=(1,)),
+        _operation("hanging", PLAIN, Implementation("hang", "kernel", _hang, "here"), TWIN, sizes=(1,)),
         _operation("spoiling", PLAIN, Implementation("spoils", "kernel", _spoils, "here"), TWIN, sizes=(1,)),
         _operation("greedy", PLAIN, Implementation("wants_all", "kernel", _greedy, "here"), sizes=(1,)),
         _operation("raising", PLAIN, Implementation("raises", "kernel", _raises, "here"), sizes=(1,)),
@@ -168,6 +169,7 @@ def _measured(
         if reason := implementation.available(device):
             outcomes[name] = Skipped(reason)
             continue
+        at_work.begin(name)
         try:
             with noted_choices() as choices:
                 implementation.call(**operation.make_inputs(case, device))
@@ -177,6 +179,8 @@ def _measured(
         except Exception as error:
             outcomes[name] = failure(error)
             continue
+        finally:
+            at_work.end()
         together = float(len(implementations))
         times = Measurement("device_time", 1, "second", (together, together, together * 2))
         process = Measurement("host_peak", 1, "byte", (float(os.getpid()),))

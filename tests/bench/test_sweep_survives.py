@@ -97,6 +97,17 @@ def test_a_case_that_hangs_is_killed_and_the_sweep_goes_on(tmp_path: Path) -> No
     assert time.monotonic() - began < 60
 
 
+def test_who_is_stuck_at_a_step_is_named_and_the_others_are_measured_together(tmp_path: Path) -> None:
+    names = ("hang", "plain", "twin")
+    slim = request("hanging", overrides={"rate": "0"}, implementations=names, patience=0.5)
+    found = by_name(sweep.run(slim, tmp_path, ENVIRONMENT).records)
+    why = "hang was at one step for more than 0.5 s, so its process was killed"
+    assert (found["hang"].failure, found["hang"].reason) == ("timeout", why)
+    for name in ("plain", "twin"):
+        assert (found[name].status, found[name].reason) == ("measured", None)
+        assert found[name].metric("device_time").samples[0] == 2.0  # type: ignore[union-attr]
+
+
 def test_an_out_of_memory_says_how_much_was_asked_for(tmp_path: Path) -> None:
     done = sweep.run(request("greedy", "talking"), tmp_path, ENVIRONMENT)
     found = by_name(done.records)

@@ -19,7 +19,7 @@ from typing import Any
 from spectralbench import sweep
 from spectralbench.gpu.budget import StageBudget
 from spectralbench.gpu.plan import Excluded
-from spectralbench.gpu.sweeping import Failures
+from spectralbench.gpu.sweeping import LONGEST_STEP, Failures
 from spectralbench.record import Record
 from spectralkernels.declare import Operation
 
@@ -33,7 +33,7 @@ def checks(request: sweep.Request) -> sweep.Request:
     """The request of the checks: the operations in turn, so that each of them is seen early."""
     return replace(
         request, profile="smoke", processes=1, metrics=(ROUNDING,), timeout=LONGEST_CHECK, retry=("timeout",),
-        abandon=True, select=_uncompiled,
+        patience=LONGEST_STEP, abandon=True, select=_uncompiled,
     )  # fmt: skip
 
 

@@ -17,6 +17,9 @@ from spectralbench.record import Record
 
 LONGEST_CASE = 75.0
 """Seconds: thirty implementations in two states, some of them compiled here. One that hangs must not eat the lease."""
+LONGEST_STEP = 30.0
+"""Seconds: a call, a sample or a metric of one implementation, with the kernels it compiles. Who takes longer loses its
+own place in the case, and the others go on."""
 SHORTEST_PHASE = 10.0
 """Seconds that a phase must have left to be worth the start of a process."""
 
@@ -75,6 +78,8 @@ def measure_phases(
             processes=1,
             retry=("timeout",),  # on the next machine there may be more time for it
             timeout=max(1.0, min(LONGEST_CASE, seconds)),
+            # torch.compile alone may take longer.
+            patience=LONGEST_CASE if phase.compiled else LONGEST_STEP,
             time_budget=seconds,
             select=partial(select, phase, excluded),
         )
