@@ -38,9 +38,10 @@ from spectralkernels.convolution.geometry import (
     reach,
 )
 from spectralkernels.convolution.implementations import DIRECT
+from spectralkernels.convolution.prepared import PREPARED, prepared, signature
 from spectralkernels.convolution.strided import every
 from spectralkernels.declare import Implementation, Operation, Tolerance, all_of
-from spectralkernels.dispatch import dispatch
+from spectralkernels.dispatch import resolved
 from spectralkernels.errors import DtypeError, RangeError, ShapeError
 from spectralkernels.layouts import as_given, batched
 from spectralkernels.masks import hermitian, mode_list
@@ -61,6 +62,7 @@ from spectralkernels.ops.masked_conv2d.dft_gemm import (
     fits_matrices,
     freeze_weight,
     needs_spectrum,
+    plan,
     prepare_frozen,
 )
 from spectralkernels.ops.masked_conv2d.profiles import PROFILES, band_of, cost, make_inputs, observe
@@ -103,6 +105,9 @@ def masked_conv2d(
         Differentiable in x, weight, bias and a float mask.
     Raises: ShapeError, DtypeError, RangeError on arguments that do not fit; Unsupported if `impl` cannot run here.
     """
+    key = signature(OPERATION.name, impl, x, weight, bias, (modes, padding, groups, grid, stride, dilation), mask)
+    if key is not None and (known := PREPARED.get(key)) is not None:
+        return known(x, weight, bias, mask)
     given, x = x, batched(x, "[batch, channel, height, width]")
     groups = checked_groups(groups, weight)
     steps = checked_steps("stride", stride, 2)
@@ -123,6 +128,7 @@ def masked_conv2d(
         band = conv_band(tuple(x.shape[2:]), kernel, **options)
     n = (band.n[0], band.n[1])
     _check_mask(mask, x)
+    told = modes is not None
     whole = modes is None and is_differentiated(mask)
     if mask.is_floating_point():  # a pair of cells gets its mean in the precision of the computation
         mask = mask.to(torch.promote_types(mask.dtype, compute_dtype(x.dtype)))
@@ -134,8 +140,16 @@ def masked_conv2d(
     if modes.n != n:
         raise ShapeError(f"modes must be listed on the grid {n} of this call, got {modes.n}; see masks.mode_list")
     inputs: dict[str, Any] = {"x": x, "weight": weight, "mask": mask, "bias": bias}
-    y = dispatch(OPERATION, impl, device, {**inputs, "band": band, "modes": modes, "groups": groups})
-    y = y if steps == (1, 1) else y[every(steps)].contiguous()
+    inputs.update(band=band, modes=modes, groups=groups)
+    implementation = resolved(OPERATION, impl, device, inputs)
+    y, sampled = implementation.call(**inputs), None if steps == (1, 1) else every(steps)
+    y = y if sampled is None else y[sampled].contiguous()
+    # Modes that are listed here, and whether a mask that keeps all of them is one of ones, follow from its numbers.
+    reads = not told or (impl in ("auto", "direct") and modes.count == every_mode(n).count)
+    if key is not None and not reads and not x.is_meta:
+        dtype = mask.dtype
+        of_mask = lambda mask: hermitian(mask.to(dtype), n)  # noqa: E731
+        PREPARED.keep(key, prepared(implementation, given, inputs, of_mask, sampled))
     return as_given(y, given, x, weight)
 
 
@@ -220,6 +234,7 @@ OPERATION = Operation(
             dft_gemm,
             "truncated DFT of one mode list, as matrix products",
             supports=all_of(needs_tensor, fits_matrices),
+            plan=plan,
         ),
         Implementation(
             "dft_gemm_frozen",
@@ -228,6 +243,7 @@ OPERATION = Operation(
             "the same with the weight transformed once, outside the clock",
             supports=all_of(needs_spectrum, fits_matrices),
             prepare=prepare_frozen,
+            plan=plan,
             frozen=True,
             gradients=("x",),
         ),

@@ -11,14 +11,14 @@ weight, and P where the mask has a gradient. A frozen weight comes as W.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from spectralkernels.autocast import as_written
-from spectralkernels.constants import constant, out_of_inference
+from spectralkernels.constants import Recalled, constant, out_of_inference
 from spectralkernels.convolution import composed, flops
 from spectralkernels.convolution.geometry import WeightSpectrum, compute_dtype, dilation_of
 from spectralkernels.convolution.linear_maps import (
@@ -35,6 +35,7 @@ from spectralkernels.dft import listed_dft, stepped_dft, too_large
 from spectralkernels.modes import ModeList
 from spectralkernels.operators import by_chain, operator
 from spectralkernels.spectra import Band
+from spectralkernels.stages import unseen
 
 Ints = Sequence[int]
 
@@ -57,6 +58,42 @@ def dft_gemm(
     where = (taps, out_channels, groups, band.n, layout, bool(modes.cells), band.out)
     y, _ = _conv(x, values, mask, bias, *where)
     return y
+
+
+def plan(
+    x: Tensor,
+    weight: Tensor | WeightSpectrum,
+    mask: Tensor,
+    bias: Tensor | None,
+    band: Band,
+    modes: ModeList,
+    groups: int,
+) -> Callable[[Tensor, Any, Tensor, Tensor | None], Tensor]:
+    """What computes `dft_gemm` of these sizes, dtypes and devices where no gradient is wanted."""
+    out, dtype = band.out, compute_dtype(x.dtype)
+    of_x = Recalled(*_arguments(x, modes, (0, 0), band.size))
+    of_y = Recalled(*_arguments(x, modes, (0, 0), out, inverse=True))
+    flat = Recalled(flat_indices, modes, mask.device)
+    transform, inverse = unseen(analyse, synthesise)
+    if isinstance(weight, WeightSpectrum):
+        outputs = weight.out_channels
+        (with_modes,) = unseen(product)
+
+        def multiply(z: Tensor, weight: Any, batch: int) -> Tensor:
+            return with_modes(z, weight.modes, outputs, batch, groups)
+    else:
+        of_weight = Recalled(*_arguments(x, modes, _taps(band, weight.shape[2:]), weight.shape[2:]))
+        (with_weight,) = unseen(weight_product)
+
+        def multiply(z: Tensor, weight: Any, batch: int) -> Tensor:
+            return with_weight(z, weight, of_weight(), batch, groups)
+
+    def run(x: Tensor, weight: Any, mask: Tensor, bias: Tensor | None) -> Tensor:
+        y = multiply(transform(x, of_x()), weight, x.shape[0])
+        y *= _listed_values(mask, flat(), dtype)
+        return inverse(y, of_y(), out, bias).to(x.dtype)
+
+    return run
 
 
 def freeze_weight(weight: Tensor, band: Band, modes: ModeList, groups: int) -> WeightSpectrum:
@@ -283,10 +320,13 @@ def _product(
 
 def _values(mask: Tensor, modes: ModeList, like: Tensor) -> Tensor:
     """The mask at the listed modes, to broadcast over [F, 2, B, O]."""
-    where = flat_indices(modes, mask.device)
+    return _listed_values(mask, flat_indices(modes, mask.device), compute_dtype(like.dtype))
+
+
+def _listed_values(mask: Tensor, where: Tensor, dtype: torch.dtype) -> Tensor:
     if mask.dim() == 2:
-        return mask.flatten()[where].to(compute_dtype(like.dtype)).view(-1, 1, 1, 1)
-    return mask.flatten(1)[:, where].t().to(compute_dtype(like.dtype))[:, None, :, None]  # mask [B, 1, ...]
+        return mask.flatten()[where].to(dtype).view(-1, 1, 1, 1)
+    return mask.flatten(1)[:, where].t().to(dtype)[:, None, :, None]  # mask [B, 1, ...]
 
 
 def _mask_gradient(g: Tensor, y: Tensor, mask: Tensor, modes: ModeList) -> Tensor:
@@ -309,6 +349,12 @@ def _taps(band: Band, kernel: Ints) -> list[int]:
 
 def _transform(like: Tensor, modes: ModeList, taps: Ints, lengths: Ints, inverse: bool = False) -> Transform:
     """taps: the first place on each axis, and distances where they are not 1; see `_taps`."""
+    make, *arguments = _arguments(like, modes, taps, lengths, inverse)
+    return make(*arguments)
+
+
+def _arguments(like: Tensor, modes: ModeList, taps: Ints, lengths: Ints, inverse: bool = False) -> tuple[Any, ...]:
+    """What makes a transform, and what of."""
     spacing = tuple(taps[2:]) or None
     where = (tuple(taps[:2]), tuple(lengths), inverse, compute_dtype(like.dtype), like.device, spacing)
-    return listed_dft(modes.n, modes.cells, *where) if modes.cells else stepped_dft(modes.n, modes.steps, *where)
+    return (listed_dft, modes.n, modes.cells, *where) if modes.cells else (stepped_dft, modes.n, modes.steps, *where)
