@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -127,6 +126,8 @@ def _inputs(model: nn.Module, arguments: tuple[Any, ...]) -> list[tuple[str, _Co
 
 
 def _row(name: str, layer: _ConvNd, x: Tensor, repeats: int) -> LayerReport:
+    from statistics import median  # brings fractions and decimals
+
     native = _native(layer)
     subjects: tuple[Callable[[Tensor], Tensor], ...] = (layer.forward, native)
     training = layer.training
@@ -151,8 +152,8 @@ def _row(name: str, layer: _ConvNd, x: Tensor, repeats: int) -> LayerReport:
         native_saved,
         flops,
         native_flops,
-        statistics.median(seconds[0]),
-        statistics.median(seconds[1]),
+        median(seconds[0]),
+        median(seconds[1]),
     )
 
 
