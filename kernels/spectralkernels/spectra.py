@@ -8,6 +8,9 @@ other. Compression c drops the high ones: with half = N // 2 + 1 the band keeps
 
 and never fewer than k = 1 (the mean). c = 0 keeps everything. For c > 0 the crop is odd, 2k - 1 rows, so the Nyquist
 frequency of an even N is always dropped. `Band` carries these facts with the sizes around them.
+
+There is no 3-D band: here, in every mode list, transform and kernel a spectrum has at most one full axis beside the
+half one, and a second would be new geometry in each of them. `nn.convert` keeps a Conv3d as it is and says so.
 """
 
 from __future__ import annotations
