@@ -274,10 +274,10 @@ def run(name: str, arguments: Sequence[Any]) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("layout", ["apart", "postponed"])
 def test_a_launch_refuses_an_operand_that_its_kernel_would_misread(layout: str, seed: int) -> None:
     """Planted fault: an operator that forgets to make one dense."""
-    from spectralkernels.ops.threshold_spectrum.rms import rms_kernel
+    from spectralkernels.ops.threshold_spectrum.rms import LEAST, rms_kernel
 
     def launch(y: Tensor) -> None:
-        sizes = {"SIZE": 12, "COLUMNS": 4, "EVEN": True, "CELLS": 18, "BLOCK": 16}
+        sizes = {"SIZE": 12, "COLUMNS": 4, "EVEN": True, "CELLS": 18, "LEAST": LEAST, "BLOCK": 16, "AGAIN": 16}
         Launch(rms_kernel, (2,), {"y_ptr": y, "rms_ptr": torch.empty(2), **sizes}, {}).run()
 
     y = reals(2, 3, 8)

@@ -37,7 +37,7 @@ MOST_OVERLAP, MOST_TAPS, MOST_DEPTHWISE_TAPS = 7, 13, 3
 channels at K = 15 2.7 and 3.7 to 6 times, of dense series the same; x's at K = 31 4.2 to 5.7 times."""
 MOST_TERMS = 1024
 """oneDNN's kernels add all terms of an answer in one register: of 8192 of them a gradient's relative error is 1.4e-6,
-of 61504 3.5e-6, where its matrix products have 2.7e-7 and 4.6e-7. In pieces of this many both are 5e-7, in 0.9 to 1.2
+of 61504 3.5e-6, where its matrix products have 2.7e-7 and 4.6e-7. In pieces of this many both are 5e-7, in 0.9 to 1.3
 times the CPU time for dense and depthwise maps and 1.4 times for small ones in groups."""
 
 
