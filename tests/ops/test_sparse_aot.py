@@ -80,8 +80,8 @@ def launches(variants: bool) -> list[tuple[str, Any, dict[str, Any], dict[str, i
     ):
         found.append((name, threshold_kernel, arguments, four, Expected(64, most, 8, opcodes)))
 
-    # Every other map of odd size is not 16-aligned. Ten loads are of the way that a map of extreme magnitude alone goes,
-    # a half of the instructions, which all others jump over.
+    # Every other map of odd size is not 16-aligned. Ten loads are of the way of maps of extreme magnitude alone,
+    # which is a half of the instructions, and which all others jump over.
     for rows, columns, wide in ((34, 18, 3), (33, 17, 0)):
         cells = {"SIZE": rows * columns, "COLUMNS": columns, "EVEN": columns == 18, "CELLS": rows * rows}
         arguments = {"y_ptr": c, "rms_ptr": f, **cells, "LEAST": LEAST, "BLOCK": 1024, "AGAIN": 32 * NUM_WARPS}
