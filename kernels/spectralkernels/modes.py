@@ -54,6 +54,11 @@ class ModeList:
         """How many modes there are; unlike the length it may be traced."""
         return len(self.cells) or sum(width * full_count(self.rows, k) for width, k in self.steps if k)
 
+    @property
+    def whole(self) -> bool:
+        """Whether every mode of the grid is there."""
+        return self.count == self.rows * half(self.n[-1])
+
     def __len__(self) -> int:
         return self.count
 

@@ -145,7 +145,7 @@ def masked_conv2d(
     y, sampled = implementation.call(**inputs), None if steps == (1, 1) else every(steps)
     y = y if sampled is None else y[sampled].contiguous()
     # Modes that are listed here, and whether a mask that keeps all of them is one of ones, follow from its numbers.
-    reads = not told or (impl in ("auto", "direct") and modes.count == every_mode(n).count)
+    reads = not told or (impl in ("auto", "direct") and modes.whole)
     if key is not None and not reads and not x.is_meta:
         dtype = mask.dtype
         of_mask = lambda mask: hermitian(mask.to(dtype), n)  # noqa: E731

@@ -68,9 +68,9 @@ def direct(
     return convolution.direct(x, _spread(weight, band), bias, band, groups)
 
 
-def direct_supports(mask: Tensor, band: Band, modes: ModeList, **rest: Any) -> str | None:
+def direct_supports(mask: Tensor, modes: ModeList, **rest: Any) -> str | None:
     """Direct convolution has no mask. Reads the mask, so that a CUDA device is waited for."""
-    if modes.count < band.n[0] * half(band.n[1]):
+    if not modes.whole:
         return f"direct convolution drops no mode, and only {modes.count} of this grid's are listed"
     if is_differentiated(mask):
         return "direct convolution has no gradient of the mask; detach it, or take another implementation"
