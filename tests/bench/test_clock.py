@@ -14,7 +14,7 @@ from toy_operation import case, implementation, measure, product, toy
 
 from spectralbench import calls
 from spectralbench.clock import CpuClock, CudaClock, FakeClock, capture, clock_for, cpu_seconds_clock
-from spectralbench.outcome import Failed, Skipped
+from spectralbench.outcome import Failed, Measured, Skipped
 from spectralkernels.errors import RangeError, Unsupported
 
 
@@ -274,6 +274,8 @@ def test_a_case_that_cannot_be_captured_is_skipped_with_the_reason(monkeypatch: 
     )
     left = found["queues"]  # its capture would meet an allocator that the broken one left damaged
     assert isinstance(left, Failed) and left.innocent and "measure it again in a new process" in left.error
+    anew = clock_on(cuda, monkeypatch, cache="warm", launch="graph")
+    assert isinstance(measure(implementation("queues", queues), clock=anew)["queues"], Measured)
 
 
 @pytest.mark.parametrize(("cost", "number"), [(1e-3, 1), (1e-5, 20), (1e-7, 50)])
