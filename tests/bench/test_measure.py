@@ -17,7 +17,6 @@ from toy_operation import (
     case,
     failed,
     implementation,
-    make_inputs,
     measure,
     product,
     times,
@@ -25,9 +24,8 @@ from toy_operation import (
     twin,
 )
 
-from spectralbench.clock import CaptureBroken, CpuClock, FakeClock
+from spectralbench.clock import CpuClock, FakeClock
 from spectralbench.collector import short_collections
-from spectralbench.exchange import Exchange
 from spectralbench.failures import failure, requested_bytes
 from spectralbench.measure import Budget, forget_compilations, measure_case
 from spectralbench.outcome import Failed, Measured, Measurement, Skipped
@@ -267,57 +265,6 @@ def test_the_bytes_of_an_allocation_are_read_from_its_message() -> None:
     assert requested_bytes("out of memory") is None
     assert failure(MemoryError()) == Failed("oom", "MemoryError", None)
     assert failure(ValueError("no")).kind == "error"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("good", [0, 5])
-def test_a_lost_device_is_a_crash_of_the_culprit_and_the_rest_is_told_so(
-    good: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lost: list[int] = []
-
-    def breaks(answer: Tensor) -> Tensor:
-        lost.append(1)
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
-
-    def ask_the_device(*_: object) -> None:
-        if lost:
-            raise RuntimeError("CUDA error: an illegal memory access was encountered")
-
-    put = Exchange.put
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "synchronize", ask_the_device)
-    monkeypatch.setattr(Exchange, "put", lambda self, side: (ask_the_device(), put(self, side))[1])
-    operation = toy(
-        implementation("first"),
-        implementation("breaks", FailsLater(good, breaks)),
-        implementation("after"),
-        make_inputs=lambda found, device: make_inputs(found, "cpu"),
-    )
-    outcomes = measure(operation=operation, device="cuda")
-    assert {failed(outcome).kind for outcome in outcomes.values()} == {"crash"}
-    assert "illegal memory access" in failed(outcomes["breaks"]).error
-    assert failed(outcomes["after"]).error == failed(outcomes["first"]).error
-    assert "breaks left the CUDA device unusable" in failed(outcomes["after"]).error
-    assert [name for name, outcome in outcomes.items() if failed(outcome).innocent] == ["first", "after"]
-
-
-def test_after_a_broken_capture_the_rest_is_left_to_another_process() -> None:
-    class Capturing(FakeClock):
-        damaged = False
-
-        def calibrate(self, run: Any) -> int:
-            if run.name == "breaks":
-                self.damaged = True
-                raise CaptureBroken("cannot be captured in a CUDA graph: not permitted")
-            return super().calibrate(run)
-
-    outcomes = measure(*map(implementation, ("first", "breaks", "after")), clock=Capturing())
-    assert outcomes["breaks"] == Skipped("cannot be captured in a CUDA graph: not permitted")
-    for name in ("first", "after"):
-        assert failed(outcomes[name]).innocent
-        assert "breaks left the process unfit for another CUDA graph" in failed(outcomes[name]).error
 
 
 def test_a_metric_that_gives_no_finite_number_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:

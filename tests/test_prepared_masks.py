@@ -1,0 +1,76 @@
+"""Masked convolutions that were called before: the same answers, nothing confused, and a mask's numbers read anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from test_prepared import B, W, X, forgetful, learned, outcome
+from torch import Tensor
+
+import spectralkernels as sk
+from spectralkernels.convolution.prepared import PREPARED
+from spectralkernels.ops import masked_conv2d as masked_module
+
+GRID = sk.masks.fft_grid((6, 6), (3, 3))
+CELLS = sk.masks.mode_list(sk.masks.radial(GRID, fraction=0.4), GRID, form="cells")
+STEPS = sk.masks.mode_list(sk.masks.radial(GRID, fraction=0.4), GRID, form="steps")
+MASK = torch.rand(GRID[0], GRID[1] // 2 + 1)
+ONE_OF_A_PAIR = torch.zeros_like(MASK).bool()
+ONE_OF_A_PAIR[1, 0] = True  # kept whole if bool, by half if not
+
+
+def masked(x: Tensor = X, mask: Tensor = MASK, **options: Any) -> Tensor:
+    return sk.masked_conv2d(x, W, mask, B, **{"groups": 2, "modes": CELLS, "impl": "dft_gemm", **options})
+
+
+MASKED: dict[str, tuple[tuple[int, ...], Callable[[], Tensor], Callable[[], Tensor]]] = {
+    "modes": ((2, 3), masked, lambda: masked(modes=sk.masks.mode_list(sk.masks.radial(GRID, fraction=0.1), GRID))),
+    "dtype of the mask": ((2, 5, 2), masked, lambda: masked(mask=ONE_OF_A_PAIR)),
+    "gradient of the mask": ((2, 5, 4), masked, lambda: masked(mask=learned(MASK))),
+    "stride": ((2, 3), masked, lambda: masked(stride=2)),
+}
+
+
+@pytest.mark.parametrize("what", MASKED)
+def test_a_masked_call_is_not_taken_for_another(what: str, monkeypatch: pytest.MonkeyPatch):
+    place, one, other = MASKED[what]
+    wanted = outcome(other)
+    PREPARED.forget()
+    assert outcome(one) != wanted
+    assert outcome(other) == wanted == outcome(other)
+    PREPARED.forget()
+    monkeypatch.setattr(masked_module, "signature", forgetful(place))
+    outcome(one)
+    assert outcome(other) != wanted, "the planted fault was not seen"
+
+
+@pytest.mark.parametrize("modes", [CELLS, STEPS], ids=["cells", "steps"])
+@pytest.mark.parametrize("options", [{}, {"stride": 2}, {"impl": "torch_fft"}, {"impl": "auto"}], ids=str)
+def test_a_masked_call_answers_as_before(modes: Any, options: dict[str, Any], seed: int):
+    """Whatever numbers its mask holds by then: bool, soft, one for each sample, or changed in place."""
+    for mask in (MASK > 0.5, torch.rand_like(MASK), torch.rand(2, 1, *MASK.shape).double()):
+        for _ in range(2):
+            mask = mask.clone()
+            mask[..., 1, 1] = 0
+            PREPARED.forget()
+            wanted = outcome(lambda: masked(mask=mask, modes=modes, **options))  # noqa: B023
+            mask_before = mask.clone()
+            mask[..., 1, 1] = 1
+            assert len(PREPARED.get.__self__) == 1
+            assert outcome(lambda: masked(mask=mask, modes=modes, **options)) != wanted  # noqa: B023
+            assert outcome(lambda: masked(mask=mask_before, modes=modes, **options)) == wanted  # noqa: B023
+            assert len(PREPARED.get.__self__) == 1
+
+
+def test_who_reads_the_mask_is_asked_each_time():
+    whole = sk.masks.mode_list(torch.ones_like(MASK), GRID)
+    for mask in (torch.ones_like(MASK), MASK):
+        wanted = masked(mask=mask, modes=whole)
+        torch.testing.assert_close(masked(mask=mask, modes=whole, impl="auto"), wanted)
+    with pytest.raises(sk.Unsupported, match="needs one of ones"):
+        masked(modes=whole, impl="direct")
+    with pytest.raises(sk.Unsupported, match="drops no mode"):
+        masked(mask=torch.ones_like(MASK), impl="direct")
