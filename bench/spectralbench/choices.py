@@ -156,8 +156,7 @@ def _check(operation: Operation, case: Case) -> None:
 
 def equal(operation: Operation, implementation: Implementation, dtype: str, inputs: dict[str, Any]) -> bool:
     """Whether an implementation answers as exactly as the operation asks, from the inputs as they are."""
-    tolerance = implementation.tolerance or operation.tolerance
-    exact = tolerance.relative.get(dtype, float("inf")) <= operation.tolerance.relative[dtype]
+    exact = operation.as_exact(implementation, dtype)
     return exact and implementation.prepare is None and implementation.supports(**inputs) is None
 
 

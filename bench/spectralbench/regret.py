@@ -17,6 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -24,11 +25,12 @@ import torch
 
 from spectralbench.choices import equal
 from spectralbench.heap import keep_freed_memory, peak_growth
+from spectralkernels.autotuning import autotune
 from spectralkernels.constants import forget
 from spectralkernels.convolution.estimates import Sizes, seconds
 from spectralkernels.convolution.geometry import conv_band
 from spectralkernels.declare import Case, Implementation, Operation
-from spectralkernels.dispatch import why_not
+from spectralkernels.dispatch import resolved, why_not
 from spectralkernels.ops import load_operation
 from spectralkernels.ops.masked_conv2d.choice import mask_sizes
 from spectralkernels.ops.masked_conv2d.profiles import KINDS
@@ -43,8 +45,6 @@ HOPELESS_SECONDS, HOPELESS = 0.5, 8.0
 """Who is estimated to take that long, and so many times as long as auto's choice, is not raced."""
 SLOW, PATIENCE = 0.25, 4.0
 """Who takes this many seconds in a second call, and so many times as long as the fastest, drops out of the race."""
-PEERS = ("fft_conv_pytorch",)
-"""Packages of others, of which auto takes none."""
 SMALL_BYTES = 4 << 20
 """Memory is compared with torch_fft's, or with this where that is less."""
 WORST = 10
@@ -150,7 +150,7 @@ def serving(
         found
         for found in operation.implementations
         if not found.compiled
-        and found.name not in PEERS
+        and not found.foreign
         and why_not(found, "cpu", arguments) is None
         and equal(operation, found, case.dtype, arguments)
         and (found.name == chosen or seconds(found.name, sizes, training) <= longest)
@@ -195,14 +195,19 @@ def measure(
     weighed: bool,
     training: bool = False,
     clock: Callable[[], float] = time.perf_counter,
+    tuned: bool = False,
 ) -> Row:
-    """One shape raced for about `most` seconds, with its backward pass if `training`, and weighed if asked."""
+    """One shape raced for about `most` seconds, with its backward pass if `training`, and weighed if asked.
+
+    tuned: of what auto takes by measuring beforehand, in place of its estimates.
+    """
     operation = load_operation(case.operation)
     inputs = operation.make_inputs(case, "cpu")
     for name in ("x", "weight"):
         inputs[name].requires_grad_(training)
     with torch.set_grad_enabled(training):
-        chosen = operation.auto(**inputs).name
+        with autotune() if tuned else nullcontext():
+            chosen = resolved(operation, "auto", "cpu", inputs).name
         runs = {
             found.name: _run(found, inputs, training) for found in serving(operation, case, inputs, chosen, training)
         }
@@ -275,7 +280,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"\nout of time after {number} of {asked.shapes} shapes", file=sys.stderr)
             break
         rows.append(
-            measure(draw(chance, asked.masked), asked.rounds, asked.seconds, not asked.no_memory, asked.training, clock)
+            measure(
+                draw(chance, asked.masked),
+                asked.rounds,
+                asked.seconds,
+                not asked.no_memory,
+                asked.training,
+                clock,
+                asked.autotune,
+            )
         )
         if asked.json:
             print(json.dumps(asdict(rows[-1])), flush=True)
@@ -296,6 +309,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--seconds", type=float, default=1.0, metavar="S", help="of rounds per shape, about (default 1)")
     made.add_argument("--threads", type=int, default=torch.get_num_threads(), metavar="N", help="of torch")
     made.add_argument("--training", action="store_true", help="race forward and backward passes")
+    made.add_argument("--autotune", action="store_true", help="of what `sk.autotune` takes, measured before the race")
     made.add_argument("--cpu-time", action="store_true", help="of all threads, for a busy machine; not the wall's time")
     made.add_argument("--masked", action="store_true", help="shapes of masked_conv2d, in place of bands")
     made.add_argument("--no-memory", action="store_true", help="race alone")

@@ -10,6 +10,7 @@ Needs torch alone; Triton, CUDA and everything else only add implementations.
 import torch
 
 from spectralkernels import diagnose, masks, nn
+from spectralkernels.autotuning import autotune
 from spectralkernels.convolution.geometry import WeightSpectrum
 from spectralkernels.dispatch import Availability, Explanation
 from spectralkernels.errors import DtypeError, RangeError, ShapeError, SpectralKernelsError, Unsupported
@@ -44,6 +45,7 @@ __all__ = [
     "SpectralKernelsError",
     "Unsupported",
     "WeightSpectrum",
+    "autotune",
     "band_limited_conv1d",
     "band_limited_conv2d",
     "crop_restore",

@@ -133,6 +133,9 @@ class Plans(Generic[_Made]):
         """Forget all of them."""
         self._kept.clear()
 
+    def __bool__(self) -> bool:
+        return bool(self._kept)
+
 
 def kept_bytes() -> int:
     """Bytes of all constants that are remembered."""

@@ -8,6 +8,7 @@ imports them from here, so this file knows nothing of torch, of Triton or of clo
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -133,6 +134,7 @@ class Implementation:
     source: where the algorithm comes from. engine: what runs it.
     frozen: whether the weight is transformed outside the clock, so that it may not be compared with others.
     compiled: whether torch.compile traces it for seconds in every process.
+    foreign: whether a package of others computes it: it is compared with, and auto takes none.
     """
 
     name: str
@@ -142,6 +144,7 @@ class Implementation:
     engine: Engine = "torch"
     frozen: bool = False
     compiled: bool = False
+    foreign: bool = False
     available: Callable[[str], str | None] = anywhere
     supports: Callable[..., str | None] = everything
     prepare: Callable[..., dict[str, Any]] | None = None
@@ -170,6 +173,7 @@ class Operation:
     fft_size(case): the FFT size N of each spatial axis, part of a record's identity.
     auto(**inputs): the implementation that `impl="auto"` takes, and why; where there are `aims`, `optimise` says
         which of them.
+    contenders(**inputs): the names among which `autotune` measures who is the fastest, or None for everyone.
     dense(output): the output as one dense tensor, for comparison.
     rivals: what a user would call instead (role rival). They compute `ideal`, or the `reference` they declare, are
         gated against it, timed beside the implementations and never dispatched to: their answer is another one.
@@ -193,6 +197,7 @@ class Operation:
     implementations: tuple[Implementation, ...]
     auto: Callable[..., Decision]
     ideal: Callable[..., Any] | None = None
+    contenders: Callable[..., Sequence[str] | None] | None = None
     dense: Callable[[Any], Any] = lambda output: output
     observe: Callable[[Case, Any], Mapping[str, float]] = lambda case, output: {}
     rivals: tuple[Implementation, ...] = ()
@@ -211,6 +216,12 @@ class Operation:
         if source is None:
             raise RangeError(f"{self.name} has rivals but no ideal to check them against")
         return source
+
+    def as_exact(self, implementation: Implementation, dtype: str | None = None) -> bool:
+        """Whether an implementation is no coarser than the operation asks, in a dtype or in all of them."""
+        tolerance = implementation.tolerance or self.tolerance
+        dtypes = self.tolerance.relative if dtype is None else (dtype,)
+        return all(tolerance.relative.get(each, math.inf) <= self.tolerance.relative[each] for each in dtypes)
 
     def implementation(self, name: str) -> Implementation:
         """The implementation of that name; RangeError lists the known ones."""

@@ -13,6 +13,8 @@ from effort import draws
 
 from spectralbench import regret
 from spectralbench.regret import Row, draw, main, measure, race, serving, sizes_of, summary
+from spectralkernels import autotuning
+from spectralkernels.declare import Decision
 from spectralkernels.ops import load_operation
 
 
@@ -140,8 +142,8 @@ def test_a_shape_is_measured(training: bool, operation: str):
 def test_the_command_prints_and_judges(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     threads = torch.get_num_threads()
     given = [row(), row(1.1)]
-    clocks: list[object] = []
-    monkeypatch.setattr(regret, "measure", lambda *arguments: clocks.append(arguments[-1]) or given[0])  # type: ignore
+    clocks: list[tuple[object, ...]] = []
+    monkeypatch.setattr(regret, "measure", lambda *arguments: clocks.append(arguments[-2:]) or given[0])  # type: ignore
     asked = ["--shapes", "3", "--seed", "5", "--threads", str(threads)]
     assert main(asked) == 0
     found = capsys.readouterr()
@@ -149,7 +151,10 @@ def test_the_command_prints_and_judges(capsys: pytest.CaptureFixture[str], monke
     assert main([*asked, "--json"]) == 0
     assert [json.loads(line)["chosen"] for line in capsys.readouterr().out.splitlines()] == ["plain"] * 3
     assert main([*asked, "--cpu-time"]) == 0
-    assert [time.perf_counter] * 6 + [time.process_time] * 3 == clocks
+    assert main([*asked, "--autotune"]) == 0
+    assert (
+        clocks == [(time.perf_counter, False)] * 6 + [(time.process_time, False)] * 3 + [(time.perf_counter, True)] * 3
+    )
     capsys.readouterr()
     for bad in (row(1.3), row(auto=5e7)):
         given[0] = bad
@@ -157,3 +162,16 @@ def test_the_command_prints_and_judges(capsys: pytest.CaptureFixture[str], monke
     assert main([*asked, "--time-budget", "-1"]) == 0
     found = capsys.readouterr()
     assert "no shape was measured" in found.out and "out of time after 0 of 3 shapes" in found.err
+
+
+def test_the_regret_of_what_was_measured(monkeypatch: pytest.MonkeyPatch):
+    def takes_torch_fft(runs, device):
+        return Decision("torch_fft", f"planted among {len(runs)}")
+
+    monkeypatch.setattr(autotuning, "_fastest", takes_torch_fft)
+    case = load_operation("band_limited_conv2d").cases("smoke")[0][0]
+    try:
+        assert measure(case, 1, 0.0, False, tuned=True).chosen == "torch_fft"
+    finally:
+        autotuning.forget()
+    assert measure(case, 1, 0.0, False).chosen != "torch_fft"

@@ -273,6 +273,7 @@ def implementations(axes: int) -> tuple[Implementation, ...]:
             "baseline",
             baselines.fft_conv_pytorch,
             "the package fft-conv-pytorch",
+            foreign=True,
             available=baselines.peer_available,
             supports=_tensor_weight(baselines.peer_supports),
         ),

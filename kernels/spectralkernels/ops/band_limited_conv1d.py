@@ -14,7 +14,7 @@ from torch import Tensor
 from spectralkernels.convolution.baselines import ideal, reference
 from spectralkernels.convolution.calls import call
 from spectralkernels.convolution.cases import case_cost, case_inputs, observed
-from spectralkernels.convolution.choice import auto
+from spectralkernels.convolution.choice import auto, contenders
 from spectralkernels.convolution.geometry import GridChoice, Padding, WeightSpectrum, conv_band
 from spectralkernels.convolution.implementations import TOLERANCE, checked, implementations, rivals
 from spectralkernels.declare import Block, Case, Operation, Scalar
@@ -172,6 +172,7 @@ OPERATION = Operation(
     tolerance=TOLERANCE,
     implementations=implementations(1),
     auto=auto,
+    contenders=contenders,
     rivals=rivals(1),
     observe=lambda case, output: observed(band_of(case)),
     gradients=("x", "weight", "bias"),

@@ -16,7 +16,7 @@ from spectralkernels.checks import as_integer, as_integers
 from spectralkernels.convolution.baselines import ideal, reference
 from spectralkernels.convolution.calls import call
 from spectralkernels.convolution.cases import case_cost, case_inputs, observed
-from spectralkernels.convolution.choice import auto
+from spectralkernels.convolution.choice import auto, contenders
 from spectralkernels.convolution.dft_gemm import freeze_weight
 from spectralkernels.convolution.geometry import (
     GridChoice,
@@ -262,6 +262,7 @@ OPERATION = Operation(
     tolerance=TOLERANCE,
     implementations=implementations(2),
     auto=auto,
+    contenders=contenders,
     rivals=rivals(2),
     observe=lambda case, output: observed(band_of(case)),
     gradients=("x", "weight", "bias"),
