@@ -13,10 +13,10 @@ from torch import Tensor
 import spectralkernels as sk
 from spectralkernels import autotuning
 from spectralkernels.convolution.dft_native import build
-from spectralkernels.declare import Decision, Implementation, Operation, Tolerance
+from spectralkernels.declare import Decision, Implementation, Operation, Tolerance, fitting
 from spectralkernels.dispatch import dispatch
 from spectralkernels.errors import Unsupported
-from spectralkernels.ops import load_operation
+from spectralkernels.ops import load_operation, load_operations
 
 NATIVE = pytest.mark.skipif(build.COMPILER is None, reason="no C++ compiler")
 
@@ -227,3 +227,19 @@ def test_what_is_traced_or_has_no_numbers_is_estimated(estimates_again, monkeypa
         torch.func.jvp(convolve, (x,), (x,))
         torch.export.export(torch.nn.Conv2d(3, 4, 3), (x,))
         sk.band_limited_conv2d(x.to("meta"), weight.to("meta"), compression=0.5)
+
+
+@pytest.mark.parametrize("name", load_operations())
+@pytest.mark.parametrize("wanted", [False, True])
+def test_every_operation_answers_as_before(name, wanted, estimates_again, monkeypatch):
+    monkeypatch.setattr(autotuning, "ROUNDS", 1)
+    found = load_operation(name)
+    case = found.cases("smoke")[0][0]
+    inputs = found.make_inputs(case, "cpu")
+    for each in fitting(inputs, found.gradients) if wanted else ():
+        inputs[each] = inputs[each].detach().requires_grad_()
+    expected = found.dense(found.implementation(found.auto(**inputs).name).call(**inputs))
+    with sk.autotune():
+        answer = found.dense(dispatch(found, "auto", "cpu", inputs))
+    torch.testing.assert_close(answer, expected, rtol=1e-4, atol=1e-4)
+    assert answer.requires_grad == expected.requires_grad
