@@ -5,10 +5,11 @@ operators too, and makes them again alone; what the call takes beyond that is th
 choice of an implementation, plans and bookkeeping. Triton launches are left out, so that their paths run anywhere up to
 the launch. An operation is what Python asks torch for that returns or sets tensors; reading a shape is not one.
 
-Printed for every path of `band_limited_conv2d` and `...1d` on one plane of 8 x 8 (a series of 64): microseconds, and
-the calls of Python functions and the changes of file on the way. `floor` is what torch's dispatcher takes for empty
-operators, as many as the path has of ours, registered by `torch.library` as PyTorch's manual does it: a path that took
-no time of ours and went by it would take that. Ours pass it by where nothing looks on, so that a path may be quicker.
+Printed for every path of `band_limited_conv2d` and `...1d`, with a stride and without, and of `masked_conv2d`, on one
+plane of 8 x 8 (a series of 64): microseconds, and the calls of Python functions and the changes of file on the way.
+`floor` is what torch's dispatcher takes for empty operators, as many as the path has of ours, registered by
+`torch.library` as PyTorch's manual does it: a path that took no time of ours and went by it would take that. Ours pass
+it by where nothing looks on, so that a path may be quicker.
 """
 
 from __future__ import annotations
@@ -190,11 +191,19 @@ def paths() -> dict[str, Callable[[], Tensor]]:
     series, filters = torch.randn(1, 1, 64), torch.randn(1, 1, 3)
     frozen = sk.weight_spectrum(taps, (8, 8), compression=0.5)
 
-    def of_map(impl: str, weight: Any = taps, compression: float | None = 0.5) -> Callable[[], Tensor]:
-        return lambda: sk.band_limited_conv2d(plane, weight, offset, compression=compression, impl=impl)
+    grid = sk.masks.fft_grid((8, 8), (3, 3))
+    window = sk.masks.rectangular(grid, 0.5).float()
+    modes = sk.masks.mode_list(window, grid)
+    frozen_modes = sk.masked_weight_spectrum(taps, modes, (8, 8))
 
-    def of_series(impl: str) -> Callable[[], Tensor]:
-        return lambda: sk.band_limited_conv1d(series, filters, offset, compression=0.5, impl=impl)
+    def of_map(impl: str, weight: Any = taps, compression: float | None = 0.5, stride: int = 1) -> Callable[[], Tensor]:
+        return lambda: sk.band_limited_conv2d(plane, weight, offset, compression=compression, stride=stride, impl=impl)
+
+    def of_series(impl: str, stride: int = 1) -> Callable[[], Tensor]:
+        return lambda: sk.band_limited_conv1d(series, filters, offset, compression=0.5, stride=stride, impl=impl)
+
+    def masked(impl: str, weight: Any = taps, modes: sk.masks.ModeList | None = modes) -> Callable[[], Tensor]:
+        return lambda: sk.masked_conv2d(plane, weight, window, offset, modes=modes, impl=impl)
 
     return {
         **{name: of_map(name) for name in ("auto", "dft_gemm", "dft_native", "torch_fft")},
@@ -206,6 +215,11 @@ def paths() -> dict[str, Callable[[], Tensor]]:
         "dft_gemm 1-D": of_series("dft_gemm"),
         "dft_triton 1-D": of_series("dft_triton"),
         "fused_series 1-D": of_series("fused_series"),
+        **{f"{name} strided": of_map(name, stride=2) for name in ("auto", "dft_gemm", "dft_native", "torch_fft")},
+        **{f"{name} strided 1-D": of_series(name, stride=2) for name in ("dft_gemm", "dft_native")},
+        **{f"{name} masked": masked(name) for name in ("auto", "dft_gemm", "dft_native", "torch_fft", "dft_triton")},
+        **{f"{name} masked": masked(name, frozen_modes, None) for name in ("dft_gemm_frozen", "dft_native_frozen")},
+        "dft_gemm by mask": masked("dft_gemm", modes=None),
     }
 
 
