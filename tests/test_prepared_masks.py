@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from test_prepared import B, W, X, forgetful, learned, outcome
 from torch import Tensor
 
 import spectralkernels as sk
+from spectralkernels.convolution.dft_native import build
 from spectralkernels.convolution.prepared import PREPARED
 from spectralkernels.ops import masked_conv2d as masked_module
 
@@ -63,6 +65,51 @@ def test_a_masked_call_answers_as_before(modes: Any, options: dict[str, Any], se
             assert outcome(lambda: masked(mask=mask, modes=modes, **options)) != wanted  # noqa: B023
             assert outcome(lambda: masked(mask=mask_before, modes=modes, **options)) == wanted  # noqa: B023
             assert len(PREPARED.get.__self__) == 1
+
+
+@pytest.mark.parametrize("impl", ["dft_gemm", "dft_gemm_frozen", "dft_native", "dft_native_frozen"])
+@pytest.mark.parametrize("size", [(5, 6), (6, 5), (1, 3)])
+def test_a_plan_reads_a_mask_as_a_whole_call_does(impl: str, size: tuple[int, int], seed: int):
+    """To the same bits: of every dtype, layout and symmetry, with modes that leave holes, and numbers that overflow."""
+    if impl.startswith("dft_native") and build.COMPILER is None:
+        pytest.skip("no C++ compiler")
+    read_by_a_plan(impl, size)
+
+
+@pytest.mark.interpreter
+def test_a_plan_of_kernels_reads_a_mask_as_a_whole_call_does(poisoned: None, seed: int):
+    read_by_a_plan("dft_triton", (4, 5))
+
+
+def read_by_a_plan(impl: str, size: tuple[int, int]) -> None:
+    x, w = 1e-6 * torch.randn(2, 2, *size), torch.randn(2, 1, 2, 3)
+    n = sk.masks.fft_grid(size, (2, 3))
+    weights = torch.rand(n[0], n[1] // 2 + 1) + 0.1
+    large, wide = weights.clone(), weights.repeat_interleave(2, 1)
+    large[0, 1] = 2e38  # no mean of a pair
+    kept = sk.masks.hermitian(torch.rand_like(weights) < 0.6, n)
+    for form in ("cells", "steps"):
+        modes = sk.masks.mode_list(kept, n, form=form)  # type: ignore[arg-type]
+        weight: Any = w
+        if impl.endswith("frozen"):
+            weight = sk.masked_weight_spectrum(w, modes, size, groups=2)
+        for mask in (
+            weights > 0.5,
+            weights.half(),
+            weights.double(),
+            wide[:, ::2],
+            large,
+            torch.rand(2, 1, *kept.shape),
+        ):
+            call = partial(sk.masked_conv2d, x, weight, mask, modes=modes, groups=2, impl=impl)
+            PREPARED.forget()
+            with torch.no_grad():
+                first = outcome(call)
+                assert isinstance(first[-1], list) and outcome(call) == first
+            (plan,) = PREPARED.get.__self__.values()
+            assert plan.body is not None
+            fft = sk.masked_conv2d(x, w, mask, modes=modes, groups=2, impl="torch_fft").double()
+            assert float((torch.tensor(first[-1]).view(fft.shape) - fft).norm()) <= 1e-4 * float(fft.norm())
 
 
 def test_who_reads_the_mask_is_asked_each_time():

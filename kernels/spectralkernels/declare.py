@@ -125,8 +125,9 @@ class Implementation:
     available: given "cpu" or "cuda", the reason why this machine cannot run it, or None.
     prepare: work done once per weight or mask, outside the clock; maps inputs to the inputs that `call` takes.
     supports: given the same keywords as `call` (after `prepare`), the reason why it cannot serve them, or None.
-    plan: given the same keywords as `call`, a function of the tensors among them, in their order, that computes every
-        call of the same sizes, strides, dtypes and devices, where no gradient is wanted; None: `call` serves.
+    plan: given the same keywords as `call`, a function of the tensors among them, in their order and as the public
+        call was given them, that computes every call of the same sizes, strides, dtypes and devices, where no gradient
+        is wanted; None: `call` serves.
     gradients: the inputs that it can differentiate, see `fitting`; None means all of the operation's.
     tolerance: of its accuracy class, where that is coarser than the operation's (None: the operation's).
     reference: the float64 answer of a rival that computes neither the operation nor its ideal (None: see

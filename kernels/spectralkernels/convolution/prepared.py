@@ -40,8 +40,8 @@ class Prepared:
     one: whether x is one sample. formed: whether the answer is brought into the form of the call.
     body: given x, weight, a mask where there is one, and bias, what computes it where nobody looks; None where a
         gradient is wanted or none is planned.
-    of_mask: what the implementation takes for the mask of the call. every: the index of the samples that a stride
-        leaves of those that are computed; None: all of them.
+    of_mask: what the implementation takes for the mask of the call; the body takes that itself. every: the index of
+        the samples that a stride leaves of those that are computed; None: all of them.
     """
 
     implementation: Implementation
@@ -50,7 +50,7 @@ class Prepared:
     one: bool
     formed: bool
     body: Any
-    of_mask: Callable[[Tensor], Tensor] | None = None
+    of_mask: Callable[..., Tensor] | None = None
     every: tuple[Any, ...] | None = None
 
     def __call__(
@@ -62,13 +62,11 @@ class Prepared:
         if self.autocast:
             device = x.device.type
             x, weight, bias = cast(x, device), cast(weight, device), cast(bias, device)
-        masks: tuple[Tensor, ...] = ()
-        if mask is not None and self.of_mask is not None:
-            masks = (self.of_mask(mask),)
+        masks = () if mask is None else (mask,)
         if self.body is not None and nothing_watches() and not watched() and _in_memory(x, weight, bias, *masks):
             y: Tensor = self.body(x, weight, *masks, bias)
         else:
-            named = {"mask": masks[0], **self.options} if masks else self.options
+            named = self.options if self.of_mask is None else {"mask": self.of_mask(mask), **self.options}
             y = self.implementation.call(x=x, weight=weight, bias=bias, **named)
         if self.every is not None:
             y = y[self.every].contiguous()
@@ -144,7 +142,7 @@ def prepared(
     implementation: Implementation,
     given: Tensor,
     inputs: dict[str, Any],
-    of_mask: Callable[[Tensor], Tensor] | None = None,
+    of_mask: Callable[..., Tensor] | None = None,
     every: tuple[Any, ...] | None = None,
 ) -> Prepared:
     """What is kept of a call that went the whole way. given: its x. inputs: of the implementation."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from spectralkernels.checks import as_integer, as_integers, check_tensor, checked_steps
+from spectralkernels.constants import constant
 from spectralkernels.convolution.geometry import GridChoice, Padding, conv_band, reach
 from spectralkernels.errors import DtypeError, RangeError, ShapeError
 from spectralkernels.spectra import half
@@ -43,6 +44,11 @@ def hermitian(mask: Tensor, n: Grid) -> Tensor:
             f"mask must end in [{n[0]}, {half(n[1])}], the half spectrum of the grid {tuple(n)}, got "
             f"{list(mask.shape)}; make it for n={tuple(n)} (see masks.fft_grid)"
         )
+    return paired(mask, n)
+
+
+def paired(mask: Tensor, n: Grid) -> Tensor:
+    """`hermitian` of a mask that is known to fit the grid."""
     mirrored = mask.flip(-2).roll(1, -2)  # row u holds row -u
     both = mask | mirrored if mask.dtype == torch.bool else (mask + mirrored) / 2
     # Whether N is even is no question of Python: torch.compile would ask for a graph of each.
@@ -66,6 +72,7 @@ def rings(n: Grid, device: torch.device) -> Tensor:
     return torch.maximum(rows.unsqueeze(1), columns)
 
 
+@constant
 def self_conjugate(n: int, device: torch.device) -> Tensor:
     columns = torch.arange(half(n), device=device)
     return (columns == 0) | (2 * columns == n)

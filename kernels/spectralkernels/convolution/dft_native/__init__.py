@@ -103,6 +103,18 @@ def masked(
     return _convolve(x, weight, bias, band, groups, (1, 1), (1, 1), weights, reach)
 
 
+def plan_masked(
+    weight: Tensor | WeightSpectrum, band: Band, groups: int, reach: tuple[int, ...], places: Tensor | None
+) -> Callable[[Tensor, Any, Tensor | None, Tensor], Tensor]:
+    """What computes `masked` of these sizes, dtypes and devices, given its weights, where no gradient is wanted."""
+    if isinstance(weight, WeightSpectrum):
+        apply, of_frozen = operators.apply.compute, (weight.out_channels, groups, band.n, band.kept, band.out)
+        return lambda x, weight, bias, weights: apply(x, weight.modes, bias, *of_frozen, weights, reach, places)
+    starts, ones = [-before for before, _ in band.pad], (1, 1)
+    conv, where = operators.conv.compute, (starts, groups, band.n, band.kept, band.out, ones, ones)
+    return lambda x, weight, bias, weights: conv(x, weight, bias, *where, False, weights, reach)[0]
+
+
 def _convolve(
     x: Tensor,
     weight: Tensor,

@@ -110,10 +110,12 @@ def planned_forward(
     *,
     kernel: tuple[int, ...] | None,
     biased: bool,
-) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    mask: Tensor | None = None,
+) -> Callable[..., Tensor]:
     """`forward` of contiguous maps of a shape, a dtype and a device, without what a backward pass needs.
 
     kernel: sides of the weight that it is called with; None where it is called with the spectrum of a frozen one.
+    mask: one of the shape and dtype of those that it is called with behind x, weight and bias; None without one.
     """
     (batch, channels, *size), groups, numbers = shape, geometry.groups, geometry.numbers
     counts = (batch * out_channels, batch * channels, *(() if kernel is None else (out_channels * channels // groups,)))
@@ -126,21 +128,21 @@ def planned_forward(
 
     analyse = analysis(geometry.map(tuple(size)), counts[1])
     analyse_weight = None if kernel is None else analysis(geometry.taps(kernel), counts[2])
-    contract = products.contraction("forward", sizes, "", 0, numbers, capability)
+    contract = products.contraction("forward", sizes, *products.weighted_by(geometry.mask(mask)), numbers, capability)
     inverse = geometry.map(out, inverse=True)
     synthesise = transforms.synthesis(inverse, counts[0], out_channels if biased else 1, relu, numbers, capability).on(
         device
     )
     storage, answer = numbers.storage, (batch, out_channels, *out)
 
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None = None) -> Tensor:
         space = torch.empty((room,), dtype=storage, device=device)
         z, modes, w = space[of_z], space[of_y], weight
         analyse({"x_ptr": x, "gate_ptr": None, "z_ptr": z, "kept_ptr": None}).run()
         if analyse_weight is not None:
             w = space[of_w[0]]
             analyse_weight({"x_ptr": weight, "gate_ptr": None, "z_ptr": w, "kept_ptr": None}).run()
-        contract.run(z, w, modes)
+        contract.run(z, w, modes, geometry.mask(mask))
         y = torch.empty(answer, dtype=dtype, device=device)
         synthesise({"z_ptr": modes, "bias_ptr": bias, "y_ptr": y}).run()
         return y

@@ -45,7 +45,7 @@ from spectralkernels.dispatch import resolved
 from spectralkernels.errors import DtypeError, RangeError, ShapeError
 from spectralkernels.layouts import as_given, batched
 from spectralkernels.masks import hermitian, mode_list
-from spectralkernels.masks.geometry import check_mask
+from spectralkernels.masks.geometry import check_mask, paired
 from spectralkernels.modes import ModeList, every_mode
 from spectralkernels.operators import is_differentiated
 from spectralkernels.ops.masked_conv2d import dft_native, dft_triton
@@ -148,7 +148,7 @@ def masked_conv2d(
     reads = not told or (impl in ("auto", "direct") and modes.whole)
     if key is not None and not reads and not x.is_meta:
         dtype = mask.dtype
-        of_mask = lambda mask: hermitian(mask.to(dtype), n)  # noqa: E731
+        of_mask = lambda mask: paired(mask.to(dtype), n)  # noqa: E731
         PREPARED.keep(key, prepared(implementation, given, inputs, of_mask, sampled))
     return as_given(y, given, x, weight)
 

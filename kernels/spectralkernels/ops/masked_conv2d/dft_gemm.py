@@ -34,6 +34,7 @@ from spectralkernels.convolution.linear_maps import (
 from spectralkernels.dft import listed_dft, stepped_dft, too_large
 from spectralkernels.modes import ModeList
 from spectralkernels.operators import by_chain, operator
+from spectralkernels.ops.masked_conv2d.reading import cells_of, weights_of
 from spectralkernels.spectra import Band
 from spectralkernels.stages import unseen
 
@@ -69,11 +70,11 @@ def plan(
     modes: ModeList,
     groups: int,
 ) -> Callable[[Tensor, Any, Tensor, Tensor | None], Tensor]:
-    """What computes `dft_gemm` of these sizes, dtypes and devices where no gradient is wanted."""
+    """What computes `dft_gemm` of these sizes, dtypes and devices, of any mask, where no gradient is wanted."""
     out, dtype = band.out, compute_dtype(x.dtype)
     of_x = Recalled(*_arguments(x, modes, (0, 0), band.size))
     of_y = Recalled(*_arguments(x, modes, (0, 0), out, inverse=True))
-    flat = Recalled(flat_indices, modes, mask.device)
+    cells, mean = Recalled(cells_of, modes, modes, mask.device), mask.dtype
     transform, inverse = unseen(analyse, synthesise)
     if isinstance(weight, WeightSpectrum):
         outputs = weight.out_channels
@@ -90,7 +91,7 @@ def plan(
 
     def run(x: Tensor, weight: Any, mask: Tensor, bias: Tensor | None) -> Tensor:
         y = multiply(transform(x, of_x()), weight, x.shape[0])
-        y *= _listed_values(mask, flat(), dtype)
+        y *= weights_of(mask, cells(), mean, dtype).t()[:, None, :, None]
         return inverse(y, of_y(), out, bias).to(x.dtype)
 
     return run
@@ -320,10 +321,7 @@ def _product(
 
 def _values(mask: Tensor, modes: ModeList, like: Tensor) -> Tensor:
     """The mask at the listed modes, to broadcast over [F, 2, B, O]."""
-    return _listed_values(mask, flat_indices(modes, mask.device), compute_dtype(like.dtype))
-
-
-def _listed_values(mask: Tensor, where: Tensor, dtype: torch.dtype) -> Tensor:
+    where, dtype = flat_indices(modes, mask.device), compute_dtype(like.dtype)
     if mask.dim() == 2:
         return mask.flatten()[where].to(dtype).view(-1, 1, 1, 1)
     return mask.flatten(1)[:, where].t().to(dtype)[:, None, :, None]  # mask [B, 1, ...]

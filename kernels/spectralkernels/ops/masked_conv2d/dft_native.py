@@ -6,20 +6,22 @@ transform of y; cells that are not listed have a weight of zero. Backward multip
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from spectralkernels.constants import constant
+from spectralkernels.constants import Recalled, constant, planned
 from spectralkernels.convolution import dft_native as convolution
 from spectralkernels.convolution.dft_native import build
 from spectralkernels.convolution.geometry import WeightSpectrum, compute_dtype, needs_tensor
 from spectralkernels.declare import Implementation, all_of
 from spectralkernels.modes import ModeList, box
 from spectralkernels.operators import is_differentiated
-from spectralkernels.ops.masked_conv2d.dft_gemm import fits_matrices, flat_indices, needs_spectrum, prepare_frozen
+from spectralkernels.ops.masked_conv2d.dft_gemm import fits_matrices, needs_spectrum, prepare_frozen
+from spectralkernels.ops.masked_conv2d.reading import cells_of, weights_of
 from spectralkernels.spectra import Band
 
 
@@ -37,20 +39,41 @@ def dft_native(
 
     Raises: Unsupported with the compiler's last lines where the library does not compile.
     """
+    whole, holes = box_around(modes)
+    weights = weights_of(mask, cells_of(whole, modes, mask.device), mask.dtype, compute_dtype(x.dtype))
+    places = _places(weight, modes, whole, mask.device)
+    return convolution.masked(x, weight, bias, replace(band, kept=whole.kept), groups, weights, holes, places)
+
+
+def plan(
+    x: Tensor,
+    weight: Tensor | WeightSpectrum,
+    mask: Tensor,
+    bias: Tensor | None,
+    band: Band,
+    modes: ModeList,
+    groups: int,
+) -> Callable[[Tensor, Any, Tensor, Tensor | None], Tensor]:
+    """What computes `dft_native` of these sizes, dtypes and devices, of any mask, where no gradient is wanted."""
+    whole, holes = box_around(modes)
+    places, mean, dtype = _places(weight, modes, whole, mask.device), mask.dtype, compute_dtype(x.dtype)
+    run = convolution.plan_masked(weight, replace(band, kept=whole.kept), groups, holes, places)
+    cells = Recalled(cells_of, whole, modes, mask.device)
+    return lambda x, weight, mask, bias: run(x, weight, bias, weights_of(mask, cells(), mean, dtype))
+
+
+@planned
+def box_around(modes: ModeList) -> tuple[ModeList, tuple[int, ...]]:
+    """The smallest box with the listed modes, and the staircase around them where it leaves holes in the box, or ()."""
     reach = reach_of(modes)
     kept = (max(reach), len(reach))
-    listed = flat_indices(modes, mask.device)
-    cells = mask.reshape(-1, mask.shape[-2] * mask.shape[-1])
-    weights = cells.new_zeros(cells.shape, dtype=compute_dtype(x.dtype))
-    weights = weights.index_copy(1, listed, cells.index_select(1, listed).to(weights.dtype))
-    whole = box(modes.n, kept)
-    weights = weights[:, flat_indices(whole, mask.device)].contiguous()
-    around = replace(band, kept=kept)
-    holes = reach if min(reach) < kept[0] else ()
-    places = None
-    if isinstance(weight, WeightSpectrum) and modes != whole:
-        places = places_of(modes, whole, mask.device)
-    return convolution.masked(x, weight, bias, around, groups, weights, holes, places)
+    return box(modes.n, kept), reach if min(reach) < kept[0] else ()
+
+
+def _places(weight: Tensor | WeightSpectrum, modes: ModeList, whole: ModeList, device: torch.device) -> Tensor | None:
+    """Where the modes of the box are among those of a frozen weight; None where it has all of them, or is none."""
+    frozen = isinstance(weight, WeightSpectrum)
+    return places_of(modes, whole, device) if frozen and modes != whole else None
 
 
 @constant
@@ -84,6 +107,7 @@ IMPLEMENTATIONS = (
         engine="native",
         available=build.unavailable,
         supports=all_of(needs_tensor, _no_gradient, fits_matrices),
+        plan=plan,
     ),
     Implementation(
         "dft_native_frozen",
@@ -94,6 +118,7 @@ IMPLEMENTATIONS = (
         available=build.unavailable,
         supports=all_of(needs_spectrum, _no_gradient, fits_matrices),
         prepare=prepare_frozen,
+        plan=plan,
         frozen=True,
         gradients=("x",),
     ),

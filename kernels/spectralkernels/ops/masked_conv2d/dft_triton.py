@@ -17,11 +17,12 @@ from typing import Any
 from torch import Tensor
 
 from spectralkernels.convolution.dft_triton import DEFAULT, name_of, supports
-from spectralkernels.convolution.dft_triton.layout import layout_for
+from spectralkernels.convolution.dft_triton.layout import layout_for, layout_of
 from spectralkernels.convolution.dft_triton.operators import convolve
 from spectralkernels.convolution.dft_triton.precision import PRECISIONS
 from spectralkernels.declare import Implementation
 from spectralkernels.launch import triton_unavailable
+from spectralkernels.masks.geometry import paired
 from spectralkernels.modes import ModeList
 from spectralkernels.spectra import Band
 
@@ -49,6 +50,34 @@ def dft_triton(
     return y
 
 
+def plan(
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    bias: Tensor | None,
+    band: Band,
+    modes: ModeList,
+    groups: int,
+    *,
+    precision: str = DEFAULT,
+) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]:
+    """What computes `dft_triton` of these sizes, dtypes and devices, of any mask, where no gradient is wanted."""
+    from spectralkernels.convolution.dft_triton import chain
+
+    starts, layout = tuple(-before for before, _ in band.pad), layout_of(layout_for(modes, band.size))
+    n, mean, geometry = modes.n, mask.dtype, chain.ChainGeometry(layout, starts, groups, precision)
+    run = chain.planned_forward(
+        tuple(x.shape), weight.shape[0], geometry, band.out, False, x.dtype, x.device,
+        kernel=tuple(weight.shape[2:]), biased=bias is not None, mask=mask,
+    )  # fmt: skip
+
+    def forward(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
+        offset = None if bias is None else bias.contiguous()
+        return run(x.contiguous(), weight.contiguous(), offset, paired(mask.to(mean), (n[0], n[1])).contiguous())
+
+    return forward
+
+
 def _implementation(precision: str) -> Implementation:
     call: Callable[..., Any] = dft_triton if precision == DEFAULT else partial(dft_triton, precision=precision)
     return Implementation(
@@ -59,6 +88,7 @@ def _implementation(precision: str) -> Implementation:
         engine="triton",
         available=triton_unavailable,
         supports=supports,
+        plan=partial(plan, precision=precision),
         tolerance=PRECISIONS[precision].tolerance,
     )
 

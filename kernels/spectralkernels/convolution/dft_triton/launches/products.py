@@ -114,9 +114,14 @@ def contract(
     input_gradient:   a = g [B, O],  b = w [g, C / g, O / g] (frozen: [O, C / g]),  out = dz [B, C]   m sum_o g w
     weight_gradient:  a = g [B, O],  b = z [B, C],                     out = dw [O, C / g]  sum_b conj(m g) z
     """
-    weighted: Weighted = "" if mask is None else "per sample" if mask.per_sample else "shared"
-    cells = 0 if mask is None else mask.sample
-    contraction(product, sizes, weighted, cells, precision, target_capability(a.device), core).run(a, b, out, mask)
+    contraction(product, sizes, *weighted_by(mask), precision, target_capability(a.device), core).run(a, b, out, mask)
+
+
+def weighted_by(mask: Mask | None) -> tuple[Weighted, int]:
+    """Which mask weights the modes, and the cells from one sample's to the next."""
+    if mask is None:
+        return "", 0
+    return "per sample" if mask.per_sample else "shared", mask.sample
 
 
 @planned_launch
