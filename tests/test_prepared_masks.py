@@ -13,13 +13,16 @@ from torch import Tensor
 
 import spectralkernels as sk
 from spectralkernels.convolution.dft_native import build
+from spectralkernels.convolution.geometry import conv_band
 from spectralkernels.convolution.prepared import PREPARED
+from spectralkernels.dispatch import reads
 from spectralkernels.ops import masked_conv2d as masked_module
 
 GRID = sk.masks.fft_grid((6, 6), (3, 3))
 CELLS = sk.masks.mode_list(sk.masks.radial(GRID, fraction=0.4), GRID, form="cells")
 STEPS = sk.masks.mode_list(sk.masks.radial(GRID, fraction=0.4), GRID, form="steps")
 MASK = torch.rand(GRID[0], GRID[1] // 2 + 1)
+WHOLE = sk.masks.mode_list(torch.ones_like(MASK), GRID)
 ONE_OF_A_PAIR = torch.zeros_like(MASK).bool()
 ONE_OF_A_PAIR[1, 0] = True  # kept whole if bool, by half if not
 
@@ -112,12 +115,30 @@ def read_by_a_plan(impl: str, size: tuple[int, int]) -> None:
             assert float((torch.tensor(first[-1]).view(fft.shape) - fft).norm()) <= 1e-4 * float(fft.norm())
 
 
+@pytest.mark.parametrize("modes", [STEPS, WHOLE], ids=["some", "whole"])
+def test_who_is_served_by_the_numbers_of_a_mask_says_so(modes: Any):
+    """`supports` and `auto` answer alike for every mask of a signature where they say that they read none."""
+    band = conv_band((6, 6), (3, 3), compression=0.0)
+    given = [
+        {"x": X, "weight": W, "mask": mask, "bias": B, "band": band, "modes": modes, "groups": 2}
+        for mask in (torch.ones_like(MASK), MASK)
+    ]
+    operation = masked_module.OPERATION
+    told = {each.name for each in operation.implementations if reads(operation, each.name, given[0])}
+    found = {
+        each.name
+        for each in operation.implementations
+        if (each.supports(**given[0]) is None) != (each.supports(**given[1]) is None)
+    }
+    assert found == told == ({"direct"} if modes is WHOLE else set())
+    assert reads(operation, "auto", given[0]) == bool(told)
+
+
 def test_who_reads_the_mask_is_asked_each_time():
-    whole = sk.masks.mode_list(torch.ones_like(MASK), GRID)
     for mask in (torch.ones_like(MASK), MASK):
-        wanted = masked(mask=mask, modes=whole)
-        torch.testing.assert_close(masked(mask=mask, modes=whole, impl="auto"), wanted)
+        wanted = masked(mask=mask, modes=WHOLE)
+        torch.testing.assert_close(masked(mask=mask, modes=WHOLE, impl="auto"), wanted)
     with pytest.raises(sk.Unsupported, match="needs one of ones"):
-        masked(modes=whole, impl="direct")
+        masked(modes=WHOLE, impl="direct")
     with pytest.raises(sk.Unsupported, match="drops no mode"):
         masked(mask=torch.ones_like(MASK), impl="direct")

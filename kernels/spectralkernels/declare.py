@@ -112,6 +112,11 @@ def everything(**inputs: Any) -> str | None:
     return None
 
 
+def nothing(**inputs: Any) -> bool:
+    """Whether an implementation whose support follows from sizes, dtypes and devices reads numbers: it does not."""
+    return False
+
+
 def all_of(*conditions: Callable[..., str | None]) -> Callable[..., str | None]:
     """Support that several conditions decide: the first reason among them."""
     return lambda **inputs: next((reason for check in conditions if (reason := check(**inputs))), None)
@@ -125,6 +130,7 @@ class Implementation:
     available: given "cpu" or "cuda", the reason why this machine cannot run it, or None.
     prepare: work done once per weight or mask, outside the clock; maps inputs to the inputs that `call` takes.
     supports: given the same keywords as `call` (after `prepare`), the reason why it cannot serve them, or None.
+    reads: given the same keywords, whether `supports` asks for the numbers in a tensor, which the next call may change.
     plan: given the same keywords as `call`, a function of the tensors among them, in their order and as the public
         call was given them, that computes every call of the same sizes, strides, dtypes and devices, where no gradient
         is wanted; None: `call` serves.
@@ -148,6 +154,7 @@ class Implementation:
     foreign: bool = False
     available: Callable[[str], str | None] = anywhere
     supports: Callable[..., str | None] = everything
+    reads: Callable[..., bool] = nothing
     prepare: Callable[..., dict[str, Any]] | None = None
     plan: Callable[..., Callable[..., Any]] | None = None
     gradients: tuple[str, ...] | None = None

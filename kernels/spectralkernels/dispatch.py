@@ -92,6 +92,12 @@ def resolved(operation: Operation, impl: str, device: str, inputs: dict[str, Any
     return implementation
 
 
+def reads(operation: Operation, impl: str, inputs: dict[str, Any]) -> bool:
+    """Whether who serves a call follows from numbers in its tensors, too; for "auto", as soon as it does for anyone."""
+    asked = operation.implementations if impl == "auto" else (operation.implementation(impl),)
+    return any(each.reads(**inputs) for each in asked)
+
+
 def why_not(implementation: Implementation, device: str, inputs: dict[str, Any]) -> str | None:
     """The reason why `implementation` cannot serve `inputs` on `device` ("cpu" or "cuda"), or None."""
     return implementation.available(device) or implementation.supports(**inputs)

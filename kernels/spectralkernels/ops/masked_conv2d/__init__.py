@@ -41,7 +41,7 @@ from spectralkernels.convolution.implementations import DIRECT
 from spectralkernels.convolution.prepared import PREPARED, prepared, signature
 from spectralkernels.convolution.strided import every
 from spectralkernels.declare import Implementation, Operation, Tolerance, all_of
-from spectralkernels.dispatch import resolved
+from spectralkernels.dispatch import reads, resolved
 from spectralkernels.errors import DtypeError, RangeError, ShapeError
 from spectralkernels.layouts import as_given, batched
 from spectralkernels.masks import hermitian, mode_list
@@ -51,6 +51,7 @@ from spectralkernels.operators import is_differentiated
 from spectralkernels.ops.masked_conv2d import dft_native, dft_triton
 from spectralkernels.ops.masked_conv2d.baselines import (
     direct,
+    direct_reads,
     direct_supports,
     ideal,
     reference,
@@ -144,9 +145,8 @@ def masked_conv2d(
     implementation = resolved(OPERATION, impl, device, inputs)
     y, sampled = implementation.call(**inputs), None if steps == (1, 1) else every(steps)
     y = y if sampled is None else y[sampled].contiguous()
-    # Modes that are listed here, and whether a mask that keeps all of them is one of ones, follow from its numbers.
-    reads = not told or (impl in ("auto", "direct") and modes.whole)
-    if key is not None and not reads and not x.is_meta:
+    # Modes that are listed here follow from the mask's numbers.
+    if key is not None and not x.is_meta and (told or whole) and not reads(OPERATION, impl, inputs):
         dtype = mask.dtype
         of_mask = lambda mask: paired(mask.to(dtype), n)  # noqa: E731
         PREPARED.keep(key, prepared(implementation, given, inputs, of_mask, sampled))
@@ -270,6 +270,7 @@ OPERATION = Operation(
             direct,
             "cuDNN / oneDNN, for a mask of ones",
             supports=_direct_supports,
+            reads=direct_reads,
             tolerance=DIRECT,
         ),
         *(

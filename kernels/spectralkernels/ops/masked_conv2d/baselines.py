@@ -79,6 +79,11 @@ def direct_supports(mask: Tensor, modes: ModeList, **rest: Any) -> str | None:
     return None if all_pass(mask) else "direct convolution has no mask; it needs one of ones"
 
 
+def direct_reads(mask: Tensor, modes: ModeList, **rest: Any) -> bool:
+    """Whether it depends on the mask's numbers if direct convolution serves: on whether all of them are one."""
+    return modes.whole and not is_differentiated(mask)
+
+
 def all_pass(mask: Tensor) -> bool:
     """Whether a mask changes nothing."""
 
