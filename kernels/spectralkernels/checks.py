@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectralkernels.errors import DtypeError, RangeError, ShapeError
+from spectralkernels.errors import DtypeError, RangeError, ShapeError, Unsupported
 
 LARGEST_SIDE = 2**31
 """Of a plane and of what is laid around it; of longer ones no FFT size is found in time, nor memory."""
@@ -26,6 +26,11 @@ def check_module(value: object) -> None:
 
 
 def check_tensor(name: str, value: object) -> None:
+    if isinstance(value, torch.fx.Proxy):
+        raise Unsupported(
+            f"{name} is a Proxy of torch.fx.symbolic_trace, which has no sizes; use torch.export, or a Tracer whose "
+            "is_leaf_module is true for layers of spectralkernels"
+        )
     if not isinstance(value, Tensor):
         raise DtypeError(f"{name} must be a tensor, got {kind(value)}")
     if not is_dense(value):
