@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from spectralbench import asv_files
+from spectralbench.collector import others_froze
 from spectralbench.history.gathering import Builder
 from spectralbench.history.series import (
     Absence,
@@ -72,13 +73,13 @@ def of(records: Iterable[Record], machine: str) -> History:
 @contextmanager
 def _without_collector() -> Iterator[None]:
     """Python's collector looks through millions of objects again and again that are all kept: a third of the time."""
-    enabled = gc.isenabled()
+    enabled, others = gc.isenabled(), others_froze()
     gc.disable()
     try:
         yield
     finally:
         if enabled:
-            if not gc.get_freeze_count():
+            if not others:
                 # Else the first collections of young objects would look through all of these, which are old by now.
                 gc.freeze()
                 gc.unfreeze()
