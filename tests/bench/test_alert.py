@@ -90,7 +90,7 @@ def test_the_commit_of_an_old_step_is_named(back: int, seed: int) -> None:
 
 def test_a_slow_drift_is_seen(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    values = [1.01**index * (1 + 0.005 * float(rng.standard_normal())) for index in range(20)]
+    values = [1.01**index * (1 + 0.005 * float(rng.standard_normal())) for index in range(40)]
     assert alert.judge(series_of_values(values))[0].verdict is Verdict.SLOWER
 
 
@@ -185,14 +185,14 @@ def test_a_host_that_is_slower_for_a_day_is_no_regression(tmp_path: Path, seed: 
 
 
 def test_a_regression_on_a_slow_day_is_found_beside_it(tmp_path: Path, seed: int) -> None:
-    write_sittings(tmp_path, [1.0] * 8 + [1.3], 1.25, random.Random(seed))
+    write_sittings(tmp_path, [1.0] * 16 + [1.3], 1.25, random.Random(seed))
     slower = [one for one in alert.judge(history.load(tmp_path)) if one.verdict is Verdict.SLOWER]
     assert {one.key.subject.implementation for one in slower} == {"triton"} and len(slower) == 7
     assert all(one.ratio == pytest.approx(1.25, rel=0.05) for one in slower)
 
 
 def test_a_little_everywhere_is_seen_in_the_geometric_mean(tmp_path: Path, seed: int) -> None:
-    write_sittings(tmp_path, [1.0] * 12, 1.04, random.Random(seed))
+    write_sittings(tmp_path, [1.0] * 24, 1.04, random.Random(seed))
     slower = [one for one in alert.judge(history.load(tmp_path)) if one.verdict is Verdict.SLOWER]
     assert any(one.key.subject.case == "geometric mean of 6 cases" for one in slower)
 
