@@ -83,9 +83,11 @@ def judge(
     A series that was measured before and that fails, is skipped or is gone at its newest commit gives NO DATA with
     `failed` set; one process that fails is enough.
     Dirty points are judged but never serve as a baseline. The geometric mean of every implementation's cases is judged
-    beside them. A time is held against the newest WINDOW points and, however slowly it drifts, against an anchor: the
-    ANCHOR points that stand first in its environment, or last before `since`, the commits after a release.
-    rate: the false discovery rate over the whole run (Benjamini and Hochberg), of slower and of faster.
+    beside them. Every machine is weighed by itself: how another one strays, or how many series it has, says nothing of
+    this one, whose verdicts are the same whatever else is judged. A time is held against the newest WINDOW points and,
+    however slowly it drifts, against an anchor: the ANCHOR points that stand first in its environment, or last before
+    `since`, the commits after a release.
+    rate: the false discovery rate over all of a machine (Benjamini and Hochberg), of slower and of faster.
 
     Raises: ValueError if `rate` is not in (0, 1) or `minimum` is less than 1.
     """
@@ -93,7 +95,7 @@ def judge(
         raise ValueError(f"expected 0 < rate < 1 and minimum >= 1, got rate = {rate} and minimum = {minimum}")
     absences = {(absence.subject, absence.metric): absence for absence in history.absences}
     findings: list[Finding] = []
-    tracks: dict[str, list[_Track]] = defaultdict(list)
+    tracks: dict[str, dict[str, list[_Track]]] = defaultdict(lambda: defaultdict(list))
     for series in history.series:
         absence = _absence(series.key, absences)
         if absence is not None:
@@ -116,10 +118,14 @@ def judge(
             elif series.key.unit in ("second", "joule") and not _positive((*band, point)):
                 findings.append(_not_positive(series.key, point, band))
             else:
-                tracks[series.key.metric].append(_Track(series.key, (*band, point), rule, gap))
+                tracks[series.key.subject.machine][series.key.metric].append(
+                    _Track(series.key, (*band, point), rule, gap)
+                )
     controls = gather(history.series, (metric for metric, rule in rules.items() if rule.host))
-    judged = [one for found in tracks.values() for one in _weigh(found, controls, minimum, rate)]
-    return _exactness(findings + _verdicts(judged, rate))
+    for metrics in tracks.values():
+        judged = [one for found in metrics.values() for one in _weigh(found, controls, minimum, rate)]
+        findings += _verdicts(judged, rate)
+    return _exactness(findings)
 
 
 def _band(points: Sequence[Point], since: Collection[str] | None) -> tuple[list[Point], int]:
@@ -132,7 +138,7 @@ def _band(points: Sequence[Point], since: Collection[str] | None) -> tuple[list[
 
 
 def _weigh(tracks: Sequence[_Track], controls: Mapping[Place, Controls], minimum: int, rate: float) -> list[_Judged]:
-    """All tracks of one metric together, since the run tells what noise is usual."""
+    """All tracks of one metric on one machine together, since they tell what noise is usual there."""
     values = _array(tracks)
     shifts, counted = _shifts(tracks, controls, values.shape)
     alarm = min(rate / len(tracks), CREDIBLE)
