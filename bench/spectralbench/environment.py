@@ -51,6 +51,15 @@ def machine_name() -> str:
     return cpu_machine()
 
 
+def names_here() -> tuple[str, ...]:
+    """The names under which results of this machine are kept: its own, and its CPU's where a GPU gave it its name.
+
+    Raises: RangeError as `machine_name`.
+    """
+    own = machine_name()
+    return (own,) if os.environ.get("SPECTRALBENCH_MACHINE") else tuple(dict.fromkeys((own, cpu_machine())))
+
+
 def cpu_machine() -> str:
     """The slug of this machine's CPU, whatever part of its cores this process may use."""
     facts = _cpu_facts()

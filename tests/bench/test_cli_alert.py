@@ -25,6 +25,43 @@ def test_alert_judges_the_machine_that_is_asked_for(cli: Cli, tmp_path: Path) ->
     assert cli("alert")[0] == 1
 
 
+def test_alert_judges_this_machine_and_says_so(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steady = [1e-3, 1.001e-3, 0.999e-3, 1.002e-3, 0.998e-3, 1e-3]
+    history(tmp_path / "results", steady)
+    monkeypatch.setenv("SPECTRALBENCH_MACHINE", "cpu-this-8c")
+    said = cli("alert")[1].splitlines()[0]
+    assert said == "No regression. On cpu-test-2c: 1 SAME.", "there is no other"
+    history(tmp_path / "results", [*steady, 2e-3], machine="cpu-other-4c")
+    code, out, _ = cli("alert")
+    assert code == 1 and "On all 2 machines: this one, cpu-this-8c, has no results: 1 SAME, 1 SLOWER." in out
+    monkeypatch.setenv("SPECTRALBENCH_MACHINE", "cpu-test-2c")
+    code, out, _ = cli("alert", "--out", "told")
+    scope = "On cpu-test-2c, this machine (of 1 more: --machine all): 1 SAME."
+    assert code == 0 and out.splitlines()[0] == f"No regression. {scope}"
+    assert scope in (tmp_path / "told" / "alert.md").read_text()
+    assert json.loads(cli("alert", "--json")[1])["scope"].startswith("on cpu-test-2c, this machine")
+    assert cli("alert", "--format", "github")[1].splitlines()[0].endswith(scope)
+    code, out, _ = cli("alert", "--machine", "all")
+    assert code == 1 and "On all 2 machines: 1 SAME, 1 SLOWER." in out.splitlines()[0]
+    code, _, err = cli("alert", "--machine", "cpu-tset-2c")
+    assert code == 2 and "did you mean 'cpu-test-2c'? known: cpu-other-4c, cpu-test-2c" in err
+    monkeypatch.setenv("SPECTRALBENCH_MACHINE", "No Slug")
+    code, _, err = cli("alert")
+    assert code == 2 and "SPECTRALBENCH_MACHINE must be lower-case letters" in err
+
+
+def test_alert_of_nothing_and_of_one_point(cli: Cli, tmp_path: Path) -> None:
+    assert cli("alert")[0] == 2, "no folder"
+    (tmp_path / "results").mkdir()
+    code, out, _ = cli("alert")
+    assert (code, out) == (3, "Not enough history to judge anything. no series.\n")
+    code, _, err = cli("alert", "--machine", "cpu-test-2c")
+    assert code == 2 and "no results of machine 'cpu-test-2c'; known: none yet" in err
+    history(tmp_path / "results", [1e-3])
+    code, out, _ = cli("alert", "--machine", "cpu-test-2c")
+    assert code == 3 and out.startswith("Not enough history to judge anything. On cpu-test-2c: 1 CANNOT TELL.")
+
+
 def test_alert_exits_by_what_it_finds(cli: Cli, tmp_path: Path) -> None:
     steady = [1e-3, 1.001e-3, 0.999e-3, 1.002e-3, 0.998e-3, 1e-3]
     history(tmp_path / "silent", steady)

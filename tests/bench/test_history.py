@@ -140,7 +140,7 @@ def test_only_machine_names_the_known_ones(tmp_path: Path) -> None:
     synthetic.write(tmp_path, "a", synthetic.environment("cpu-a"), [synthetic.record({"device_time": 1.0})])
     loaded = history.load(tmp_path)
     assert history.only_machine(loaded, "cpu-a").series == loaded.series
-    with pytest.raises(ValueError, match="no results of machine 'cpu-b'; known: cpu-a"):
+    with pytest.raises(ValueError, match=r"no results of machine 'cpu-b', did you mean 'cpu-a'\? known: cpu-a"):
         history.only_machine(loaded, "cpu-b")
 
 

@@ -14,9 +14,9 @@ MOST = 10
 """Annotations of one level that GitHub shows of a step."""
 
 
-def to_github(findings: Sequence[Finding], doubtful: Sequence[Damage] = ()) -> str:
+def to_github(findings: Sequence[Finding], doubtful: Sequence[Damage] = (), scope: str = "") -> str:
     """The headline, then one workflow command a finding: worse is an error, better a notice; MOST of each at most."""
-    lines = [headline(findings, doubtful)]
+    lines = [headline(findings, doubtful, scope)]
     lines += [_command("error", "damaged results", str(damage)) for damage in doubtful[:MOST]]
     worse = worst_first(found for found in findings if found.worse)
     better = worst_first(found for found in findings if found.verdict in BETTER and not found.worse)

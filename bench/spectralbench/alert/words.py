@@ -20,8 +20,8 @@ BETTER = (Verdict.LESS_EXACT, Verdict.FASTER)
 ANSWERS = {0: "No regression.", 1: "**Regressions or failures.**", 3: "Not enough history to judge anything."}
 
 
-def headline(findings: Sequence[Finding], doubtful: Sequence[Damage] = ()) -> str:
-    """The answer in one line."""
+def headline(findings: Sequence[Finding], doubtful: Sequence[Damage] = (), scope: str = "") -> str:
+    """The answer in one line. scope: which machines were judged, as `on cpu-epyc-2c`."""
     code = exit_code(findings, doubtful)
     answer = ANSWERS[code].strip("*")
     if code == 1:
@@ -31,12 +31,12 @@ def headline(findings: Sequence[Finding], doubtful: Sequence[Damage] = ()) -> st
         answer += f" {pinned} are better than a rule expects: take the rule back." * bool(pinned)
     if doubtful:
         answer += f" {_lost(doubtful)}"
-    return f"{answer} {_summary(findings)}."
+    return f"{answer} {_summary(findings, scope)}."
 
 
-def to_terminal(findings: Sequence[Finding], doubtful: Sequence[Damage] = ()) -> str:
+def to_terminal(findings: Sequence[Finding], doubtful: Sequence[Damage] = (), scope: str = "") -> str:
     """A first line that answers, and at most LINES lines in all: what is worse, then what is better."""
-    lines = [headline(findings, doubtful)]
+    lines = [headline(findings, doubtful, scope)]
     shown = worst_first(found for found in findings if found.worse)
     shown += worst_first(found for found in findings if found.verdict in BETTER and not found.worse)
     lines += [f"  {title(found)}: {reason(found)}" for found in shown[: LINES - 2]]
@@ -61,7 +61,7 @@ def reason(found: Finding) -> str:
     return printable(why.replace("\n", " "))
 
 
-def to_json(findings: Sequence[Finding], doubtful: Sequence[Damage] = ()) -> str:
+def to_json(findings: Sequence[Finding], doubtful: Sequence[Damage] = (), scope: str = "") -> str:
     """All findings with their identity, verdict, numbers and reason, as one JSON document."""
     rows = [
         {
@@ -93,6 +93,7 @@ def to_json(findings: Sequence[Finding], doubtful: Sequence[Damage] = ()) -> str
     ]
     summary = {
         "exit_code": exit_code(findings, doubtful),
+        "scope": scope,
         "verdicts": _counts(findings),
         "damage_in_the_newest_results": [str(damage) for damage in doubtful],
         "findings": rows,
@@ -100,9 +101,9 @@ def to_json(findings: Sequence[Finding], doubtful: Sequence[Damage] = ()) -> str
     return json.dumps(summary, indent=1, allow_nan=False) + "\n"
 
 
-def to_markdown(findings: Sequence[Finding], doubtful: Sequence[Damage] = ()) -> str:
+def to_markdown(findings: Sequence[Finding], doubtful: Sequence[Damage] = (), scope: str = "") -> str:
     """A summary, then the regressions, failures, improvements and unclear changes, each in a table."""
-    lines = ["# Alert", "", f"{ANSWERS[exit_code(findings, doubtful)]} {_summary(findings)}.", ""]
+    lines = ["# Alert", "", f"{ANSWERS[exit_code(findings, doubtful)]} {cell(_summary(findings, scope))}.", ""]
     lines += _sight(findings)
     if doubtful:
         lines += [f"**{_lost(doubtful)}**", "", *(f"- {cell(str(damage))}" for damage in doubtful), ""]
@@ -141,8 +142,9 @@ def _lost(doubtful: Sequence[Damage]) -> str:
     return f"The newest results are damaged in {len(doubtful)} places, so that nobody can say what they held."
 
 
-def _summary(findings: Sequence[Finding]) -> str:
-    return ", ".join(f"{count} {verdict}" for verdict, count in _counts(findings).items()) or "no series"
+def _summary(findings: Sequence[Finding], scope: str) -> str:
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in _counts(findings).items()) or "no series"
+    return f"{scope[0].upper()}{printable(scope[1:])}: {counts}" if scope else counts
 
 
 def _counts(findings: Iterable[Finding]) -> dict[str, int]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from spectralbench.history import History
 
 NOTHING_TO_JUDGE = 3
+EVERY = "all"
 Form = Literal["text", "github"]
 
 
@@ -109,7 +110,10 @@ def alert(
     since: Annotated[
         str | None, typer.Option(metavar="REF", help="A release that slow drift is held against; default: the first.")
     ] = None,
-    machine: Annotated[str | None, typer.Option(help="Only this machine; default: all.")] = None,
+    machine: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|all", help="Which machine; default: this one, or all where it has no results."),
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="The whole page instead of at most 20 lines.")] = False,
     form: Annotated[Form, typer.Option("--format", help="text, or github: annotations of a workflow.")] = "text",
     junit: Annotated[Path | None, typer.Option(help="Also write a JUnit file: worse series are failures.")] = None,
@@ -120,15 +124,14 @@ def alert(
     time_budget: Annotated[float | None, typer.Option(min=0, help="Seconds of --remeasure.")] = None,
     as_json: terminal.Json = False,
 ) -> None:
-    """Judge every series up to its newest commit; exit 1 on a regression or loss, 3 if there is too little history."""
+    """Judge the newest commit of every series on this machine; exit 1 on a regression, 3 on too little history."""
     from spectralbench import alert as alerting
     from spectralbench import history
 
-    def read() -> History:
-        return history.only_machine(history.load(results), machine)
-
     try:
-        loaded = read()
+        loaded = history.load(results)
+        names, scope = _scope(loaded, machine)
+        loaded = history.only_machines(loaded, names)
         overrides = alerting.configured(results.resolve().parent / "pyproject.toml")
         overrides += [alerting.parse(text) for text in rule or ()]
         later = None if since is None else _commits_since(since, (results, Path(__file__).parent))
@@ -148,6 +151,9 @@ def alert(
         except ValueError as error:
             raise terminal.fail(str(error), 2) from None
 
+    def read() -> History:
+        return history.only_machines(history.load(results), names)
+
     findings = judged(loaded)
     if remeasure:
         findings = _again(loaded, findings, results, processes, time_budget, read, judged)
@@ -155,8 +161,8 @@ def alert(
     try:
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
-            (out / "alert.md").write_text(alerting.to_markdown(findings, doubtful), encoding="utf-8")
-            (out / "alert.json").write_text(alerting.to_json(findings, doubtful), encoding="utf-8")
+            (out / "alert.md").write_text(alerting.to_markdown(findings, doubtful, scope), encoding="utf-8")
+            (out / "alert.json").write_text(alerting.to_json(findings, doubtful, scope), encoding="utf-8")
         if junit is not None:
             junit.parent.mkdir(parents=True, exist_ok=True)
             junit.write_text(alerting.to_junit(findings, doubtful), encoding="utf-8")
@@ -167,8 +173,34 @@ def alert(
         write = alerting.to_github
     if as_json:
         write = alerting.to_json
-    terminal.out(write(findings, doubtful).rstrip("\n"))
+    terminal.out(write(findings, doubtful, scope).rstrip("\n"))
     raise typer.Exit(alerting.exit_code(findings, doubtful))
+
+
+def _scope(loaded: History, machine: str | None) -> tuple[tuple[str, ...], str]:
+    """The machines that are judged, and how an answer says so. ValueError, with the nearest, for an unknown one."""
+    from spectralbench.history import only_machine
+
+    known = loaded.machines
+    if machine not in (None, EVERY):
+        return only_machine(loaded, machine).machines, f"on {machine}"
+    if not known:
+        return (), ""
+    every = f"on {known[0]}" if len(known) == 1 else f"on all {len(known)} machines"
+    if machine == EVERY or len(known) == 1:
+        return known, every
+    try:
+        from spectralbench.environment import names_here
+    except ModuleNotFoundError as missing:
+        if missing.name != "torch":
+            raise
+        return known, f"{every}: without torch nobody says which is this one"
+    names = names_here()
+    here = tuple(name for name in known if name in names)
+    if not here:
+        return known, f"{every}: this one, {names[0]}, has no results"
+    others = len(known) - len(here)
+    return here, f"on {' and '.join(here)}, this machine" + f" (of {others} more: --machine {EVERY})" * bool(others)
 
 
 def _commits_since(reference: str, roots: Sequence[Path]) -> frozenset[str]:

@@ -9,7 +9,7 @@ Whatever cannot be used is named in `History.damage`; nothing is dropped silentl
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -31,10 +31,11 @@ from spectralbench.history.series import (
 )
 from spectralbench.history.summary import Summary, Told, subjects, summaries
 from spectralbench.record import Record
+from spectralbench.text import meant
 
 __all__ = (
     "Absence", "History", "Key", "Point", "Ratio", "Series", "Subject", "current", "load", "of", "only_machine",
-    "quotient", "ratio",
+    "only_machines", "quotient", "ratio",
 )  # fmt: skip
 
 
@@ -91,13 +92,19 @@ def only_machine(history: History, machine: str | None) -> History:
     if machine is None:
         return history
     if machine not in history.machines:
-        known = ", ".join(history.machines) or "none yet"
-        raise ValueError(f"no results of machine {machine!r}; known: {known}")
+        raise ValueError(f"no results of machine {machine!r}{meant(machine, history.machines or ('none yet',))}")
+    return only_machines(history, (machine,))
+
+
+def only_machines(history: History, machines: Collection[str]) -> History:
+    """The part of some machines. What is damaged in the folder of another one makes nothing of theirs doubtful."""
+    others = set(history.machines) - set(machines)
     return replace(
         history,
-        series=tuple(series for series in history.series if series.key.subject.machine == machine),
-        absences=tuple(absence for absence in history.absences if absence.subject.machine == machine),
-        environments={name: found for name, found in history.environments.items() if name == machine},
+        series=tuple(series for series in history.series if series.key.subject.machine in machines),
+        absences=tuple(absence for absence in history.absences if absence.subject.machine in machines),
+        environments={name: found for name, found in history.environments.items() if name in machines},
+        doubtful=tuple(damage for damage in history.doubtful if damage.path.parent.name not in others),
     )
 
 
