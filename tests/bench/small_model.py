@@ -22,6 +22,21 @@ def build() -> nn.Module:
     )
 
 
+def biased() -> nn.Module:
+    """As in VGG-16: convolutions with a bias before batch normalisation and ReLU, here of few values."""
+    return nn.Sequential(
+        nn.Conv2d(2, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Conv2d(6, 24, 3, padding=1),
+        nn.BatchNorm2d(24),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(96, 3),
+    )
+
+
 def without_convolutions() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(2 * 9 * 8, 3))
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import spectralkernels as sk
 from spectralbench import sweep
 from spectralbench.clock import FakeClock
 from spectralbench.measure import measure_case
+from spectralbench.networks import layers
 from spectralbench.networks.models import achieved_compression, built, check, ready, sides
 from spectralbench.outcome import Failed, Measured
 from spectralbench.timing import Budget
@@ -45,6 +48,55 @@ def test_every_kind_of_layers_passes_the_gate(mode: str, seed: int):
         lossless = name in ("native", "torch_fft_full")
         assert found["approximation_error"] < 1e-10 if lossless else found["approximation_error"] > 1e-3, name
         assert found["saved_bytes"] > 0 and found["device_time"] > 0
+
+
+def dropped_whole(beta: float) -> Case:
+    return case("train", network="small_model:biased", compression=0.0, beta=beta)
+
+
+@pytest.mark.parametrize("beta", [1.0, 2.0])
+def test_a_channel_that_specnet_drops_whole_is_not_left_to_rounding(beta: float):
+    """Its map is one number, which a normalisation turns to 0 but for rounding, and a ReLU has its kink there."""
+    one = dropped_whole(beta)
+    inputs, constant = OPERATION.make_inputs(one, "cpu"), 0
+    net = inputs["step"].model("specnet")
+
+    def count(layer: object, given: object, y: torch.Tensor) -> None:
+        nonlocal constant
+        constant += int((y.amax((0, 2, 3)) - y.amin((0, 2, 3)) < 1e-6).sum())
+
+    net[3].register_forward_hook(count)
+    model_step._called(net, inputs["x"], **{name: value for name, value in inputs.items() if PREFIX in name})
+    assert constant > 0
+    outcome = measured(one, ["specnet"])["specnet"]
+    assert isinstance(outcome, Measured), outcome
+    assert {taken.metric: taken.median for taken in outcome.measurements}["rounding_error"] < 1e-5
+
+
+@pytest.mark.parametrize("how", ["another beta", "no slope of the activation"])
+def test_a_fault_in_a_specnet_step_is_found(how: str, monkeypatch: pytest.MonkeyPatch):
+    def prepare(step, x, **parameters):
+        net = replace(step, beta=0.9).model("specnet") if how == "another beta" else step.model("specnet")
+        return {"net": net, "x": x, **parameters}
+
+    def call(net, x, **parameters):
+        if how == "another beta":
+            return model_step._called(net, x, **parameters)
+        with monkeypatch.context() as patch:
+            patch.setattr(layers, "sk", SimpleNamespace(spec_block=straight_through))
+            return model_step._called(net, x, **parameters)
+
+    right = OPERATION.subject("specnet")
+    faulty = replace(right, name="faulty", call=call, prepare=prepare)
+    outcome = measured(dropped_whole(1.0), ["faulty"], replace(OPERATION, rivals=(faulty,)))["faulty"]
+    assert isinstance(outcome, Failed) and outcome.kind == "wrong", outcome
+
+
+def straight_through(x: torch.Tensor, weight: torch.Tensor, beta: float, impl: str) -> object:
+    """The block with the gradient of one that does not activate."""
+    plain = sk.spec_block(x, weight, beta, activation="none", impl="dense")
+    tanh = sk.spec_block(x.detach(), weight.detach(), beta, impl="dense")
+    return replace(plain, values=plain.values + (tanh.values - plain.values).detach())
 
 
 @pytest.mark.parametrize("modes", ["train", "eval", "train,eval"])
