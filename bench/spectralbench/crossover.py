@@ -31,9 +31,16 @@ class Crossover:
     processes: int
     judged: bool
 
+    @property
+    def missing(self) -> str:
+        """What a judgement wants where there is none: `2 of 3 processes`, `its 3 processes disagree`."""
+        if self.processes < LEAST_PROCESSES:
+            return f"{self.processes} of {LEAST_PROCESSES} processes"
+        return f"its {self.processes} processes disagree"
+
     def words(self, name: str) -> str:
         """`from K = 4.6 [4.2, 5]`, `from K <= 1 [<= 1, 1.1]`, `at every K from 3 to 31`, `at no K from 3 to 31`."""
-        doubt = "" if self.judged else " (not judged)"
+        doubt = "" if self.judged else f" (not judged: {self.missing})"
         if self.low == self.high and self.value in (0.0, math.inf):
             which = "every" if self.value == 0 else "no"
             return f"at {which} {name} from {self.first:g} to {self.last:g}{doubt}"

@@ -27,6 +27,11 @@ from spectralbench.settings import settings as settings_of
 FACTS = ("gpu", "gpu_memory_bytes", "driver", "cuda", "cudnn", "cpu", "cores", "threads", "ram_bytes", "os", "python",
          "torch", "triton", "onednn", "mkl", "flags", "load", "started_at")  # fmt: skip
 SHOWN_FIGURES = 2
+CROSSOVER_MARKS = (
+    "In brackets: 95 % over processes; where it is not judged, the lowest and the highest of them. Not judged: fewer "
+    "than three processes measured the same three places, which `spectralbench run OPERATION --processes 3` does; or "
+    "they disagree whether there is a crossover between the places, which more processes or places settle."
+)
 
 
 def write(results: Path | History, out: Path, machine: str | None = None) -> Path:
@@ -136,7 +141,7 @@ def _crossovers(settings: Mapping[str, Sequence[Setting]]) -> Iterator[Block]:
     tables = [table for own in settings.values() if (table := grids.crossover_table(own[:1])) is not None]
     if tables:
         yield replace(tables[0], rows=tuple(row for table in tables for row in table.rows))
-        yield Text("In brackets: 95 % over processes; where it is not judged, the lowest and the highest of them.")
+        yield Text(CROSSOVER_MARKS)
     else:
         yield Text("Nothing was measured at three kernel sizes or betas.")
 
