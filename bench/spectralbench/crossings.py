@@ -14,7 +14,7 @@ from typing import Any
 
 from spectralbench import names, rivals
 from spectralbench.contest import CaseRows, Contender
-from spectralbench.crossover import LEAST_PLACES, LEAST_PROCESSES, Crossover, crossover
+from spectralbench.crossover import Crossover, crossover
 from spectralbench.history import Point, Series
 from spectralbench.settings import LETTERS, Setting, View, stranger
 
@@ -91,7 +91,7 @@ def _is_ours(row: Contender, view: View) -> bool:
 def _of(
     cases: Sequence[CaseRows], name: str, family: str, axis: str, rank: Callable[[Point], Any]
 ) -> Iterator[tuple[str, str, Crossover]]:
-    """(commit, when, crossover) of every commit."""
+    """(commit, when, crossover) of every commit, by the processes that measured the most places."""
     curves: dict[str, dict[str, dict[float, float]]] = defaultdict(lambda: defaultdict(dict))
     newest: dict[str, Point] = {}
     for case in cases:
@@ -109,22 +109,10 @@ def _of(
                 if process in best and value > 0:
                     curves[point.mark][process][place] = math.log(value / best[process])
     for mark in sorted(curves, key=lambda one: rank(newest[one])):
-        found = crossover(_comparable(list(curves[mark].values())))
+        whole = max(len(curve) for curve in curves[mark].values())
+        found = crossover([curve for curve in curves[mark].values() if len(curve) == whole])
         if found is not None:
             yield mark, newest[mark].recorded_at, found
-
-
-def _comparable(curves: Sequence[dict[float, float]]) -> list[dict[float, float]]:
-    """The curves of those processes that measured the most places which enough of them share to be judged.
-
-    Where no three places were measured by enough, those that measured the most.
-    """
-    lengths = sorted({len(curve) for curve in curves}, reverse=True)
-    chosen = [[curve for curve in curves if len(curve) >= length] for length in lengths]
-    for own in chosen:
-        if len(own) >= LEAST_PROCESSES and len(set.intersection(*map(set, own))) >= LEAST_PLACES:
-            return own
-    return chosen[0]
 
 
 def _place(case: CaseRows, own: Contender, axis: str) -> float | None:

@@ -10,7 +10,7 @@ import pytest
 from synthetic_records import commit_hash, environment, record, write
 
 from spectralbench import contest, history
-from spectralbench.crossings import _comparable, crossings
+from spectralbench.crossings import crossings
 from spectralbench.crossover import crossover
 from spectralbench.interval import student
 from spectralbench.settings import settings
@@ -47,14 +47,6 @@ def test_everywhere_and_nowhere_are_said_in_words() -> None:
     assert (
         crossover([win, win, power(4.0)]).words("K") == "from K <= 1 [<= 1, 4] (not judged: its 3 processes disagree)"
     )
-
-
-def test_a_process_that_measured_one_more_place_does_not_undo_a_judgement() -> None:
-    """Three processes that share six places judge; of one with seven, and of two that share too few, the longest."""
-    longer = {**power(4.0), 63.0: -3.0}
-    chosen = _comparable([power(4.0), longer, power(4.0), {1.0: 1.0}])
-    assert len(chosen) == 3 and (found := crossover(chosen)) is not None and found.judged and found.last == 31
-    assert _comparable([{1.0: 1.0, 3.0: 1.0}, longer, power(4.0)]) == [longer]
 
 
 def test_two_places_or_none_are_no_curve() -> None:

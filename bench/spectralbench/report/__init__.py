@@ -29,8 +29,8 @@ FACTS = ("gpu", "gpu_memory_bytes", "driver", "cuda", "cudnn", "cpu", "cores", "
 SHOWN_FIGURES = 2
 CROSSOVER_MARKS = (
     "In brackets: 95 % over processes; where it is not judged, the lowest and the highest of them. Not judged: fewer "
-    "than three processes measured the same three places, which `spectralbench run OPERATION --processes 3` does; or "
-    "they disagree whether there is a crossover between the places, which more processes or places settle."
+    "than three processes measured all of its places, which `spectralbench run OPERATION --processes 3` does; or they "
+    "disagree whether there is a crossover at all, which more processes settle, or a place below or above."
 )
 
 
