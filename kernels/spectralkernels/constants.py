@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from torch._subclasses import FakeTensor
 
 MOST_BYTES = 128 << 20
 """Of all constants together: the transforms of a ResNet on maps of 224 x 224 take 3 MB."""
+AT_ONCE = 16
+"""Copies that may be held beyond MOST_BYTES, on average, before the oldest go."""
 ALWAYS_KEPT = 8
 """The newest constants, whatever their size: as many as one call needs."""
 
@@ -90,6 +93,25 @@ class Recalled(Generic[_Made]):
             return value
         entry.used = next(_clock)
         return value
+
+
+class Held:
+    """A copy of a tensor on the host, which counts among the bytes of constants and is forgotten as they are."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        copy, key = tensor.detach().to("cpu", copy=True), object()
+        self._entry = _entries[key] = _Entry(copy, _bytes(copy), next(_clock))
+        weakref.finalize(self, _drop, key).atexit = False
+        if self._entry.used % AT_ONCE == 0:  # the oldest are looked for seldom: random masks are held one after another
+            _forget()
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether it is remembered, and a tensor of its shape and dtype on the host has the same numbers, no NaN."""
+        copy: Tensor | None = self._entry.value
+        if copy is None or not torch.equal(copy, tensor):
+            return False
+        self._entry.used = next(_clock)
+        return True
 
 
 def planned(make: Callable[_Arguments, _Made]) -> Callable[_Arguments, _Made]:
@@ -175,8 +197,10 @@ _FAKE = torch._C._TorchDispatchModeKey.FAKE
 
 
 def _forget() -> None:
+    spare = kept_bytes() - MOST_BYTES
+    if spare <= 0:
+        return
     by_age = sorted(list(_entries.items()), key=lambda item: item[1].used)
-    spare = sum(entry.size for _, entry in by_age) - MOST_BYTES
     for key, entry in by_age[:-ALWAYS_KEPT]:
         if spare <= 0:
             return

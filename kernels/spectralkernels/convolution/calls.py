@@ -18,7 +18,7 @@ from spectralkernels.convolution.geometry import (
     frozen_band,
     reach,
 )
-from spectralkernels.convolution.prepared import PREPARED, prepared, signature
+from spectralkernels.convolution.prepared import PREPARED, known_call, prepared, signature
 from spectralkernels.declare import Operation
 from spectralkernels.dispatch import resolved
 from spectralkernels.errors import RangeError
@@ -42,7 +42,7 @@ def call(
     options: compression, padding, groups, grid, stride and dilation.
     """
     key = signature(operation.name, impl, x, weight, bias, options)
-    if key is not None and (known := PREPARED.get(key)) is not None:
+    if (known := known_call(key)) is not None:
         return known(x, weight, bias)
     compression, padding, groups, grid, stride, dilation = options
     axes = len(spatial.split(", "))

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from spectralkernels.autocast import DEVICES, cast
-from spectralkernels.constants import Plans
+from spectralkernels.constants import Held, Plans
 from spectralkernels.convolution.dft_native import build
 from spectralkernels.convolution.geometry import WeightSpectrum
 from spectralkernels.declare import Implementation
@@ -73,8 +73,56 @@ class Prepared:
         return as_given(y, given, x, weight) if self.formed else y
 
 
-PREPARED: Plans[Prepared] = Plans()
+MOST_MASKS = 8
+"""Masks of one signature whose numbers are held."""
+
+
+class ByNumbers:
+    """The calls of a signature that follow from the numbers of a mask, too: from those it was last called with.
+
+    A mask is compared with copies, because nothing else tells of every way to change one: a version counter knows
+    nothing of `mask.data`, NumPy or another process, and a tensor of inference mode has none.
+    """
+
+    def __init__(self) -> None:
+        self._known: tuple[tuple[Held, Prepared], ...] = ()
+
+    def find(self, mask: Tensor) -> Prepared | None:
+        """The call of a mask with the same numbers, or None. A CUDA device is waited for."""
+        numbers = mask if mask.is_cpu else mask.cpu()
+        for place, (held, call) in enumerate(self._known):
+            if held.holds(numbers):
+                if place:
+                    # Another thread may do the same: what is lost is made again.
+                    self._known = ((held, call), *self._known[:place], *self._known[place + 1 :])
+                return call
+        return None
+
+    def keep(self, mask: Tensor, call: Prepared) -> None:
+        """Find the call from now on."""
+        self._known = ((Held(mask), call), *self._known[: MOST_MASKS - 1])
+
+
+PREPARED: Plans[Prepared | ByNumbers] = Plans()
 forgotten_with_plans(PREPARED.forget)
+
+
+def keep_by_numbers(key: tuple[Any, ...], mask: Tensor, call: Prepared) -> None:
+    """Find a call again by its signature and the numbers of its mask."""
+    known = PREPARED.get(key)
+    if type(known) is not ByNumbers:
+        known = ByNumbers()
+        PREPARED.keep(key, known)
+    known.keep(mask, call)
+
+
+def known_call(key: tuple[Any, ...] | None, mask: Tensor | None = None) -> Prepared | None:
+    """The call of a `signature` that was made before, with such a mask, or None."""
+    known = None if key is None else PREPARED.get(key)
+    if type(known) is ByNumbers:
+        assert mask is not None
+        return known.find(mask)
+    return known  # type: ignore[return-value]
 
 
 def signature(

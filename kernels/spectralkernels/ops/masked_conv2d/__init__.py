@@ -38,7 +38,7 @@ from spectralkernels.convolution.geometry import (
     reach,
 )
 from spectralkernels.convolution.implementations import DIRECT
-from spectralkernels.convolution.prepared import PREPARED, prepared, signature
+from spectralkernels.convolution.prepared import PREPARED, keep_by_numbers, known_call, prepared, signature
 from spectralkernels.convolution.strided import every
 from spectralkernels.declare import Implementation, Operation, Tolerance, all_of
 from spectralkernels.dispatch import reads, resolved
@@ -93,10 +93,10 @@ def masked_conv2d(
     mask: Bool or Float [N_h, N_w // 2 + 1], or [batch, 1, N_h, N_w // 2 + 1] with one mask per sample, on the grid
         (N_h, N_w) = `masks.fft_grid(size, kernel, padding=padding, grid=grid, dilation=dilation)`.
     bias: Real [out_channel] or None.
-    modes: what is computed; frequencies outside count as masked. None lists the non-zero cells of the mask, which
-        copies it to the host; but lists every mode if the mask has a gradient or a tangent (that of a zero cell is not
-        zero), or while torch.compile traces or where it is fake. Pass `masks.mode_list(mask, n)` to avoid either. A
-        frozen weight brings its own.
+    modes: what is computed; frequencies outside count as masked. None lists the non-zero cells of the mask, whose
+        numbers are read on the host and compared with those of earlier calls; but lists every mode if the mask has a
+        gradient or a tangent (that of a zero cell is not zero), or while torch.compile traces or where it is fake. Pass
+        `masks.mode_list(mask, n)` to avoid either. A frozen weight brings its own.
     padding, groups, grid: as in `band_limited_conv2d`; None is what a frozen weight was made for.
     stride: every how many samples of the answer are given, one number >= 1 or (vertical, horizontal). All of them are
         computed: the modes and their products are those of stride 1, four fifths of the arithmetic or more.
@@ -107,8 +107,9 @@ def masked_conv2d(
     Raises: ShapeError, DtypeError, RangeError on arguments that do not fit; Unsupported if `impl` cannot run here.
     """
     key = signature(OPERATION.name, impl, x, weight, bias, (modes, padding, groups, grid, stride, dilation), mask)
-    if key is not None and (known := PREPARED.get(key)) is not None:
+    if (known := known_call(key, mask)) is not None:
         return known(x, weight, bias, mask)
+    numbers = mask
     given, x = x, batched(x, "[batch, channel, height, width]")
     groups = checked_groups(groups, weight)
     steps = checked_steps("stride", stride, 2)
@@ -145,11 +146,15 @@ def masked_conv2d(
     implementation = resolved(OPERATION, impl, device, inputs)
     y, sampled = implementation.call(**inputs), None if steps == (1, 1) else every(steps)
     y = y if sampled is None else y[sampled].contiguous()
-    # Modes that are listed here follow from the mask's numbers.
-    if key is not None and not x.is_meta and (told or whole) and not reads(OPERATION, impl, inputs):
+    if key is not None and not x.is_meta:
         dtype = mask.dtype
         of_mask = lambda mask: paired(mask.to(dtype), n)  # noqa: E731
-        PREPARED.keep(key, prepared(implementation, given, inputs, of_mask, sampled))
+        call = prepared(implementation, given, inputs, of_mask, sampled)
+        # Modes that are listed here follow from the mask's numbers.
+        if (told or whole) and not reads(OPERATION, impl, inputs):
+            PREPARED.keep(key, call)
+        else:
+            keep_by_numbers(key, numbers, call)
     return as_given(y, given, x, weight)
 
 
