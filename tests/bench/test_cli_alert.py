@@ -148,6 +148,16 @@ def test_what_cannot_be_timed_again_is_said_and_stays_slower(cli: Cli, tmp_path:
     assert cli("alert", "--results", "fine", "--remeasure")[0] == 0
 
 
+def test_alert_of_a_machine_of_which_nothing_can_be_read(cli: Cli, tmp_path: Path) -> None:
+    """It is answered as an unknown one, and the damage says why."""
+    (tmp_path / "results" / "records" / "cpu-lost-2c").mkdir(parents=True)
+    (tmp_path / "results" / "records" / "cpu-lost-2c" / "a.jsonl").write_text("{cut\n")
+    code, out, _ = cli("alert")
+    assert code == 1 and out.startswith("Nothing is shown to be worse. The newest results are damaged in 2 places")
+    code, _, err = cli("alert", "--machine", "cpu-lost-2c")
+    assert code == 2 and "cpu-lost-2c/a.jsonl:1: not a whole" in err and "no results of machine 'cpu-lost-2c'" in err
+
+
 def test_alert_names_damage_on_stderr(cli: Cli, tmp_path: Path) -> None:
     history(tmp_path / "results", [1e-3], damage="{cut")
     _, _, err = cli("alert")

@@ -27,7 +27,9 @@ def headline(findings: Sequence[Finding], doubtful: Sequence[Damage] = (), scope
     if code == 1:
         failed, pinned = sum(found.failed for found in findings), sum(found.unexpected for found in findings)
         worse = sum(found.worse for found in findings) - failed - pinned
-        answer = f"{worse} series got worse and {failed} fail or are gone that were measured before."
+        answer = "Nothing is shown to be worse."
+        if worse or failed or not doubtful:
+            answer = f"{worse} series got worse and {failed} fail or are gone that were measured before."
         answer += f" {pinned} are better than a rule expects: take the rule back." * bool(pinned)
     if doubtful:
         answer += f" {_lost(doubtful)}"

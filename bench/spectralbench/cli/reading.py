@@ -130,6 +130,7 @@ def alert(
 
     try:
         loaded = history.load(results)
+        _say_damage(loaded.damage)  # of a machine that is unknown because nothing of it can be read, too
         names, scope = _scope(loaded, machine)
         loaded = history.only_machines(loaded, names)
         overrides = alerting.configured(results.resolve().parent / "pyproject.toml")
@@ -137,7 +138,6 @@ def alert(
         later = None if since is None else _commits_since(since, (results, Path(__file__).parent))
     except (FileNotFoundError, ValueError) as error:
         raise terminal.fail(str(error), 2) from None
-    _say_damage(loaded.damage)
     for note in loaded.order.notes:
         terminal.say(note)
     for name, facts in loaded.environments.items():
