@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import synthetic_records as synthetic
@@ -180,3 +182,25 @@ def test_the_commit_in_the_middle_is_what_to_measure_next(tmp_path: Path, monkey
     assert (row["last before"], row["changed at"], row["measure next"]) == (line[5][:8], line[6][:8], "")
     assert done.exit_code == 0 and "worktree" not in done.stderr
     assert run(made.root / "results", "bisect", "saved_bytes").exit_code == 3
+
+
+@pytest.mark.parametrize("command", [("report",), ("history", "export", "points.csv")])
+def test_results_that_may_not_be_written_are_named(
+    results: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    asked = []
+
+    def denied(self: Path, *_: object, **__: object) -> None:
+        asked.append(self)
+        raise PermissionError(13, "Permission denied", str(self))
+
+    for name in ("write_text", "open", "mkdir"):
+        monkeypatch.setattr(Path, name, denied if name != "open" else _read_only(Path.open, denied))
+    done = CliRunner().invoke(app, [*command, "--results", str(results)])
+    assert done.exit_code == 2, done.output
+    words = " ".join(done.output.split())
+    assert f"error: cannot write {asked[-1]}: Permission denied; name a place where you may" in words
+
+
+def _read_only(opened: Callable[..., Any], denied: Callable[..., None]) -> Callable[..., Any]:
+    return lambda self, mode="r", *rest, **named: opened(self, mode, *rest, **named) if "r" in mode else denied(self)

@@ -261,7 +261,7 @@ def export(
     except exporting.GIT_ERRORS as error:
         raise terminal.fail(f"asv needs the repository of the commits, run this inside it: {error}", 2) from None
     except (ValueError, ImportError, OSError) as error:
-        raise terminal.fail(str(error), 2) from None
+        raise terminal.fail(terminal.spoken(error), 2) from None
     terminal.say(f"{count} commits: asv --config {target / 'asv.conf.json'} publish")
     terminal.say(f"for a page that needs no network, then: spectralbench history offline {target / 'html'}")
 

@@ -44,10 +44,8 @@ def plot(
 
     try:
         gallery = draw_all(results, out or results / "figures", machine, only=tuple(figures or FIGURES))
-    except (FileNotFoundError, ValueError) as error:
-        raise terminal.fail(str(error), 2) from None
-    except (ModuleNotFoundError, OSError) as error:
-        raise terminal.fail(str(error), 2) from None
+    except (ModuleNotFoundError, OSError, ValueError) as error:
+        raise terminal.fail(terminal.spoken(error), 2) from None
     if why:
         for name, figure, reason in gallery.skipped:
             terminal.say(f"not drawn: {figure} of {name}: {reason}")
@@ -88,10 +86,8 @@ def report(
 
     try:
         path = reporting.write(results, out or results / "REPORT.md", machine)
-    except (FileNotFoundError, ValueError) as error:
-        raise terminal.fail(str(error), 2) from None
-    except OSError as error:
-        raise terminal.fail(str(error), 2) from None
+    except (OSError, ValueError) as error:
+        raise terminal.fail(terminal.spoken(error), 2) from None
     terminal.out(str(path))
     terminal.out(str(path.with_name("index.html")))
 

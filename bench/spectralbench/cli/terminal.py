@@ -153,6 +153,15 @@ def say(text: str) -> None:
     talk().print(printable(text), markup=False)
 
 
+def spoken(error: Exception) -> str:
+    """What went wrong in a line: of a file that may not be written, which, and what to do; else the error's own."""
+    if isinstance(error, PermissionError) and error.filename is not None:
+        return (
+            f"cannot write {error.filename}: {error.strerror}; name a place where you may, with --out if there is one"
+        )
+    return str(error)
+
+
 def fail(text: str, code: int) -> typer.Exit:
     """Say what went wrong; raise what this returns."""
     say(f"error: {text}")
