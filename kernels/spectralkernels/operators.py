@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
+from torch._library.autograd import Info, make_autograd_impl
 from torch.autograd import forward_ad
 from torch.autograd.forward_ad import unpack_dual
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
@@ -56,12 +57,7 @@ class Operator:
         self._composed: Callable[..., Any] | None = None
         self._setup_context: Callable[..., None] = lambda ctx, inputs, output: None
         self._flops: Callable[..., int] | None = None
-        torch.library.register_autograd(
-            f"{NAMESPACE}::{name}",
-            lambda ctx, *gradients: _sample_by_sample(partial(self._backward, ctx), gradients),
-            setup_context=lambda ctx, inputs, output: self._setup_context(ctx, inputs, output),
-            lib=_LIBRARY,
-        )
+        _LIBRARY.impl(name, self._differentiated, "Autograd", with_keyset=True)
 
     def __call__(self, *arguments: Any) -> Any:
         if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack():
@@ -81,6 +77,16 @@ class Operator:
                 return self._composed(*arguments)
             raise NotImplementedError(f"{self._names[0]} has no forward-mode derivative; differentiate in reverse mode")
         return (self.differentiable if needs_gradient else self.plain)(*arguments)
+
+    def _differentiated(self, *arguments: Any, **named: Any) -> Any:
+        """The rule that `torch.library.register_autograd` makes, which takes a millisecond: the first call makes it."""
+        return self._rule(*arguments, **named)
+
+    @cached_property
+    def _rule(self) -> Callable[..., Any]:
+        backward = lambda ctx, *gradients: _sample_by_sample(partial(self._backward, ctx), gradients)  # noqa: E731
+        setup_context = lambda ctx, inputs, output: self._setup_context(ctx, inputs, output)  # noqa: E731
+        return make_autograd_impl(self.differentiable, Info(backward, setup_context))
 
     def register_fake(self, rule: Callable[..., Any]) -> Callable[..., Any]:
         """Decorator: shapes and dtypes of the outputs, for tracing."""
