@@ -194,21 +194,31 @@ def test_where_the_way_round_pays():
 
 
 @pytest.mark.parametrize("short", [False, True])
-@pytest.mark.parametrize("groups", [1, 2, 6])
-@pytest.mark.parametrize("shape", [(2, 6, 41), (2, 6, 9, 12)])
+@pytest.mark.parametrize("groups", [1, 2, 18])
+@pytest.mark.parametrize("shape", [(2, 18, 41), (2, 18, 9, 16)])
 def test_zeros_beforehand_change_no_sum(short: bool, groups: int, shape: tuple[int, ...], seed: int, monkeypatch):
     """Whatever registers a machine has: by its pad, beforehand, and where there is a gradient."""
     monkeypatch.setattr(library, "SHORT_REGISTERS", short)
-    x, weight, bias = torch.randn(shape), torch.randn(6, 6 // groups, *(3, 11)[4 - len(shape) :]), torch.randn(6)
-    padding = (1, 5)[4 - len(shape) :]
-    assert library.zeros_first_pay(x, weight) == short
+    x, weight, bias = torch.randn(shape), torch.randn(18, 18 // groups, *(3, 21)[4 - len(shape) :]), torch.randn(18)
+    padding = (1, 10)[4 - len(shape) :]
+    assert library.zeros_first_pay(x, weight)
+    assert library.lays_zeros_first(18, groups, shape[-1], 10) == (short or groups == 1)
     want = library.convolve(x.double(), weight.double(), bias.double(), padding, groups)
     for given in (x, x.clone().requires_grad_()):
         found = library.convolve_in_best_layout(given, weight, bias, padding, groups)
         assert found.is_contiguous() and relative(found, want) < 1e-6
-        assert library.zeros_first_pay(given, weight) == (short and not given.requires_grad)
+        assert library.zeros_first_pay(given, weight) == (not given.requires_grad)
     assert not library.zeros_first_pay(x.double(), weight.double())
     assert not library.zeros_first_pay(x.to("meta"), weight)
+
+
+def test_a_library_with_long_registers_has_kernels_for_few_channels_short_rows_and_few_zeros(monkeypatch):
+    monkeypatch.setattr(library, "SHORT_REGISTERS", False)
+    assert library.lays_zeros_first(16, 1, 15, 10)
+    for call in ((15, 1, 15, 10), (16, 1, 14, 10), (16, 1, 15, 9), (16, 2, 15, 10)):
+        assert not library.lays_zeros_first(*call)
+    monkeypatch.setattr(library, "SHORT_REGISTERS", True)
+    assert library.lays_zeros_first(1, 1, 4, 4) and not library.lays_zeros_first(16, 1, 15, 3)
 
 
 # Shapes of x and weight, padding and groups of calls whose gradients are convolutions.

@@ -31,6 +31,11 @@ MOST_ZEROS = 3
 """Seen on an AMD EPYC without AVX-512, one thread, forward: with zeros laid around x beforehand K = 9 to 63 is 1.3 to
 2.6 times faster for 1 to 256 channels and 4 to 20 times in depthwise calls, where channels_last takes 1.3 to 1.9 times
 as long; in groups of several, by way of it, 1.0 to 2.3 times."""
+LONG_ZEROS, LONG_CHANNELS, LONG_ROW = 9, 16, 14
+"""With AVX-512 it multiplies matrices for 16 dense channels or more and rows of more than 14 samples that begin with
+more than 9 zeros (seen with ONEDNN_VERBOSE, from 7 on in rows of 30 and 60). On an AMD EPYC, one thread, forward, zeros
+laid first take 1.3 to 2.2 times less for series at K = 25 and 45 and 1.7 to 3.3 times for maps of 40 x 40 at K = 21;
+where it has a kernel, they cost 2 to 18 %."""
 MOST_OVERLAP, MOST_TAPS, MOST_DEPTHWISE_TAPS = 7, 13, 3
 """There, by gradients that are convolutions, in CPU time: the weight's, dense maps of 32 x 32 at K = 9, 15, 31, is 1.2,
 3.1 to 4.8, 4.4 to 7.4 times faster, depthwise at K = 5, 7, 15, 29 9, 8 to 11, 19, 18 times, in groups of 2 and 8
@@ -55,9 +60,11 @@ def convolve_in_best_layout(
         y: Tensor = _Convolution.apply(x, weight, padding, groups)
         return with_bias(y, bias)
     zeros_first = zeros_first_pay(x, weight)
-    if zeros_first and (zeros := padding[-1]) > MOST_ZEROS:
+    if zeros_first and lays_zeros_first(x.shape[1], groups, x.shape[-1], zeros := padding[-1]):
         x, padding = F.pad(x, (zeros, zeros)), (*padding[:-1], 0)
-    if not channels_last_pays(x, weight, groups) or (zeros_first and weight.shape[0] == groups == x.shape[1]):
+    if not channels_last_pays(x, weight, groups) or (
+        zeros_first and SHORT_REGISTERS and weight.shape[0] == groups == x.shape[1]
+    ):
         return convolve(x, weight, bias, padding, groups)
     if x.dim() == 3:
         maps = convolve_in_best_layout(x.unsqueeze(2), weight.unsqueeze(2), bias, (0, *padding), groups)
@@ -76,11 +83,19 @@ def channels_last_pays(x: Tensor, weight: Tensor, groups: int) -> bool:
 
 
 def zeros_first_pay(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN is faster for rows that begin with zeros if x holds those beyond `MOST_ZEROS` already.
+    """Whether oneDNN may be faster for rows that begin with zeros if x holds those already.
 
     Its own gradient of x is slower then.
     """
-    return _in_short_registers(x) and not _differentiated(x, weight) and not _in_channels_last(x, weight)
+    served = x.device.type == "cpu" and x.dtype == torch.float32
+    return served and not _differentiated(x, weight) and not _in_channels_last(x, weight)
+
+
+def lays_zeros_first(channels: int, groups: int, width: int, zeros: int) -> bool:
+    """Whether so many zeros before and after a row of `width` samples are laid around x beforehand."""
+    if SHORT_REGISTERS:
+        return zeros > MOST_ZEROS
+    return groups == 1 and channels >= LONG_CHANNELS and width > LONG_ROW and zeros > LONG_ZEROS
 
 
 def gradients_pay(x: Tensor, weight: Tensor, padding: tuple[int, ...], groups: int) -> bool:
