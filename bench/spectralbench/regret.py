@@ -27,8 +27,9 @@ from spectralbench.choices import equal
 from spectralbench.heap import keep_freed_memory, peak_growth
 from spectralkernels.autotuning import autotune
 from spectralkernels.constants import forget
-from spectralkernels.convolution.estimates import Sizes, seconds
+from spectralkernels.convolution.estimates import seconds
 from spectralkernels.convolution.geometry import conv_band
+from spectralkernels.convolution.sizes import Sizes
 from spectralkernels.declare import Case, Implementation, Operation
 from spectralkernels.dispatch import resolved, why_not
 from spectralkernels.ops import load_operation

@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping
+from types import ModuleType
 
 import pytest
 import torch
 from effort import draws
 
 from spectralkernels import weight_spectrum
-from spectralkernels.convolution import choice, estimates, ffts
+from spectralkernels.convolution import choice, estimates, ffts, fitted_avx2, fitted_avx512, library
 from spectralkernels.convolution.choice import auto, candidates, fastest, matrices_are_light
 from spectralkernels.convolution.dft_native import build
-from spectralkernels.convolution.estimates import Sizes, seconds, work
-from spectralkernels.convolution.fitted import FORWARD, FORWARD_AND_BACKWARD
+from spectralkernels.convolution.estimates import seconds, work
 from spectralkernels.convolution.geometry import conv_band
 from spectralkernels.convolution.library import MOST_ZEROS
+from spectralkernels.convolution.sizes import LANES, Sizes
 from spectralkernels.masks import fft_grid, mode_list, radial
 from spectralkernels.ops.masked_conv2d.choice import mask_sizes
 
@@ -51,10 +52,14 @@ def test_every_unit_of_work_has_seconds(seed: int):
                 assert 0.0 < seconds(name, sizes, training) < float("inf")
 
 
-@pytest.mark.parametrize("table", [FORWARD, FORWARD_AND_BACKWARD])
-def test_no_unit_pays_for_being_done(table: Mapping[str, Mapping[str, float]]):
-    assert all(taken >= 0.0 for units in table.values() for taken in units.values())
-    assert all(units["call"] > 0.0 for units in table.values())
+@pytest.mark.parametrize("fitted", [fitted_avx2, fitted_avx512])
+def test_no_unit_pays_for_being_done(fitted: ModuleType):
+    for table in (fitted.FORWARD, fitted.FORWARD_AND_BACKWARD):
+        assert all(taken >= 0.0 for units in table.values() for taken in units.values())
+        assert all(units["call"] > 0.0 for units in table.values())
+        assert {name: set(units) for name, units in table.items()} == {
+            name: set(units) for name, units in fitted.FORWARD.items()
+        }
 
 
 def test_work_is_counted_as_by_hand():
@@ -68,7 +73,7 @@ def test_work_is_counted_as_by_hand():
     assert ffts["fft"] == pytest.approx(31 * 9 * 2.1 * 7 * math.log2(7))
     assert ffts["second_fft"] == pytest.approx(31 * 4 * 2.1 * 9 * math.log2(9))
     assert ffts["plan"] == 3 * (9 + 7)
-    lanes = estimates.LANES  # 8 or 16
+    lanes = LANES  # 8 or 16
     # 3 inputs as they are, 5 outputs as one register; 8 rows by 3 of taps, of which two fall on padding, 6 samples by 3
     sums = work("direct", sizes)
     assert sums["narrow_few_channels"] == 2 * 2 * 3 * lanes * (8 * 3 - 2) * 6 * 3
@@ -80,11 +85,59 @@ def test_work_is_counted_as_by_hand():
     assert (both["number"], both["call"]) == (2 * 16 * 48, 2)
     assert work("torch_fft", sizes, training=True) == ffts
     wide = Sizes(2, 4, 4, 4, conv_band((8, 6), (3, 2 * MOST_ZEROS + 3), compression=0.0))
-    sums = work("direct", wide)
-    assert (sums["padded"], sums["padded_row"]) == (8 * 10 * (8 + 2 * MOST_ZEROS), 8 * 10)
-    assert sums["groups_in_lanes"] == 2 * 2 * lanes * 48
+    assert work("direct", wide)["groups_in_lanes"] == 2 * 2 * lanes * 48
     assert work("dft_gemm", sizes)["map"] == (32 + 32) * (4 * 48 * 4 + 8 * 8 * 36)  # 6 and 10 planes, as slow as 32
-    assert work("dft_native", sizes)["map"] == 4 * lanes * (2 * 48 * 4 + 4 * 8 * 4 * 5)
+    # 2 planes of x, 3 of the weight and 2 of y in lanes; per plane its numbers, its columns and its modes.
+    native = work("dft_native", sizes)
+    assert native["map"] == lanes * (4 * (2 * 48 * 4 + 4 * 8 * 4 * 5) + 3 * (2 * 9 * 4 + 4 * 3 * 4 * 5))
+    assert native["pass"] == lanes * (4 * (48 + 2 * 8 * 4) + 3 * (9 + 2 * 3 * 4) + 7 * 2 * 36)
+    assert (native["product"], native["block"]) == (2 * 3 * lanes * 36, 3 * lanes * 36)
+
+
+def test_series_are_transformed_in_pairs():
+    """3 series of 3 -> 1 channels, K = 5: 4 of each channel of x and y, 4 of the 3 planes of the weight."""
+    sizes = Sizes(3, 3, 1, 1, conv_band((20,), (5,), compression=0.0))
+    assert work("dft_native", sizes)["map"] == 2 * sizes.band.columns * LANES * (4 * 20 + 4 * 5 + 4 * 20)
+    lanes = Sizes(3, LANES, LANES, LANES, conv_band((20,), (5,), compression=0.0))  # two samples, then one twice
+    assert work("dft_native", lanes)["lane_map"] == 2 * lanes.band.columns * LANES * (4 * 20 + 2 * 5 + 4 * 20)
+
+
+def test_a_weight_is_transformed_for_every_part_of_a_batch():
+    one, many = (Sizes(batch, 1, 16, 1, conv_band((90, 90), (7, 7), compression=0.0)) for batch in (8, 32))
+    assert 1 << 20 < 9 * 4 * LANES * one.modes, "the sums of nine rows do not fit"
+    maps = work("dft_native", one)["map"], work("dft_native", many)["map"]
+    assert maps[1] == 4 * maps[0]
+
+
+@pytest.mark.parametrize("short", [False, True])
+def test_zeros_that_are_laid_first_are_counted(short: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(library, "SHORT_REGISTERS", short)
+    for groups, taps, laid in ((1, 7, False), (1, 9, short), (1, 21, True), (4, 9, short), (32, 21, short)):
+        sums = work("direct", Sizes(2, 32, 32, groups, conv_band((8, 40), (3, taps), compression=0.0)))
+        assert ("padded" in sums) == laid
+        if laid:
+            assert (sums["padded"], sums["padded_row"]) == (64 * 10 * (40 + taps - 1), 64 * 10)
+
+
+def test_groups_that_fill_no_register_are_matrices():
+    """Three channels a group are multiplied as matrices; eight fill a register, or half of one."""
+    band = conv_band((8, 6), (3, 3), compression=0.0)
+    odd, filled = (work("direct", Sizes(2, 2 * c, 2 * c, 2, band)) for c in (3, 8))
+    assert odd["grouped_product"] == 2 * 2 * 2 * 9 * 48 * 9 and odd["grouped_column"] == 2 * 6 * 48 * 9
+    assert odd["group"] == 4 and not {"reorder", "groups_in_lanes"} & set(odd)
+    assert filled["parted" if LANES == 16 else "grouped"] == 2 * 2 * 2 * 8 * LANES * 22 * 18
+    assert filled["groups_in_lanes"] == 2 * 32 * 48 and "grouped_product" not in filled
+    converted = work("direct_converted", Sizes(2, 6, 6, 2, band))
+    assert converted["turned"] == 2 * 12 * 48 and converted["grouped"] == 2 * 2 * 2 * 3 * LANES * 22 * 18
+    assert work("direct_converted", Sizes(2, 1, 1, 1, band))["turned"] == 0  # one channel lies in both layouts
+
+
+def test_one_tap_is_multiplied_by_torch_or_by_the_library():
+    band = conv_band((8, 6), (1, 1), compression=0.0)
+    few, many, groups = (work("direct", Sizes(*sizes, band)) for sizes in ((15, 3, 5, 1), (16, 3, 5, 1), (16, 6, 6, 2)))
+    assert few["pointwise"] == 2 * 15 * 15 * 48 and few["pointwise_group"] == 0 and "reorder" not in few
+    assert many["pointwise_kernel"] == 2 * 16 * 48 * LANES * LANES and "pointwise" not in many
+    assert groups["pointwise_grouped"] == 2 * 16 * 18 * 48 and groups["group"] == 32
 
 
 @pytest.mark.parametrize(
@@ -94,8 +147,9 @@ def test_work_is_counted_as_by_hand():
         (2048, True, 1024 * 10, 2048),
         (2048, False, 2048 * 11, 2048),
         (54, True, ffts.ODD * 27 * math.log2(27), 54),  # half of it is odd
-        (68, True, ffts.ROUGH_EVEN * 34 * math.log2(34), 68),
-        (47, True, ffts.ROUGH_ODD * 47 * math.log2(47), 47),
+        (68, True, 34 * math.log2(34) + ffts.ROUGH_SQUARED * 17**2 * 34, 68),  # 17 and 2
+        (136, True, 68 * math.log2(68) + ffts.ROUGH_BY_FOUR * 17 * 68, 136),  # 17 and 4
+        (47, True, ffts.ODD * 47 * math.log2(47) + ffts.ROUGH_SQUARED * 47**2 * 47, 47),
         (106, True, ffts.CONVOLVED * 128 * 7, 106 + ffts.CONVOLVED_PLAN * 128),  # 53, on a circle for 105 lags
         (16411, True, ffts.CONVOLVED * 65536 * 16, 16411 + ffts.CONVOLVED_PLAN * 65536),
     ],
@@ -105,8 +159,9 @@ def test_an_fft_is_counted_by_its_primes(n: int, real: bool, row: float, plan: f
 
 
 def test_a_filter_is_on_its_own_circle_or_on_one_for_every_lag(seed: int):
-    assert [ffts.largest_prime(n) for n in (1, 2, 16200, 34, 16388, 16411)] == [1, 2, 5, 17, 241, 16411]
-    assert [ffts.filter_circle(n, n) for n in (1024, 2002, 1031, 17784)] == [1024, 2002, 2100, 35840]
+    assert [ffts.prime_factors(n)[-1] for n in (1, 2, 16200, 34, 16388, 16411)] == [1, 2, 5, 17, 241, 16411]
+    assert ffts.prime_factors(578) == (2, 17, 17)
+    assert [ffts.filter_circle(n, n) for n in (1024, 2002, 1031, 3774)] == [1024, 2002, 2100, 7560]
     chance = random.Random(seed)
     for _ in range(50):
         n = chance.randint(1, 40000)
@@ -234,5 +289,5 @@ def test_a_mask_counts_the_modes_that_it_lists():
     assert sizes.modes == len(disc) < sizes.band.modes and not sizes.cells
     cells = mode_list(torch.eye(n[0], n[1] // 2 + 1), n, form="cells")
     dense = mask_sizes(x, weight, band, cells, 1)
-    planes = 2 * estimates.LANES  # 6 and 8 of them, in registers of 8 or 16
+    planes = 2 * LANES  # 6 and 8 of them, in registers of 8 or 16
     assert dense.cells and work("dft_gemm", dense)["map"] == planes * 4 * 32 * 32 * len(cells)

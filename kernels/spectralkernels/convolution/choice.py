@@ -20,8 +20,8 @@ from spectralkernels.constants import traced
 from spectralkernels.convolution import estimates
 from spectralkernels.convolution.cost import dft_gemm_flops, direct_flops
 from spectralkernels.convolution.dft_native import build
-from spectralkernels.convolution.estimates import Sizes
 from spectralkernels.convolution.geometry import WeightSpectrum, compute_dtype, fits_matrices
+from spectralkernels.convolution.sizes import Sizes
 from spectralkernels.declare import Decision
 from spectralkernels.dft import too_large
 from spectralkernels.spectra import Band

@@ -10,8 +10,8 @@ from torch import Tensor
 from spectralkernels.constants import traced
 from spectralkernels.convolution.choice import library_serves, matrices_are_light, remembered
 from spectralkernels.convolution.dft_native import build
-from spectralkernels.convolution.estimates import Sizes
 from spectralkernels.convolution.geometry import WeightSpectrum, compute_dtype, dilation_of
+from spectralkernels.convolution.sizes import Sizes
 from spectralkernels.declare import Decision
 from spectralkernels.modes import ModeList
 from spectralkernels.operators import is_differentiated
