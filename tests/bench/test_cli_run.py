@@ -97,6 +97,11 @@ def test_the_time_budget_says_what_is_left_and_how_to_resume(cli: Cli) -> None:
         (("sprint",), "sprint"),
         (("alert", "--results", "nowhere"), "nowhere"),
         (("plot", "nonsense", "--results", "."), "unknown figure 'nonsense'; known: "),
+        (
+            ("plot", "kernel_siz", "--results", "."),
+            "unknown figure 'kernel_siz', did you mean 'kernel_size_sweep'",
+        ),
+        (("plot", "--pictures", "pooling_los"), "unknown picture 'pooling_los', did you mean 'pooling_loss'? known: "),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

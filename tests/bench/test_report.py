@@ -131,6 +131,7 @@ def test_losses_are_those_of_what_auto_runs(tmp_path: Path) -> None:
     ]  # fmt: skip
     synthetic.write(tmp_path, "a", synthetic.environment(), records)
     assert "run `spectralbench choices`" in report.write(tmp_path, tmp_path).read_text()
+    assert "run <code>spectralbench choices</code>" in (tmp_path / "index.html").read_text()
     question = ("threshold_spectrum", records[0].case_id, "float32", "forward")
     chosen.write(tmp_path, "cpu-test-2c", {question: ("bitmap", "smallest", "memory")})
     text = report.write(tmp_path, tmp_path).read_text()

@@ -12,6 +12,7 @@ import typer
 
 from spectralbench.cli import terminal
 from spectralbench.record import Damage
+from spectralbench.text import meant
 
 if TYPE_CHECKING:
     from spectralbench.alert import Finding
@@ -64,7 +65,7 @@ def _draw_pictures(out: Path, only: Sequence[str], as_json: bool) -> None:
 
     for name in only:
         if name not in names():
-            raise terminal.fail(f"unknown picture {name!r}; known: {', '.join(names())}", 2)
+            raise terminal.fail(f"unknown picture {name!r}{meant(name, names())}", 2)
     from spectralkernels.errors import Unsupported
 
     try:

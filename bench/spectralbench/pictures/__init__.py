@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spectralbench.text import meant
+
 if TYPE_CHECKING:  # asking for the names needs neither torch nor matplotlib
     from torch import Tensor
 
@@ -31,7 +33,7 @@ def draw_all(out: Path, only: Sequence[str] = ()) -> Iterator[Path]:
     """
     for name in only:
         if name not in names():
-            raise ValueError(f"unknown picture {name!r}; known: {', '.join(names())}")
+            raise ValueError(f"unknown picture {name!r}{meant(name, names())}")
     from spectralbench.plot.style import save, styled
 
     out.mkdir(parents=True, exist_ok=True)  # before minutes of drawing

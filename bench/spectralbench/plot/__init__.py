@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from spectralbench.collector import short_collections
 from spectralbench.history import History, current, load, only_machine
 from spectralbench.plot import figures
+from spectralbench.text import meant
 
 if TYPE_CHECKING:
     from spectralbench.plot.style import NotDrawn, Page
@@ -74,7 +75,7 @@ def draw_all(
     """
     unknown = [name for name in only if name not in FIGURES]
     if unknown:
-        raise ValueError(f"unknown figure {unknown[0]!r}; known: {', '.join(FIGURES)}")
+        raise ValueError(f"unknown figure {unknown[0]!r}{meant(unknown[0], FIGURES)}")
     history = current(only_machine(results if isinstance(results, History) else load(results), machine))
     try:
         from spectralbench import alert

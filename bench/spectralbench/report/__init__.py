@@ -104,11 +104,9 @@ def _commits(history: History) -> Iterator[Block]:
     times = [one for one in history.series if one.key.metric == "device_time"]
     marks = Counter(one.newest.mark for one in times)
     if marks:
-        most = ", ".join(f"{mark} ({count} times)" for mark, count in marks.most_common(4))
+        most = ", ".join(f"{mark} ({count})" for mark, count in marks.most_common(4))
         alone = sum(len(one.newest.processes) < 3 for one in times)
-        yield Text(
-            f"Commits of the newest times: {most}. {alone} of {len(times)} come from fewer than three processes."
-        )
+        yield Text(f"The newest times by commit: {most}. {alone} of {len(times)} come from fewer than three processes.")
     if any(one.newest.dirty for one in history.series):
         yield Text("Some numbers come from a tree with uncommitted changes (`-dirty`): no baseline.", strong=True)
 

@@ -28,6 +28,7 @@ td.win { color: var(--win); font-weight: 600; } td.lose { color: var(--lose); } 
 figure { margin: 1em 0; } figure img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
 figcaption, .soft { color: var(--soft); font-size: 14px; }
 details { margin: .6em 0; } summary { cursor: pointer; color: var(--soft); } .strong { font-weight: 600; }
+code { font-size: .9em; background: var(--pale); padding: 1px 4px; border-radius: 3px; }
 """
 
 SCRIPT = """
@@ -109,6 +110,7 @@ def _whole(text: str) -> str:
 
 
 def _text(text: str) -> str:
-    """Text of a stored file with nothing in it that a browser would obey; long names may break at underscores."""
+    """Nothing in it that a browser would obey; long names may break at underscores, what is in backticks is code."""
     shown = escape(printable(text))
-    return re.sub(r"\w{12,}", lambda name: name[0].replace("_", "_<wbr>"), shown).replace("\n", "<br>")
+    broken = re.sub(r"\w{12,}", lambda name: name[0].replace("_", "_<wbr>"), shown).replace("\n", "<br>")
+    return re.sub(r"`([^`<]+)`", r"<code>\1</code>", broken)

@@ -72,7 +72,7 @@ def blocks(found: Sequence[CaseRows], chosen: Mapping[Question, Answer]) -> Iter
             ("worst case", "auto runs", "faster", "time", "its time", "auto is", "cases"), rows, frozenset({3, 4, 5, 6})
         )
     if len(groups) > SHOWN:
-        yield Text(f"{len(groups) - SHOWN} milder kinds are in the tables of the operations.")
+        yield Text(f"Milder kinds, in the tables of the operations: {len(groups) - SHOWN}.")
 
 
 def _same_commit(one: Contender, other: Contender) -> bool:
