@@ -33,7 +33,7 @@ def test_alert_judges_this_machine_and_says_so(cli: Cli, tmp_path: Path, monkeyp
     assert said == "No regression. On cpu-test-2c: 1 SAME.", "there is no other"
     history(tmp_path / "results", [*steady, 2e-3], machine="cpu-other-4c")
     code, out, _ = cli("alert")
-    assert code == 1 and "On all 2 machines: this one, cpu-this-8c, has no results: 1 SAME, 1 SLOWER." in out
+    assert code == 1 and "On all 2 machines (this one, cpu-this-8c, has no results): 1 SAME, 1 SLOWER." in out
     monkeypatch.setenv("SPECTRALBENCH_MACHINE", "cpu-test-2c")
     code, out, _ = cli("alert", "--out", "told")
     scope = "On cpu-test-2c, this machine (of 1 more: --machine all): 1 SAME."

@@ -191,11 +191,11 @@ def _scope(loaded: History, machine: str | None) -> tuple[tuple[str, ...], str]:
     except ModuleNotFoundError as missing:
         if missing.name != "torch":
             raise
-        return known, f"{every}: without torch nobody says which is this one"
+        return known, f"{every} (without torch nobody says which is this one)"
     names = names_here()
     here = tuple(name for name in known if name in names)
     if not here:
-        return known, f"{every}: this one, {names[0]}, has no results"
+        return known, f"{every} (this one, {names[0]}, has no results)"
     others = len(known) - len(here)
     return here, f"on {' and '.join(here)}, this machine" + f" (of {others} more: --machine {EVERY})" * bool(others)
 
