@@ -15,7 +15,7 @@ from spectralkernels.convolution import dft_native as convolution
 from spectralkernels.convolution.dft_native import build
 from spectralkernels.convolution.geometry import conv_band
 from spectralkernels.masks.modes import mode_list
-from spectralkernels.modes import every_mode
+from spectralkernels.modes import box, every_mode
 from spectralkernels.ops.masked_conv2d import dft_native
 from spectralkernels.ops.masked_conv2d.baselines import reference
 
@@ -97,7 +97,8 @@ def test_a_fault_in_the_staircase_is_noticed(fault: str, monkeypatch: pytest.Mon
     reach = dft_native.reach_of(modes)
     if fault == "a row short":
         short = (*reach[:-1], reach[-1] - 1) if reach[-1] > 1 else (reach[0] - 1, *reach[1:])
-        monkeypatch.setattr(dft_native, "reach_of", lambda modes: short)
+        around = box(n, (max(short), len(short))), short
+        monkeypatch.setattr(dft_native, "box_around", lambda modes: around)
     else:
         masked = convolution.masked
         change = torch.ones_like if fault == "no mask" else lambda weights: weights.roll(1, 1)

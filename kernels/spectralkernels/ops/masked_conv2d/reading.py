@@ -36,7 +36,8 @@ def cells_of(modes: ModeList, listed: ModeList, device: torch.device) -> Cells:
         torch.tensor([u * columns + v for u, v in cells], device=device) for cells in (modes.indices, mirror)
     )
     counted = set(listed.indices)
-    marks = (where != mirrored).tolist(), [cell not in counted for cell in modes.indices]
+    paired = [cell != other for cell, other in zip(modes.indices, mirror, strict=True)]
+    marks = paired, [cell not in counted for cell in modes.indices]
     return Cells(where, mirrored, *(torch.tensor(mark, device=device) if any(mark) else None for mark in marks))
 
 
