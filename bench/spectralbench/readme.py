@@ -67,7 +67,8 @@ def claims(history: History, mark: str) -> str:
         raise ValueError(f"no band-limited convolution was measured beside its rivals at {mark}")
     (usual, _), *_ = Counter(case.params["compression"] for case, _, _ in rows).most_common()
     rows = [row for row in rows if row[0].params["compression"] == usual]
-    pays = _pays(settings(CLAIMED, found)) + _threshold(cases(now).get(STEP, ()))
+    here = {case.subject.machine for case, _, _ in rows}
+    pays = _pays(settings(CLAIMED, found)) + _threshold(cases(now).get(STEP, ()), here)
     told = (_won(rows), pays, _price(rows), _changed(now, mark), _lost(measured))
     answers = (fill(answer, 118, subsequent_indent="  ", break_on_hyphens=False) for answer in told)
     return "\n".join([*answers, "", *_table(rows, mark)])
@@ -112,8 +113,14 @@ def _pays(found: Sequence[Setting]) -> str:
     return f"{start}Not known: it was measured at fewer than three K."
 
 
-def _threshold(found: Sequence[CaseRows]) -> str:
-    """A training step with SpecNet's layers over one with native ones, in the newest records; empty without both."""
+def _threshold(measured: Sequence[CaseRows], here: set[str]) -> str:
+    """A training step with SpecNet's layers over one with native ones, in the newest records; empty without both.
+
+    here: the machines of the table; others, which are named, serve where these have measured no network.
+    """
+    found = [case for case in measured if case.subject.machine in here] or list(measured)
+    machines = " and ".join(sorted({f"`{case.subject.machine}`" for case in found} - {f"`{one}`" for one in here}))
+    where = f" on {machines}" if machines else ""
     steps = {
         (str(case.params["network"]), float(case.params["beta"])): specnet.time.value / native.time.value
         for case in found
@@ -129,7 +136,7 @@ def _threshold(found: Sequence[CaseRows]) -> str:
     betas = sorted({beta for _, beta in steps})
     between = number(betas[0]) if len(betas) == 1 else f"{number(betas[0])} to {number(betas[-1])}"
     taken = f"{times(min(steps.values()))} to {times(max(steps.values()))} the time of native layers"
-    return f" By beta: with SpecNet's layers a training step of {networks} takes {taken}, at beta = {between}."
+    return f" By beta: with SpecNet's layers a training step of {networks} takes {taken}, at beta = {between}{where}."
 
 
 def _price(rows: Sequence[Claim]) -> str:
