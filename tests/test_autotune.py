@@ -177,6 +177,17 @@ def estimates_again():
     autotuning.forget()
 
 
+@pytest.mark.parametrize("compression", [0.0, 0.5])
+def test_a_convolution_races_what_is_estimated_and_the_low_pass(compression, estimates_again, monkeypatch):
+    raced: list[set[str]] = []
+    monkeypatch.setattr(autotuning, "_fastest", lambda runs, device: raced.append(set(runs)))
+    with sk.autotune():
+        sk.band_limited_conv2d(torch.randn(2, 3, 12, 12), torch.randn(4, 3, 3, 3), compression=compression)
+    only = {"direct", "direct_converted", "torch_fft_fast"} if compression == 0.0 else set()
+    native = {"dft_native"} if build.COMPILER is not None else set()
+    assert raced == [{"torch_fft", "dft_gemm", "direct_lowpass"} | only | native]
+
+
 @NATIVE
 @pytest.mark.parametrize("wanted", [False, True])
 @pytest.mark.parametrize("options", [{}, {"compression": 0.5}, {"compression": 0.3, "stride": 2}, {"padding": 1}])

@@ -61,10 +61,14 @@ def auto(x: Tensor, weight: Tensor | WeightSpectrum, bias: Tensor | None, band: 
 def contenders(
     x: Tensor, weight: Tensor | WeightSpectrum, bias: Tensor | None, band: Band, groups: int
 ) -> tuple[str, ...] | None:
-    """Whom `autotune` races: on a CPU those of whom `auto` estimates the time, `dft_native` built or not."""
+    """Whom `autotune` races: on a CPU those of whom `auto` estimates the time, `dft_native` built or not.
+
+    The wrapped maps of `direct_lowpass` are at times the best where nothing is dropped, too.
+    """
     if isinstance(weight, WeightSpectrum) or x.device.type != "cpu":
         return None
-    return candidates(_sizes(x, weight, band, groups), _is_plain(x, weight), built=True)
+    found = candidates(_sizes(x, weight, band, groups), _is_plain(x, weight), built=True)
+    return tuple(dict.fromkeys((*found, "direct_lowpass")))
 
 
 def _sizes(x: Tensor, weight: Tensor, band: Band, groups: int) -> Sizes:
