@@ -47,11 +47,8 @@ def plan(
     x: Tensor, weight: Tensor | WeightSpectrum, bias: Tensor | None, band: Band, groups: int
 ) -> Callable[[Tensor, Any, Tensor | None], Tensor]:
     """What computes `dft_native` of these sizes, dtypes and devices where no gradient is wanted."""
-    if isinstance(weight, WeightSpectrum):
-        apply, of_frozen = operators.apply.compute, (weight.out_channels, groups, band.n, band.kept, band.out)
-        return lambda x, weight, bias: apply(x, weight.modes, bias, *of_frozen, None, (), None)
     ones = (1,) * len(band.n)
-    return plan_strided(x, weight, bias, band, groups, ones, ones)
+    return _planned(weight, band, groups, ones, ones)
 
 
 def strided_dft_native(
@@ -77,9 +74,7 @@ def plan_strided(
     dilation: tuple[int, ...],
 ) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
     """What computes `strided_dft_native` of these sizes, dtypes and devices where no gradient is wanted."""
-    starts, out = [-before for before, _ in band.pad], strided_sides(band.out, stride)
-    conv, where = operators.conv.compute, (starts, groups, band.n, band.kept, out, stride, dilation)
-    return lambda x, weight, bias: conv(x, weight, bias, *where, False, None, ())[0]
+    return _planned(weight, band, groups, stride, dilation)
 
 
 def masked(
@@ -107,12 +102,25 @@ def plan_masked(
     weight: Tensor | WeightSpectrum, band: Band, groups: int, reach: tuple[int, ...], places: Tensor | None
 ) -> Callable[[Tensor, Any, Tensor | None, Tensor], Tensor]:
     """What computes `masked` of these sizes, dtypes and devices, given its weights, where no gradient is wanted."""
+    return _planned(weight, band, groups, (1, 1), (1, 1), reach, places)
+
+
+def _planned(
+    weight: Tensor | WeightSpectrum,
+    band: Band,
+    groups: int,
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+    reach: tuple[int, ...] = (),
+    places: Tensor | None = None,
+) -> Callable[..., Tensor]:
+    """What computes x, weight, bias and, under a mask, its weights; a frozen weight has no stride and no dilation."""
     if isinstance(weight, WeightSpectrum):
         apply, of_frozen = operators.apply.compute, (weight.out_channels, groups, band.n, band.kept, band.out)
-        return lambda x, weight, bias, weights: apply(x, weight.modes, bias, *of_frozen, weights, reach, places)
-    starts, ones = [-before for before, _ in band.pad], (1, 1)
-    conv, where = operators.conv.compute, (starts, groups, band.n, band.kept, band.out, ones, ones)
-    return lambda x, weight, bias, weights: conv(x, weight, bias, *where, False, weights, reach)[0]
+        return lambda x, weight, bias, weights=None: apply(x, weight.modes, bias, *of_frozen, weights, reach, places)
+    starts, out = [-before for before, _ in band.pad], strided_sides(band.out, stride)
+    conv, where = operators.conv.compute, (starts, groups, band.n, band.kept, out, stride, dilation)
+    return lambda x, weight, bias, weights=None: conv(x, weight, bias, *where, False, weights, reach)[0]
 
 
 def _convolve(
