@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
+from spectralkernels.convolution.library import SHORT_REGISTERS
 from spectralkernels.spectra import Band
 
-LANES = 16 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 8
+LANES = 8 if SHORT_REGISTERS else 16
 """Channels that a library convolution, a product of few columns and `dft_native` round up to: those of AVX-512, or of
 a register half as long."""
 LARGE = 4 << 20
