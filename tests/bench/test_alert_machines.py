@@ -51,13 +51,13 @@ def test_a_change_on_one_machine_is_found_beside_a_noisy_one(tmp_path: Path, see
 def test_a_machine_with_few_unchanged_series_is_silent(kind: str, series: int, processes: int, seed: int) -> None:
     """1 % of 150 runs, at most: six are one in a thousand. Student's statistic alone alarmed in about 15 of t3."""
     cell = simulate.NoiseCell(kind, 0.04, 8, processes, processes > 1, series)
-    assert simulate.on_a_machine(cell, 150, [seed]) <= 5
+    assert simulate.counted(cell, 150, [seed])[0] <= 5
 
 
 @pytest.mark.parametrize(("series", "change"), [(1, 2.0), (4, 2.0), (36, 1.2)])
 def test_a_large_change_of_one_of_few_series_is_found(series: int, change: float, seed: int) -> None:
     cell = simulate.NoiseCell("gaussian", 0.01, 8, 5, False, series, change)
-    assert simulate.on_a_machine(cell, 20, [seed]) >= 17
+    assert simulate.counted(cell, 20, [seed])[0] >= 17
 
 
 def test_what_is_said_to_be_visible_is_what_is_told(seed: int) -> None:
