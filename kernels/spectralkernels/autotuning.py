@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectralkernels.constants import Plans
+from spectralkernels.constants import Plans, traced
 from spectralkernels.declare import Decision, Implementation, Operation
 from spectralkernels.errors import Unsupported
 from spectralkernels.launch import forget_plans
@@ -75,7 +75,7 @@ def measured(
     if known is not None:
         # What tensors hold may decide who serves: a mask of ones is no mask.
         return known if serves(operation.implementation(known.name)) else None
-    if look or not _racing.get() or _holds_no_numbers(inputs) or _captures(device):
+    if look or not _racing.get() or traced(*_tensors(inputs)) or _captures(device):
         return None
     runs = {found.name: _run(found, inputs) for found in _contenders(operation, inputs, serves)}
     fastest = _fastest(runs, device)
@@ -100,7 +100,7 @@ def _run(implementation: Implementation, inputs: Mapping[str, Any]) -> Callable[
         name: given.detach().requires_grad_(given.requires_grad) if isinstance(given, Tensor) else given
         for name, given in inputs.items()
     }
-    wanted = [each for each in own.values() if isinstance(each, Tensor) and each.requires_grad]
+    wanted = [each for each in _tensors(own) if each.requires_grad]
 
     def run() -> object:
         y = implementation.call(**own)
@@ -163,8 +163,8 @@ def _facts(given: Any) -> Any:
     return type(given), given
 
 
-def _holds_no_numbers(inputs: Mapping[str, Any]) -> bool:
-    return any(isinstance(each, Tensor) and each.is_meta for each in inputs.values())
+def _tensors(inputs: Mapping[str, Any]) -> list[Tensor]:
+    return [each for each in inputs.values() if isinstance(each, Tensor)]
 
 
 def _captures(device: str) -> bool:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from spectralkernels.autotuning import measured
 from spectralkernels.checks import kind
 from spectralkernels.declare import Decision, Implementation, Operation, Role
@@ -73,7 +71,7 @@ def resolved(operation: Operation, impl: str, device: str, inputs: dict[str, Any
     if not isinstance(impl, str):
         raise RangeError(f"impl must be 'auto' or the name of an implementation, got {kind(impl)}")
     decision = Decision(str(impl), "it was asked for by name") if impl != "auto" else None
-    if decision is None and not torch.compiler.is_compiling():
+    if decision is None:
         serves = lambda found: why_not(found, device, inputs) is None  # noqa: E731
         decision = measured(operation, device, inputs, serves, look=isinstance(impl, Asked))
     if decision is None:
