@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import spectralkernels as sk
 from spectralkernels import autotuning
@@ -238,6 +239,8 @@ def test_what_is_traced_or_has_no_numbers_is_estimated(estimates_again, monkeypa
         torch.func.jvp(convolve, (x,), (x,))
         torch.export.export(torch.nn.Conv2d(3, 4, 3), (x,))
         sk.band_limited_conv2d(x.to("meta"), weight.to("meta"), compression=0.5)
+        fake = FakeTensorMode()  # and outside of it
+        sk.band_limited_conv2d(fake.from_tensor(x), fake.from_tensor(weight), compression=0.5)
 
 
 @pytest.mark.parametrize("name", load_operations())
